@@ -1,0 +1,62 @@
+"""Files that callbacks write: checked before the run, and put in place in one step when they are complete."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from flow_pl.errors import ConfigurationError
+
+
+def check_ending(path: str | Path, endings: Sequence[str]) -> Path:
+    """Check that a file's name tells a format that can be written.
+
+    Args:
+        path: the file.
+        endings: the formats' endings, with the dot.
+
+    Returns:
+        The path.
+
+    Raises:
+        ConfigurationError: the name ends otherwise.
+    """
+    path = Path(path)
+    if path.suffix not in endings:
+        raise ConfigurationError(f"path is {str(path)!r}, expected a name that ends in {' or '.join(endings)}.")
+    return path
+
+
+def check_writable(path: Path) -> None:
+    """Create the folder of a file and check that files can be written there.
+
+    Args:
+        path: the file that is to be written later.
+
+    Raises:
+        ConfigurationError: the folder cannot be made or written to, or the path is a folder itself.
+    """
+    probe = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ConfigurationError(
+            f"{path} cannot be written: {error}. Set path to a folder you may write to."
+        ) from error
+    if path.is_dir():
+        raise ConfigurationError(f"{path} is a folder, expected the path of a file: set path to {path / path.name}.")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that a reader sees the whole of it or nothing.
+
+    Args:
+        path: the file; replaced if it is there.
+        text: its content.
+    """
+    temporary = path.with_name(f"{path.name}.part")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)

@@ -1,0 +1,29 @@
+"""What personalization gains or costs the clients."""
+
+from __future__ import annotations
+
+from lightning.pytorch import LightningModule
+
+from callbacks.base import EvaluationCallback
+from flow_pl.evaluation import ClientEvaluation
+from flow_pl.metrics import ClientGain
+
+
+class PersonalizationGain(EvaluationCallback[ClientGain]):
+    """Logs the gain of the personalized models over the server's, for clients and for examples.
+
+     Logs `gain`, `gain_client_mean`, `clients_helped`, `clients_unchanged`, `clients_harmed`, the four-way table
+     `examples_both_right`, `examples_only_generalized`, `examples_only_personalized`, `examples_neither` and, for a
+     method with a local model, `oracle_accuracy` and `oracle_captured`, behind `val/` or `test/<population>/`
+    .
+    """
+
+    def create_metric(self, pl_module: LightningModule) -> ClientGain:
+        """A fresh metric for one dataloader."""
+        return ClientGain()
+
+    def update_metric(self, metric: ClientGain, evaluation: ClientEvaluation) -> None:
+        """Add the counts of both models."""
+        metric.update(
+            evaluation.count, evaluation.generalized, evaluation.personalized, evaluation.both, evaluation.oracle
+        )

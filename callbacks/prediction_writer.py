@@ -1,0 +1,144 @@
+"""Predictions on disk, one row per instance."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+
+from callbacks.federated import federated_data, federated_module
+from callbacks.output_files import check_ending, check_writable
+from callbacks.prediction_files import FORMATS, Column, PredictionFile
+from flow_pl.data import FederatedDataModule
+from flow_pl.errors import DataError
+from flow_pl.evaluation import ClientPredictions
+
+
+class PredictionWriter(Callback):  # not a BasePredictionWriter, which asks the dataloader for indices of examples
+    """Writes what `predict` finds: one row per instance of each client.
+
+    Columns: `client` (name), `population` (`seen` or `new`), `instance` (index within the client's held-out
+    examples), `prediction`, `label`, `generalized_correct`, `personalized_correct` (these three are empty where there
+    is no label), and `route_<block>` (`local` or `global`) for each routed block.
+
+    Rows are written batch by batch, so memory does not grow with the population, provided that the trainer does
+    not keep the predictions as well (`return_predictions=False`). Each process writes a part beside the file; the
+    first one joins them, in the order of the processes, and puts the file in place when it is complete.
+
+    Args:
+        path: the file, .csv or .parquet (which needs `pip install "flow-pl[parquet]"`); folders are created.
+
+    Raises:
+        ConfigurationError: `path` ends otherwise; before predicting, it cannot be written or pyarrow is missing.
+    """
+
+    def __init__(self, path: str = "predictions.csv") -> None:
+        self.path = check_ending(path, tuple(FORMATS))
+        self._part: PredictionFile | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Open this process's part, so that a run that cannot be written does not start."""
+        if stage != "predict":
+            return
+        check_writable(self.path)
+        types: dict[str, type] = {"client": str, "population": str, "instance": int, "prediction": int, "label": int}
+        types |= {"generalized_correct": bool, "personalized_correct": bool}
+        types |= {f"route_{block}": str for block in federated_module(pl_module).route_names}
+        self._part = FORMATS[self.path.suffix](self._part_path(trainer.global_rank), types)
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Write the rows of a chunk of clients."""
+        assert self._part is not None
+        self._part.write(prediction_rows(outputs, federated_data(trainer), federated_module(pl_module).route_names))
+
+    def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the file in place."""
+        assert self._part is not None
+        self._part.close()
+        trainer.strategy.barrier("predictions written")
+        if trainer.is_global_zero:
+            self._join(trainer.world_size)
+        trainer.strategy.barrier("predictions joined")
+        self._part = None
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Remove what is incomplete."""
+        self._discard()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Remove what is incomplete."""
+        self._discard()
+
+    def _part_path(self, rank: int) -> Path:
+        return self.path.with_name(f"{self.path.name}.part{rank}")
+
+    def _join(self, processes: int) -> None:
+        parts = [self._part_path(rank) for rank in range(processes)]
+        missing = [part.name for part in parts if not part.exists()]
+        if missing:
+            raise DataError(
+                f"{', '.join(missing)} not found in {self.path.parent}, expected a part from each of {processes} "
+                "processes: set path to a folder that all machines share."
+            )
+        complete = parts[0]
+        if processes > 1:
+            complete = self.path.with_name(f"{self.path.name}.joined")
+            FORMATS[self.path.suffix].join(parts, complete)
+            for part in parts:
+                part.unlink()
+        os.replace(complete, self.path)
+
+    def _discard(self) -> None:
+        if self._part is not None:
+            self._part.close()
+            self._part.path.unlink(missing_ok=True)
+            self._part = None
+
+
+def prediction_rows(predictions: ClientPredictions, data: FederatedDataModule, blocks: list[str]) -> dict[str, Column]:
+    """Rows of a chunk of clients, padding left out.
+
+    Args:
+        predictions: what `predict_step` returned.
+        data: knows the clients' names and populations.
+        blocks: names of the routed blocks.
+
+    Returns:
+        For each column its values, masked where a row has none.
+    """
+    mask = predictions.mask.cpu().numpy()
+    row, instance = mask.nonzero()
+    clients = predictions.client.tolist()
+    names = np.array([data.client_name(client) for client in clients], dtype=str)
+    populations = np.array([data.population(client) for client in clients], dtype=str)
+    label = predictions.label.cpu().numpy()[mask]
+    columns = {
+        "client": names[row],
+        "population": populations[row],
+        "instance": instance,
+        "prediction": predictions.prediction.cpu().numpy()[mask],
+    }
+    labelled = {
+        "label": label,
+        "generalized_correct": predictions.generalized_correct.cpu().numpy()[mask],
+        "personalized_correct": predictions.personalized_correct.cpu().numpy()[mask],
+    }
+    rows: dict[str, Column] = {name: np.ma.array(values) for name, values in columns.items()}
+    rows |= {name: np.ma.array(values, mask=label < 0) for name, values in labelled.items()}
+    if predictions.routes is not None:
+        local = predictions.routes.cpu().numpy()[mask]
+        routes = np.where(local, "local", "global")
+        rows |= {f"route_{block}": np.ma.array(routes[:, i]) for i, block in enumerate(blocks)}
+    return rows

@@ -1,0 +1,194 @@
+"""Progress in the terms of federated learning: rounds and clients."""
+
+from __future__ import annotations
+
+from collections.abc import Sized
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
+from rich import get_console
+
+from callbacks.federated import federated_data
+from callbacks.progress_display import Pace, ProgressDisplay
+from flow_pl.errors import ConfigurationError
+
+ACCURACIES = {"val/generalized_accuracy": "val generalized", "val/personalized_accuracy": "personalized"}
+"""Metrics shown behind the training losses of a fit, as they come, and what they are called there."""
+
+
+class RoundProgressBar(ProgressBar):
+    """Shows the round, the clients trained in it, clients per second, the time left and the headline metrics.
+
+    On a terminal these are live bars; elsewhere (a log file, a batch job) a line at most every `interval_s` seconds
+    and one at the end. Only the first process shows anything; it takes the others to be as far as itself.
+
+    Args:
+        interval_s: least number of seconds between two lines, where there is no terminal.
+
+    Raises:
+        ConfigurationError: `interval_s` is negative.
+    """
+
+    def __init__(self, interval_s: float = 10.0) -> None:
+        super().__init__()
+        if interval_s < 0:
+            raise ConfigurationError(f"interval_s is {interval_s}, expected 0 (a line every round) or more seconds.")
+        self.interval_s = interval_s
+        self._enabled = True
+        self._display: ProgressDisplay | None = None
+        self._fit = Pace()
+        self._evaluation = Pace()
+        self._round_clients = 0
+
+    @property
+    def is_enabled(self) -> bool:
+        """Whether progress is shown."""
+        return self._enabled
+
+    def enable(self) -> None:
+        """Show progress."""
+        self._enabled = True
+
+    def disable(self) -> None:
+        """Show nothing."""
+        self._enabled = False
+        self._stop()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start, at the round a resumed fit goes on with."""
+        self._start()
+        self._fit = Pace(position=trainer.current_epoch)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin a round."""
+        self._round_clients = 0
+        self._show_round(done=0.0)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Sized, batch_idx: int
+    ) -> None:
+        """Count the clients of a chunk."""
+        clients = len(batch) * trainer.world_size
+        self._round_clients += clients
+        self._fit.clients += clients
+        self._show_round(done=(batch_idx + 1) / self.total_train_batches)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Show the metrics of the round."""
+        # in every process, shown or not: reading a metric for the first time may reduce it over the processes
+        metrics = trainer.callback_metrics
+        losses = {
+            n: n.removeprefix("train/").replace("_", " ") for n in metrics if n.startswith("train/") and "loss" in n
+        }
+        headlines = {**losses, **ACCURACIES}
+        if self._display is not None:
+            texts = [f"{label} {metrics[name]:.4f}" for name, label in headlines.items() if name in metrics]
+            self._display.caption("  ".join(texts))
+            self._display.line("  ".join([self._show_round(done=1.0), *texts]))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the last state."""
+        self._stop()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop the clock of the training speed."""
+        self._fit.pause()
+        self._start()
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start."""
+        self._start()
+
+    on_predict_start = on_test_start
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Begin with the clients of a dataloader."""
+        if batch_idx == 0 and self._display is not None and not trainer.sanity_checking:
+            self._display.flush()
+            self._evaluation = Pace()
+            self._show_clients(dataloader_idx, done=0)
+
+    on_test_batch_start = on_predict_batch_start = on_validation_batch_start
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Sized,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Count the clients of a chunk."""
+        if trainer.sanity_checking:
+            return
+        self._evaluation.clients += len(batch) * trainer.world_size
+        text = self._show_clients(dataloader_idx, done=batch_idx + 1)
+        if self._display is not None and trainer.state.fn != "fit":
+            self._display.line(text)
+
+    on_test_batch_end = on_predict_batch_end = on_validation_batch_end
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Go on with the fit, if there is one."""
+        self._fit.resume()
+        if trainer.state.fn != "fit":
+            self._stop()
+        elif self._display is not None:
+            self._display.remove("validation")
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the last state, before other callbacks print in `on_test_end` what they found."""
+        self._stop()
+
+    on_predict_epoch_end = on_test_epoch_end
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Give the terminal back."""
+        self._stop()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Give the terminal back."""
+        self._stop()
+
+    def _start(self) -> None:
+        if self._enabled and self._display is None:
+            self._display = ProgressDisplay(get_console(), self.interval_s)
+
+    def _stop(self) -> None:
+        if self._display is not None:
+            self._display.stop()
+            self._display = None
+
+    def _show_round(self, done: float) -> str:
+        """Draw the bar of the fit, a share `done` of the round being over; returns its text."""
+        trainer = self.trainer
+        # the server makes one step a round, so both limits count rounds
+        limits = [limit for limit in (trainer.max_epochs, trainer.max_steps) if limit is not None and limit >= 0]
+        rounds = min(limits, default=None)
+        label = f"Round {trainer.current_epoch + 1}" + ("" if rounds is None else f"/{rounds}")
+        cohort = federated_data(trainer).cohort_size
+        clients = f"clients {min(self._round_clients, cohort)}/{cohort}"
+        return self._show("fit", label, clients, self._fit, trainer.current_epoch + done, rounds)
+
+    def _show_clients(self, dataloader_idx: int, done: int) -> str:
+        """Draw the bar of an evaluation, `done` chunks being over; returns its text."""
+        trainer = self.trainer
+        bar, label, chunks = "validation", "Personalize & evaluate", trainer.num_val_batches
+        if trainer.testing:
+            # each population keeps its finished bar
+            bar = federated_data(trainer).test_populations[dataloader_idx]
+            label, chunks = f"{label} ({bar} clients)", trainer.num_test_batches
+        elif trainer.predicting:
+            bar, label, chunks = "prediction", "Personalize & predict", trainer.num_predict_batches
+        clients = f"clients {self._evaluation.clients}"
+        return self._show(bar, label, clients, self._evaluation, done, chunks[dataloader_idx])
+
+    def _show(self, bar: str, label: str, clients: str, pace: Pace, position: float, total: float | None) -> str:
+        status = "  ".join(text for text in (clients, pace.speed(), pace.time_left(position, total)) if text)
+        if self._display is not None:
+            self._display.show(bar, label, status, position, total)
+        return f"{label}  {status}"

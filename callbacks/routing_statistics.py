@@ -1,0 +1,29 @@
+"""How often the router chooses the local model."""
+
+from __future__ import annotations
+
+from lightning.pytorch import LightningModule
+
+from callbacks.base import EvaluationCallback
+from callbacks.federated import federated_module
+from flow_pl.evaluation import ClientEvaluation
+from flow_pl.metrics import RoutedShare
+
+
+class RoutingStatistics(EvaluationCallback[RoutedShare]):
+    """Logs the share of routing decisions that chose the local block; nothing for a method without routes.
+
+    Logs `routed_local` (all decisions), `routed_local/<block>` for each routed block and, over clients,
+    `routed_local_p10`, `_p50`, `_p90`, behind `val/` or `test/<population>/`.
+    """
+
+    def create_metric(self, pl_module: LightningModule) -> RoutedShare | None:
+        """A fresh metric for one dataloader; None for a method without routes."""
+        names = federated_module(pl_module).route_names
+        return RoutedShare(names) if names else None
+
+    def update_metric(self, metric: RoutedShare, evaluation: ClientEvaluation) -> None:
+        """Add the routing decisions."""
+        assert evaluation.routed is not None
+        assert evaluation.routed_local is not None
+        metric.update(evaluation.routed, evaluation.routed_local)

@@ -1,0 +1,7 @@
+"""Personalized federated learning with PyTorch Lightning: one training epoch is one communication round."""
+
+from flow_pl.loop import FederatedLoop
+from flow_pl.module import FederatedModule
+from flow_pl.version import __version__
+
+__all__ = ["FederatedLoop", "FederatedModule", "__version__"]

@@ -1,0 +1,93 @@
+"""The command line: `flow-pl fit | validate | test | predict` (LightningCLI)."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger
+
+import callbacks
+import flow_pl.methods
+import flow_pl.models
+from flow_pl.data import FederatedDataModule
+from flow_pl.errors import FlowError
+from flow_pl.module import FederatedModule
+from flow_pl.version import __version__
+
+DEFAULT_CALLBACKS = (
+    callbacks.GeneralizedAccuracy,
+    callbacks.PersonalizedAccuracy,
+    callbacks.PersonalizationGain,
+    callbacks.RoutingStatistics,
+    callbacks.RoundProgressBar,
+    callbacks.ResultsTable,
+    callbacks.PredictionWriter,
+)
+"""Always there; one that is listed in a configuration replaces its default."""
+
+
+class ConfigToLogger(SaveConfigCallback):
+    """Saves the configuration beside the logs and hands it to the loggers as hyper-parameters."""
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Hand the configuration to every logger."""
+        settings = self.config.clone().as_dict()
+        for logger in trainer.loggers:
+            logger.log_hyperparams({key: settings[key] for key in ("model", "data", "seed_everything") if key in settings})
+
+
+class FlowCLI(LightningCLI):
+    """LightningCLI whose defaults suit federated training."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Nothing to link: settings are where they are used."""
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Add the default callbacks that the configuration does not list."""
+        listed = self._get(self.config_init, "trainer.callbacks") or []
+        listed = listed if isinstance(listed, Sequence) else [listed]
+        self.trainer_defaults["callbacks"] = [
+            make() for make in DEFAULT_CALLBACKS if not any(isinstance(callback, make) for callback in listed)
+        ]
+        trainer: Trainer = super().instantiate_trainer(**kwargs)
+        return trainer
+
+
+def main(args: ArgsType = None) -> FlowCLI:
+    """Run the command line.
+
+    Args:
+        args: as in `sys.argv[1:]`; None to take those.
+
+    Returns:
+        The finished CLI, with its trainer, model and data module.
+    """
+    try:
+        return FlowCLI(
+            FederatedModule,
+            FederatedDataModule,
+            subclass_mode_data=True,
+            save_config_callback=ConfigToLogger,
+            save_config_kwargs={"overwrite": True},
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            parser_kwargs={"version": __version__},
+            trainer_defaults={
+                # personalization takes gradients in validation and test
+                "inference_mode": False,
+                # the sampler shares the cohort over processes itself
+                "use_distributed_sampler": False,
+                "num_sanity_val_steps": 1,
+                "log_every_n_steps": 1,
+                "logger": {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "runs"}},
+            },
+            args=args,
+        )
+    except FlowError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None

@@ -1,0 +1,109 @@
+"""Any element-wise torch optimizer, on the stacked parameters of many clients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from flow_pl.errors import ConfigurationError
+
+OptimizerFactory = Callable[[Sequence[Tensor]], Optimizer]
+"""Makes an optimizer for parameters; in YAML a `class_path` with `init_args`."""
+
+
+class StackedOptimizer:
+    """An optimizer over tensors [C, ...] of which only the first clients still move.
+
+    Clients out of minibatches keep their parameters: the optimizer then works on views of the others, its state
+    included, so neither momentum nor weight decay moves them and they cost nothing.
+
+    Args:
+        factory: makes the optimizer.
+        tensors: stacked parameters [C, ...], changed in place.
+        lr_scale: factor on the learning rate.
+    """
+
+    def __init__(self, factory: OptimizerFactory, tensors: Sequence[Tensor], lr_scale: float = 1.0) -> None:
+        self._optimizer = factory(list(tensors))
+        self._active = len(tensors[0])
+        for group in self._optimizer.param_groups:
+            group["lr"] *= lr_scale
+            if not group.get("fused") and group.get("foreach", True) is None:
+                group["foreach"] = True  # one call for all tensors; torch's default on CPU is one call per tensor
+
+    def narrow(self, active: int) -> None:
+        """Go on with the first clients alone."""
+        if active == self._active:
+            return
+        state, self._optimizer.state = self._optimizer.state, type(self._optimizer.state)(dict)
+        for group in self._optimizer.param_groups:
+            cut = [p[:active] for p in group["params"]]
+            for p, q in zip(group["params"], cut, strict=True):
+                if p in state:
+                    self._optimizer.state[q] = {k: v[:active] if _like(v, p) else v for k, v in state[p].items()}
+            group["params"] = cut
+        self._active = active
+
+    def step(self, grads: Sequence[Tensor], keep: Tensor | None = None) -> None:
+        """Move the active clients.
+
+        Args:
+            grads: gradients [A, ...], in the order of the tensors.
+            keep: [A] bool, False for clients that skip this step; their parameters and state stay as they are.
+        """
+        parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
+        saved: list[tuple[Tensor, Tensor]] = []
+        if keep is not None:
+            grads = [torch.where(_align(keep, g), g, 0) for g in grads]
+            state = [v for p in parameters for v in self._optimizer.state.get(p, {}).values() if _like(v, p)]
+            saved = [(t, t.clone()) for t in (*parameters, *state)]
+        for p, g in zip(parameters, grads, strict=True):
+            p.grad = g
+        self._optimizer.step()
+        for p in parameters:
+            p.grad = None
+        for now, before in saved:
+            assert keep is not None
+            now.copy_(torch.where(_align(keep, now), now, before))
+
+
+def check_elementwise(factory: OptimizerFactory) -> None:
+    """Check that an optimizer moves stacked clients exactly as it moves each of them alone.
+
+    Raises:
+        ConfigurationError: it does not, or it cannot be stepped with gradients alone.
+    """
+    generator = torch.Generator().manual_seed(0)
+    start, *grads = (torch.randn(2, 3, 4, generator=generator) for _ in range(4))
+    stacked, alone = start.clone(), start.clone()
+    name = "the client optimizer"
+    try:
+        together = StackedOptimizer(factory, [stacked])
+        name = f"the client optimizer {type(together._optimizer).__name__}"
+        each = [StackedOptimizer(factory, [alone[i : i + 1]]) for i in range(len(alone))]
+        for grad in grads:
+            together.step([grad])
+            for i, optimizer in enumerate(each):
+                optimizer.step([grad[i : i + 1]])
+    except Exception as error:
+        raise ConfigurationError(
+            f"{name} cannot train clients side by side ({error}): use an element-wise one, e.g. torch.optim.SGD or Adam."
+        ) from error
+    if not torch.allclose(stacked, alone):
+        raise ConfigurationError(
+            f"{name} mixes the clients that are trained side by side, expected an element-wise one: "
+            "use e.g. torch.optim.SGD or Adam."
+        )
+
+
+def _like(value: object, p: Tensor) -> bool:
+    """Whether an entry of the optimizer's state has one element per element of the parameter."""
+    return isinstance(value, Tensor) and value.shape == p.shape
+
+
+def _align(flags: Tensor, t: Tensor) -> Tensor:
+    """Flags [A], with as many axes as t."""
+    return flags.view(-1, *[1] * (t.ndim - 1))

@@ -1,0 +1,101 @@
+"""What travels from the data to the federated loop: a chunk of clients, padded to rectangles.
+
+The first axis of every tensor is the CLIENT axis (C), the second the example axis (N), padded to the longest
+client of the chunk. Sizes are also kept on the host, so that the loop plans its steps without asking the device.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+LOCAL, GLOBAL = 1, 2
+"""Bits of `ClientBatch.part`: the example belongs to the local / global share of its client's training data."""
+
+
+class Chunk(NamedTuple):
+    """A few clients that are trained or evaluated side by side; what the sampler yields.
+
+    Attributes:
+        round: the communication round, from which the minibatch order is drawn; -1 in evaluation.
+        clients: indices into the client store; empty where a process has nothing left to do.
+    """
+
+    round: int
+    clients: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Padded examples of a chunk of clients.
+
+    Attributes:
+        x: features [C, N, ...].
+        y: targets [C, N] or [C, N, ...]; -1 where an example has no label, 0 in the padding.
+        mask: [C, N] bool, True where the example is real.
+        sizes: number of real examples of each client, on the host; they come first in each row.
+    """
+
+    x: Tensor
+    y: Tensor
+    mask: Tensor
+    sizes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ClientBatch:
+    """A chunk of clients, in order of decreasing number of training examples.
+
+    Attributes:
+        client: [C] int64, indices into the client store.
+        train: the clients' training examples.
+        part: [C, N] uint8, bits LOCAL and GLOBAL: which share of the training data an example is in (both, where a
+            client has a single example); 0 in the padding.
+        order: [C, E, N] int64, for each local epoch the order in which a client's examples are visited, drawn from
+            (seed, round, client); row e is a permutation of 0..N-1 whose first `train.sizes[c]` entries are the
+            client's real examples.
+        heldout: the examples to evaluate on, in evaluation only.
+        round: the communication round; -1 in evaluation.
+        seed: of the device's generator (dropout), drawn from (seed, round, first client).
+    """
+
+    client: Tensor
+    train: Examples
+    part: Tensor
+    order: Tensor
+    heldout: Examples | None
+    round: int
+    seed: int = 0
+
+    def __len__(self) -> int:
+        """Number of clients."""
+        return len(self.train.sizes)
+
+    def to(self, *args: Any, **kwargs: Any) -> ClientBatch:
+        """Move every tensor, as `torch.Tensor.to` does."""
+        return _map(self, lambda t: t.to(*args, **kwargs))
+
+    def pin_memory(self) -> ClientBatch:
+        """Pin every tensor, for asynchronous copies to a device."""
+        return _map(self, lambda t: t.pin_memory())
+
+
+def part_sizes(n: int) -> tuple[int, int]:
+    """Sizes of the local and the global share of n training examples: halves; a single example is in both."""
+    return (n + 1) // 2, max(1, n // 2) if n else 0
+
+
+def _map(value: Any, fn: Any) -> Any:
+    changed = {}
+    for field in fields(value):
+        item = getattr(value, field.name)
+        if isinstance(item, Tensor):
+            changed[field.name] = fn(item)
+        elif isinstance(item, Examples):
+            changed[field.name] = _map(item, fn)
+    return replace(value, **changed)
+
+
+__all__ = ["GLOBAL", "LOCAL", "Chunk", "ClientBatch", "Examples", "part_sizes"]

@@ -1,0 +1,78 @@
+"""Where client stores are kept, and building one that is not there yet."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import track
+
+from flow_pl.data.store import FORMAT_VERSION
+from flow_pl.data.writer import ClientData, ClientStoreWriter
+from flow_pl.errors import ConfigurationError, DataError
+
+
+def store_path(cache_dir: str | None, name: str, options: dict[str, Any]) -> Path:
+    """Where the store of a data set belongs: two data sets that differ in any option have two stores.
+
+    Args:
+        cache_dir: folder of all stores; None = the environment variable FLOW_PL_CACHE, or else ~/.cache/flow_pl.
+        name: name of the kind of data.
+        options: everything that the rows depend on, of JSON types.
+
+    Returns:
+        The folder of the store, which may not exist yet.
+    """
+    root = Path(cache_dir or os.environ.get("FLOW_PL_CACHE") or "~/.cache/flow_pl").expanduser()
+    identity = json.dumps({"format": FORMAT_VERSION, "name": name, "options": options}, sort_keys=True)
+    return root / f"{name}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
+
+
+def file_identity(path: Path) -> dict[str, Any]:
+    """What identifies a source file, for the options of a store: it changes whenever the file is written.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Its full path, size in bytes and time of modification in nanoseconds.
+
+    Raises:
+        DataError: there is no such file.
+    """
+    if not path.is_file():
+        raise DataError(f"there is no file {path}: correct the path of the data.")
+    status = path.stat()
+    return {"path": str(path.resolve()), "size": status.st_size, "modified": status.st_mtime_ns}
+
+
+def build_store(path: Path, clients: Iterable[ClientData], num_classes: int | None) -> None:
+    """Write a client store, showing progress on a terminal.
+
+    Args:
+        path: the folder of the store.
+        clients: the clients, taken one at a time.
+        num_classes: number of classes; None = the largest label + 1.
+
+    Raises:
+        DataError: a client cannot be used.
+        ConfigurationError: the folder cannot be written to.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(
+            f"the cache {path.parent} cannot be written to ({error}): set cache_dir or the environment variable "
+            "FLOW_PL_CACHE to a folder that can."
+        ) from error
+    console = Console(stderr=True)
+    with ClientStoreWriter(path, num_classes) as writer:
+        for client in track(
+            clients, f"Writing {path.name}", console=console, transient=True, disable=not console.is_terminal
+        ):
+            writer.add(*client)

@@ -1,0 +1,265 @@
+"""The base of all data modules: from a reader of clients to Lightning's loaders of chunks."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lightning as L  # noqa: N812 (the name that Lightning's own documentation uses)
+import numpy as np
+import torch
+from lightning.pytorch.accelerators import CUDAAccelerator
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from flow_pl.data.batch import ClientBatch, Examples
+from flow_pl.data.cache import build_store, store_path
+from flow_pl.data.dataset import ClientDataset
+from flow_pl.data.federation import Federation, Heldout, Ints, Population
+from flow_pl.data.sampler import CohortSampler
+from flow_pl.data.store import ClientStore
+from flow_pl.data.writer import ClientData
+from flow_pl.errors import ConfigurationError, DataError
+
+Loader = DataLoader[ClientBatch]
+
+
+class FederatedDataModule(ABC, L.LightningDataModule):
+    """Clients from any source, stored once, split and loaded in chunks.
+
+    A new data set is a subclass with its own settings, `options` and `clients`; it passes the settings below on by
+    `**kwargs`.
+
+    Args:
+        cohort_size: number of clients sampled in a round of training.
+        chunk_size: number of clients trained or evaluated side by side.
+        val_clients: number of clients evaluated at each validation, drawn anew from the seen clients that have
+            validation rows; null = all of them.
+        new_client_fraction: share of the clients that are never sampled in training, and are tested apart.
+        val_fraction: share of each client's examples for validation.
+        test_fraction: share of each client's examples for testing.
+        min_examples: clients with fewer labelled examples are left out.
+        split_seed: seed of what makes the data: generated clients, splits, new clients.
+        seed: seed of the cohorts and of the order of the examples; null = the seed of the run (`seed_everything`),
+            or 0 where there is none.
+        num_workers: number of processes that read ahead; 0 = read in the training process.
+        cache_dir: folder of the client stores; null = the environment variable FLOW_PL_CACHE, or else
+            ~/.cache/flow_pl.
+
+    Attributes:
+        epochs: number of local epochs to draw an order of the examples for; set before the loaders are made.
+
+    Raises:
+        ConfigurationError: a setting is out of its range, as soon as it can be told.
+    """
+
+    def __init__(
+        self,
+        cohort_size: int = 10,
+        chunk_size: int = 10,
+        val_clients: int | None = None,
+        new_client_fraction: float = 0.1,
+        val_fraction: float = 0.1,
+        test_fraction: float = 0.2,
+        min_examples: int = 1,
+        split_seed: int = 0,
+        seed: int | None = None,
+        num_workers: int = 0,
+        cache_dir: str | None = None,
+    ) -> None:
+        super().__init__()
+        for name, value in (("split_seed", split_seed), ("seed", seed), ("num_workers", num_workers)):
+            if value is not None and value < 0:
+                raise ConfigurationError(f"{name} is {value}, expected 0 or more.")
+        self.cohort_size = cohort_size
+        self.chunk_size = chunk_size
+        self.val_clients = val_clients
+        self.new_client_fraction = new_client_fraction
+        self.val_fraction = val_fraction
+        self.test_fraction = test_fraction
+        self.min_examples = min_examples
+        self.split_seed = split_seed
+        self.seed = seed
+        self.num_workers = num_workers
+        self.cache_dir = cache_dir
+        self.epochs = 1
+        self._federation: Federation | None = None
+
+    @abstractmethod
+    def options(self) -> dict[str, Any]:
+        """Everything that the stored rows depend on, of JSON types; see `file_identity` for source files."""
+
+    @abstractmethod
+    def clients(self) -> Iterable[ClientData]:
+        """Read or generate the clients, one at a time and always in the same order."""
+
+    def class_count(self) -> int | None:
+        """Number of classes; None = the largest label + 1."""
+        return None
+
+    def transform(self, x: Tensor) -> Tensor:
+        """Turn stored features into inputs of a model; runs on the device, for any leading axes.
+
+        Args:
+            x: features as stored.
+
+        Returns:
+            float32 in 0..1 for bytes (pixels), float32 for other fractions, int64 for other integers (tokens).
+        """
+        if x.dtype == torch.uint8:
+            return x.float() / 255
+        return x.float() if x.is_floating_point() else x.long()
+
+    # What Lightning calls
+
+    def prepare_data(self) -> None:
+        """Write the client store where it is not there yet.
+
+        Raises:
+            DataError: the source cannot be used.
+            ConfigurationError: the cache cannot be written to.
+        """
+        path = self._store_path()
+        if not path.exists():
+            build_store(path, self.clients(), self.class_count())
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the store and split it.
+
+        Args:
+            stage: fit, validate, test or predict; all are set up alike.
+
+        Raises:
+            DataError: the store is not there or is damaged.
+            ConfigurationError: the settings do not fit the data.
+        """
+        if self._federation is None:
+            path = self._store_path()
+            if not path.exists():
+                raise DataError(f"there is no client store {path}: call prepare_data() first, with the same cache_dir.")
+            self._federation = Federation(
+                ClientStore.open(path),
+                val_fraction=self.val_fraction,
+                test_fraction=self.test_fraction,
+                new_client_fraction=self.new_client_fraction,
+                min_examples=self.min_examples,
+                split_seed=self.split_seed,
+            )
+
+    def train_dataloader(self) -> Loader:
+        """The cohort of each round, in chunks.
+
+        Raises:
+            ConfigurationError: `cohort_size` is larger than the number of seen clients.
+        """
+        return self._loader(self.federation.seen, None, self.cohort_size, "cohort_size")
+
+    def val_dataloader(self) -> Loader | list[Loader]:
+        """Seen clients on their validation rows; an empty list, which skips validation, where there are none.
+
+        Raises:
+            ConfigurationError: `val_clients` is larger than the number of clients that can be evaluated.
+        """
+        clients = self._with_rows(self.federation.seen, "val")
+        return self._loader(clients, "val", self.val_clients, "val_clients") if len(clients) else []
+
+    def test_dataloader(self) -> list[Loader]:
+        """Clients on their test rows, one loader for each of `test_populations`."""
+        return [self._loader(clients, "test") for clients in self._test_clients().values()]
+
+    def predict_dataloader(self) -> Loader:
+        """All clients on their test rows and on the rows without a label."""
+        clients = np.concatenate([self.federation.seen, self.federation.new])
+        return self._loader(self._with_rows(clients, "predict"), "predict")
+
+    def transfer_batch_to_device(self, batch: ClientBatch, device: torch.device, dataloader_idx: int) -> ClientBatch:
+        """Move a chunk, without waiting for the copy where its memory is pinned."""
+        return batch.to(device, non_blocking=device.type == "cuda")
+
+    def on_after_batch_transfer(self, batch: ClientBatch, dataloader_idx: int) -> ClientBatch:
+        """Transform the features on the device: bytes travel there at a quarter of the size of what they become."""
+        heldout = None if batch.heldout is None else self._transformed(batch.heldout)
+        return replace(batch, train=self._transformed(batch.train), heldout=heldout)
+
+    # What the module and the callbacks ask for, after `setup`
+
+    @property
+    def federation(self) -> Federation:
+        """The clients and their splits."""
+        if self._federation is None:
+            raise RuntimeError("the data is not set up: call prepare_data() and setup() first")
+        return self._federation
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return self.federation.store.meta.num_classes
+
+    @property
+    def feature_shape(self) -> tuple[int, ...]:
+        """Shape of the features of one example, as a model gets them."""
+        return tuple(self.example().shape[1:])
+
+    @property
+    def test_populations(self) -> tuple[Population, ...]:
+        """Which clients each of the test loaders has: seen, new, or both in this order."""
+        return tuple(self._test_clients())
+
+    def example(self) -> Tensor:
+        """Features of one training example, [1, ...], as a model gets them."""
+        client = int(self.federation.seen[0])
+        row = self.federation.split(client).train[:1]
+        return self.transform(torch.from_numpy(self.federation.store.read(client).x[row]))
+
+    def client_name(self, client: int) -> str:
+        """Name of a client, as in the source data."""
+        return self.federation.store.name(client)
+
+    def population(self, client: int) -> Population:
+        """Whether a client is seen, new, or left out."""
+        return self.federation.population(client)
+
+    def _store_path(self) -> Path:
+        return store_path(self.cache_dir, type(self).__name__, self.options())
+
+    def _transformed(self, examples: Examples) -> Examples:
+        x = self.transform(examples.x)
+        # Lightning converts a batch to the precision of the run before the transform, thus once more here
+        return replace(examples, x=x if self.trainer is None else self.trainer.precision_plugin.convert_input(x))
+
+    def _with_rows(self, clients: Ints, rows: Heldout) -> Ints:
+        return clients[self.federation.heldout_sizes(rows)[clients] > 0]
+
+    def _test_clients(self) -> dict[Population, Ints]:
+        populations: dict[Population, Ints] = {"seen": self.federation.seen, "new": self.federation.new}
+        clients = {name: self._with_rows(members, "test") for name, members in populations.items()}
+        return {name: members for name, members in clients.items() if len(members)}
+
+    def _loader(
+        self, clients: Ints, heldout: Heldout | None, cohort_size: int | None = None, setting: str = "cohort_size"
+    ) -> Loader:
+        seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if self.seed is None else self.seed
+        sampler = CohortSampler(
+            clients,
+            self.federation.train_sizes[clients],
+            cohort_size=cohort_size,
+            chunk_size=self.chunk_size,
+            seed=seed,
+            rank=self.trainer.global_rank if self.trainer else 0,
+            world_size=self.trainer.world_size if self.trainer else 1,
+            training=heldout is None,
+            setting=setting,
+        )
+        return DataLoader(
+            ClientDataset(self.federation, seed, heldout, self.epochs),
+            sampler=sampler,
+            batch_size=None,  # the sampler yields whole chunks
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=self.trainer is not None and isinstance(self.trainer.accelerator, CUDAAccelerator),
+            generator=torch.Generator(),  # of its own: a loader must not draw from the generator of the model
+        )

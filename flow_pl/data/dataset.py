@@ -1,0 +1,89 @@
+"""From a chunk of clients to the padded tensors of a `ClientBatch`; runs in the loader's workers."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+
+from flow_pl.data.batch import GLOBAL, LOCAL, Chunk, ClientBatch, Examples, part_sizes
+from flow_pl.data.federation import Federation, Heldout, Ints
+from flow_pl.data.store import ClientRows
+from flow_pl.rng import Stream, generator
+
+
+class ClientDataset(Dataset[ClientBatch]):
+    """Clients of a federation, indexed by `Chunk`.
+
+    What is drawn for a client depends on the seed, the round and the client alone, so a client looks the same in any
+    chunk, process or worker.
+
+    Args:
+        federation: the clients and their splits.
+        seed: seed of the run: of the order of the examples and of the local and global shares.
+        heldout: the rows to evaluate on; None in training.
+        epochs: number of orders to draw, that is, of local epochs.
+    """
+
+    def __init__(self, federation: Federation, seed: int, heldout: Heldout | None = None, epochs: int = 1) -> None:
+        self.federation = federation
+        self.seed = seed
+        self.heldout = heldout
+        self.epochs = epochs
+
+    def __getitem__(self, chunk: Chunk) -> ClientBatch:
+        """Read the clients of a chunk.
+
+        Args:
+            chunk: the clients, none being allowed, and the round (-1 in evaluation).
+
+        Returns:
+            The clients in order of decreasing number of training examples, with equals in the order of the chunk.
+            Features have the type they are stored in.
+        """
+        clients = sorted(chunk.clients, key=lambda client: -int(self.federation.train_sizes[client]))
+        rows = [self.federation.store.read(client) for client in clients]
+        splits = [self.federation.split(client) for client in clients]
+        train = self._examples(rows, [split.train for split in splits])
+        longest = max(train.sizes, default=0)
+        part = np.zeros((len(clients), longest), dtype=np.uint8)
+        order = np.broadcast_to(np.arange(longest), (len(clients), self.epochs, longest)).copy()
+        for i, (client, size) in enumerate(zip(clients, train.sizes, strict=True)):
+            part[i, :size] = self._part(client, size)
+            random = self._order_generator(chunk.round, client)
+            for epoch in range(self.epochs):
+                order[i, epoch, :size] = random.permutation(size)
+        heldout = None
+        if self.heldout is not None:
+            heldout = self._examples(rows, [split.heldout(self.heldout) for split in splits])
+        return ClientBatch(
+            client=torch.tensor(clients, dtype=torch.int64),
+            train=train,
+            part=torch.from_numpy(part),
+            order=torch.from_numpy(order),
+            heldout=heldout,
+            round=chunk.round,
+        )
+
+    def _examples(self, rows: list[ClientRows], chosen: list[Ints]) -> Examples:
+        store = self.federation.store
+        sizes = tuple(len(index) for index in chosen)
+        shape = (len(rows), max(sizes, default=0))
+        x = np.zeros(shape + store.feature_shape, dtype=store.feature_dtype)
+        y = np.zeros(shape + store.label_shape, dtype=np.int64)
+        for i, (client, index) in enumerate(zip(rows, chosen, strict=True)):
+            x[i, : len(index)] = client.x[index]
+            y[i, : len(index)] = client.y[index]
+        mask = np.arange(shape[1]) < np.array(sizes, dtype=np.int64)[:, None]
+        return Examples(x=torch.from_numpy(x), y=torch.from_numpy(y), mask=torch.from_numpy(mask), sizes=sizes)
+
+    def _part(self, client: int, size: int) -> NDArray[np.uint8]:
+        local_size, global_size = part_sizes(size)
+        rank = generator(self.seed, Stream.PART, client).permutation(size)
+        return LOCAL * (rank < local_size).astype(np.uint8) | GLOBAL * (rank >= size - global_size).astype(np.uint8)
+
+    def _order_generator(self, round_: int, client: int) -> np.random.Generator:
+        if round_ < 0:  # in evaluation a client is personalized the same way after every round
+            return generator(self.seed, Stream.EVALUATION_ORDER, client)
+        return generator(self.seed, Stream.ORDER, round_, client)

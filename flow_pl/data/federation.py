@@ -1,0 +1,175 @@
+"""Who takes part, and how each client's rows are split into training, validation and test.
+
+Sizes follow from the number of rows by a formula, for all clients at once and without reading a row; which rows they
+are is drawn when a client is read, from (split seed, client).
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flow_pl.data.store import ClientStore
+from flow_pl.errors import ConfigurationError, require_fraction, require_positive
+from flow_pl.rng import Stream, generator
+
+Heldout = Literal["val", "test", "predict"]
+"""Rows that a client is evaluated on; "predict" = its test rows and those without a label."""
+
+Population = Literal["seen", "new", "left out"]
+"""Clients trained on, never sampled in training, or with fewer examples than `min_examples`."""
+
+POPULATIONS: tuple[Population, ...] = ("seen", "new", "left out")
+
+Ints = NDArray[np.signedinteger[Any]]
+
+_log = logging.getLogger(__name__)
+
+
+class Split(NamedTuple):
+    """Rows of one client, as indices into its rows in the store, ascending.
+
+    Attributes:
+        train: rows to train or to personalize on; at least one.
+        val: rows for validation.
+        test: rows for testing.
+        unlabelled: rows without a label, to be predicted.
+    """
+
+    train: Ints
+    val: Ints
+    test: Ints
+    unlabelled: Ints
+
+    def heldout(self, rows: Heldout) -> Ints:
+        """The rows to evaluate on."""
+        return np.concatenate([self.test, self.unlabelled]) if rows == "predict" else getattr(self, rows)
+
+
+class Federation:
+    """The clients of a store, their split, and which of them are new.
+
+    Holds a few small integers per client.
+
+    Args:
+        store: the clients' rows.
+        val_fraction: share of a client's labelled rows for validation; where it is not 0, a client with 3 labelled
+            rows or more has at least one.
+        test_fraction: share of a client's labelled rows for testing; where it is not 0, a client with 2 labelled rows
+            or more has at least one. Where the data has its own split, that is kept and this share does not matter.
+        new_client_fraction: share of the clients that are new, that is, never sampled in training.
+        min_examples: clients with fewer labelled rows are left out.
+        split_seed: seed of the splits and of the choice of new clients.
+
+    Attributes:
+        store: the clients' rows.
+        train_sizes: [M] int32 number of training rows of each client, at least 1.
+        val_sizes: [M] int32 number of validation rows.
+        test_sizes: [M] int32 number of test rows.
+        seen: indices of the clients to train on, ascending.
+        new: indices of the new clients, ascending.
+
+    Raises:
+        ConfigurationError: a share is not in [0, 1), validation and test leave nothing to train on, the seed is
+            negative, or `min_examples` leaves no client.
+    """
+
+    def __init__(
+        self,
+        store: ClientStore,
+        *,
+        val_fraction: float = 0.1,
+        test_fraction: float = 0.2,
+        new_client_fraction: float = 0.1,
+        min_examples: int = 1,
+        split_seed: int = 0,
+    ) -> None:
+        require_fraction(
+            val_fraction=val_fraction, test_fraction=test_fraction, new_client_fraction=new_client_fraction
+        )
+        require_positive(min_examples=min_examples)
+        if val_fraction + test_fraction >= 1:
+            raise ConfigurationError(
+                f"val_fraction {val_fraction} and test_fraction {test_fraction} leave nothing to train on: "
+                "their sum must be less than 1."
+            )
+        self.store = store
+        self._seed = split_seed
+        sizes = _split_sizes(np.asarray(store.labelled), np.asarray(store.train_rows), val_fraction, test_fraction)
+        self.train_sizes, self.val_sizes, self.test_sizes = (part.astype(np.int32) for part in sizes)
+        self._unlabelled = (store.sizes - store.labelled).astype(np.int32)
+        self._population = self._draw_populations(new_client_fraction, min_examples)
+        self.seen = np.flatnonzero(self._population == POPULATIONS.index("seen"))
+        self.new = np.flatnonzero(self._population == POPULATIONS.index("new"))
+
+    def heldout_sizes(self, rows: Heldout) -> Ints:
+        """[M] number of rows that each client is evaluated on."""
+        sizes = {"val": self.val_sizes, "test": self.test_sizes, "predict": self.test_sizes + self._unlabelled}
+        return sizes[rows]
+
+    def population(self, client: int) -> Population:
+        """The population that a client belongs to."""
+        return POPULATIONS[int(self._population[client])]
+
+    def split(self, client: int) -> Split:
+        """The split of a client's rows: disjoint, covering, and the same whenever it is asked for.
+
+        Args:
+            client: index of the client in the store.
+
+        Returns:
+            The rows of each part.
+        """
+        labelled, fixed = int(self.store.labelled[client]), int(self.store.train_rows[client])
+        val, test = int(self.val_sizes[client]), int(self.test_sizes[client])
+        rows = np.arange(labelled)
+        # with a split of the data's own, its test rows stay in place behind the drawn ones
+        drawn = labelled if fixed < 0 else fixed
+        rows[:drawn] = generator(self._seed, Stream.SPLIT, client).permutation(drawn)
+        train = labelled - val - test
+        return Split(
+            train=np.sort(rows[:train]),
+            val=np.sort(rows[train : train + val]),
+            test=np.sort(rows[train + val :]),
+            unlabelled=np.arange(labelled, labelled + int(self._unlabelled[client])),
+        )
+
+    def _draw_populations(self, new_client_fraction: float, min_examples: int) -> NDArray[np.int8]:
+        labelled = np.asarray(self.store.labelled)
+        eligible = np.flatnonzero(labelled >= min_examples)
+        if len(eligible) == 0:
+            raise ConfigurationError(
+                f"min_examples is {min_examples}, but no client has more than {labelled.max()} labelled rows: lower it."
+            )
+        if len(eligible) < len(labelled):
+            left_out = len(labelled) - len(eligible)
+            _log.info("%d of %d clients have fewer than %d examples: left out", left_out, len(labelled), min_examples)
+        population = np.full(len(labelled), POPULATIONS.index("left out"), dtype=np.int8)
+        population[eligible] = POPULATIONS.index("seen")
+        count = min(_share(len(eligible), new_client_fraction), len(eligible) - 1)
+        drawn = generator(self._seed, Stream.POPULATION).permutation(eligible)[:count]
+        population[drawn] = POPULATIONS.index("new")
+        return population
+
+
+def _split_sizes(labelled: Ints, fixed: Ints, val_fraction: float, test_fraction: float) -> tuple[Ints, Ints, Ints]:
+    """[M] numbers of training, validation and test rows from those of labelled and of fixed training rows (or -1)."""
+    test = np.zeros_like(labelled)
+    if test_fraction > 0:
+        spared = np.where((labelled >= 3) & (val_fraction > 0), 2, 1)  # one row to train on, one for validation
+        test = np.clip(np.maximum(_share(labelled, test_fraction), 1), 0, labelled - spared)
+    test = np.where(fixed >= 0, labelled - fixed, test)
+    rest = labelled - test
+    val = np.zeros_like(labelled)
+    if val_fraction > 0:
+        val = np.clip(np.maximum(_share(labelled, val_fraction), 1), 0, rest - 1)
+        val = np.where(labelled >= 3, val, 0)
+    return rest - val, val, test
+
+
+def _share(count: Any, fraction: float) -> Any:
+    """A share of a count, to the nearest integer, halves up."""
+    return np.floor(count * fraction + 0.5).astype(np.int64)

@@ -1,0 +1,108 @@
+"""Which clients take part in a round, on which process, in which chunk."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Iterator
+from typing import Any, cast
+
+import numpy as np
+from torch.utils.data import Dataset
+from torch.utils.data.distributed import DistributedSampler
+
+from flow_pl.data.batch import Chunk
+from flow_pl.data.federation import Ints
+from flow_pl.errors import ConfigurationError, require_positive
+from flow_pl.rng import Stream, generator
+
+
+class CohortSampler(DistributedSampler[Chunk]):
+    """Draws the cohort of a round and cuts this process's share of it into chunks.
+
+    Clients are shared over the processes by longest processing time: the largest first, each to the process with the
+    fewest examples so far. Every process yields the same number of chunks in every round, as collective operations
+    need; a process with fewer clients ends on empty chunks.
+
+    It is a `DistributedSampler`, which it replaces: so Lightning gives it the round by `set_epoch`, and never wraps
+    it in another one, which would drop clients.
+
+    Args:
+        clients: [M] indices of the clients to draw from.
+        sizes: [M] their numbers of training examples, which is what a client costs.
+        cohort_size: number of clients to draw without replacement for each round; None = all of them.
+        chunk_size: number of clients trained or evaluated side by side.
+        seed: seed of the run.
+        rank: index of this process.
+        world_size: number of processes.
+        training: whether the chunks are for training; evaluation draws its clients independently of training.
+        setting: name of the setting that `cohort_size` comes from, for messages.
+
+    Raises:
+        ConfigurationError: a size is not positive, or the cohort is larger than the population.
+    """
+
+    def __init__(
+        self,
+        clients: Ints,
+        sizes: Ints,
+        *,
+        cohort_size: int | None,
+        chunk_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        training: bool = True,
+        setting: str = "cohort_size",
+    ) -> None:
+        require_positive(chunk_size=chunk_size, **({} if cohort_size is None else {setting: cohort_size}))
+        if cohort_size is not None and cohort_size > len(clients):
+            raise ConfigurationError(
+                f"{setting} is {cohort_size}, but there are only {len(clients)} clients to draw from: "
+                f"set {setting} to {len(clients)} or less."
+            )
+        super().__init__(cast("Dataset[Any]", clients), num_replicas=world_size, rank=rank, shuffle=False, seed=seed)
+        self._clients = clients
+        self._sizes = sizes
+        self._cohort = len(clients) if cohort_size is None else cohort_size
+        self._chunk_size = chunk_size
+        self._training = training
+
+    def __len__(self) -> int:
+        """Number of chunks of each process, the same in every round."""
+        chunks = math.ceil(self._cohort / (self.num_replicas * self._chunk_size))
+        # with one more, a process may get more clients than another, where they are smaller
+        return chunks + (self.num_replicas > 1 and self._cohort > self._chunk_size)
+
+    def __iter__(self) -> Iterator[Chunk]:
+        """Yield the chunks of this process in the current round, the largest clients first."""
+        share = self._share(self._draw())
+        round_ = self.epoch if self._training else -1
+        for start in range(0, len(self) * self._chunk_size, self._chunk_size):
+            yield Chunk(round_, tuple(self._clients[share[start : start + self._chunk_size]].tolist()))
+
+    def _draw(self) -> Ints:
+        """Positions of the cohort, the largest clients first, equals in the order of the population."""
+        population = len(self._clients)
+        if self._cohort == population:
+            cohort = np.arange(population)
+        else:
+            stream = Stream.COHORT if self._training else Stream.EVALUATION_COHORT
+            random = generator(self.seed, stream, self.epoch)
+            # unshuffled: numpy then draws a small cohort without a pass over the population
+            cohort = np.sort(random.choice(population, self._cohort, replace=False, shuffle=False))
+        return cohort[np.argsort(-self._sizes[cohort], kind="stable")]
+
+    def _share(self, cohort: Ints) -> Ints:
+        """The part of the cohort that falls to this process."""
+        if self.num_replicas == 1:
+            return cohort
+        room = len(self) * self._chunk_size
+        loads = [(0, rank) for rank in range(self.num_replicas)]
+        shares: list[list[int]] = [[] for _ in loads]
+        for position in cohort.tolist():
+            load, rank = heapq.heappop(loads)
+            shares[rank].append(position)
+            if len(shares[rank]) < room:
+                heapq.heappush(loads, (load + int(self._sizes[position]), rank))
+        return np.array(shares[self.rank], dtype=np.int64)

@@ -1,0 +1,178 @@
+"""A store of clients on disk: the rows of all clients one after the other, memory-mapped.
+
+Opening a store costs the same for a hundred clients and for a million: no row is read before a client is asked for,
+and what is kept in memory does not grow with the population.
+
+Layout of the folder, with M clients and R rows in all:
+
+- `x.npy` [R, ...]: features, of any numeric type;
+- `y.npy` [R] or [R, ...]: labels, a signed integer type, -1 = to be predicted;
+- `offsets.npy` [M + 1] int64: client i owns the rows offsets[i] to offsets[i + 1]; its labelled rows come first;
+- `labelled.npy` [M] int64: number of labelled rows;
+- `train_rows.npy` [M] int64: number of rows that are training rows by the data's own split, the rest of the labelled
+  rows being its test rows; -1 where the data has no split of its own;
+- `names.npy` [M] bytes: names of the clients, UTF-8;
+- `meta.json`: what a reader checks (`StoreMeta`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flow_pl.errors import DataError
+
+FORMAT_VERSION = 1
+"""Version of the layout; a store of another version is not read."""
+
+
+class ClientRows(NamedTuple):
+    """The rows of one client, not copied from the file until they are indexed.
+
+    Attributes:
+        x: [n, ...] features.
+        y: [n, ...] labels; -1 in the rows after the labelled ones.
+        labelled: number of labelled rows, which come first.
+        train_rows: number of training rows by the data's own split, which come first; -1 = no such split.
+    """
+
+    x: NDArray[Any]
+    y: NDArray[Any]
+    labelled: int
+    train_rows: int
+
+
+@dataclass(frozen=True)
+class StoreMeta:
+    """What `meta.json` holds.
+
+    Attributes:
+        version: `FORMAT_VERSION` of the writer.
+        clients: number of clients.
+        rows: number of rows.
+        num_classes: number of classes of the labels.
+    """
+
+    version: int
+    clients: int
+    rows: int
+    num_classes: int
+
+
+class ClientStore:
+    """Clients read from a folder written by `ClientStoreWriter`; made by `ClientStore.open`.
+
+    Copies sent to loader workers open the files anew instead of carrying the rows.
+
+    Attributes:
+        path: the folder.
+        meta: number of clients, rows and classes.
+        offsets: [M + 1] int64, memory-mapped.
+        labelled: [M] int64, labelled rows of each client, memory-mapped.
+        train_rows: [M] int64, training rows of the data's own split or -1, memory-mapped.
+    """
+
+    def __init__(self, path: Path, meta: StoreMeta, arrays: dict[str, NDArray[Any]]) -> None:
+        self.path = path
+        self.meta = meta
+        self.offsets: NDArray[np.int64] = arrays["offsets"]
+        self.labelled: NDArray[np.int64] = arrays["labelled"]
+        self.train_rows: NDArray[np.int64] = arrays["train_rows"]
+        self._x = arrays["x"]
+        self._y = arrays["y"]
+        self._names = arrays["names"]
+
+    @classmethod
+    def open(cls, path: str | Path) -> ClientStore:
+        """Open a store; reads the headers of its files and nothing else.
+
+        Args:
+            path: the folder of the store.
+
+        Returns:
+            The store.
+
+        Raises:
+            DataError: a file is missing, truncated, or of another version; the message names it and the remedy.
+        """
+        path = Path(path)
+        meta = _load(path / "meta.json", lambda file: StoreMeta(**json.loads(file.read_text(encoding="utf-8"))))
+        if meta.version != FORMAT_VERSION:
+            raise DataError(_broken(path / "meta.json", f"version {meta.version} instead of {FORMAT_VERSION}"))
+        lengths = {
+            "x": meta.rows,
+            "y": meta.rows,
+            "offsets": meta.clients + 1,
+            "labelled": meta.clients,
+            "train_rows": meta.clients,
+            "names": meta.clients,
+        }
+        arrays = {}
+        for name, length in lengths.items():
+            array = _load(path / f"{name}.npy", lambda file: np.load(file, mmap_mode="r", allow_pickle=False))
+            if len(array) != length:
+                raise DataError(_broken(path / f"{name}.npy", f"{len(array)} entries instead of {length}"))
+            arrays[name] = array
+        return cls(path, meta, arrays)
+
+    def __reduce__(self) -> tuple[Callable[[str], ClientStore], tuple[str]]:
+        return ClientStore.open, (str(self.path),)
+
+    def __len__(self) -> int:
+        """Number of clients."""
+        return self.meta.clients
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """[M] number of rows of each client, unlabelled ones included; reads no row."""
+        return np.diff(self.offsets)
+
+    @property
+    def feature_shape(self) -> tuple[int, ...]:
+        """Shape of the features of one row."""
+        return self._x.shape[1:]
+
+    @property
+    def feature_dtype(self) -> np.dtype[Any]:
+        """Type of the features, as stored."""
+        return self._x.dtype
+
+    @property
+    def label_shape(self) -> tuple[int, ...]:
+        """Shape of the label of one row: () for a class, (T,) for a sequence."""
+        return self._y.shape[1:]
+
+    def read(self, client: int) -> ClientRows:
+        """The rows of one client.
+
+        Args:
+            client: index of the client, 0 to M - 1.
+
+        Returns:
+            Views of the memory-mapped rows: only those that are indexed are read.
+        """
+        start, stop = int(self.offsets[client]), int(self.offsets[client + 1])
+        x, y = np.asarray(self._x[start:stop]), np.asarray(self._y[start:stop])
+        return ClientRows(x, y, int(self.labelled[client]), int(self.train_rows[client]))
+
+    def name(self, client: int) -> str:
+        """Name of a client, as in the source data."""
+        return bytes(self._names[client]).decode("utf-8")
+
+
+def _load(file: Path, read: Callable[[Path], Any]) -> Any:
+    # numpy and json report damage by ValueError (also truncation, at the memory-mapping), EOFError or TypeError
+    try:
+        return read(file)
+    except (OSError, ValueError, EOFError, TypeError) as error:
+        raise DataError(_broken(file, str(error))) from error
+
+
+def _broken(file: Path, found: str) -> str:
+    return f"{file} is not a usable part of a client store ({found}): delete {file.parent}, it will be rebuilt."

@@ -1,0 +1,191 @@
+"""Synthetic(alpha, beta): generated clients that differ in their labels, their features and their sizes.
+
+Source: Li et al., *Federated Optimization in Heterogeneous Networks* (MLSys 2020), section 5.1, with the sizes and
+the scales of the authors' generator; `shared_fraction` is this project's addition.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from flow_pl.data.datamodule import FederatedDataModule
+from flow_pl.data.writer import ClientData
+from flow_pl.errors import ConfigurationError, require_positive
+from flow_pl.rng import Stream, generator
+
+Floats = NDArray[np.float64]
+
+
+class Concept(NamedTuple):
+    """A linear labelling: y = argmax(weight x + bias).
+
+    Attributes:
+        weight: [classes, features].
+        bias: [classes].
+    """
+
+    weight: Floats
+    bias: Floats
+
+    def label(self, x: NDArray[Any]) -> NDArray[np.int64]:
+        """Labels [n] of instances [n, features]."""
+        scores: Floats = x.astype(np.float64) @ self.weight.T + self.bias
+        return scores.argmax(axis=1)
+
+
+@dataclass(frozen=True)
+class SyntheticClients:
+    """The generator behind `SyntheticData`, which documents its fields; `seed` is the data module's `split_seed`.
+
+    What is drawn for a client depends on the seed and the client alone. Only the threshold, and so which instances
+    are labelled by the shared concept, depends on all of them.
+    """
+
+    alpha: float
+    beta: float
+    shared_fraction: float
+    num_clients: int
+    num_features: int
+    num_classes: int
+    mean_log_size: float
+    sigma_log_size: float
+    min_size: int
+    max_size: int | None
+    seed: int
+
+    def __post_init__(self) -> None:
+        require_positive(
+            num_clients=self.num_clients,
+            num_features=self.num_features,
+            num_classes=self.num_classes,
+            min_size=self.min_size,
+        )
+        for name, deviation in asdict(self).items():
+            if name in ("alpha", "beta", "sigma_log_size") and deviation < 0:
+                raise ConfigurationError(f"{name} is {deviation}, expected 0 or more: it is a standard deviation.")
+        if not 0 <= self.shared_fraction <= 1:
+            raise ConfigurationError(f"shared_fraction is {self.shared_fraction}, expected a share from 0 to 1.")
+        if self.max_size is not None and self.max_size < self.min_size:
+            raise ConfigurationError(
+                f"max_size is {self.max_size}, expected at least min_size, which is {self.min_size}: raise it."
+            )
+
+    def __iter__(self) -> Iterator[ClientData]:
+        """The clients in order."""
+        for client in range(self.num_clients):
+            random, size, mean = self._profile(client)
+            own = self._concept(random, random.normal(0, self.alpha))
+            deviation = np.arange(1, self.num_features + 1) ** -0.6  # variance j^-1.2
+            x = (mean + deviation * random.standard_normal((size, self.num_features))).astype(np.float32)
+            y = np.where(x[:, 0] > self.threshold, self.shared_concept.label(x), own.label(x))
+            yield ClientData(f"client_{client:05d}", x, y)
+
+    @cached_property
+    def shared_concept(self) -> Concept:
+        """The labelling that all clients share."""
+        return self._concept(generator(self.seed, Stream.CONCEPT), 0.0)
+
+    @cached_property
+    def threshold(self) -> float:
+        """The first feature above which an instance is labelled by the shared concept.
+
+        The quantile of the clients' mixture of N(v_k1, 1), each with the weight of its size, found by bisection.
+        """
+        if self.shared_fraction in (0, 1):
+            return math.inf if self.shared_fraction == 0 else -math.inf
+        profiles = [self._profile(client) for client in range(self.num_clients)]
+        weight = torch.tensor([size for _, size, _ in profiles], dtype=torch.float64)
+        mean = torch.tensor([mean[0] for _, _, mean in profiles], dtype=torch.float64)
+        low, high = float(mean.min()) - 10, float(mean.max()) + 10
+        while high - low > 1e-9:
+            middle = (low + high) / 2
+            above = torch.sum(weight * torch.special.ndtr(mean - middle)) / weight.sum()
+            low, high = (middle, high) if above > self.shared_fraction else (low, middle)
+        return high
+
+    def _profile(self, client: int) -> tuple[np.random.Generator, int, Floats]:
+        """A client's generator after its first draws, its size, and the mean [features] of its instances."""
+        random = generator(self.seed, Stream.SYNTHETIC, client)
+        size = self.min_size + int(random.lognormal(self.mean_log_size, self.sigma_log_size))
+        mean = random.normal(random.normal(0, self.beta), 1, self.num_features)
+        return random, size if self.max_size is None else min(size, self.max_size), mean
+
+    def _concept(self, random: np.random.Generator, mean: float) -> Concept:
+        weight = random.normal(mean, 1, (self.num_classes, self.num_features))
+        return Concept(weight, random.normal(mean, 1, self.num_classes))
+
+
+class SyntheticData(FederatedDataModule):
+    """Synthetic(alpha, beta) clients; a share of the instances can be made to be labelled alike by all clients.
+
+    Client k draws u_k ~ N(0, alpha^2), its concept W_k, b_k ~ N(u_k, 1), B_k ~ N(0, beta^2), its mean
+    v_k ~ N(B_k, 1), and instances x ~ N(v_k, diag(j^-1.2)), j = 1..features, labelled argmax(W_k x + b_k).
+    An instance whose first feature, the one that varies most within a client, is above a threshold is labelled by one
+    concept W, b ~ N(0, 1) of all clients instead. The threshold is the quantile above which a share `shared_fraction`
+    of the distribution of all instances lies.
+
+    Args:
+        alpha: standard deviation of the means of the clients' concepts.
+        beta: standard deviation of the means of the clients' features.
+        shared_fraction: share of the instances that all clients label alike, 0 to 1; 0 = the published data.
+        num_clients: number of clients.
+        num_features: number of features of an instance.
+        num_classes: number of classes.
+        mean_log_size: mean of the logarithm of a client's number of instances, of those over `min_size`.
+        sigma_log_size: standard deviation of that logarithm.
+        min_size: smallest number of instances of a client.
+        max_size: largest number of instances of a client; null = no limit.
+        **kwargs: settings of every data set, see `FederatedDataModule`; `split_seed` also selects the clients.
+
+    Raises:
+        ConfigurationError: a setting is out of its range.
+    """
+
+    def __init__(
+        self,
+        alpha: float = 1.0,
+        beta: float = 1.0,
+        shared_fraction: float = 0.0,
+        num_clients: int = 30,
+        num_features: int = 60,
+        num_classes: int = 10,
+        mean_log_size: float = 4.0,
+        sigma_log_size: float = 2.0,
+        min_size: int = 50,
+        max_size: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self._clients = SyntheticClients(
+            alpha=alpha,
+            beta=beta,
+            shared_fraction=shared_fraction,
+            num_clients=num_clients,
+            num_features=num_features,
+            num_classes=num_classes,
+            mean_log_size=mean_log_size,
+            sigma_log_size=sigma_log_size,
+            min_size=min_size,
+            max_size=max_size,
+            seed=self.split_seed,
+        )
+
+    def options(self) -> dict[str, Any]:
+        """All settings of the generator."""
+        return asdict(self._clients)
+
+    def class_count(self) -> int:
+        """The number of classes asked for, whether or not each has an instance."""
+        return self._clients.num_classes
+
+    def clients(self) -> SyntheticClients:
+        """Generate the clients."""
+        return self._clients

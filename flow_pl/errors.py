@@ -1,0 +1,44 @@
+"""Errors a user can mend: bad input, configuration or files.
+
+The command line prints the message alone and exits with status 1; everything else keeps its traceback.
+"""
+
+
+class FlowError(ValueError):
+    """Base of the errors whose message is all a user needs."""
+
+
+class ConfigurationError(FlowError):
+    """A setting that cannot work: names the value, what was expected and the remedy."""
+
+
+class DataError(FlowError):
+    """Data that cannot be used: names the file or client, what was found and the remedy."""
+
+
+def require_positive(**values: float) -> None:
+    """Check that every value is greater than zero.
+
+    Args:
+        **values: settings by name.
+
+    Raises:
+        ConfigurationError: a value is zero or negative.
+    """
+    for name, value in values.items():
+        if not value > 0:
+            raise ConfigurationError(f"{name} is {value}, expected a number greater than 0: set {name} to 1 or more.")
+
+
+def require_fraction(**values: float) -> None:
+    """Check that every value lies in [0, 1).
+
+    Args:
+        **values: settings by name.
+
+    Raises:
+        ConfigurationError: a value is negative, 1 or more.
+    """
+    for name, value in values.items():
+        if not 0 <= value < 1:
+            raise ConfigurationError(f"{name} is {value}, expected a share of at least 0 and less than 1.")

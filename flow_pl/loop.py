@@ -1,0 +1,228 @@
+"""The federated loop: clients of a chunk trained side by side, personalized and evaluated.
+
+One engine for every method: phases over a client's data, minibatches in the drawn order, steps that each move one
+group. Nothing in it asks the device for a value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from flow_pl.client_optimizer import OptimizerFactory, StackedOptimizer
+from flow_pl.data.batch import ClientBatch, Examples
+from flow_pl.errors import ConfigurationError, require_positive
+from flow_pl.evaluation import ClientEvaluation, ClientPredictions, count_client, predict_client
+from flow_pl.methods.base import Derive, Method, Minibatch, Phase
+from flow_pl.routing import Groups
+from flow_pl.schedule import make_schedule, part_mask
+from flow_pl.statistics import TrainingStatistics
+from flow_pl.vectorize import ClientGroups, GradientEngine, map_clients
+
+
+@dataclass(frozen=True)
+class ClientUpdate:
+    """What a chunk of clients sends to the server.
+
+    Attributes:
+        delta: for each shared group, the weighted sum over clients of (client - server).
+        weight: sum of the clients' weights.
+        statistics: of their training.
+    """
+
+    delta: Groups
+    weight: Tensor
+    statistics: TrainingStatistics
+
+
+class FederatedLoop:
+    """Trains, personalizes and evaluates chunks of clients for any method.
+
+    Args:
+        batch_size: examples in a minibatch of a client.
+        client_optimizer: any element-wise torch optimizer; a fresh one for every client, phase and step.
+        weighting: a client's weight in the server's mean: its number of training examples, or 1.
+        evaluation_batch_size: examples of a client evaluated at once.
+        trace_after: steps of a kind after which they are traced once and replayed; null to never trace.
+    """
+
+    def __init__(
+        self,
+        batch_size: int = 20,
+        client_optimizer: OptimizerFactory = lambda params: torch.optim.SGD(params, lr=0.05, momentum=0.9),
+        weighting: Literal["examples", "uniform"] = "examples",
+        evaluation_batch_size: int = 256,
+        trace_after: int | None = 8,
+    ) -> None:
+        require_positive(batch_size=batch_size, evaluation_batch_size=evaluation_batch_size)
+        self.batch_size = batch_size
+        self.client_optimizer = client_optimizer
+        self.weighting = weighting
+        self.evaluation_batch_size = evaluation_batch_size
+        self.engine = GradientEngine(trace_after)
+
+    def train_clients(
+        self, method: Method, server: Groups, batch: ClientBatch, loss_scale: Tensor | None = None
+    ) -> ClientUpdate:
+        """One round of a chunk of clients.
+
+        Args:
+            method: the algorithm.
+            server: the server's groups; not changed.
+            batch: the clients, at least one.
+            loss_scale: scalar tensor, factor on the losses in 16-mixed; None for no scaling.
+
+        Returns:
+            What the clients send.
+        """
+        groups, statistics = self._run(method, server, method.phases, batch, loss_scale)
+        sizes = batch.train.mask.sum(1).to(torch.float32)
+        weights = sizes if self.weighting == "examples" else torch.ones_like(sizes)
+        delta: Groups = {}
+        for name in method.shared:
+            stacked = groups.stack(name)
+            # The clients' copies are not needed any more: the difference is taken in place.
+            torch._foreach_sub_(stacked, [server[name][key] for key in groups.groups[name]])
+            delta[name] = {key: torch.tensordot(weights, p, 1) for key, p in groups.groups[name].items()}
+        return ClientUpdate(delta, weights.sum(), statistics)
+
+    def evaluate_clients(self, method: Method, server: Groups, batch: ClientBatch) -> ClientEvaluation:
+        """Personalize a chunk of clients and evaluate w_g and their models on the held-out examples."""
+        heldout = _heldout(batch)
+        groups, _ = self._run(method, server, method.personal_phases, batch)
+        zeros = torch.zeros(len(batch), device=batch.client.device)
+        totals: dict[str, Tensor] = {}
+        with _mode(method, training=False):
+            for active, examples in self._slices(heldout):
+                counts = map_clients(partial(count_client, method), groups, examples, active)
+                for name, value in counts.items():
+                    if name not in totals:
+                        totals[name] = zeros.view(-1, *[1] * (value.ndim - 1)).repeat(1, *value.shape[1:])
+                    totals[name][:active] += value
+        names = ("count", "generalized", "personalized", "both", "generalized_loss", "personalized_loss")
+        required = {name: totals.pop(name, zeros) for name in names}
+        return ClientEvaluation(client=batch.client, **required, **totals)
+
+    def predict_clients(self, method: Method, server: Groups, batch: ClientBatch) -> ClientPredictions:
+        """Personalize a chunk of clients and predict their held-out and unlabelled examples, one by one."""
+        heldout = _heldout(batch)
+        groups, _ = self._run(method, server, method.personal_phases, batch)
+        with _mode(method, training=False):
+            slices = [
+                map_clients(partial(predict_client, method), groups, examples)
+                for _, examples in self._slices(heldout, prefix=False)
+            ]
+        if not slices:
+            none = heldout.mask
+            return ClientPredictions(batch.client, none, heldout.y, none.long(), none, none)
+        columns = {name: torch.cat([part[name] for part in slices], dim=1) for name in slices[0]}
+        return ClientPredictions(batch.client, heldout.mask, heldout.y, **columns)
+
+    def _run(
+        self,
+        method: Method,
+        server: Groups,
+        stages: Sequence[Phase | Derive],
+        batch: ClientBatch,
+        loss_scale: Tensor | None = None,
+    ) -> tuple[ClientGroups, TrainingStatistics]:
+        """Take a chunk of clients through the stages, from the server's groups."""
+        groups = ClientGroups(method.start(server), len(batch))
+        statistics = TrainingStatistics(batch.client.device)
+        devices = [batch.client.device] if batch.client.device.type == "cuda" else []
+        with torch.no_grad(), torch.random.fork_rng(devices), _mode(method, training=True):
+            torch.manual_seed(batch.seed)
+            for stage in stages:
+                if isinstance(stage, Derive):
+                    examples = Minibatch(batch.train.x, batch.train.y, part_mask(batch, stage.part))
+                    with _mode(method, training=False):
+                        groups.put(map_clients(stage.compute, groups, examples))
+                else:
+                    self._run_phase(groups, stage, batch, loss_scale, statistics)
+        return groups, statistics
+
+    def _run_phase(
+        self,
+        groups: ClientGroups,
+        phase: Phase,
+        batch: ClientBatch,
+        loss_scale: Tensor | None,
+        statistics: TrainingStatistics,
+    ) -> None:
+        """All minibatches of a phase, for all clients of the chunk."""
+        if batch.order.shape[1] < phase.epochs:
+            raise ConfigurationError(
+                f"the batch has a minibatch order for {batch.order.shape[1]} local epochs, the method makes "
+                f"{phase.epochs}: set the data module's `epochs` to {phase.epochs} before its loaders are made."
+            )
+        schedule = make_schedule(batch, phase.part, phase.epochs, self.batch_size)
+        optimizers = [
+            StackedOptimizer(self.client_optimizer, groups.stack(step.moves), step.lr_scale) for step in phase.steps
+        ]
+        x, y = batch.train.x.flatten(0, 1), batch.train.y.flatten(0, 1)
+        scales = None if loss_scale is None else loss_scale.expand(len(batch)).clone()
+        active = 0
+        for t, now in enumerate(schedule.active):
+            if now != active:
+                active = now
+                views = groups.prefix(active)
+                for optimizer in optimizers:
+                    optimizer.narrow(active)
+            rows = schedule.index[t, :active].reshape(-1)
+            shape = (active, self.batch_size)
+            minibatch = Minibatch(
+                x.index_select(0, rows).view(*shape, *x.shape[1:]),
+                y.index_select(0, rows).view(*shape, *y.shape[1:]),
+                schedule.mask[t, :active],
+            )
+            for step, optimizer in zip(phase.steps, optimizers, strict=True):
+                scale = None if scales is None else scales[:active]
+                grads, losses = self.engine(step, views, groups.stacked, minibatch, scale)
+                keep = None if scale is None else _unscale(grads, scale)
+                optimizer.step(grads, keep)
+                statistics.add_step(step.moves, losses, keep)
+        statistics.add_rows(sum(schedule.active) * self.batch_size, schedule.examples)
+
+    def _slices(self, examples: Examples, prefix: bool = True) -> Iterator[tuple[int, Minibatch]]:
+        """Pieces of the examples along N that bound the memory, each with the clients that reach it."""
+        longest = max(examples.sizes, default=0)
+        for start in range(0, longest, self.evaluation_batch_size):
+            end = min(start + self.evaluation_batch_size, longest)
+            active = max(i + 1 for i, n in enumerate(examples.sizes) if n > start) if prefix else len(examples.sizes)
+            yield active, Minibatch(*(t[:active, start:end] for t in (examples.x, examples.y, examples.mask)))
+
+
+@contextmanager
+def _mode(method: Method, training: bool) -> Iterator[None]:
+    """The method's modules in training or evaluation mode (dropout)."""
+    before = {name: module.training for name, module in method.modules.items()}
+    for module in method.modules.values():
+        module.train(training)
+    try:
+        yield
+    finally:
+        for name, module in method.modules.items():
+            module.train(before[name])
+
+
+def _heldout(batch: ClientBatch) -> Examples:
+    if batch.heldout is None:
+        raise ConfigurationError(
+            "the batch has no held-out examples: evaluate on a validation, test or predict loader."
+        )
+    return batch.heldout
+
+
+def _unscale(grads: list[Tensor], scale: Tensor) -> Tensor:
+    """Take the loss scale off the gradients [A, ...], in place; returns which clients' are finite, [A] bool."""
+    finite = torch.ones_like(scale, dtype=torch.bool)
+    for g in grads:
+        g.div_(scale.view(-1, *[1] * (g.ndim - 1)))
+        finite &= g.isfinite().flatten(1).all(1)
+    return finite

@@ -1,0 +1,183 @@
+"""What a federated algorithm is: groups of parameters, phases over a client's data, and steps on every minibatch.
+
+A method is written for ONE client. It knows nothing of Lightning, of devices or of the client axis: the federated
+loop vectorises its functions over clients and hands it one client's tensors.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Literal, NamedTuple
+
+from torch import Tensor, nn
+
+from flow_pl.errors import require_positive
+from flow_pl.objective import Objective
+from flow_pl.routing import Groups, RoutedModel
+
+Part = Literal["all", "local", "global"]
+
+
+class Minibatch(NamedTuple):
+    """Examples of one client.
+
+    Attributes:
+        x: features [B, ...].
+        y: targets [B, ...].
+        mask: [B] bool, False in the padding.
+    """
+
+    x: Tensor
+    y: Tensor
+    mask: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One optimizer step on a minibatch.
+
+    Attributes:
+        moves: the group that moves; every other one is frozen.
+        objective: maps (groups, minibatch) to a scalar, whose gradient moves the group.
+        lr_scale: factor on the client optimizer's learning rate.
+    """
+
+    moves: str
+    objective: Callable[[Groups, Minibatch], Tensor]
+    lr_scale: float = 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class Phase:
+    """Epochs over a part of a client's training data, with the same steps, in order, on every minibatch.
+
+    Epoch e of every phase visits its examples in the same order, so that methods that make the same steps see the
+    same minibatches.
+
+    Attributes:
+        part: which share of the data.
+        epochs: passes over it.
+        steps: what is done on each minibatch; every step has an optimizer of its own, fresh in each phase.
+    """
+
+    part: Part
+    epochs: int
+    steps: tuple[Step, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Derive:
+    """Groups computed once from a part of a client's training data, without gradients.
+
+    Attributes:
+        part: which share of the data.
+        compute: maps (groups, examples) to new or replaced groups.
+    """
+
+    part: Part
+    compute: Callable[[Groups, Minibatch], Groups]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Outputs of one client's models on its instances [N, ...].
+
+    Attributes:
+        generalized: of the server's model.
+        personalized: of the client's personalized model.
+        local: of the client's local model, where the method has one beside the personalized one (for the oracle).
+        routes: [N, blocks] bool, True where an instance went through (or leans to) the local block.
+    """
+
+    generalized: Tensor
+    personalized: Tensor
+    local: Tensor | None = None
+    routes: Tensor | None = None
+
+
+class Method(ABC):
+    """A federated algorithm.
+
+    Subclasses say what a client does in a round (`training`) and what makes its personalized model
+    (`personalization`), and predict with the groups that result.
+
+    Args:
+        local_epochs: epochs over a client's data in a round (E).
+        personal_epochs: epochs when a client is personalized for evaluation; None for `local_epochs`.
+
+    Attributes:
+        shared: names of the groups that clients send and the server averages.
+        phases: what `training` returned when the method was bound.
+        personal_phases: what `personalization` returned then.
+        modules: the server's modules by group.
+    """
+
+    shared: ClassVar[tuple[str, ...]] = ("global",)
+    phases: tuple[Phase | Derive, ...]
+    personal_phases: tuple[Phase | Derive, ...]
+
+    def __init__(self, local_epochs: int = 3, personal_epochs: int | None = None) -> None:
+        require_positive(local_epochs=local_epochs)
+        if personal_epochs is not None:
+            require_positive(personal_epochs=personal_epochs)
+        self.local_epochs = local_epochs
+        self.personal_epochs = local_epochs if personal_epochs is None else personal_epochs
+
+    def bind(self, backbone: nn.Module, objective: Objective) -> dict[str, nn.Module]:
+        """Bind the method to a backbone and a task. Called once, by the FederatedModule.
+
+        Returns:
+            The server's modules by group; the FederatedModule owns their parameters.
+        """
+        self.model = RoutedModel(backbone)
+        self.objective = objective
+        self.modules = {"global": backbone, **self.server_modules()}
+        self.phases = self.training()
+        self.personal_phases = self.personalization()
+        return self.modules
+
+    @property
+    def epochs(self) -> int:
+        """The most epochs any phase makes: how many minibatch orders a client needs."""
+        stages = (*self.phases, *self.personal_phases)
+        return max([1, *(stage.epochs for stage in stages if isinstance(stage, Phase))])
+
+    @property
+    def route_names(self) -> list[str]:
+        """Names of the routed blocks, in the order of `Prediction.routes`; empty for a method that does not route."""
+        return []
+
+    def server_modules(self) -> dict[str, nn.Module]:
+        """Modules of the server beside the backbone, by group (Flow's router)."""
+        return {}
+
+    def start(self, server: Groups) -> Groups:
+        """A client's groups at the start of a round; they may alias the server's, which are never written."""
+        return dict(server)
+
+    @abstractmethod
+    def training(self) -> tuple[Phase | Derive, ...]:
+        """What a sampled client does in a round."""
+
+    def personalization(self) -> tuple[Phase | Derive, ...]:
+        """What makes a client's personalized model from the server's groups; nothing where there is none."""
+        return ()
+
+    def predict(self, groups: Groups, x: Tensor) -> Prediction:
+        """Outputs for one client's instances x [N, ...], in evaluation mode.
+
+        `groups["global"]` is the server's model, untouched. Without a personal model, personalized = generalized.
+        """
+        outputs = self.model.plain(x, groups["global"])
+        return Prediction(outputs, outputs)
+
+    def train_step(self, group: str) -> Step:
+        """A step on the task's loss of the backbone under `group` (over the global embedding tables)."""
+
+        def loss(groups: Groups, minibatch: Minibatch) -> Tensor:
+            outputs = self.model.plain(minibatch.x, groups["global"], groups[group])
+            return self.objective.loss(outputs, minibatch.y, minibatch.mask)
+
+        return Step(group, loss)

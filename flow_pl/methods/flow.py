@@ -1,0 +1,161 @@
+"""Flow: Panchal et al., Per-Instance Personalized Federated Learning Through Dynamic Routing (NeurIPS 2023)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar, Literal
+
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from flow_pl.errors import ConfigurationError, require_positive
+from flow_pl.methods.base import Derive, Method, Minibatch, Part, Phase, Prediction, Step
+from flow_pl.routing import Groups, InstanceRouter, Router, one_hot_routes, routing_regularizer
+
+
+class Flow(Method):
+    """Each client trains a local model, a router between it and w_g, and w_g itself.
+
+    Sends w_g and the router; keeps nothing. The defaults are those for clients with few examples; the published
+    settings are `split: parts`, `encourage: local`, `routing: hard`.
+
+    Args:
+        local_epochs: epochs over a client's data in a round (E).
+        personal_epochs: epochs when a client is personalized; None for `local_epochs`.
+        regularization: weight of the routing regulariser (lambda); 0 for none.
+        epsilon: floor in the regulariser's logarithm (published: 1e-6).
+        encourage: which way the regulariser pushes. "local" keeps the router from collapsing onto the better
+            trained global path; "global" suits a router trained on data that the local model has seen.
+        split: which data train what. "parts" (published): one half trains the local model, the other the router and
+            w_g. "none": everything is trained on all the data. "cross": the router is trained on one half against a
+            local model that saw only the other, w_g on all the data (exactly as FedAvg), and the local model that
+            predicts on all the data.
+        routing: how the personalized model mixes in evaluation: "hard" takes the more probable way, "soft" mixes by
+            the probabilities, as in training.
+        route_by: "instance", or "client" for one way per client: the router sees the mean of its features.
+        train_global: "own" path of w_g, or "routed": w_g learns through the personalized model.
+        adapt_router: whether the router takes its steps when a client is personalized.
+        router: makes the router from the number of routed blocks.
+        router_lr_scale: factor on the client optimizer's learning rate for the router.
+    """
+
+    shared: ClassVar[tuple[str, ...]] = ("global", "router")
+
+    def __init__(
+        self,
+        local_epochs: int = 3,
+        personal_epochs: int | None = None,
+        regularization: float = 0.01,
+        epsilon: float = 1e-6,
+        encourage: Literal["local", "global"] = "local",
+        split: Literal["parts", "none", "cross"] = "parts",
+        routing: Literal["hard", "soft"] = "hard",
+        route_by: Literal["instance", "client"] = "instance",
+        train_global: Literal["own", "routed"] = "own",
+        adapt_router: bool = True,
+        router: Callable[[int], Router] = InstanceRouter,
+        router_lr_scale: float = 1.0,
+    ) -> None:
+        super().__init__(local_epochs, personal_epochs)
+        require_positive(epsilon=epsilon, router_lr_scale=router_lr_scale)
+        if regularization < 0:
+            raise ConfigurationError(f"regularization is {regularization}, expected 0 or more: set it to 0 for none.")
+        self.regularization = regularization
+        self.epsilon = epsilon
+        self.encourage: Literal["local", "global"] = encourage
+        self.split = split
+        self.routing = routing
+        self.route_by = route_by
+        self.train_global = train_global
+        self.adapt_router = adapt_router
+        self.make_router = router
+        self.router_lr_scale = router_lr_scale
+
+    @property
+    def route_names(self) -> list[str]:
+        """Names of the routed blocks."""
+        return self.model.blocks
+
+    def server_modules(self) -> dict[str, nn.Module]:
+        """The router, which the server averages like w_g."""
+        self.router = self.make_router(len(self.model.blocks))
+        return {"router": self.router}
+
+    def start(self, server: Groups) -> Groups:
+        """w_g and psi, a local model born from w_g, and with `cross` a probe that sees half of the data."""
+        local = self.model.local_copy(server["global"])
+        return {**server, "local": local, **({"probe": dict(local)} if self.split == "cross" else {})}
+
+    def training(self) -> tuple[Phase | Derive, ...]:
+        """Algorithm 1: the local model, then the router and w_g in turn on every minibatch."""
+        first, second = self._parts()
+        move_global = self.train_step("global") if self.train_global == "own" else self._routed_step("global")
+        local = Phase(first, self.local_epochs, (self.train_step(self._opponent),))
+        if self.split != "cross":
+            both = Phase(second, self.local_epochs, (self._routed_step("router"), move_global))
+            return (*self._client_features(), local, both)
+        router = Phase(second, self.local_epochs, (self._routed_step("router"),))
+        return (*self._client_features(), local, router, Phase("all", self.local_epochs, (move_global,)))
+
+    def personalization(self) -> tuple[Phase | Derive, ...]:
+        """The local model and the router alone, w_g never moves; with `cross` the local model that predicts then sees all the data."""
+        first, second = self._parts()
+        local = Phase(first, self.personal_epochs, (self.train_step(self._opponent),))
+        router = Phase(second, self.personal_epochs, (self._routed_step("router"),))
+        whole = Phase("all", self.personal_epochs, (self.train_step("local"),))
+        if self.split == "cross":
+            return (*self._client_features(), *((local, router) if self.adapt_router else ()), whole)
+        return (*self._client_features(), local, *((router,) if self.adapt_router else ()))
+
+    def predict(self, groups: Groups, x: Tensor) -> Prediction:
+        """w_g, the routed model and the local model."""
+        q = self._route(groups, x)
+        mixture = one_hot_routes(q) if self.routing == "hard" else q
+        return Prediction(
+            generalized=self.model.plain(x, groups["global"]),
+            personalized=self.model.routed(x, groups["global"], groups["local"], mixture),
+            local=self.model.plain(x, groups["global"], groups["local"]),
+            routes=one_hot_routes(q)[..., 1].bool(),
+        )
+
+    @property
+    def _opponent(self) -> str:
+        """The local model that the router is trained against."""
+        return "probe" if self.split == "cross" else "local"
+
+    def _parts(self) -> tuple[Part, Part]:
+        """The data of the local model and of the router (zeta_l, zeta_g)."""
+        return ("all", "all") if self.split == "none" else ("local", "global")
+
+    def _routed_step(self, moves: str) -> Step:
+        """A step on f(w_p), soft routing; for the router with its regulariser."""
+
+        def loss(groups: Groups, minibatch: Minibatch) -> Tensor:
+            q = self._route(groups, minibatch.x)
+            outputs = self.model.routed(minibatch.x, groups["global"], groups[self._opponent], q)
+            task = self.objective.loss(outputs, minibatch.y, minibatch.mask)
+            if moves != "router" or not self.regularization:
+                return task
+            regularizer = routing_regularizer(q, minibatch.mask, self.epsilon, self.encourage)
+            return task + self.regularization * regularizer
+
+        return Step(moves, loss, self.router_lr_scale if moves == "router" else 1.0)
+
+    def _route(self, groups: Groups, x: Tensor) -> Tensor:
+        """Probabilities [N, blocks, 2] of the instances x [N, ...]."""
+        if self.route_by == "instance":
+            q: Tensor = functional_call(self.router, groups["router"], (x,))
+            return q
+        seen = groups["features"]["mean"].unsqueeze(0)
+        one: Tensor = functional_call(self.router, groups["router"], (seen,))
+        return one.expand(len(x), *one.shape[1:])
+
+    def _client_features(self) -> tuple[Derive, ...]:
+        """The mean of the client's features, where routing is per client."""
+
+        def mean(groups: Groups, examples: Minibatch) -> Groups:
+            weight = examples.mask.float()
+            total = (examples.x.float() * weight.reshape(-1, *[1] * (examples.x.ndim - 1))).sum(0)
+            return {"features": {"mean": total / weight.sum().clamp_min(1.0)}}
+
+        return (Derive("all", mean),) if self.route_by == "client" else ()

@@ -1,0 +1,29 @@
+"""Local training without communication."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from flow_pl.methods.base import Derive, Phase
+from flow_pl.methods.fine_tuning import FineTuning
+
+
+class Local(FineTuning):
+    """Every client trains its own model alone; nothing is sent and the server's model never moves.
+
+    A client's model depends on nothing but the common initial weights and its own data, so it is trained when it is
+    evaluated, not round by round: `local_epochs` is the whole budget, to be compared with rounds x cohort /
+    population x epochs of a federated method. Rounds of `fit` change nothing; one is enough.
+
+    Args:
+        local_epochs: epochs of a client's own training in all.
+    """
+
+    shared: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, local_epochs: int = 30) -> None:
+        super().__init__(local_epochs)
+
+    def training(self) -> tuple[Phase | Derive, ...]:
+        """Nothing: there is no communication."""
+        return ()

@@ -1,0 +1,206 @@
+"""Metrics over clients: accuracy, the gain of personalization and the share routed local.
+
+Each metric keeps one row of counts per client, on the device, and reduces them when the epoch is over. The rows of
+all processes are gathered first, so the figures do not depend on how the clients were divided among processes, and
+every process gets the same ones. A client without evaluated examples counts nowhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+PERCENTILES = (10, 50, 90)
+"""Percentiles over clients that are reported beside each mean."""
+
+
+class ClientMetric(Metric):
+    """Base: a table with one row of numbers per client, gathered over the processes.
+
+    The table travels as one flat list, because torchmetrics stands in for a process that saw no client with an
+    empty tensor of ONE dimension, which cannot be gathered with tables of two.
+
+    Args:
+        columns: number of columns.
+    """
+
+    is_differentiable = False
+    full_state_update = False
+    rows: list[Tensor] | Tensor
+
+    def __init__(self, columns: int) -> None:
+        super().__init__()
+        self.columns = columns
+        self.add_state("rows", default=[], dist_reduce_fx="cat")
+
+    def append(self, columns: Sequence[Tensor]) -> None:
+        """Add one row per client.
+
+        Args:
+            columns: one tensor [C] per column of the table.
+        """
+        # float32 whatever the precision of the run: the placeholder of a process without clients has this type
+        rows = torch.stack([column.detach().float() for column in columns], dim=1)
+        assert isinstance(self.rows, list), "a synchronised metric cannot be updated"
+        self.rows.append(rows.flatten())
+
+    def table(self) -> Tensor:
+        """All rows, column by column.
+
+        Returns:
+            [columns, clients] float64 on the host, where sums of counts are exact.
+        """
+        parts = [self.rows] if isinstance(self.rows, Tensor) else self.rows
+        flat = torch.cat(parts) if parts else torch.empty(0)
+        return flat.cpu().double().view(-1, self.columns).T
+
+
+class ClientAccuracy(ClientMetric):
+    """Accuracy and mean loss of one model over a set of clients.
+
+    `compute` returns scalars, NaN where no client has an evaluated example: `accuracy` (mean over examples),
+    `accuracy_client_mean`, `accuracy_p10`, `accuracy_p50`, `accuracy_p90` (over clients) and `loss` (mean over
+    examples).
+    """
+
+    higher_is_better = True
+
+    def __init__(self) -> None:
+        super().__init__(columns=3)
+
+    def update(self, count: Tensor, correct: Tensor, loss: Tensor) -> None:
+        """Add a chunk of clients.
+
+        Args:
+            count: [C] evaluated examples.
+            correct: [C] examples the model gets right.
+            loss: [C] summed loss of the model.
+        """
+        self.append((count, correct, loss))
+
+    def compute(self) -> dict[str, Tensor]:
+        """Figures over all clients of all processes."""
+        table = self.table()
+        count, correct, loss = table[:, table[0] > 0]
+        return _rounded(
+            {
+                "accuracy": correct.sum() / count.sum(),
+                "accuracy_client_mean": (correct / count).mean(),
+                **_percentiles("accuracy", correct / count),
+                "loss": loss.sum() / count.sum(),
+            }
+        )
+
+
+class ClientGain(ClientMetric):
+    """What personalization changes, for clients and for examples.
+
+    `compute` returns scalars, NaN where they are not defined:
+
+    - `gain`, `gain_client_mean`: personalized minus generalized accuracy, over examples and over clients;
+    - `clients_helped`, `clients_unchanged`, `clients_harmed`: shares of clients;
+    - `examples_both_right`, `examples_only_generalized`, `examples_only_personalized`, `examples_neither`: shares of
+      examples;
+    - for a method with a local model, `oracle_accuracy`, what perfect routing between w_g and w_l would get, and
+      `oracle_captured`, the share of its headroom over w_g that the personalized model gets; it is not defined
+      without headroom, and negative where personalization harms.
+    """
+
+    higher_is_better = True
+
+    def __init__(self) -> None:
+        super().__init__(columns=5)
+
+    def update(
+        self, count: Tensor, generalized: Tensor, personalized: Tensor, both: Tensor, oracle: Tensor | None = None
+    ) -> None:
+        """Add a chunk of clients.
+
+        Args:
+            count: [C] evaluated examples.
+            generalized: [C] examples that w_g gets right.
+            personalized: [C] examples that the personalized model gets right.
+            both: [C] examples that both get right.
+            oracle: [C] examples that w_g or the local model gets right; None for a method without a local model.
+        """
+        # the column is always there, so that a process that cannot know of a local model still gathers the same table
+        known = torch.full_like(count, torch.nan) if oracle is None else oracle
+        self.append((count, generalized, personalized, both, known))
+
+    def compute(self) -> dict[str, Tensor]:
+        """Figures over all clients of all processes."""
+        table = self.table()
+        count, generalized, personalized, both, oracle = table[:, table[0] > 0]
+        gain = personalized - generalized
+        examples = count.sum()
+        figures = {
+            "gain": gain.sum() / examples,
+            "gain_client_mean": (gain / count).mean(),
+            "clients_helped": (gain > 0).double().mean(),
+            "clients_unchanged": (gain == 0).double().mean(),
+            "clients_harmed": (gain < 0).double().mean(),
+            "examples_both_right": both.sum() / examples,
+            "examples_only_generalized": (generalized - both).sum() / examples,
+            "examples_only_personalized": (personalized - both).sum() / examples,
+            "examples_neither": (count - generalized - personalized + both).sum() / examples,
+        }
+        if not oracle.isnan().all():
+            headroom = (oracle - generalized).sum()
+            figures["oracle_accuracy"] = oracle.sum() / examples
+            figures["oracle_captured"] = gain.sum() / headroom if headroom > 0 else torch.tensor(torch.nan)
+        return _rounded(figures)
+
+
+class RoutedShare(ClientMetric):
+    """Share of routing decisions that chose the local block, per block and overall.
+
+    `compute` returns scalars, NaN where no decision was made: `routed_local` (over all decisions),
+    `routed_local_p10`, `routed_local_p50`, `routed_local_p90` (of the share of each client) and
+    `routed_local/<block>` for each block.
+
+    Args:
+        blocks: names of the routed blocks, in the order of the columns of `routed_local`.
+    """
+
+    def __init__(self, blocks: Sequence[str]) -> None:
+        super().__init__(columns=1 + len(blocks))
+        self.blocks = tuple(blocks)
+
+    def update(self, routed: Tensor, routed_local: Tensor) -> None:
+        """Add a chunk of clients.
+
+        Args:
+            routed: [C] number of decisions per block.
+            routed_local: [C, blocks] decisions that chose the local block.
+        """
+        self.append((routed, *routed_local.unbind(dim=1)))
+
+    def compute(self) -> dict[str, Tensor]:
+        """Figures over all clients of all processes."""
+        table = self.table()
+        routed, *routed_local = table[:, table[0] > 0]
+        per_client = torch.stack(routed_local).mean(dim=0) / routed
+        shares = [local.sum() / routed.sum() for local in routed_local]
+        return _rounded(
+            {
+                "routed_local": torch.stack(shares).mean(),
+                **_percentiles("routed_local", per_client),
+                **{f"routed_local/{block}": share for block, share in zip(self.blocks, shares, strict=True)},
+            }
+        )
+
+
+def _percentiles(name: str, value: Tensor) -> dict[str, Tensor]:
+    """Percentiles of a figure [clients] over the clients; NaN where there is no client."""
+    if not len(value):
+        value = value.new_full((1,), torch.nan)
+    levels = value.quantile(value.new_tensor(PERCENTILES) / 100)
+    return {f"{name}_p{percentile}": level for percentile, level in zip(PERCENTILES, levels, strict=True)}
+
+
+def _rounded(figures: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Single precision: not every device can log doubles."""
+    return {name: figure.float() for name, figure in figures.items()}

@@ -1,0 +1,186 @@
+"""The LightningModule: owns the server's parameters and optimizer, and delegates clients to the federated loop."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+
+from flow_pl.checks import check_checkpoint, check_fit
+from flow_pl.client_optimizer import check_elementwise
+from flow_pl.data import CohortSampler, FederatedDataModule
+from flow_pl.data.batch import ClientBatch
+from flow_pl.errors import ConfigurationError
+from flow_pl.evaluation import ClientEvaluation, ClientPredictions
+from flow_pl.loop import FederatedLoop
+from flow_pl.methods.base import Method
+from flow_pl.objective import Classification, Objective
+from flow_pl.server import ServerRound, server_groups
+
+
+class FederatedModule(lightning.LightningModule):
+    """A federated method as a LightningModule: one training epoch is one communication round.
+
+    A training batch is a chunk of clients. The last batch of a round makes the server's step, with the mean of the
+    clients' updates as a pseudo-gradient; so `trainer.global_step` counts rounds, and checkpoints, schedulers,
+    loggers and multi-process strategies work as in any Lightning project.
+
+    Args:
+        backbone: a `torch.nn.Sequential` of blocks.
+        method: the federated algorithm.
+        loop: how clients are trained.
+        objective: the task.
+        server_optimizer: any torch optimizer, on the pseudo-gradient. SGD with lr 1.0 is FedAvg, with momentum
+            FedAvgM, Adam FedAdam (Reddi et al., Adaptive Federated Optimization, ICLR 2021).
+        server_scheduler: of the server optimizer's learning rate, stepped once a round.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        method: Method,
+        loop: FederatedLoop | None = None,
+        objective: Objective | None = None,
+        server_optimizer: OptimizerCallable = lambda params: torch.optim.SGD(params, lr=1.0),
+        server_scheduler: LRSchedulerCallable | None = None,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.method = method
+        self.loop = FederatedLoop() if loop is None else loop
+        self.objective = Classification() if objective is None else objective
+        self.server = nn.ModuleDict(method.bind(backbone, self.objective))
+        self.server_optimizer = server_optimizer
+        self.server_scheduler = server_scheduler
+        # 16-mixed: start of every client's loss scale, halved after a round with skipped steps, doubled after many
+        # without (the growth interval and factors of torch.amp.GradScaler, in rounds)
+        self.register_buffer("loss_scale", torch.tensor(65536.0))
+        self.register_buffer("rounds_unskipped", torch.tensor(0.0))
+        self._round: ServerRound | None = None
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The global model w_g."""
+        return self.server["global"]
+
+    @property
+    def route_names(self) -> list[str]:
+        """Names of the routed blocks; empty for a method that does not route."""
+        return self.method.route_names
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Outputs of the global model for instances x [N, ...]."""
+        outputs: Tensor = self.backbone(x)
+        return outputs
+
+    def setup(self, stage: str) -> None:
+        """Check that data, backbone, method and optimizers fit together, before anything is trained.
+
+        Raises:
+            ConfigurationError: they do not.
+        """
+        data = getattr(self.trainer, "datamodule", None)
+        if not isinstance(data, FederatedDataModule):
+            raise ConfigurationError(
+                f"the data module is {type(data).__name__}, expected a FederatedDataModule, whose batches are chunks "
+                "of clients: derive yours from flow_pl.data.FederatedDataModule."
+            )
+        data.epochs = self.method.epochs
+        check_elementwise(self.loop.client_optimizer)
+        check_fit(self.method, data.example().to(self.device), data.num_classes)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """The server's optimizer and scheduler."""
+        optimizer = self.server_optimizer(self.server.parameters())
+        if self.server_scheduler is None:
+            return optimizer
+        return [optimizer], [self.server_scheduler(optimizer)]  # type: ignore[return-value]
+
+    def on_train_start(self) -> None:
+        """Refuse a loader whose sampler Lightning has replaced: every process would train every client."""
+        sampler = getattr(self.trainer.train_dataloader, "sampler", None)
+        if not isinstance(sampler, CohortSampler):
+            raise ConfigurationError(
+                f"the training loader's sampler is {type(sampler).__name__}, expected a CohortSampler, which shares "
+                "the cohort over processes: set trainer.use_distributed_sampler to false."
+            )
+
+    def training_step(self, batch: ClientBatch, batch_idx: int) -> None:
+        """Train a chunk of clients; with the last one of the round, make the server's step."""
+        if self._round is None:
+            self._round = ServerRound(self.method)
+        if len(batch):
+            scaler = self._scaler
+            scale = None if scaler is None else self.loss_scale
+            update = self.loop.train_clients(self.method, server_groups(self.method), batch, scale)
+            self._round.add(update, len(batch))
+        if self.trainer.is_last_batch:
+            self._server_step(self._round)
+            self._round = None
+
+    def _server_step(self, round_: ServerRound) -> None:
+        figures = round_.finish(
+            lambda tensor: self.trainer.strategy.reduce(tensor, reduce_op="sum"), self.current_epoch
+        )
+        scaler = self._scaler
+        if scaler is not None:
+            # Lightning takes the scaler's factor off every gradient; the pseudo-gradient never had it.
+            for p in self.server.parameters():
+                p.grad = None if p.grad is None else scaler.scale(p.grad)
+            self._adapt_loss_scale(figures["skipped_steps"])
+        optimizer = self.optimizers()
+        assert isinstance(optimizer, LightningOptimizer)
+        optimizer.step()
+        optimizer.zero_grad()
+        scheduler = self.lr_schedulers()
+        if scheduler is not None:
+            scheduler.step()  # type: ignore[union-attr, call-arg]
+        if scaler is None:
+            del figures["skipped_steps"]
+        self.log("step", float(self.current_epoch + 1))
+        self.log_dict(
+            {f"train/{name}": value for name, value in figures.items()}, on_step=False, on_epoch=True, batch_size=1
+        )
+
+    def _adapt_loss_scale(self, skipped: Tensor) -> None:
+        clean = skipped == 0
+        self.rounds_unskipped.copy_(torch.where(clean, self.rounds_unskipped + 1, 0))
+        grow = self.rounds_unskipped >= 100
+        self.loss_scale.mul_(torch.where(clean, torch.where(grow, 2.0, 1.0), 0.5))
+        self.rounds_unskipped.mul_(~grow)
+
+    @property
+    def _scaler(self) -> Any:
+        plugin = self.trainer.precision_plugin
+        return plugin.scaler if isinstance(plugin, MixedPrecision) else None
+
+    def validation_step(self, batch: ClientBatch, batch_idx: int, dataloader_idx: int = 0) -> ClientEvaluation:
+        """Personalize a chunk of clients and evaluate them; callbacks make metrics of the counts."""
+        return self.loop.evaluate_clients(self.method, server_groups(self.method), batch)
+
+    def test_step(self, batch: ClientBatch, batch_idx: int, dataloader_idx: int = 0) -> ClientEvaluation:
+        """As `validation_step`, for clients seen in training and for new ones."""
+        return self.validation_step(batch, batch_idx, dataloader_idx)
+
+    def predict_step(self, batch: ClientBatch, batch_idx: int, dataloader_idx: int = 0) -> ClientPredictions:
+        """Personalize a chunk of clients and predict their held-out and unlabelled instances."""
+        return self.loop.predict_clients(self.method, server_groups(self.method), batch)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note what the checkpoint was trained with."""
+        checkpoint["flow_pl"] = self._identity()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another method or backbone; see `check_checkpoint`."""
+        check_checkpoint(
+            checkpoint.get("flow_pl", {}), self._identity(), checkpoint["state_dict"], dict(self.state_dict())
+        )
+
+    def _identity(self) -> dict[str, str]:
+        return {"method": type(self.method).__name__, "backbone": type(self.backbone).__name__}

@@ -1,0 +1,180 @@
+"""One-client functions made to run on the active clients of a chunk: the single engine of training and evaluation.
+
+A chunk (or what is left of it) of one client runs the same functions without the vmap wrapper. A gradient that is
+asked for often is traced once to plain tensor operations and replayed, which spares vmap's and autograd's cost per
+step; both give the same numbers, bit for bit. Steps are always made with the modules in training mode.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from flow_pl.methods.base import Minibatch, Step
+from flow_pl.routing import Groups
+
+MAX_TRACES = 256
+"""Traced gradients kept; the least recently used goes first."""
+
+
+class ClientGroups:
+    """The parameter groups of a chunk of clients.
+
+    A group that no client has moved yet is shared: one copy, the server's. A group that moves is stacked: [C, ...].
+
+    Args:
+        groups: one client's groups, as `Method.start` made them from the server's.
+        clients: number of clients (C).
+    """
+
+    def __init__(self, groups: Groups, clients: int) -> None:
+        self.groups = groups
+        self.clients = clients
+        self.stacked: set[str] = set()
+
+    def stack(self, name: str) -> list[Tensor]:
+        """Give every client its own copy of a group; returns its tensors [C, ...]."""
+        if name not in self.stacked:
+            group = self.groups[name]
+            self.groups[name] = {key: p.detach().expand(self.clients, *p.shape).clone() for key, p in group.items()}
+            self.stacked.add(name)
+        return list(self.groups[name].values())
+
+    def put(self, groups: Groups) -> None:
+        """Add or replace groups that are already stacked."""
+        self.groups.update(groups)
+        self.stacked.update(groups)
+
+    def prefix(self, active: int) -> Groups:
+        """Views on the first clients' groups; without a client axis where there is one client."""
+        if active == self.clients > 1:
+            return self.groups
+        cut: Callable[[Tensor], Tensor] = (lambda p: p[0]) if active == 1 else (lambda p: p[:active])
+        return {
+            name: {key: cut(p) for key, p in group.items()} if name in self.stacked else group
+            for name, group in self.groups.items()
+        }
+
+
+def map_clients(fn: Callable[[Groups, Any], Any], groups: ClientGroups, data: Any, active: int | None = None) -> Any:
+    """Call a one-client function for the first clients of a chunk, side by side.
+
+    Args:
+        fn: maps (groups, data) of one client to a tree of tensors.
+        groups: the clients' groups.
+        data: tree of tensors [active, ...].
+        active: number of clients; all by default.
+
+    Returns:
+        What `fn` returns, stacked: [active, ...].
+    """
+    active = groups.clients if active is None else active
+    views = groups.prefix(active)
+    if active == 1:
+        one = torch.utils._pytree.tree_map(lambda t: t[0], data)
+        return torch.utils._pytree.tree_map(lambda t: t.unsqueeze(0), fn(views, one))
+    dims = {name: 0 if name in groups.stacked else None for name in views}
+    return vmap(fn, in_dims=(dims, 0), randomness="different")(views, data)
+
+
+class GradientEngine:
+    """Gradients of a step's objective with respect to the group that moves, for many clients at once.
+
+    Args:
+        trace_after: calls of the same kind (step, shapes, number of clients) after which it is traced and replayed;
+            None for never.
+    """
+
+    def __init__(self, trace_after: int | None = 8) -> None:
+        self.trace_after = trace_after
+        self._calls: Counter[Any] = Counter()
+        self._traces: OrderedDict[Any, GraphModule] = OrderedDict()
+
+    def __call__(
+        self, step: Step, views: Groups, stacked: set[str], minibatch: Minibatch, scale: Tensor | None
+    ) -> tuple[list[Tensor], Tensor]:
+        """Gradients and losses of the active clients.
+
+        Args:
+            step: the step.
+            views: groups of the active clients, from `ClientGroups.prefix`.
+            stacked: names of the groups with a client axis.
+            minibatch: of the active clients [A, B, ...].
+            scale: [A] factor on each client's loss (16-mixed), or None.
+
+        Returns:
+            Gradients of the moving group's tensors [A, ...] and losses [A], unscaled.
+        """
+        active = len(minibatch.mask)
+        names = [(group, key) for group, parameters in views.items() for key in parameters]
+        tensors = [views[group][key] for group, key in names]
+        arguments = [*tensors, *minibatch, *([] if scale is None else [scale])]
+
+        def gradients(*arguments: Tensor) -> list[Tensor]:
+            return _gradients(step, names, stacked, active, arguments)
+
+        if active == 1 or self.trace_after is None:
+            *grads, losses = gradients(*arguments)
+            return grads, losses
+        key = (
+            step,
+            tuple(sorted(stacked)),
+            tuple((a.shape, a.stride(), a.dtype) for a in arguments),
+            arguments[0].device,
+            torch.is_autocast_enabled(arguments[0].device.type),
+            torch.get_autocast_dtype(arguments[0].device.type),
+        )
+        trace = self._traces.get(key)
+        if trace is None:
+            self._calls[key] += 1
+            if self._calls[key] <= self.trace_after:
+                *grads, losses = gradients(*arguments)
+                return grads, losses
+            trace = self._traces[key] = _trace(gradients, arguments)
+            if len(self._traces) > MAX_TRACES:
+                self._traces.popitem(last=False)
+        else:
+            self._traces.move_to_end(key)
+        # The casts of autocast are part of the trace.
+        with torch.no_grad(), torch.autocast(arguments[0].device.type, enabled=False):
+            *grads, losses = trace(*arguments)
+        return grads, losses
+
+
+def _gradients(
+    step: Step, names: Sequence[tuple[str, str]], stacked: set[str], active: int, arguments: Sequence[Tensor]
+) -> list[Tensor]:
+    """Gradients of the moving group and the losses, for tensors given in a flat list."""
+    parameters, data = arguments[: len(names)], arguments[len(names) :]
+    minibatch, scale = Minibatch(*data[:3]), data[3] if len(data) > 3 else None
+    groups: Groups = {}
+    leaves = []
+    for (group, key), p in zip(names, parameters, strict=True):
+        if group == step.moves:
+            p = p.detach().requires_grad_()
+            leaves.append(p)
+        groups.setdefault(group, {})[key] = p
+    # One graph over all clients: their losses do not meet, so the gradient of the sum is every client's own.
+    with torch.enable_grad():
+        if active == 1:
+            losses = step.objective(groups, Minibatch(*(t[0] for t in minibatch))).unsqueeze(0)
+        else:
+            dims = {name: 0 if name in stacked else None for name in groups}
+            losses = vmap(step.objective, in_dims=(dims, 0), randomness="different")(groups, minibatch)
+        total = (losses if scale is None else losses * scale).sum()
+        grads = torch.autograd.grad(total, leaves, materialize_grads=True)
+    return [*((g.unsqueeze(0) for g in grads) if active == 1 else grads), losses.detach()]
+
+
+def _trace(fn: Callable[..., list[Tensor]], arguments: Sequence[Tensor]) -> GraphModule:
+    traced: GraphModule = make_fx(fn)(*arguments)
+    traced.graph.eliminate_dead_code()
+    traced.recompile()
+    return traced
