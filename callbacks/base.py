@@ -100,6 +100,7 @@ class EvaluationCallback(Callback, ABC, Generic[M]):
             self.update_metric(self._metrics[dataloader_idx], evaluation)
 
     def _log(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # there are no metrics in the sanity check, nor where the module has nothing to measure
         for prefix, metric in zip(metric_prefixes(trainer), self._metrics, strict=False):
             figures = {f"{prefix}{self.model}{name}": value for name, value in metric.compute().items()}
             # The metric has gathered the clients of all processes, and every process logs the same value:

@@ -41,7 +41,7 @@ def check_writable(path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # another machine may have used the same name
     except OSError as error:
         raise ConfigurationError(
             f"{path} cannot be written: {error}. Set path to a folder you may write to."

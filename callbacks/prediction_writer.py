@@ -67,11 +67,11 @@ class PredictionWriter(Callback):  # not a BasePredictionWriter, which asks the 
         """Put the file in place."""
         assert self._part is not None
         self._part.close()
+        self._part = None  # complete: a part is kept even if the parts cannot be joined
         trainer.strategy.barrier("predictions written")
         if trainer.is_global_zero:
             self._join(trainer.world_size)
         trainer.strategy.barrier("predictions joined")
-        self._part = None
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Remove what is incomplete."""

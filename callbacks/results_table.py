@@ -5,17 +5,19 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 from typing import Any, NamedTuple
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from rich import get_console
 from rich.table import Table
+from torch import Tensor
 
 from callbacks.base import metric_prefixes
 from callbacks.federated import federated_data, federated_module
 from callbacks.output_files import check_ending, check_writable, write_text
+
+Results = dict[str, dict[str, float | None]]
 
 
 class Row(NamedTuple):
@@ -86,13 +88,9 @@ class ResultsTable(Callback):
         metrics = trainer.callback_metrics  # in every process: reading them may be collective
         if not trainer.is_global_zero:
             return
-        results: dict[str, dict[str, float]] = {
-            population: {
-                name.removeprefix(prefix): value.item() for name, value in metrics.items() if name.startswith(prefix)
-            }
-            for population, prefix in zip(
-                federated_data(trainer).test_populations, metric_prefixes(trainer), strict=True
-            )
+        results: Results = {
+            population: {name.removeprefix(p): _defined(value) for name, value in metrics.items() if name.startswith(p)}
+            for population, p in zip(federated_data(trainer).test_populations, metric_prefixes(trainer), strict=True)
         }
         module = federated_module(pl_module)
         names = {"method": type(module.method).__name__, "backbone": type(module.backbone).__name__}
@@ -101,16 +99,16 @@ class ResultsTable(Callback):
         title = f"{names['method']} with {names['backbone']}, round {rounds}"
         get_console().print(results_table(title, results, module.route_names))
         if self.path is not None:
-            write = _json if self.path.suffix == ".json" else _csv
-            write_text(self.path, write({**names, "round": rounds}, results))
+            run = {**names, "round": rounds, "results": results}
+            write_text(self.path, _csv(results) if self.path.suffix == ".csv" else json.dumps(run, indent=2) + "\n")
 
 
-def results_table(title: str, results: dict[str, dict[str, float]], blocks: list[str]) -> Table:
+def results_table(title: str, results: Results, blocks: list[str]) -> Table:
     """The table of a test.
 
     Args:
         title: its title.
-        results: for each population, its metrics by name.
+        results: for each population, its metrics by name; None where one is not defined.
         blocks: names of the routed blocks, which follow the rows of `GROUPS`.
 
     Returns:
@@ -127,26 +125,22 @@ def results_table(title: str, results: dict[str, dict[str, float]], blocks: list
             table.add_section()
             table.add_row(group, style="bold")
         for row in present:
-            table.add_row(
-                f"  {row.label}", *(_percent(m.get(row.metric, math.nan), row.signed) for m in results.values())
-            )
+            table.add_row(f"  {row.label}", *(_percent(m.get(row.metric), row.signed) for m in results.values()))
     return table
 
 
-def _percent(value: float, signed: bool) -> str:
-    return "-" if math.isnan(value) else f"{100 * value:{'+' if signed else ''}.2f}"
+def _defined(value: Tensor) -> float | None:
+    return None if value.isnan() else value.item()
 
 
-def _json(run: dict[str, Any], results: dict[str, dict[str, float]]) -> str:
-    # NaN is no JSON
-    defined = {p: {name: None if math.isnan(v) else v for name, v in m.items()} for p, m in results.items()}
-    return json.dumps({**run, "results": defined}, indent=2) + "\n"
+def _percent(value: float | None, signed: bool) -> str:
+    return "-" if value is None else f"{100 * value:{'+' if signed else ''}.2f}"
 
 
-def _csv(run: dict[str, Any], results: dict[str, dict[str, float]]) -> str:
+def _csv(results: Results) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["metric", *results])
     names = dict.fromkeys(name for metrics in results.values() for name in metrics)
-    writer.writerows([name, *(metrics.get(name, "") for metrics in results.values())] for name in names)
+    writer.writerows([name, *(metrics.get(name) for metrics in results.values())] for name in names)
     return text.getvalue()

@@ -39,6 +39,7 @@ class RoundProgressBar(ProgressBar):
         self._display: ProgressDisplay | None = None
         self._fit = Pace()
         self._evaluation = Pace()
+        self._ahead = ("", "", 0.0)
         self._round_clients = 0
 
     @property
@@ -72,7 +73,8 @@ class RoundProgressBar(ProgressBar):
         clients = len(batch) * trainer.world_size
         self._round_clients += clients
         self._fit.clients += clients
-        self._show_round(done=(batch_idx + 1) / self.total_train_batches)
+        # not `total_train_batches`, which takes every batch for a step where `max_steps` is set
+        self._show_round(done=(batch_idx + 1) / trainer.num_training_batches)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the metrics of the round."""
@@ -86,6 +88,8 @@ class RoundProgressBar(ProgressBar):
             texts = [f"{label} {metrics[name]:.4f}" for name, label in headlines.items() if name in metrics]
             self._display.caption("  ".join(texts))
             self._display.line("  ".join([self._show_round(done=1.0), *texts]))
+        if trainer.current_epoch + 1 == self._rounds():
+            self._stop()  # before the trainer prints that it is done, in the middle of the bar
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the last state."""
@@ -109,7 +113,8 @@ class RoundProgressBar(ProgressBar):
         if batch_idx == 0 and self._display is not None and not trainer.sanity_checking:
             self._display.flush()
             self._evaluation = Pace()
-            self._show_clients(dataloader_idx, done=0)
+            self._ahead = self._clients_ahead(trainer, dataloader_idx)
+            self._show_clients(done=0)
 
     on_test_batch_start = on_predict_batch_start = on_validation_batch_start
 
@@ -123,12 +128,11 @@ class RoundProgressBar(ProgressBar):
         dataloader_idx: int = 0,
     ) -> None:
         """Count the clients of a chunk."""
-        if trainer.sanity_checking:
-            return
-        self._evaluation.clients += len(batch) * trainer.world_size
-        text = self._show_clients(dataloader_idx, done=batch_idx + 1)
-        if self._display is not None and trainer.state.fn != "fit":
-            self._display.line(text)
+        if self._display is not None and not trainer.sanity_checking:
+            self._evaluation.clients += len(batch) * trainer.world_size
+            text = self._show_clients(done=batch_idx + 1)
+            if trainer.state.fn != "fit":
+                self._display.line(text)
 
     on_test_batch_end = on_predict_batch_end = on_validation_batch_end
 
@@ -163,29 +167,35 @@ class RoundProgressBar(ProgressBar):
             self._display.stop()
             self._display = None
 
+    def _rounds(self) -> int | None:
+        """Round at which the fit ends; None where that is not known."""
+        # the server makes one step a round, so both limits count rounds
+        limits = (self.trainer.max_epochs, self.trainer.max_steps)
+        return min((limit for limit in limits if limit is not None and limit >= 0), default=None)
+
     def _show_round(self, done: float) -> str:
         """Draw the bar of the fit, a share `done` of the round being over; returns its text."""
-        trainer = self.trainer
-        # the server makes one step a round, so both limits count rounds
-        limits = [limit for limit in (trainer.max_epochs, trainer.max_steps) if limit is not None and limit >= 0]
-        rounds = min(limits, default=None)
-        label = f"Round {trainer.current_epoch + 1}" + ("" if rounds is None else f"/{rounds}")
-        cohort = federated_data(trainer).cohort_size
+        number, rounds = self.trainer.current_epoch, self._rounds()
+        label = f"Round {number + 1}" + ("" if rounds is None else f"/{rounds}")
+        cohort = federated_data(self.trainer).cohort_size
         clients = f"clients {min(self._round_clients, cohort)}/{cohort}"
-        return self._show("fit", label, clients, self._fit, trainer.current_epoch + done, rounds)
+        return self._show("fit", label, clients, self._fit, number + done, rounds)
 
-    def _show_clients(self, dataloader_idx: int, done: int) -> str:
-        """Draw the bar of an evaluation, `done` chunks being over; returns its text."""
-        trainer = self.trainer
-        bar, label, chunks = "validation", "Personalize & evaluate", trainer.num_val_batches
+    def _clients_ahead(self, trainer: Trainer, dataloader_idx: int) -> tuple[str, str, float]:
+        """The bar of a dataloader, its label and the number of chunks."""
+        label = "Personalize & evaluate"
         if trainer.testing:
             # each population keeps its finished bar
-            bar = federated_data(trainer).test_populations[dataloader_idx]
-            label, chunks = f"{label} ({bar} clients)", trainer.num_test_batches
-        elif trainer.predicting:
-            bar, label, chunks = "prediction", "Personalize & predict", trainer.num_predict_batches
-        clients = f"clients {self._evaluation.clients}"
-        return self._show(bar, label, clients, self._evaluation, done, chunks[dataloader_idx])
+            population = federated_data(trainer).test_populations[dataloader_idx]
+            return population, f"{label} ({population} clients)", trainer.num_test_batches[dataloader_idx]
+        if trainer.predicting:
+            return "prediction", "Personalize & predict", trainer.num_predict_batches[dataloader_idx]
+        return "validation", label, trainer.num_val_batches[dataloader_idx]
+
+    def _show_clients(self, done: int) -> str:
+        """Draw the bar of an evaluation, `done` chunks being over; returns its text."""
+        bar, label, chunks = self._ahead
+        return self._show(bar, label, f"clients {self._evaluation.clients}", self._evaluation, done, chunks)
 
     def _show(self, bar: str, label: str, clients: str, pace: Pace, position: float, total: float | None) -> str:
         status = "  ".join(text for text in (clients, pace.speed(), pace.time_left(position, total)) if text)

@@ -26,7 +26,8 @@ def check_fit(method: Method, example: Tensor, num_classes: int) -> None:
         module.eval()
         what = type(module).__name__
         try:
-            with torch.no_grad():
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                torch.manual_seed(method.lazy_seed)
                 outputs = module(example)
         except FlowError:
             raise
@@ -65,9 +66,7 @@ def check_checkpoint(
     other = [
         f"{key} {list(saved_state[key].shape)} instead of {list(p.shape)}"
         for key, p in state.items()
-        if key in saved_state
-        and not isinstance(p, nn.parameter.UninitializedTensorMixin)
-        and saved_state[key].shape != p.shape
+        if key in saved_state and not isinstance(p, nn.UninitializedParameter) and saved_state[key].shape != p.shape
     ]
     problems = [f"without {key}" for key in missing] + [f"with unknown {key}" for key in unknown] + other
     if problems:

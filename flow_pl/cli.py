@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.cli import ArgsType, LightningCLI, SaveConfigCallback
 
 import callbacks
 import flow_pl.methods
-import flow_pl.models
+import flow_pl.models  # noqa: F401 (imported, their classes go by their bare names in YAML)
 from flow_pl.data import FederatedDataModule
 from flow_pl.errors import FlowError
 from flow_pl.module import FederatedModule
@@ -37,14 +36,13 @@ class ConfigToLogger(SaveConfigCallback):
         """Hand the configuration to every logger."""
         settings = self.config.clone().as_dict()
         for logger in trainer.loggers:
-            logger.log_hyperparams({key: settings[key] for key in ("model", "data", "seed_everything") if key in settings})
+            logger.log_hyperparams(
+                {key: settings[key] for key in ("model", "data", "seed_everything") if key in settings}
+            )
 
 
 class FlowCLI(LightningCLI):
     """LightningCLI whose defaults suit federated training."""
-
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Nothing to link: settings are where they are used."""
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add the default callbacks that the configuration does not list."""
@@ -56,9 +54,14 @@ class FlowCLI(LightningCLI):
         trainer: Trainer = super().instantiate_trainer(**kwargs)
         return trainer
 
+    def before_predict(self) -> None:
+        """Predictions go to a file as they come: kept, they would grow with the population."""
+        predict = self.config_init[str(self.subcommand)]
+        predict["return_predictions"] = bool(predict["return_predictions"])
 
-def main(args: ArgsType = None) -> FlowCLI:
-    """Run the command line.
+
+def run(args: ArgsType = None) -> FlowCLI:
+    """Run the command line and hand back what it made.
 
     Args:
         args: as in `sys.argv[1:]`; None to take those.
@@ -66,28 +69,37 @@ def main(args: ArgsType = None) -> FlowCLI:
     Returns:
         The finished CLI, with its trainer, model and data module.
     """
+    return FlowCLI(
+        FederatedModule,
+        FederatedDataModule,
+        subclass_mode_data=True,
+        save_config_callback=ConfigToLogger,
+        save_config_kwargs={"overwrite": True},
+        seed_everything_default=0,
+        auto_configure_optimizers=False,
+        load_from_checkpoint_support=False,
+        parser_kwargs={"version": __version__},
+        trainer_defaults={
+            # personalization takes gradients in validation and test
+            "inference_mode": False,
+            # the sampler shares the cohort over processes itself
+            "use_distributed_sampler": False,
+            "num_sanity_val_steps": 1,
+            "log_every_n_steps": 1,
+            "logger": {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "runs"}},
+        },
+        args=args,
+    )
+
+
+def main(args: ArgsType = None) -> None:
+    """Run the command line; what a user can mend ends with one message and exit status 1.
+
+    Args:
+        args: as in `sys.argv[1:]`; None to take those.
+    """
     try:
-        return FlowCLI(
-            FederatedModule,
-            FederatedDataModule,
-            subclass_mode_data=True,
-            save_config_callback=ConfigToLogger,
-            save_config_kwargs={"overwrite": True},
-            seed_everything_default=0,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-            parser_kwargs={"version": __version__},
-            trainer_defaults={
-                # personalization takes gradients in validation and test
-                "inference_mode": False,
-                # the sampler shares the cohort over processes itself
-                "use_distributed_sampler": False,
-                "num_sanity_val_steps": 1,
-                "log_every_n_steps": 1,
-                "logger": {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "runs"}},
-            },
-            args=args,
-        )
+        run(args)
     except FlowError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from None

@@ -90,12 +90,12 @@ def check_elementwise(factory: OptimizerFactory) -> None:
                 optimizer.step([grad[i : i + 1]])
     except Exception as error:
         raise ConfigurationError(
-            f"{name} cannot train clients side by side ({error}): use an element-wise one, e.g. torch.optim.SGD or Adam."
+            f"{name} cannot train clients side by side ({error}): use an element-wise one, such as torch.optim.SGD."
         ) from error
     if not torch.allclose(stacked, alone):
         raise ConfigurationError(
             f"{name} mixes the clients that are trained side by side, expected an element-wise one: "
-            "use e.g. torch.optim.SGD or Adam."
+            "use e.g. torch.optim.SGD."
         )
 
 

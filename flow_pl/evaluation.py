@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor
+from typing_extensions import Self
 
 from flow_pl.methods.base import Method, Minibatch
 from flow_pl.routing import Groups
 
 
+class _OnDevice:
+    """Tensors that move together; Lightning moves what a step returns."""
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """Move every tensor, as `torch.Tensor.to` does."""
+        moved = {name: t.to(*args, **kwargs) for name, t in vars(self).items() if isinstance(t, Tensor)}
+        return replace(self, **moved)  # type: ignore[type-var]
+
+
 @dataclass(frozen=True)
-class ClientEvaluation:
+class ClientEvaluation(_OnDevice):
     """Counts of one chunk of clients, on the device; C may be 0 (a process with nothing left to do).
 
     Every reported accuracy follows from these counts.
@@ -43,7 +54,7 @@ class ClientEvaluation:
 
 
 @dataclass(frozen=True)
-class ClientPredictions:
+class ClientPredictions(_OnDevice):
     """Predictions of one chunk of clients, for `predict`; N is padded to the longest client.
 
     Attributes:

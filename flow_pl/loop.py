@@ -49,7 +49,8 @@ class FederatedLoop:
         client_optimizer: any element-wise torch optimizer; a fresh one for every client, phase and step.
         weighting: a client's weight in the server's mean: its number of training examples, or 1.
         evaluation_batch_size: examples of a client evaluated at once.
-        trace_after: steps of a kind after which they are traced once and replayed; null to never trace.
+        trace_after: steps of a kind after which they are traced once and replayed (a trace costs some hundred
+            steps' worth of what it saves on each); null to never trace.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class FederatedLoop:
         client_optimizer: OptimizerFactory = lambda params: torch.optim.SGD(params, lr=0.05, momentum=0.9),
         weighting: Literal["examples", "uniform"] = "examples",
         evaluation_batch_size: int = 256,
-        trace_after: int | None = 8,
+        trace_after: int | None = 64,
     ) -> None:
         require_positive(batch_size=batch_size, evaluation_batch_size=evaluation_batch_size)
         self.batch_size = batch_size
@@ -138,7 +139,7 @@ class FederatedLoop:
         devices = [batch.client.device] if batch.client.device.type == "cuda" else []
         with torch.no_grad(), torch.random.fork_rng(devices), _mode(method, training=True):
             torch.manual_seed(batch.seed)
-            for stage in stages:
+            for stage in stages if len(batch) else ():
                 if isinstance(stage, Derive):
                     examples = Minibatch(batch.train.x, batch.train.y, part_mask(batch, stage.part))
                     with _mode(method, training=False):

@@ -41,6 +41,9 @@ class FederatedModule(lightning.LightningModule):
         server_scheduler: of the server optimizer's learning rate, stepped once a round.
     """
 
+    loss_scale: Tensor
+    rounds_unskipped: Tensor
+
     def __init__(
         self,
         backbone: nn.Module,
@@ -93,14 +96,14 @@ class FederatedModule(lightning.LightningModule):
             )
         data.epochs = self.method.epochs
         check_elementwise(self.loop.client_optimizer)
-        check_fit(self.method, data.example().to(self.device), data.num_classes)
+        check_fit(self.method, data.example(), data.num_classes)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The server's optimizer and scheduler."""
         optimizer = self.server_optimizer(self.server.parameters())
         if self.server_scheduler is None:
             return optimizer
-        return [optimizer], [self.server_scheduler(optimizer)]  # type: ignore[return-value]
+        return [optimizer], [self.server_scheduler(optimizer)]
 
     def on_train_start(self) -> None:
         """Refuse a loader whose sampler Lightning has replaced: every process would train every client."""
@@ -140,17 +143,23 @@ class FederatedModule(lightning.LightningModule):
         optimizer.zero_grad()
         scheduler = self.lr_schedulers()
         if scheduler is not None:
-            scheduler.step()  # type: ignore[union-attr, call-arg]
+            scheduler.step()  # type: ignore[union-attr]
         if scaler is None:
             del figures["skipped_steps"]
-        self.log("step", float(self.current_epoch + 1))
+        self.log("step", float(self.current_epoch + 1), sync_dist=True, rank_zero_only=True)
         self.log_dict(
-            {f"train/{name}": value for name, value in figures.items()}, on_step=False, on_epoch=True, batch_size=1
+            {f"train/{name}": value for name, value in figures.items()},
+            on_step=False,
+            on_epoch=True,
+            batch_size=1,
+            # already reduced: this tells Lightning that every process has the same value
+            sync_dist=True,
+            rank_zero_only=True,
         )
 
     def _adapt_loss_scale(self, skipped: Tensor) -> None:
         clean = skipped == 0
-        self.rounds_unskipped.copy_(torch.where(clean, self.rounds_unskipped + 1, 0))
+        self.rounds_unskipped.copy_(torch.where(clean, self.rounds_unskipped + 1, 0.0))
         grow = self.rounds_unskipped >= 100
         self.loss_scale.mul_(torch.where(clean, torch.where(grow, 2.0, 1.0), 0.5))
         self.rounds_unskipped.mul_(~grow)
@@ -160,11 +169,15 @@ class FederatedModule(lightning.LightningModule):
         plugin = self.trainer.precision_plugin
         return plugin.scaler if isinstance(plugin, MixedPrecision) else None
 
-    def validation_step(self, batch: ClientBatch, batch_idx: int, dataloader_idx: int = 0) -> ClientEvaluation:
+    def validation_step(  # type: ignore[override]  # callbacks make metrics of any output; Lightning types losses
+        self, batch: ClientBatch, batch_idx: int, dataloader_idx: int = 0
+    ) -> ClientEvaluation:
         """Personalize a chunk of clients and evaluate them; callbacks make metrics of the counts."""
         return self.loop.evaluate_clients(self.method, server_groups(self.method), batch)
 
-    def test_step(self, batch: ClientBatch, batch_idx: int, dataloader_idx: int = 0) -> ClientEvaluation:
+    def test_step(  # type: ignore[override]
+        self, batch: ClientBatch, batch_idx: int, dataloader_idx: int = 0
+    ) -> ClientEvaluation:
         """As `validation_step`, for clients seen in training and for new ones."""
         return self.validation_step(batch, batch_idx, dataloader_idx)
 

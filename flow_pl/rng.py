@@ -37,7 +37,7 @@ class Stream(IntEnum):
     STYLE = 11
     """How a client writes; keys: client."""
     DROPOUT = 12
-    """Seeds of the device's generators; keys: round, client."""
+    """The seed of the device's generator for a chunk; keys: round + 1, its first client."""
 
 
 def generator(seed: int, stream: Stream, *keys: int) -> np.random.Generator:

@@ -31,8 +31,9 @@ class ServerRound:
         self._moved = tuple(dict.fromkeys(step.moves for stage in stages for step in stage.steps))
         sizes = [p.numel() for p in self._parameters]
         # deltas | weight, clients, rows, examples, skipped steps | for each group that moves: loss, steps
-        self._buffer = torch.zeros(sum(sizes) + 5 + 2 * len(self._moved), device=next(method.modules["global"].parameters()).device)
-        pieces = self._buffer[: sum(sizes)].split(sizes) if sizes else ()
+        device = next(method.modules["global"].parameters()).device
+        self._buffer = torch.zeros(sum(sizes) + 5 + 2 * len(self._moved), device=device)
+        pieces = torch.split(self._buffer[: sum(sizes)], sizes) if sizes else ()
         self._deltas = [piece.view(p.shape) for piece, p in zip(pieces, self._parameters, strict=True)]
         self._tail = self._buffer[sum(sizes) :]
 
@@ -82,13 +83,11 @@ class ServerRound:
             "update_norm": pseudo_gradient.norm(),
             "skipped_steps": skipped,
         }
-        losses = tail[5:].view(-1, 2)
-        figures |= {f"{name}_loss": loss / steps.clamp_min(1) for name, (loss, steps) in zip(self._moved, losses, strict=True)}
+        for name, (loss, steps) in zip(self._moved, tail[5:].view(-1, 2), strict=True):
+            figures[f"{name}_loss"] = loss / steps.clamp_min(1)
         return figures
 
 
 def server_groups(method: Method) -> Groups:
     """The server's parameters by group, as plain tensors: clients never write them nor take gradients of them."""
-    return {
-        name: {key: p.detach() for key, p in module.named_parameters()} for name, module in method.modules.items()
-    }
+    return {name: {key: p.detach() for key, p in module.named_parameters()} for name, module in method.modules.items()}

@@ -92,7 +92,7 @@ class GradientEngine:
             None for never.
     """
 
-    def __init__(self, trace_after: int | None = 8) -> None:
+    def __init__(self, trace_after: int | None = 64) -> None:
         self.trace_after = trace_after
         self._calls: Counter[Any] = Counter()
         self._traces: OrderedDict[Any, GraphModule] = OrderedDict()
@@ -174,7 +174,8 @@ def _gradients(
 
 
 def _trace(fn: Callable[..., list[Tensor]], arguments: Sequence[Tensor]) -> GraphModule:
-    traced: GraphModule = make_fx(fn)(*arguments)
+    # On fake tensors: nothing is computed, nothing is drawn from the generator.
+    traced: GraphModule = make_fx(fn, tracing_mode="fake")(*arguments)
     traced.graph.eliminate_dead_code()
     traced.recompile()
     return traced

@@ -2,12 +2,14 @@
 
 The first axis of every tensor is the CLIENT axis (C), the second the example axis (N), padded to the longest
 client of the chunk. Sizes are also kept on the host, so that the loop plans its steps without asking the device.
+The dataclasses are not frozen: Lightning could not convert them to another precision.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor
 
@@ -27,7 +29,7 @@ class Chunk(NamedTuple):
     clients: tuple[int, ...]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Examples:
     """Padded examples of a chunk of clients.
 
@@ -44,7 +46,7 @@ class Examples:
     sizes: tuple[int, ...]
 
 
-@dataclass(frozen=True)
+@dataclass
 class ClientBatch:
     """A chunk of clients, in order of decreasing number of training examples.
 
@@ -87,8 +89,11 @@ def part_sizes(n: int) -> tuple[int, int]:
     return (n + 1) // 2, max(1, n // 2) if n else 0
 
 
-def _map(value: Any, fn: Any) -> Any:
-    changed = {}
+T = TypeVar("T", Examples, ClientBatch)
+
+
+def _map(value: T, fn: Callable[[Tensor], Tensor]) -> T:
+    changed: dict[str, Any] = {}
     for field in fields(value):
         item = getattr(value, field.name)
         if isinstance(item, Tensor):

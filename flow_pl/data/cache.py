@@ -14,7 +14,7 @@ from rich.progress import track
 
 from flow_pl.data.store import FORMAT_VERSION
 from flow_pl.data.writer import ClientData, ClientStoreWriter
-from flow_pl.errors import ConfigurationError, DataError
+from flow_pl.errors import DataError
 
 
 def store_path(cache_dir: str | None, name: str, options: dict[str, Any]) -> Path:
@@ -61,15 +61,8 @@ def build_store(path: Path, clients: Iterable[ClientData], num_classes: int | No
 
     Raises:
         DataError: a client cannot be used.
-        ConfigurationError: the folder cannot be written to.
+        ConfigurationError: the folder cannot be made.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigurationError(
-            f"the cache {path.parent} cannot be written to ({error}): set cache_dir or the environment variable "
-            "FLOW_PL_CACHE to a folder that can."
-        ) from error
     console = Console(stderr=True)
     with ClientStoreWriter(path, num_classes) as writer:
         for client in track(

@@ -64,6 +64,7 @@ class ClientDataset(Dataset[ClientBatch]):
             order=torch.from_numpy(order),
             heldout=heldout,
             round=chunk.round,
+            seed=self._dropout_seed(chunk.round, clients),
         )
 
     def _examples(self, rows: list[ClientRows], chosen: list[Ints]) -> Examples:
@@ -82,6 +83,10 @@ class ClientDataset(Dataset[ClientBatch]):
         local_size, global_size = part_sizes(size)
         rank = generator(self.seed, Stream.PART, client).permutation(size)
         return LOCAL * (rank < local_size).astype(np.uint8) | GLOBAL * (rank >= size - global_size).astype(np.uint8)
+
+    def _dropout_seed(self, round_: int, clients: list[int]) -> int:
+        # a stream has no negative keys, and the round is -1 in evaluation
+        return int(generator(self.seed, Stream.DROPOUT, round_ + 1, clients[0]).integers(2**63)) if clients else 0
 
     def _order_generator(self, round_: int, client: int) -> np.random.Generator:
         if round_ < 0:  # in evaluation a client is personalized the same way after every round

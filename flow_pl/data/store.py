@@ -116,9 +116,11 @@ class ClientStore:
         arrays = {}
         for name, length in lengths.items():
             array = _load(path / f"{name}.npy", lambda file: np.load(file, mmap_mode="r", allow_pickle=False))
-            if len(array) != length:
-                raise DataError(_broken(path / f"{name}.npy", f"{len(array)} entries instead of {length}"))
+            if array.shape[:1] != (length,):
+                raise DataError(_broken(path / f"{name}.npy", f"shape {array.shape} instead of {length} entries"))
             arrays[name] = array
+        if arrays["offsets"][-1] != meta.rows:
+            raise DataError(_broken(path / "offsets.npy", f"it ends at {arrays['offsets'][-1]}, not at {meta.rows}"))
         return cls(path, meta, arrays)
 
     def __reduce__(self) -> tuple[Callable[[str], ClientStore], tuple[str]]:

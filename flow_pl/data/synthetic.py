@@ -37,8 +37,8 @@ class Concept(NamedTuple):
 
     def label(self, x: NDArray[Any]) -> NDArray[np.int64]:
         """Labels [n] of instances [n, features]."""
-        scores: Floats = x.astype(np.float64) @ self.weight.T + self.bias
-        return scores.argmax(axis=1)
+        labels: NDArray[np.int64] = np.argmax(x.astype(np.float64) @ self.weight.T + self.bias, axis=1)
+        return labels
 
 
 @dataclass(frozen=True)
@@ -68,9 +68,11 @@ class SyntheticClients:
             num_classes=self.num_classes,
             min_size=self.min_size,
         )
-        for name, deviation in asdict(self).items():
-            if name in ("alpha", "beta", "sigma_log_size") and deviation < 0:
-                raise ConfigurationError(f"{name} is {deviation}, expected 0 or more: it is a standard deviation.")
+        for name in ("alpha", "beta", "sigma_log_size"):
+            if getattr(self, name) < 0:
+                raise ConfigurationError(
+                    f"{name} is {getattr(self, name)}, expected 0 or more: it is a standard deviation."
+                )
         if not 0 <= self.shared_fraction <= 1:
             raise ConfigurationError(f"shared_fraction is {self.shared_fraction}, expected a share from 0 to 1.")
         if self.max_size is not None and self.max_size < self.min_size:
@@ -105,7 +107,7 @@ class SyntheticClients:
         weight = torch.tensor([size for _, size, _ in profiles], dtype=torch.float64)
         mean = torch.tensor([mean[0] for _, _, mean in profiles], dtype=torch.float64)
         low, high = float(mean.min()) - 10, float(mean.max()) + 10
-        while high - low > 1e-9:
+        for _ in range(80):
             middle = (low + high) / 2
             above = torch.sum(weight * torch.special.ndtr(mean - middle)) / weight.sum()
             low, high = (middle, high) if above > self.shared_fraction else (low, middle)

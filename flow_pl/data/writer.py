@@ -10,14 +10,15 @@ from array import array
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, TextIO
 
 import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
+from flow_pl.data.checks import check_client, unusable
 from flow_pl.data.store import FORMAT_VERSION, StoreMeta
-from flow_pl.errors import DataError
+from flow_pl.errors import ConfigurationError, DataError
 
 
 class ClientData(NamedTuple):
@@ -46,6 +47,10 @@ class ClientStoreWriter:
     Args:
         target: folder of the store; must not exist.
         num_classes: number of classes; None = the largest label + 1.
+
+    Raises:
+        ConfigurationError: on entering, the folder cannot be made.
+        DataError: on leaving, no client was added.
     """
 
     def __init__(self, target: str | Path, num_classes: int | None = None) -> None:
@@ -61,7 +66,13 @@ class ClientStoreWriter:
         self._y: _GrowingArray | None = None
 
     def __enter__(self) -> ClientStoreWriter:
-        self._folder.mkdir(parents=True)
+        try:
+            self._folder.mkdir(parents=True)
+        except OSError as error:
+            raise ConfigurationError(
+                f"the client store {self._target} cannot be written ({error}): set cache_dir, or the environment "
+                "variable FLOW_PL_CACHE, to a folder that can be written to."
+            ) from error
         return self
 
     def __exit__(
@@ -80,61 +91,32 @@ class ClientStoreWriter:
         """Append one client; the arguments are the fields of `ClientData`.
 
         Raises:
-            DataError: the client cannot be used; the message names it, what was found and what was expected.
+            DataError: the client cannot be used; the message names it, what was found and the remedy.
         """
         x, y = np.asarray(x), np.asarray(y)
-        self._check(name, x, y, train_rows)
-        y = y.astype(_label_type(y.dtype))
-        labelled = (y != -1).reshape(len(y), -1).any(axis=1)
-        rows = np.argsort(~labelled, kind="stable")
+        if name in self._names:
+            raise unusable(name, "comes twice", "give every client a name of its own, and all of its rows at once")
+        check_client(name, x, y, train_rows, self._num_classes)
+        y = y.astype(np.promote_types(y.dtype, np.int8))  # the smallest signed type that holds -1 and every label
         if self._x is None or self._y is None:
-            self._x = _GrowingArray(self._folder / "x.npy", x.dtype.newbyteorder("="), x.shape[1:])
-            self._y = _GrowingArray(self._folder / "y.npy", y.dtype, y.shape[1:])
-        self._x.append(x if labelled.all() else x[rows])
-        self._y.append(y[rows])
+            self._x = _GrowingArray(self._folder / "x.npy", x)
+            self._y = _GrowingArray(self._folder / "y.npy", y)
+        for what, file, rows in (("features", self._x, x), ("labels", self._y, y)):
+            if not file.fits(rows):
+                raise unusable(
+                    name,
+                    f"has {what} of shape {rows.shape[1:]} and type {rows.dtype}",
+                    f"those of the clients before it have shape {file.shape} and type {file.dtype}; make them equal",
+                )
+        labelled = (y != -1).reshape(len(y), -1).any(axis=1)
+        first = np.argsort(~labelled, kind="stable")
+        self._x.append(x if labelled.all() else x[first])
+        self._y.append(y[first])
         self._names[name] = None
         self._offsets.append(self._offsets[-1] + len(x))
         self._labelled.append(int(labelled.sum()))
         self._train_rows.append(-1 if train_rows is None else int(labelled[:train_rows].sum()))
         self._largest_label = max(self._largest_label, int(y.max()))
-
-    def _check(self, name: str, x: NDArray[Any], y: NDArray[Any], train_rows: int | None) -> None:
-        def reject(found: str, remedy: str) -> DataError:
-            return DataError(f"client {name!r} {found}: {remedy}.")
-
-        if name in self._names:
-            raise reject("comes twice", "give every client a name of its own and all of its rows at once")
-        if x.ndim == 0 or y.ndim == 0 or len(x) != len(y):
-            raise reject(f"has features {x.shape} and labels {y.shape}", "there must be one label for each row")
-        if len(x) == 0:
-            raise reject("has no rows", "leave it out")
-        if x.dtype.kind not in "biuf":
-            raise reject(f"has features of type {x.dtype}", "encode them as numbers")
-        if y.dtype.kind not in "biu" or y.dtype == np.uint64:
-            raise reject(f"has labels of type {y.dtype}", "encode them as integers from 0, -1 = to be predicted")
-        for what, rows, value in (("features", self._x, x), ("labels", self._y, y)):
-            kind = _label_type(value.dtype) if what == "labels" else value.dtype.newbyteorder("=")
-            if rows is not None and (rows.dtype, rows.shape) != (kind, value.shape[1:]):
-                raise reject(
-                    f"has {what} of shape {value.shape[1:]} and type {kind}",
-                    f"those of the clients before it have shape {rows.shape} and type {rows.dtype}; make them equal",
-                )
-        if x.dtype.kind == "f" and not np.isfinite(x).all():
-            row = int(np.argmin(np.isfinite(x).reshape(len(x), -1).all(axis=1)))
-            raise reject(f"has a NaN or an infinite value in row {row}", "clean or leave out that row")
-        self._check_labels(reject, y)
-        if train_rows is not None and not (0 <= train_rows <= len(y) and (y[:train_rows] != -1).any()):
-            raise reject(f"has {train_rows} training rows of {len(y)}", "its own split must leave a labelled one")
-
-    def _check_labels(self, reject: Any, y: NDArray[Any]) -> None:
-        top = np.inf if self._num_classes is None else self._num_classes - 1
-        wrong = (y < -1) | (y > top)
-        if wrong.any():
-            row = int(np.argmax(wrong.reshape(len(y), -1).any(axis=1)))
-            expected = "0 or more" if self._num_classes is None else f"0 to {top} (num_classes is {self._num_classes})"
-            raise reject(f"has the label {y[wrong][0]} in row {row}", f"expected {expected}, or -1 = to be predicted")
-        if not (y != -1).any():
-            raise reject("has no labelled row", "leave it out, or give it a label to learn from")
 
     def _commit(self) -> None:
         if self._x is None or self._y is None:
@@ -160,21 +142,22 @@ class ClientStoreWriter:
 class _GrowingArray:
     """A `.npy` file whose first axis grows; numpy pads its header so that the length can be put in later."""
 
-    def __init__(self, path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
-        self.dtype, self.shape = dtype, shape
+    def __init__(self, path: Path, like: NDArray[Any]) -> None:
+        self.dtype, self.shape = like.dtype.newbyteorder("="), like.shape[1:]
         self._length = 0
         self._file = path.open("wb")
         self._write_header()
 
+    def fits(self, rows: NDArray[Any]) -> bool:
+        return (rows.dtype.newbyteorder("="), rows.shape[1:]) == (self.dtype, self.shape)
+
     def append(self, rows: NDArray[Any]) -> None:
-        self._file.write(np.ascontiguousarray(rows, dtype=self.dtype).tobytes())
+        self._file.write(np.ascontiguousarray(rows, dtype=self.dtype).data)
         self._length += len(rows)
 
     def finish(self) -> None:
-        end = self._file.tell()
         self._file.seek(0)
         self._write_header()
-        self._file.seek(end)
         _sync(self._file)
 
     def close(self) -> None:
@@ -185,19 +168,13 @@ class _GrowingArray:
         npy.write_array_header_1_0(self._file, header)
 
 
-def _label_type(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """The smallest signed type that holds -1 and every label."""
-    signed: np.dtype[Any] = np.promote_types(dtype, np.int8).newbyteorder("=")
-    return signed
-
-
 def _save(path: Path, values: NDArray[Any]) -> None:
     with path.open("wb") as file:
         np.save(file, values, allow_pickle=False)
         _sync(file)
 
 
-def _sync(file: Any) -> None:
+def _sync(file: BinaryIO | TextIO) -> None:
     # before the rename, so that after a power cut the folder does not stand for rows that never reached the disk
     file.flush()
     os.fsync(file.fileno())

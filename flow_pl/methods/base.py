@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from flow_pl.errors import require_positive
@@ -134,6 +135,8 @@ class Method(ABC):
         self.model = RoutedModel(backbone)
         self.objective = objective
         self.modules = {"global": backbone, **self.server_modules()}
+        # Lazy modules are initialised later, when the data is known: by a seed of now, not by whatever was drawn since.
+        self.lazy_seed = int(torch.randint(2**31, ()))
         self.phases = self.training()
         self.personal_phases = self.personalization()
         return self.modules

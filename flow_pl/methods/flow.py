@@ -98,7 +98,7 @@ class Flow(Method):
         return (*self._client_features(), local, router, Phase("all", self.local_epochs, (move_global,)))
 
     def personalization(self) -> tuple[Phase | Derive, ...]:
-        """The local model and the router alone, w_g never moves; with `cross` the local model that predicts then sees all the data."""
+        """The local model and the router; w_g never moves. With `cross`, then a local model on all the data."""
         first, second = self._parts()
         local = Phase(first, self.personal_epochs, (self.train_step(self._opponent),))
         router = Phase(second, self.personal_epochs, (self._routed_step("router"),))

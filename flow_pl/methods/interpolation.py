@@ -59,7 +59,7 @@ class Interpolation(FineTuning):
     def predict(self, groups: Groups, x: Tensor) -> Prediction:
         """The average of w_g and the fine-tuned model."""
         tuned = super().predict(groups, x)
-        alpha = groups["alpha"]["alpha"] if "alpha" in groups else self.alpha
+        alpha = groups["alpha"]["alpha"] if isinstance(self.alpha, str) else self.alpha
         return Prediction(tuned.generalized, self._mixed(groups, x, "local", alpha), local=tuned.local)
 
     def _mixed(self, groups: Groups, x: Tensor, other: str, alpha: float | Tensor) -> Tensor:

@@ -1,0 +1,66 @@
+"""What a client's arrays must be like to be stored."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flow_pl.errors import DataError
+
+
+def check_client(name: str, x: NDArray[Any], y: NDArray[Any], train_rows: int | None, num_classes: int | None) -> None:
+    """Check one client's arrays by themselves.
+
+    Args:
+        name: the client's name.
+        x: features.
+        y: labels.
+        train_rows: number of training rows of the data's own split, if there is one.
+        num_classes: number of classes, if known.
+
+    Raises:
+        DataError: they cannot be used; the message names the client, what was found and the remedy.
+    """
+    if x.ndim == 0 or y.ndim == 0 or len(x) != len(y):
+        raise unusable(name, f"has features {x.shape} and labels {y.shape}", "there must be one label for each row")
+    if len(x) == 0:
+        raise unusable(name, "has no rows", "leave it out")
+    _check_features(name, x)
+    _check_labels(name, y, num_classes)
+    if train_rows is not None and not (0 <= train_rows <= len(y) and (y[:train_rows] != -1).any()):
+        raise unusable(
+            name, f"has {train_rows} training rows of {len(y)}", "its own split must leave a labelled row to train on"
+        )
+
+
+def unusable(name: str, found: str, remedy: str) -> DataError:
+    """The error that a client cannot be used."""
+    return DataError(f"client {name!r} {found}: {remedy}.")
+
+
+def _check_features(name: str, x: NDArray[Any]) -> None:
+    if x.dtype.kind not in "biuf":
+        raise unusable(name, f"has features of type {x.dtype}", "encode them as numbers")
+    if x.dtype.kind == "f":
+        finite = _rows(np.isfinite(x)).all(axis=1)
+        if not finite.all():
+            row = int(np.argmin(finite))
+            raise unusable(name, f"has a NaN or an infinite value in row {row}", "clean that row or leave it out")
+
+
+def _check_labels(name: str, y: NDArray[Any], num_classes: int | None) -> None:
+    if y.dtype.kind not in "biu" or y.dtype == np.uint64:
+        raise unusable(name, f"has labels of type {y.dtype}", "encode them as integers from 0, -1 = to be predicted")
+    wrong = y < -1 if num_classes is None else (y < -1) | (y >= num_classes)
+    if wrong.any():
+        row = int(np.argmax(_rows(wrong).any(axis=1)))
+        expected = "0 or more" if num_classes is None else f"0 to {num_classes - 1} (num_classes is {num_classes})"
+        raise unusable(name, f"has the label {y[wrong][0]} in row {row}", f"expected {expected}, -1 = to be predicted")
+    if not (y != -1).any():
+        raise unusable(name, "has no labelled row", "leave it out, or give it a label to learn from")
+
+
+def _rows(values: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    return values.reshape(len(values), -1)

@@ -1,0 +1,30 @@
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flow_pl.data import ClientStore, ClientStoreWriter
+
+MakeStore = Callable[..., ClientStore]
+
+
+@pytest.fixture
+def make_store(tmp_path: Path) -> MakeStore:
+    """A store of clients of the given sizes; row r of client c has the features [c, r] and the label r % 3."""
+
+    def make(
+        sizes: Sequence[int], unlabelled: Sequence[int] | None = None, train_rows: Sequence[int | None] | None = None
+    ) -> ClientStore:
+        path = tmp_path / "store"
+        with ClientStoreWriter(path) as writer:
+            for client, size in enumerate(sizes):
+                rows = np.arange(size)
+                y = rows % 3
+                if unlabelled is not None:
+                    y[size - unlabelled[client] :] = -1
+                x = np.stack([np.full(size, client), rows], axis=1).astype(np.float32)
+                writer.add(f"client {client}", x, y, train_rows[client] if train_rows else None)
+        return ClientStore.open(path)
+
+    return make

@@ -1,0 +1,133 @@
+"""Chunks of clients and plain-PyTorch references that the tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from flow_pl.data.batch import GLOBAL, LOCAL, ClientBatch, Examples, part_sizes
+from flow_pl.loop import FederatedLoop
+from flow_pl.methods.base import Method
+from flow_pl.objective import Classification
+from flow_pl.routing import Groups
+from flow_pl.server import server_groups
+
+FEATURES, CLASSES = 6, 3
+
+
+def examples(sizes: Sequence[int], seed: int, pad_to: int = 0) -> Examples:
+    """Random examples; the padding holds garbage, which must change nothing."""
+    random = np.random.default_rng(seed)
+    longest = max(*sizes, pad_to) if len(sizes) > 1 else max(sizes[0], pad_to)
+    x = np.full((len(sizes), longest, FEATURES), 1e3, dtype=np.float32)
+    y = np.full((len(sizes), longest), CLASSES - 1)
+    for i, n in enumerate(sizes):
+        x[i, :n] = random.normal(size=(n, FEATURES))
+        y[i, :n] = random.integers(CLASSES, size=n)
+    mask = np.arange(longest) < np.array(sizes)[:, None]
+    return Examples(torch.from_numpy(x), torch.from_numpy(y), torch.from_numpy(mask), tuple(sizes))
+
+
+def chunk(sizes: Sequence[int], epochs: int = 2, seed: int = 0, pad_to: int = 0, heldout: int = 5) -> ClientBatch:
+    """A chunk of clients of decreasing sizes."""
+    train = examples(sizes, seed, pad_to)
+    random = np.random.default_rng(seed + 1)
+    longest = train.mask.shape[1]
+    part = np.zeros((len(sizes), longest), dtype=np.uint8)
+    order = np.tile(np.arange(longest), (len(sizes), epochs, 1))
+    for i, n in enumerate(sizes):
+        local, global_ = part_sizes(n)
+        rank = random.permutation(n)
+        part[i, :n] = LOCAL * (rank < local) | GLOBAL * (rank >= n - global_)
+        for e in range(epochs):
+            order[i, e, :n] = random.permutation(n)
+    return ClientBatch(
+        client=torch.arange(len(sizes)),
+        train=train,
+        part=torch.from_numpy(part),
+        order=torch.from_numpy(order),
+        heldout=examples([heldout] * len(sizes), seed + 2),
+        round=0,
+    )
+
+
+def select(batch: ClientBatch, clients: Sequence[int]) -> ClientBatch:
+    """Some clients of a chunk, with the same padding."""
+    index = torch.tensor(clients)
+
+    def pick(part: Examples) -> Examples:
+        return Examples(part.x[index], part.y[index], part.mask[index], tuple(part.sizes[i] for i in clients))
+
+    assert batch.heldout is not None
+    return ClientBatch(
+        batch.client[index], pick(batch.train), batch.part[index], batch.order[index], pick(batch.heldout), batch.round
+    )
+
+
+def network(seed: int = 0, dropout: float = 0.0) -> nn.Sequential:
+    """A backbone that is not one of the project's."""
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(FEATURES, 5), nn.Tanh(), nn.Dropout(dropout), nn.Linear(5, CLASSES))
+
+
+def bound(method: Method, backbone: nn.Module | None = None) -> Method:
+    """A method bound to a backbone, with lazy modules in shape."""
+    torch.manual_seed(1)
+    for module in method.bind(network() if backbone is None else backbone, Classification()).values():
+        module(torch.zeros(1, FEATURES))
+    return method
+
+
+def loop(batch_size: int = 4, **settings: object) -> FederatedLoop:
+    """A loop with momentum and weight decay, so that a client which should rest and does not is seen."""
+    settings = {"client_optimizer": sgd, **settings}
+    return FederatedLoop(batch_size, **settings)  # type: ignore[arg-type]
+
+
+def sgd(params: Sequence[Tensor]) -> torch.optim.Optimizer:
+    """The client optimizer of most tests."""
+    return torch.optim.SGD(params, lr=0.1, momentum=0.9, weight_decay=0.01)
+
+
+def minibatches(batch: ClientBatch, client: int, epochs: int, batch_size: int, bit: int = 0) -> Iterator[Tensor]:
+    """Rows of a client's minibatches, by a plain loop; `bit` restricts them to a part."""
+    n = batch.train.sizes[client]
+    for epoch in range(epochs):
+        rows = [r for r in batch.order[client, epoch].tolist() if r < n]
+        if bit:
+            rows = [r for r in rows if int(batch.part[client, r]) & bit]
+        for start in range(0, len(rows), batch_size):
+            yield torch.tensor(rows[start : start + batch_size])
+
+
+def train_alone(
+    backbone: nn.Module,
+    batch: ClientBatch,
+    client: int,
+    epochs: int,
+    batch_size: int,
+    bit: int = 0,
+    optimizer: Callable[[Sequence[Tensor]], torch.optim.Optimizer] = sgd,
+) -> nn.Module:
+    """Train a module on one client by `loss.backward()` and `optimizer.step()`."""
+    steps = optimizer(list(backbone.parameters()))
+    for rows in minibatches(batch, client, epochs, batch_size, bit):
+        loss = F.cross_entropy(backbone(batch.train.x[client, rows]), batch.train.y[client, rows])
+        steps.zero_grad()
+        loss.backward()
+        steps.step()
+    return backbone
+
+
+def flat(parameters: dict[str, Tensor]) -> Tensor:
+    """All tensors of a group in one."""
+    return torch.cat([p.detach().reshape(-1) for p in parameters.values()])
+
+
+def snapshot(method: Method) -> Groups:
+    """A copy of the server's groups."""
+    return {name: {k: p.clone() for k, p in group.items()} for name, group in server_groups(method).items()}

@@ -1,0 +1,148 @@
+"""Metrics over clients: exact figures, clients without examples, and reduction over processes."""
+
+import math
+from datetime import timedelta
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, tensor
+from torchmetrics import Metric
+
+from flow_pl.metrics import ClientAccuracy, ClientGain, RoutedShare
+
+NAN = math.nan
+
+
+def accuracy(rows: list[list[float]]) -> ClientAccuracy:
+    metric = ClientAccuracy()
+    metric.update(*tensor(rows).view(-1, 3).T)
+    return metric
+
+
+def gain(rows: list[list[float]]) -> ClientGain:
+    metric = ClientGain()
+    metric.update(*tensor(rows).view(-1, 5).T)
+    return metric
+
+
+def routed(rows: list[list[float]]) -> RoutedShare:
+    metric = RoutedShare(["first", "second"])
+    table = tensor(rows).view(-1, 3)
+    metric.update(table[:, 0], table[:, 1:])
+    return metric
+
+
+def figures(metric: Metric) -> dict[str, float]:
+    values: dict[str, Tensor] = metric.compute()
+    assert all(value.shape == () and value.dtype == torch.float32 for value in values.values())
+    return {name: value.item() for name, value in values.items()}
+
+
+def approx(**expected: float) -> dict[str, object]:
+    return {name.replace("__", "/"): pytest.approx(value, nan_ok=True) for name, value in expected.items()}
+
+
+def test_accuracy_over_examples_and_over_clients() -> None:
+    """Accuracies 1/2, 1/4 and 3/4; 10 of 14 examples right; percentiles interpolate linearly."""
+    assert figures(accuracy([[2, 1, 4.0], [4, 1, 2.0], [0, 0, 0.0], [8, 6, 1.0]])) == approx(
+        accuracy=8 / 14,
+        accuracy_client_mean=0.5,
+        accuracy_p10=0.25 + 0.2 * 0.25,
+        accuracy_p50=0.5,
+        accuracy_p90=0.75 - 0.2 * 0.25,
+        loss=7 / 14,
+    )
+
+
+def test_chunks_do_not_matter() -> None:
+    rows = [[3, 1, 0.5], [2, 2, 0.25], [0, 0, 0.0], [5, 1, 4.0], [1, 0, 3.0]]
+    chunked = ClientAccuracy()
+    for start in (0, 2, 4, 6):  # the last chunk is empty
+        chunked.update(*tensor(rows)[start : start + 2].T)
+    assert figures(chunked) == figures(accuracy(rows))
+
+
+def test_sums_are_exact_beyond_single_precision() -> None:
+    """2^24 + 1 is no single precision number."""
+    assert accuracy([[2**24, 2**24, 0], [1, 1, 0], [2**24, 0, 0]]).table()[0].sum().item() == 2**25 + 1
+
+
+def test_gain_of_clients_and_examples() -> None:
+    """Clients: 2 -> 3 of 4 (helped), 3 -> 1 of 4 (harmed), 2 -> 2 of 2 (unchanged), and one without examples."""
+    metric = gain([[4, 2, 3, 1, 4], [4, 3, 1, 1, 3], [2, 2, 2, 2, 2], [0, 0, 0, 0, 0]])
+    assert figures(metric) == approx(
+        gain=-1 / 10,
+        gain_client_mean=(1 / 4 - 2 / 4) / 3,
+        clients_helped=1 / 3,
+        clients_unchanged=1 / 3,
+        clients_harmed=1 / 3,
+        examples_both_right=4 / 10,
+        examples_only_generalized=3 / 10,
+        examples_only_personalized=2 / 10,
+        examples_neither=1 / 10,
+        oracle_accuracy=9 / 10,
+        oracle_captured=-1 / 2,
+    )
+
+
+@pytest.mark.parametrize(("row", "captured"), [([4, 2, 3, 1, 4], 0.5), ([4, 2, 2, 2, 2], NAN)])
+def test_share_of_the_oracle_needs_headroom(row: list[float], captured: float) -> None:
+    assert figures(gain([row]))["oracle_captured"] == pytest.approx(captured, nan_ok=True)
+
+
+def test_no_oracle_without_a_local_model() -> None:
+    metric = ClientGain()
+    metric.update(*tensor([[4.0, 2, 3, 1]]).T)
+    assert not {"oracle_accuracy", "oracle_captured"} & metric.compute().keys()
+
+
+def test_routed_share_by_block() -> None:
+    """Client shares: (2 + 4) / 8 and (1 + 0) / 4; blocks: 3 of 6 and 4 of 6 decisions."""
+    assert figures(routed([[4, 2, 4], [2, 1, 0], [0, 0, 0]])) == approx(
+        routed_local=7 / 12,
+        routed_local_p10=0.25 + 0.1 * 0.5,
+        routed_local_p50=0.5,
+        routed_local_p90=0.25 + 0.9 * 0.5,
+        routed_local__first=3 / 6,
+        routed_local__second=4 / 6,
+    )
+
+
+@pytest.mark.parametrize("make", [accuracy, gain, routed])
+def test_no_client_gives_nan(make) -> None:
+    assert all(math.isnan(value) for value in figures(make([])).values())
+
+
+ROWS = {
+    accuracy: [[2, 1, 0.5], [4, 1, 3.0], [8, 6, 2.0], [1, 0, 1.0]],
+    gain: [[4, 2, 3, 1, 4], [4, 3, 1, 1, 3], [2, 2, 2, 2, 2], [1, 0, 1, 0, 1]],
+    routed: [[4, 2, 4], [2, 1, 0], [3, 3, 3], [1, 0, 1]],
+}
+
+
+def _reduce(rank: int, folder: str) -> dict[tuple[str, int], dict[str, float]]:
+    dist.init_process_group("gloo", f"file://{folder}/store", timeout=timedelta(seconds=60), rank=rank, world_size=2)
+    results = {}
+    for split in (1, 4):  # 1 and 3 clients, then 4 and none at all
+        for make, rows in ROWS.items():
+            if rank == 1 and split == 4:
+                metric = RoutedShare(["first", "second"]) if make is routed else type(make([]))()
+            else:
+                metric = make(rows[:split] if rank == 0 else rows[split:])
+            results[make.__name__, split] = figures(metric)
+    dist.destroy_process_group()
+    return results
+
+
+def _second_process(_: int, folder: str) -> None:
+    torch.save(_reduce(1, folder), f"{folder}/second.pt")
+
+
+@pytest.mark.filterwarnings("ignore:The ``compute`` method")
+def test_processes_get_the_figures_of_one(tmp_path) -> None:
+    expected = {(make.__name__, split): figures(make(rows)) for make, rows in ROWS.items() for split in (1, 4)}
+    second = torch.multiprocessing.spawn(_second_process, args=(str(tmp_path),), join=False)
+    assert _reduce(0, str(tmp_path)) == expected
+    second.join()
+    assert torch.load(tmp_path / "second.pt") == expected

@@ -1,0 +1,124 @@
+"""Two copies of each block, mixed per instance before the non-linearity."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from flow_pl.errors import ConfigurationError
+from flow_pl.models import EMNISTCNN, MLP, LogisticRegression
+from flow_pl.routing import InstanceRouter, RoutedModel, one_hot_routes, routing_regularizer
+
+
+def _two_copies(backbone):
+    first = {name: p.detach() for name, p in backbone.named_parameters()}
+    second = {name: p + 0.3 * torch.randn_like(p) for name, p in first.items()}
+    return first, second
+
+
+def test_mixture_is_taken_before_the_non_linearity():
+    torch.manual_seed(0)
+    model = RoutedModel(MLP(4, 3, (5,)))
+    g, w = _two_copies(model.backbone)
+    x = torch.randn(6, 4)
+    q = torch.rand(6, 2, 1)
+    q = torch.cat([q, 1 - q], -1)
+    h = q[:, 0, :1] * F.linear(x, g["linear1.weight"], g["linear1.bias"])
+    h = (h + q[:, 0, 1:] * F.linear(x, w["linear1.weight"], w["linear1.bias"])).relu()
+    expected = q[:, 1, :1] * F.linear(h, g["head.weight"], g["head.bias"])
+    expected = expected + q[:, 1, 1:] * F.linear(h, w["head.weight"], w["head.bias"])
+    torch.testing.assert_close(model.routed(x, g, w, q), expected)
+
+
+def test_two_instances_of_a_batch_take_different_ways():
+    """Hard routing: row 0 through both global blocks, row 1 through both local ones, row 2 crosses over."""
+    torch.manual_seed(0)
+    model = RoutedModel(EMNISTCNN(num_classes=4, in_shape=(1, 8, 8), dropout=(0.0, 0.0)))
+    g, w = _two_copies(model.backbone)
+    x = torch.randn(3, 1, 8, 8)
+    local = torch.tensor([[0, 0, 0, 0], [1, 1, 1, 1], [1, 1, 0, 0]])
+    q = torch.stack([1 - local, local], -1).float()
+    out = model.routed(x, g, w, q)
+    mixed = {name: (w if name.startswith("conv") else g)[name] for name in g}
+    for row, parameters in enumerate((g, w, mixed)):
+        torch.testing.assert_close(out[row], model.plain(x, parameters)[row])
+
+
+def test_hard_routes_are_the_larger_probability_and_global_on_ties():
+    q = torch.tensor([[[0.4, 0.6], [0.5, 0.5], [0.9, 0.1]]])
+    assert one_hot_routes(q)[0].tolist() == [[0.0, 1.0], [1.0, 0.0], [1.0, 0.0]]
+
+
+def test_regularizer_of_known_probabilities():
+    """Two real instances, one block: -(log(0.25^2 + e) + log(1 + e)) / 2; the third is padding."""
+    q = torch.tensor([[[0.75, 0.25]], [[0.0, 1.0]], [[1.0, 0.0]]])
+    mask = torch.tensor([True, True, False])
+    eps = 1e-6
+    expected = -(math.log(0.0625 + eps) + math.log(1 + eps)) / 2
+    assert routing_regularizer(q, mask, eps).item() == pytest.approx(expected, rel=1e-5)
+    other_way = -(math.log(0.5625 + eps) + math.log(eps)) / 2
+    assert routing_regularizer(q, mask, eps, "global").item() == pytest.approx(other_way, rel=1e-5)
+    assert routing_regularizer(q, torch.zeros(3), eps) == 0
+
+
+def test_embedding_tables_are_shared_and_not_routed():
+    model = RoutedModel(nn.Sequential(nn.Embedding(10, 4), nn.Flatten(), nn.Linear(8, 2)))
+    assert model.blocks == ["2"]
+    g, w = _two_copies(model.backbone)
+    assert set(model.local_copy(w)) == {"2.weight", "2.bias"}
+    x = torch.randint(10, (3, 2))
+    all_local = torch.tensor([0.0, 1.0]).expand(3, 1, 2)
+    expected = F.linear(F.embedding(x, g["0.weight"]).flatten(1), w["2.weight"], w["2.bias"])
+    torch.testing.assert_close(model.routed(x, g, model.local_copy(w), all_local), expected)
+    torch.testing.assert_close(model.plain(x, g, model.local_copy(w)), expected)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "hidden", "layers"),
+    [(4, (350, 150, 50), [0, 1, 2, 2]), (6, (1000, 750, 350, 150, 50), [0, 1, 2, 3, 4, 4]), (1, (8, 6), [1])],
+)
+def test_router_has_an_early_exit_per_block(blocks, hidden, layers):
+    router = InstanceRouter(blocks, hidden)
+    q = router(torch.randn(5, 3, 4))
+    assert q.shape == (5, blocks, 2)
+    torch.testing.assert_close(q.sum(-1), torch.ones(5, blocks))
+    assert [head.in_features for head in router.exits] == [hidden[layer] for layer in layers]
+
+
+def test_router_dropout_is_off_in_evaluation():
+    router = InstanceRouter(2, (32,), dropout=0.5)
+    x = torch.randn(4, 6)
+    assert not torch.equal(router(x), router(x))
+    router.eval()
+    assert torch.equal(router(x), router(x))
+
+
+@pytest.mark.parametrize(
+    ("backbone", "message"),
+    [
+        (nn.Linear(2, 2), "Linear, expected a torch.nn.Sequential"),
+        (nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)), "block '1' .* BatchNorm2d with running statistics"),
+        (nn.Sequential(nn.ReLU()), "no block with parameters"),
+    ],
+)
+def test_backbones_that_cannot_be_routed_are_refused(backbone, message):
+    with pytest.raises(ConfigurationError, match=message):
+        RoutedModel(backbone)
+
+
+@pytest.mark.parametrize("settings", [{"hidden": ()}, {"hidden": (0,)}, {"dropout": 1.0}])
+def test_router_settings_are_checked(settings):
+    with pytest.raises(ConfigurationError, match="the router's"):
+        InstanceRouter(2, **settings)
+
+
+def test_published_parameter_count_of_the_cnn():
+    assert sum(p.numel() for p in EMNISTCNN().parameters()) == 1_206_590
+
+
+def test_backbones_take_shapes():
+    assert LogisticRegression([2, 3], 4)(torch.zeros(5, 2, 3)).shape == (5, 4)
+    assert MLP([2, 3], 4, (7, 6))(torch.zeros(5, 2, 3)).shape == (5, 4)
+    assert EMNISTCNN(10, (3, 12, 14))(torch.zeros(5, 3, 12, 14)).shape == (5, 10)
