@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger
 
 import callbacks
 import flow_pl.methods
@@ -45,12 +48,23 @@ class FlowCLI(LightningCLI):
     """LightningCLI whose defaults suit federated training."""
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Add the default callbacks that the configuration does not list."""
+        """Add what every run has, where the configuration does not list its own.
+
+        Metrics, progress bar and tables; CSV logs, and checkpoints of the best and the last round, in the run's
+        folder (`trainer.default_root_dir`).
+        """
+        root = Path(self._get(self.config_init, "trainer.default_root_dir"))
         listed = self._get(self.config_init, "trainer.callbacks") or []
         listed = listed if isinstance(listed, Sequence) else [listed]
-        self.trainer_defaults["callbacks"] = [
+        defaults: list[Callback] = [
             make() for make in DEFAULT_CALLBACKS if not any(isinstance(callback, make) for callback in listed)
         ]
+        checkpointing = self._get(self.config_init, "trainer.enable_checkpointing") is not False
+        if checkpointing and not any(isinstance(callback, Checkpoint) for callback in listed):
+            defaults.append(_checkpoints(root))
+        self.trainer_defaults["callbacks"] = defaults
+        if self._get(self.config_init, "trainer.logger") in (None, True):
+            kwargs["logger"] = CSVLogger(root, name="logs")
         trainer: Trainer = super().instantiate_trainer(**kwargs)
         return trainer
 
@@ -58,6 +72,18 @@ class FlowCLI(LightningCLI):
         """Predictions go to a file as they come: kept, they would grow with the population."""
         predict = self.config_init[str(self.subcommand)]
         predict["return_predictions"] = bool(predict["return_predictions"])
+
+
+def _checkpoints(root: Path) -> ModelCheckpoint:
+    """The round with the best personalized accuracy as best.ckpt, and the last one as last.ckpt."""
+    return ModelCheckpoint(
+        root / "checkpoints",
+        filename="best",
+        monitor="val/personalized_accuracy",
+        mode="max",
+        save_last=True,
+        enable_version_counter=False,
+    )
 
 
 def run(args: ArgsType = None) -> FlowCLI:
@@ -86,7 +112,7 @@ def run(args: ArgsType = None) -> FlowCLI:
             "use_distributed_sampler": False,
             "num_sanity_val_steps": 1,
             "log_every_n_steps": 1,
-            "logger": {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "runs"}},
+            "default_root_dir": "runs",
         },
         args=args,
     )

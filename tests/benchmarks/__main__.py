@@ -1,0 +1,72 @@
+"""Benchmarks: `python -m tests.benchmarks`, or `make bench`. Prints tables and writes `bench.json` here.
+
+Contenders take turns round by round in one process and one thread, and figures are medians of per-round ratios: so
+they hold on a machine that has other work. Repeat one workload with `python -m tests.benchmarks --only mlp`, more
+rounds with `--rounds 100`, on more cores with `--threads 2`.
+
+Ratios are of rounds behind a warm-up in which all gradients have been traced, with the same cohort in every round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from tests.benchmarks.breakdown import Breakdown, break_down
+from tests.benchmarks.contest import Outcome, compete
+from tests.benchmarks.report import figures, print_breakdown, print_outcome, write
+from tests.benchmarks.workloads import WORKLOADS
+
+QUICK_ROUNDS = 2
+BROKEN_DOWN = ("mlp", "cnn")
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the benchmarks.
+
+    Args:
+        args: of the command line; None for those of the process.
+
+    Returns:
+        0, or 1 where contenders did not end with the same model.
+    """
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__.split("\n")[0])
+    parser.add_argument("--only", choices=WORKLOADS, action="append", help="one workload; may be repeated")
+    parser.add_argument("--rounds", type=int, help="timed rounds of each workload")
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK_ROUNDS} rounds: a smoke test, not a measurement")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch's operations")
+    options = parser.parse_args(args)
+    if options.threads < 1 or (options.rounds is not None and options.rounds < 1):
+        parser.error("--threads and --rounds must be 1 or more")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(options.threads)
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    console = Console(width=None if sys.stdout.isatty() else 150)
+    outcomes: list[Outcome] = []
+    breakdowns: dict[str, Breakdown] = {}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for name in options.only or WORKLOADS:
+                workload = WORKLOADS[name]
+                rounds = options.rounds or (QUICK_ROUNDS if options.quick else workload.rounds)
+                outcomes.append(compete(workload, rounds))
+                print_outcome(console, outcomes[-1])
+                if name in BROKEN_DOWN:
+                    breakdowns[name] = break_down(workload, outcomes[-1].chunk_size, rounds)
+                    print_breakdown(console, name, breakdowns[name])
+        write(Path("bench.json"), figures(outcomes, breakdowns))
+    finally:
+        torch.set_num_threads(threads)
+    return 0 if all(outcome.agrees for outcome in outcomes) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,113 @@
+"""The tables that `make bench` prints, and `bench.json`."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from rich.console import Console
+from rich.table import Table
+
+import flow_pl
+from tests.benchmarks.breakdown import MATHS, Breakdown
+from tests.benchmarks.contest import TOLERANCE, Outcome
+
+MEANING = {
+    "sequential": "bare, one client at a time: autograd.grad and torch._foreach (the practical limit)",
+    "optimizer": "bare, one client at a time: loss.backward() and torch.optim.SGD",
+    "vmap": "bare, all clients side by side: torch.func.vmap(grad)",
+    "loop": "ours: FederatedLoop, ServerRound, server optimizer",
+    "trainer": "ours through lightning.Trainer, reading the store: all that a user pays",
+}
+
+
+def print_outcome(console: Console, outcome: Outcome) -> None:
+    """A workload's contenders; for Flow, what its round costs."""
+    title = f"{outcome.workload} (ours: chunk {outcome.chunk_size})"
+    if outcome.workload.method == "flow":
+        table = Table("round", "ms", "cost: Flow's round over it", title=title, title_justify="left")
+        low, middle, high = outcome.ratios("loop", "fedavg")
+        table.add_row("fedavg (ours)", f"{outcome.milliseconds('fedavg'):.1f}", f"{middle:.2f} ({low:.2f}-{high:.2f})")
+        table.add_row("flow (ours)", f"{outcome.milliseconds('loop'):.1f}", "")
+    else:
+        table = Table("contender", "", "ms a round", "its time over ours", "same model", title=title)
+        table.title_justify = "left"
+        for name in outcome.seconds:
+            low, middle, high = outcome.ratios(name)
+            same = outcome.difference(name)
+            verdict = f"{'yes' if same <= TOLERANCE else '[red]NO[/red]'} ({same:.0e})"
+            ratio = "1" if name == "loop" else f"{middle:.2f} ({low:.2f}-{high:.2f})"
+            table.add_row(name, MEANING[name], f"{outcome.milliseconds(name):.1f}", ratio, verdict)
+        low, middle, high = outcome.ratios("sequential", "trainer")
+        table.caption = f"sequential over trainer: {middle:.2f} ({low:.2f}-{high:.2f})"
+        table.caption_justify = "left"
+    console.print(table)
+    console.print(f"this process had {outcome.busy:.0%} of a core\n" if torch.get_num_threads() == 1 else "")
+
+
+def print_breakdown(console: Console, name: str, breakdown: Breakdown) -> None:
+    """Where a round went."""
+    table = Table("part of a round", "ms", "share", "calls", title=f"{name}: a round by the Trainer")
+    table.title_justify = "left"
+    total = sum(breakdown.milliseconds.values())
+    for part, value in breakdown.milliseconds.items():
+        label = f"[bold]{part}[/bold]" if part in MATHS else part
+        calls = breakdown.calls[part]
+        table.add_row(label, f"{value:.2f}", f"{value / total:.1%}", f"{calls:.0f}" if calls else "")
+    table.add_row("all", f"{total:.2f}", "")
+    table.caption = f"overhead, all but {' and '.join(MATHS)}: {breakdown.overhead:.1%}"
+    table.caption_justify = "left"
+    console.print(table)
+    console.print()
+
+
+def figures(outcomes: list[Outcome], breakdowns: dict[str, Breakdown]) -> dict[str, Any]:
+    """What `bench.json` holds: ratios by `<workload>.<contender>`, and the facts to read them by."""
+    ratios: dict[str, Any] = {}
+    facts: dict[str, Any] = {}
+    for outcome in outcomes:
+        name = outcome.workload.name
+        if outcome.workload.method == "flow":
+            ratios[f"{name}.fedavg"] = outcome.ratios("loop", "fedavg")[1]
+        else:
+            for contender in outcome.seconds:
+                if contender not in ("loop", "trainer"):
+                    ratios[f"{name}.{contender}"] = outcome.ratios(contender)[1]
+            ratios[f"{name}.trainer"] = outcome.ratios("sequential", "trainer")[1]
+        facts[name] = {
+            "what": str(outcome.workload),
+            "chunk_size": outcome.chunk_size,
+            "timed_rounds": len(outcome.seconds["loop"]),
+            "milliseconds": {contender: outcome.milliseconds(contender) for contender in outcome.seconds},
+            "same_model": {contender: outcome.difference(contender) for contender in outcome.models},
+            "share_of_a_core": outcome.busy,
+        }
+    for name, breakdown in breakdowns.items():
+        ratios[f"{name}.overhead"] = breakdown.overhead
+        facts[name]["breakdown_milliseconds"] = breakdown.milliseconds
+    meaning = {
+        "<workload>.<contender>": "their round time over our loop's, median of the rounds: above 1, we are faster",
+        "<workload>.trainer": "sequential's round time over that of ours through lightning.Trainer",
+        "flow_<workload>.fedavg": "a COST: our Flow round's time over our FedAvg round's on the same examples",
+        "<workload>.overhead": "share of the Trainer's round outside the gradients' and the optimizer's arithmetic",
+    }
+    versions = {
+        "flow_pl": flow_pl.__version__,
+        "torch": torch.__version__,
+        "lightning": lightning.__version__,
+        "python": platform.python_version(),
+    }
+    machine = {"cpus": os.cpu_count(), "threads": torch.get_num_threads(), "processor": platform.machine()}
+    return {**ratios, "meaning": meaning, "versions": versions, "machine": machine, "workloads": facts}
+
+
+def write(path: Path, content: dict[str, Any]) -> None:
+    """Write JSON so that the file is whole, old or new."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    part.replace(path)

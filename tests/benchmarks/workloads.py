@@ -1,0 +1,123 @@
+"""What is measured: workloads of random examples, generated from a seed, the same for every contender.
+
+Minibatches come in the order of the data, so that every contender does the same arithmetic and ends with the same
+model. Clients are sorted, the largest first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from flow_pl.models import EMNISTCNN, MLP
+
+Clients = list[tuple[Tensor, Tensor]]
+"""Features [n, ...] and labels [n] of each client, the largest client first."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One round of federated averaging, one local epoch.
+
+    Attributes:
+        name: of the workload.
+        clients: in a round; all of them take part in every round.
+        shape: of an example's features.
+        classes: number of classes.
+        backbone: makes the model.
+        batch_size: examples in a minibatch of a client.
+        lr: learning rate of the clients' SGD.
+        momentum: of the clients' SGD.
+        chunk_sizes: clients that our loop trains side by side, the candidates; the fastest is taken.
+        rounds: timed rounds.
+        examples: mean number of examples of a client.
+        sigma: of log-normal client sizes; 0 for equal sizes.
+        method: whose round is ours; "flow" is compared to our own FedAvg round alone.
+    """
+
+    name: str
+    clients: int
+    shape: tuple[int, ...]
+    classes: int
+    backbone: Callable[[], nn.Sequential]
+    batch_size: int
+    lr: float
+    momentum: float
+    chunk_sizes: tuple[int, ...]
+    rounds: int
+    examples: int = 100
+    sigma: float = 0.0
+    method: str = "fedavg"
+
+    def __str__(self) -> str:
+        sizes = f"log-normal sizes (mean {self.examples}, sigma {self.sigma:g})" if self.sigma else f"{self.examples}"
+        momentum = f", momentum {self.momentum:g}" if self.momentum else ""
+        return f"{self.name}: {self.clients} clients x {sizes}, batch {self.batch_size}, lr {self.lr:g}{momentum}"
+
+    def sizes(self) -> list[int]:
+        """Number of examples of each client, in decreasing order."""
+        mean = np.log(self.examples) - self.sigma**2 / 2
+        drawn = np.exp(np.random.default_rng(0).normal(mean, self.sigma, self.clients))
+        return sorted((max(1, round(size)) for size in drawn.tolist()), reverse=True)
+
+    def data(self) -> Clients:
+        """The clients' examples."""
+        random = np.random.default_rng(1)
+        return [
+            (
+                torch.from_numpy(random.standard_normal((n, *self.shape), dtype=np.float32)),
+                torch.from_numpy(random.integers(self.classes, size=n)),
+            )
+            for n in self.sizes()
+        ]
+
+    def model(self) -> nn.Sequential:
+        """The model at the start, the same whenever it is asked for."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(2)
+            return self.backbone()
+
+    def optimizer(self, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
+        """A client's optimizer."""
+        return torch.optim.SGD(parameters, lr=self.lr, momentum=self.momentum)
+
+
+_mlp = partial(
+    Workload,
+    clients=30,
+    shape=(60,),
+    classes=10,
+    backbone=partial(MLP, 60, 10, (64,)),
+    batch_size=10,
+    lr=0.01,
+    momentum=0.0,
+    chunk_sizes=(30,),
+)
+_cnn = partial(
+    Workload,
+    clients=10,
+    shape=(1, 28, 28),
+    classes=62,
+    backbone=partial(EMNISTCNN, 62, dropout=(0.0, 0.0)),
+    batch_size=20,
+    lr=0.01,
+    momentum=0.9,
+    chunk_sizes=(1, 10),
+)
+
+WORKLOADS = {
+    workload.name: workload
+    for workload in (
+        _mlp("mlp", rounds=40),
+        _cnn("cnn", rounds=5),
+        _mlp("skew", rounds=25, sigma=1.0),
+        _mlp("flow_mlp", rounds=40, method="flow"),
+        _cnn("flow_cnn", rounds=5, method="flow"),
+    )
+}
+"""Every workload by name, in the order they are run."""
