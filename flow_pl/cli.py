@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import sys
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
-from lightning.pytorch.cli import ArgsType, LightningCLI, SaveConfigCallback
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
 
 import callbacks
 import flow_pl.methods
 import flow_pl.models  # noqa: F401 (imported, their classes go by their bare names in YAML)
 from flow_pl.data import FederatedDataModule
-from flow_pl.errors import FlowError
+from flow_pl.errors import ConfigurationError, FlowError
 from flow_pl.module import FederatedModule
 from flow_pl.version import __version__
 
@@ -47,6 +48,24 @@ class ConfigToLogger(SaveConfigCallback):
 class FlowCLI(LightningCLI):
     """LightningCLI whose defaults suit federated training."""
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse, and look at the checkpoint file before anything else does.
+
+        Raises:
+            ConfigurationError: it is missing or damaged.
+        """
+        super().parse_arguments(parser, args)
+        path = self.config[self.config["subcommand"]].get("ckpt_path")
+        if path in (None, "best", "last", "hpc", "registry") or str(path).startswith("registry:"):
+            return
+        if not Path(path).exists():
+            raise ConfigurationError(
+                f"there is no checkpoint {path}: give --ckpt_path a file that `flow-pl fit` wrote, "
+                "such as checkpoints/best.ckpt in the run's folder."
+            )
+        if Path(path).is_file() and not zipfile.is_zipfile(path):
+            raise ConfigurationError(f"the checkpoint {path} is damaged or truncated: use another one, or train again.")
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add what every run has, where the configuration does not list its own.
 
@@ -56,9 +75,10 @@ class FlowCLI(LightningCLI):
         root = Path(self._get(self.config_init, "trainer.default_root_dir"))
         listed = self._get(self.config_init, "trainer.callbacks") or []
         listed = listed if isinstance(listed, Sequence) else [listed]
-        defaults: list[Callback] = [
-            make() for make in DEFAULT_CALLBACKS if not any(isinstance(callback, make) for callback in listed)
-        ]
+        wanted = [make for make in DEFAULT_CALLBACKS if not any(isinstance(callback, make) for callback in listed)]
+        if self._get(self.config_init, "trainer.enable_progress_bar") is False:
+            wanted = [make for make in wanted if not issubclass(make, ProgressBar)]
+        defaults: list[Callback] = [make() for make in wanted]
         checkpointing = self._get(self.config_init, "trainer.enable_checkpointing") is not False
         if checkpointing and not any(isinstance(callback, Checkpoint) for callback in listed):
             defaults.append(_checkpoints(root))
@@ -104,7 +124,7 @@ def run(args: ArgsType = None) -> FlowCLI:
         seed_everything_default=0,
         auto_configure_optimizers=False,
         load_from_checkpoint_support=False,
-        parser_kwargs={"version": __version__},
+        parser_kwargs={"prog": "flow-pl", "version": __version__},
         trainer_defaults={
             # personalization takes gradients in validation and test
             "inference_mode": False,
@@ -126,6 +146,11 @@ def main(args: ArgsType = None) -> None:
     """
     try:
         run(args)
-    except FlowError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, FlowError):  # jsonargparse wraps what a constructor raises
+            cause = cause.__cause__ or cause.__context__
+        if cause is None:
+            raise
+        print(f"error: {cause}", file=sys.stderr)
         raise SystemExit(1) from None

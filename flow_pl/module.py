@@ -146,7 +146,7 @@ class FederatedModule(lightning.LightningModule):
             scheduler.step()  # type: ignore[union-attr]
         if scaler is None:
             del figures["skipped_steps"]
-        self.log("step", float(self.current_epoch + 1), sync_dist=True, rank_zero_only=True)
+        self._log_round()
         self.log_dict(
             {f"train/{name}": value for name, value in figures.items()},
             on_step=False,
@@ -155,6 +155,17 @@ class FederatedModule(lightning.LightningModule):
             # already reduced: this tells Lightning that every process has the same value
             sync_dist=True,
             rank_zero_only=True,
+        )
+
+    def on_validation_epoch_end(self) -> None:
+        """Put validation on the axis of rounds."""
+        if not self.trainer.sanity_checking:
+            self._log_round()
+
+    def _log_round(self) -> None:
+        """Loggers take "step" as the x-axis: rounds, where Lightning would count chunks."""
+        self.log(
+            "step", float(self.trainer.global_step), on_step=False, on_epoch=True, sync_dist=True, rank_zero_only=True
         )
 
     def _adapt_loss_scale(self, skipped: Tensor) -> None:

@@ -37,9 +37,10 @@ class FederatedDataModule(ABC, L.LightningDataModule):
     Args:
         cohort_size: number of clients sampled in a round of training.
         chunk_size: number of clients trained or evaluated side by side.
-        val_clients: number of clients evaluated at each validation, drawn anew from the seen clients that have
-            validation rows; null = all of them.
-        new_client_fraction: share of the clients that are never sampled in training, and are tested apart.
+        val_clients: number of clients evaluated at each validation, drawn anew from the seen clients (or from those
+            that the data means for validation) that have validation rows; null = all of them.
+        new_client_fraction: share of the clients that are never sampled in training, and are tested apart; without
+            effect where the data names its test clients.
         val_fraction: share of each client's examples for validation.
         test_fraction: share of each client's examples for testing.
         min_examples: clients with fewer labelled examples are left out.
@@ -159,12 +160,15 @@ class FederatedDataModule(ABC, L.LightningDataModule):
         return self._loader(self.federation.seen, None, self.cohort_size, "cohort_size")
 
     def val_dataloader(self) -> Loader | list[Loader]:
-        """Seen clients on their validation rows; an empty list, which skips validation, where there are none.
+        """Clients on their validation rows; an empty list, which skips validation, where there are none.
+
+        They are those that the data means for validation, if there are any, and the seen clients otherwise.
 
         Raises:
             ConfigurationError: `val_clients` is larger than the number of clients that can be evaluated.
         """
-        clients = self._with_rows(self.federation.seen, "val")
+        federation = self.federation
+        clients = self._with_rows(federation.validation if len(federation.validation) else federation.seen, "val")
         return self._loader(clients, "val", self.val_clients, "val_clients") if len(clients) else []
 
     def test_dataloader(self) -> list[Loader]:
@@ -173,7 +177,7 @@ class FederatedDataModule(ABC, L.LightningDataModule):
 
     def predict_dataloader(self) -> Loader:
         """All clients on their test rows and on the rows without a label."""
-        clients = np.concatenate([self.federation.seen, self.federation.new])
+        clients = np.concatenate([self.federation.seen, self.federation.new, self.federation.validation])
         return self._loader(self._with_rows(clients, "predict"), "predict")
 
     def transfer_batch_to_device(self, batch: ClientBatch, device: torch.device, dataloader_idx: int) -> ClientBatch:
@@ -220,7 +224,7 @@ class FederatedDataModule(ABC, L.LightningDataModule):
         return self.federation.store.name(client)
 
     def population(self, client: int) -> Population:
-        """Whether a client is seen, new, or left out."""
+        """Whether a client is seen, new, for validation, or left out."""
         return self.federation.population(client)
 
     def _store_path(self) -> Path:

@@ -12,17 +12,18 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from flow_pl.data.store import ClientStore
+from flow_pl.data.store import ROLES, ClientStore
 from flow_pl.errors import ConfigurationError, require_fraction, require_positive
 from flow_pl.rng import Stream, generator
 
 Heldout = Literal["val", "test", "predict"]
 """Rows that a client is evaluated on; "predict" = its test rows and those without a label."""
 
-Population = Literal["seen", "new", "left out"]
-"""Clients trained on, never sampled in training, or with fewer examples than `min_examples`."""
+Population = Literal["seen", "new", "validation", "left out"]
+"""Clients trained on; never sampled in training, but tested; never sampled, but evaluated on after a round, where the
+data has such; with fewer examples than `min_examples`."""
 
-POPULATIONS: tuple[Population, ...] = ("seen", "new", "left out")
+POPULATIONS: tuple[Population, ...] = ("seen", "new", "validation", "left out")
 
 Ints = NDArray[np.signedinteger[Any]]
 
@@ -60,7 +61,8 @@ class Federation:
             rows or more has at least one.
         test_fraction: share of a client's labelled rows for testing; where it is not 0, a client with 2 labelled rows
             or more has at least one. Where the data has its own split, that is kept and this share does not matter.
-        new_client_fraction: share of the clients that are new, that is, never sampled in training.
+        new_client_fraction: share of the clients that are new, that is, never sampled in training. Where the data names
+            its test clients, those are new and this share does not matter.
         min_examples: clients with fewer labelled rows are left out.
         split_seed: seed of the splits and of the choice of new clients.
 
@@ -71,6 +73,7 @@ class Federation:
         test_sizes: [M] int32 number of test rows.
         seen: indices of the clients to train on, ascending.
         new: indices of the new clients, ascending.
+        validation: indices of the clients that the data means for validation alone, ascending.
 
     Raises:
         ConfigurationError: a share is not in [0, 1), validation and test leave nothing to train on, the seed is
@@ -104,6 +107,7 @@ class Federation:
         self._population = self._draw_populations(new_client_fraction, min_examples)
         self.seen = np.flatnonzero(self._population == POPULATIONS.index("seen"))
         self.new = np.flatnonzero(self._population == POPULATIONS.index("new"))
+        self.validation = np.flatnonzero(self._population == POPULATIONS.index("validation"))
 
     def heldout_sizes(self, rows: Heldout) -> Ints:
         """[M] number of rows that each client is evaluated on."""
@@ -148,10 +152,18 @@ class Federation:
             left_out = len(labelled) - len(eligible)
             _log.info("%d of %d clients have fewer than %d examples: left out", left_out, len(labelled), min_examples)
         population = np.full(len(labelled), POPULATIONS.index("left out"), dtype=np.int8)
-        population[eligible] = POPULATIONS.index("seen")
-        count = min(_share(len(eligible), new_client_fraction), len(eligible) - 1)
-        drawn = generator(self._seed, Stream.POPULATION).permutation(eligible)[:count]
-        population[drawn] = POPULATIONS.index("new")
+        roles = np.asarray(self.store.roles)
+        train, validation, test = (eligible[roles[eligible] == role] for role in range(len(ROLES)))
+        if len(train) == 0:
+            raise ConfigurationError(
+                f"min_examples is {min_examples}, but no client to train on has as many labelled rows: lower it."
+            )
+        if not (roles == ROLES.index("test")).any():
+            count = min(_share(len(train), new_client_fraction), len(train) - 1)
+            test = generator(self._seed, Stream.POPULATION).permutation(train)[:count]
+        # in this order, since the new clients may be drawn from those to train on
+        for name, members in (("seen", train), ("validation", validation), ("new", test)):
+            population[members] = POPULATIONS.index(name)
         return population
 
 

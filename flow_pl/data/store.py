@@ -11,6 +11,7 @@ Layout of the folder, with M clients and R rows in all:
 - `labelled.npy` [M] int64: number of labelled rows;
 - `train_rows.npy` [M] int64: number of rows that are training rows by the data's own split, the rest of the labelled
   rows being its test rows; -1 where the data has no split of its own;
+- `roles.npy` [M] int8: what the data means the client for, an index into `ROLES`;
 - `names.npy` [M] bytes: names of the clients, UTF-8;
 - `meta.json`: what a reader checks (`StoreMeta`).
 """
@@ -21,15 +22,21 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flow_pl.errors import DataError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Version of the layout; a store of another version is not read."""
+
+Role = Literal["train", "validation", "test"]
+"""What the data means a client for: to be trained on, or never sampled in training and evaluated on after a round
+("validation") or at the end ("test"). Data that does not divide its clients means all of them to be trained on."""
+
+ROLES: tuple[Role, ...] = ("train", "validation", "test")
 
 
 class ClientRows(NamedTuple):
@@ -76,6 +83,7 @@ class ClientStore:
         offsets: [M + 1] int64, memory-mapped.
         labelled: [M] int64, labelled rows of each client, memory-mapped.
         train_rows: [M] int64, training rows of the data's own split or -1, memory-mapped.
+        roles: [M] int8, indices into `ROLES`, memory-mapped.
     """
 
     def __init__(self, path: Path, meta: StoreMeta, arrays: dict[str, NDArray[Any]]) -> None:
@@ -84,6 +92,7 @@ class ClientStore:
         self.offsets: NDArray[np.int64] = arrays["offsets"]
         self.labelled: NDArray[np.int64] = arrays["labelled"]
         self.train_rows: NDArray[np.int64] = arrays["train_rows"]
+        self.roles: NDArray[np.int8] = arrays["roles"]
         self._x = arrays["x"]
         self._y = arrays["y"]
         self._names = arrays["names"]
@@ -111,6 +120,7 @@ class ClientStore:
             "offsets": meta.clients + 1,
             "labelled": meta.clients,
             "train_rows": meta.clients,
+            "roles": meta.clients,
             "names": meta.clients,
         }
         arrays = {}

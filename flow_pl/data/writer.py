@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -17,7 +18,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from flow_pl.data.checks import check_client, unusable
-from flow_pl.data.store import FORMAT_VERSION, StoreMeta
+from flow_pl.data.store import FORMAT_VERSION, ROLES, Role, StoreMeta
 from flow_pl.errors import ConfigurationError, DataError
 
 
@@ -30,12 +31,16 @@ class ClientData(NamedTuple):
         y: [n] or [n, ...] integer labels, 0 or more; -1 (in every entry of the row) = to be predicted.
         train_rows: where the data has its own split, the first `train_rows` rows are for training and the rest for
             testing; None = no such split.
+        role: whether the data means the client to be trained on, or only to be evaluated on.
+        source: file that the client comes from, for messages; empty = none.
     """
 
     name: str
     x: NDArray[Any]
     y: NDArray[Any]
     train_rows: int | None = None
+    role: Role = "train"
+    source: str = ""
 
 
 class ClientStoreWriter:
@@ -49,7 +54,7 @@ class ClientStoreWriter:
         num_classes: number of classes; None = the largest label + 1.
 
     Raises:
-        ConfigurationError: on entering, the folder cannot be made.
+        ConfigurationError: the folder cannot be made, or the disk is full.
         DataError: on leaving, no client was added.
     """
 
@@ -62,6 +67,7 @@ class ClientStoreWriter:
         self._offsets = array("q", [0])
         self._labelled = array("q")
         self._train_rows = array("q")
+        self._roles = array("b")
         self._x: _GrowingArray | None = None
         self._y: _GrowingArray | None = None
 
@@ -69,10 +75,7 @@ class ClientStoreWriter:
         try:
             self._folder.mkdir(parents=True)
         except OSError as error:
-            raise ConfigurationError(
-                f"the client store {self._target} cannot be written ({error}): set cache_dir, or the environment "
-                "variable FLOW_PL_CACHE, to a folder that can be written to."
-            ) from error
+            raise self._unwritable(error) from error
         return self
 
     def __exit__(
@@ -81,19 +84,40 @@ class ClientStoreWriter:
         try:
             if kind is None:
                 self._commit()
+        except OSError as problem:
+            raise self._unwritable(problem) from problem
         finally:
             for rows in (self._x, self._y):
                 if rows is not None:
-                    rows.close()
+                    with contextlib.suppress(OSError):  # on a full disk, what is still to be written fails again
+                        rows.close()
             shutil.rmtree(self._folder, ignore_errors=True)
 
-    def add(self, name: str, x: NDArray[Any], y: NDArray[Any], train_rows: int | None = None) -> None:
+    def add(
+        self,
+        name: str,
+        x: NDArray[Any],
+        y: NDArray[Any],
+        train_rows: int | None = None,
+        role: Role = "train",
+        source: str = "",
+    ) -> None:
         """Append one client; the arguments are the fields of `ClientData`.
 
         Raises:
-            DataError: the client cannot be used; the message names it, what was found and the remedy.
+            DataError: the client cannot be used; the message names it and its file, what was found and the remedy.
+            ConfigurationError: the disk is full.
         """
-        x, y = np.asarray(x), np.asarray(y)
+        try:
+            self._add(name, np.asarray(x), np.asarray(y), train_rows, role)
+        except DataError as error:
+            if not source:
+                raise
+            raise DataError(f"{source}: {error}") from error
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def _add(self, name: str, x: NDArray[Any], y: NDArray[Any], train_rows: int | None, role: Role) -> None:
         if name in self._names:
             raise unusable(name, "comes twice", "give every client a name of its own, and all of its rows at once")
         check_client(name, x, y, train_rows, self._num_classes)
@@ -116,6 +140,7 @@ class ClientStoreWriter:
         self._offsets.append(self._offsets[-1] + len(x))
         self._labelled.append(int(labelled.sum()))
         self._train_rows.append(-1 if train_rows is None else int(labelled[:train_rows].sum()))
+        self._roles.append(ROLES.index(role))
         self._largest_label = max(self._largest_label, int(y.max()))
 
     def _commit(self) -> None:
@@ -124,6 +149,7 @@ class ClientStoreWriter:
         arrays = {"offsets": self._offsets, "labelled": self._labelled, "train_rows": self._train_rows}
         for name, values in arrays.items():
             _save(self._folder / f"{name}.npy", np.asarray(values, dtype=np.int64))
+        _save(self._folder / "roles.npy", np.asarray(self._roles, dtype=np.int8))
         _save(self._folder / "names.npy", np.array([name.encode("utf-8") for name in self._names], dtype=np.bytes_))
         self._x.finish()
         self._y.finish()
@@ -137,6 +163,12 @@ class ClientStoreWriter:
         except OSError:
             if not self._target.is_dir():  # where it is one, another process was first, with the same rows
                 raise
+
+    def _unwritable(self, error: OSError) -> ConfigurationError:
+        return ConfigurationError(
+            f"the client store {self._target} cannot be written ({error}): set cache_dir, or the environment variable "
+            "FLOW_PL_CACHE, to a folder that can be written to, on a disk with room for the data."
+        )
 
 
 class _GrowingArray:

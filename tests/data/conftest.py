@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from flow_pl.data import ClientStore, ClientStoreWriter
+from flow_pl.data.store import Role
 
 MakeStore = Callable[..., ClientStore]
 
@@ -14,7 +15,10 @@ def make_store(tmp_path: Path) -> MakeStore:
     """A store of clients of the given sizes; row r of client c has the features [c, r] and the label r % 3."""
 
     def make(
-        sizes: Sequence[int], unlabelled: Sequence[int] | None = None, train_rows: Sequence[int | None] | None = None
+        sizes: Sequence[int],
+        unlabelled: Sequence[int] | None = None,
+        train_rows: Sequence[int | None] | None = None,
+        roles: Sequence[Role] | None = None,
     ) -> ClientStore:
         path = tmp_path / "store"
         with ClientStoreWriter(path) as writer:
@@ -24,7 +28,13 @@ def make_store(tmp_path: Path) -> MakeStore:
                 if unlabelled is not None:
                     y[size - unlabelled[client] :] = -1
                 x = np.stack([np.full(size, client), rows], axis=1).astype(np.float32)
-                writer.add(f"client {client}", x, y, train_rows[client] if train_rows else None)
+                writer.add(
+                    f"client {client}",
+                    x,
+                    y,
+                    train_rows[client] if train_rows else None,
+                    roles[client] if roles else "train",
+                )
         return ClientStore.open(path)
 
     return make

@@ -28,7 +28,7 @@ def save_parquet(path, **columns):
 
 
 def read(path, **settings):
-    return {name: (x.tolist(), y.tolist()) for name, x, y, _ in ArrayData(path, **settings).clients()}
+    return {name: (x.tolist(), y.tolist()) for name, x, y, *_ in ArrayData(path, **settings).clients()}
 
 
 GROUPED = {

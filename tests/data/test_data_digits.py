@@ -26,7 +26,7 @@ def test_every_image_belongs_to_one_writer():
     """Without a style the images are the originals, so they can be told apart."""
     given = sorted(zip(DIGITS.data.astype(int).tolist(), DIGITS.target.tolist(), strict=True))
     found = []
-    for _, x, y, _ in clients(style_strength=0):
+    for _, x, y, *_ in clients(style_strength=0):
         images = np.rint(x / 255 * 16).astype(int).reshape(len(x), 64)
         found += zip(images.tolist(), y.tolist(), strict=True)
     assert sorted(found) == given

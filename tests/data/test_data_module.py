@@ -41,7 +41,7 @@ class Squares(FederatedDataModule):
 
 class Typed(Squares):
     def clients(self):
-        for name, x, y, _ in super().clients():
+        for name, x, y, *_ in super().clients():
             yield ClientData(name, x.astype(self.dtype), y)
 
 

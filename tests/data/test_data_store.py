@@ -94,6 +94,7 @@ def test_a_hundred_thousand_clients_are_opened_without_reading_rows(tmp_path):
     np.save(tmp_path / "offsets.npy", np.arange(clients + 1) * per_client)
     np.save(tmp_path / "labelled.npy", np.full(clients, per_client))
     np.save(tmp_path / "train_rows.npy", np.full(clients, -1))
+    np.save(tmp_path / "roles.npy", np.zeros(clients, dtype=np.int8))
     np.save(tmp_path / "names.npy", np.char.encode(np.arange(clients).astype(str)))
     meta = {"version": FORMAT_VERSION, "clients": clients, "rows": rows, "num_classes": 62}
     (tmp_path / "meta.json").write_text(json.dumps(meta))
@@ -158,7 +159,7 @@ def test_a_folder_that_cannot_be_written_to(tmp_path):
         pass
 
 
-@pytest.mark.parametrize("name", ["x", "y", "offsets", "labelled", "train_rows", "names", "meta"])
+@pytest.mark.parametrize("name", ["x", "y", "offsets", "labelled", "train_rows", "roles", "names", "meta"])
 @pytest.mark.parametrize("damage", ["missing", "empty", "truncated", "garbage"])
 def test_damage_is_named_with_its_remedy(tmp_path, name, damage):
     write(tmp_path / "s", ("ann", X, Y), ("bob", X, Y))

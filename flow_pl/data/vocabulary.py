@@ -1,0 +1,113 @@
+"""Vocabularies: which tokens have a number of their own, and which numbers stand for something else.
+
+Four numbers are the same in every vocabulary, so that a loss or an accuracy knows them without knowing the vocabulary:
+a target equal to `PAD` is none, `OOV` and `EOS` are targets that some accuracies leave out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flow_pl.errors import DataError
+
+PAD, OOV, BOS, EOS = range(4)
+"""Numbers of what fills a row up, of a token that is not in the vocabulary, and of a text's beginning and end."""
+
+SPECIAL = 4
+"""How many numbers come before that of the first token."""
+
+
+class Vocabulary:
+    """Numbers of tokens: `SPECIAL` for the first one, and so on.
+
+    Args:
+        tokens: the tokens, each once, in the order of their numbers.
+
+    Attributes:
+        tokens: the tokens in the order of their numbers.
+        dtype: the smallest integer type that holds every number.
+
+    Raises:
+        DataError: there is no token, or one comes twice.
+    """
+
+    def __init__(self, tokens: Iterable[str]) -> None:
+        self.tokens = tuple(tokens)
+        self._numbers = {token: number for number, token in enumerate(self.tokens, start=SPECIAL)}
+        if not self.tokens:
+            raise DataError("the vocabulary is empty: the training clients have no text; check the source of the data.")
+        if len(self._numbers) < len(self.tokens):
+            twice = next(token for token, count in Counter(self.tokens).items() if count > 1)
+            raise DataError(f"the vocabulary has the token {twice!r} more than once: list every token once.")
+        self.dtype: np.dtype[np.signedinteger] = np.dtype(np.int16 if len(self) <= np.iinfo(np.int16).max else np.int32)
+
+    def __len__(self) -> int:
+        """Number of tokens and special numbers together: every number is smaller."""
+        return len(self.tokens) + SPECIAL
+
+    def encode(self, tokens: Iterable[str]) -> list[int]:
+        """Numbers of tokens, `OOV` for those that are not in the vocabulary."""
+        numbers = self._numbers
+        return [numbers.get(token, OOV) for token in tokens]
+
+    def rows(self, sequences: Sequence[Sequence[int]], length: int) -> NDArray[np.signedinteger]:
+        """Sequences of numbers as rows of one length, filled up with `PAD`.
+
+        Args:
+            sequences: n sequences, none longer than `length`.
+            length: the length of a row.
+
+        Returns:
+            [n, length] of `dtype`.
+        """
+        rows = np.full((len(sequences), length), PAD, dtype=self.dtype)
+        for row, numbers in zip(rows, sequences, strict=True):
+            row[: len(numbers)] = numbers
+        return rows
+
+
+def most_frequent(counts: Counter[str], size: int) -> list[str]:
+    """The most frequent tokens, the more frequent first, equally frequent ones in alphabetical order.
+
+    Args:
+        counts: how often each token occurs.
+        size: number of tokens; fewer, where there are fewer.
+
+    Returns:
+        The tokens.
+    """
+    return sorted(counts, key=lambda token: (-counts[token], token))[:size]
+
+
+def read_tokens(path: Path, size: int) -> list[str]:
+    """The first tokens of a published list.
+
+    Args:
+        path: a JSON object of counts, as TensorFlow Federated's `stackoverflow.tag_count`, the most frequent being
+            taken; or lines of a token and whatever follows it, in the order of the vocabulary, as its
+            `stackoverflow.word_count`.
+        size: number of tokens; fewer, where the file has fewer.
+
+    Returns:
+        The tokens.
+
+    Raises:
+        DataError: the file cannot be read or lists no token.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        if text.lstrip().startswith("{"):
+            tokens = most_frequent(Counter(json.loads(text)), size)
+        else:
+            tokens = [line.split(maxsplit=1)[0] for line in text.splitlines() if line.strip()][:size]
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"{path} is no list of tokens ({error}): give lines, or a JSON object of counts.") from error
+    if not tokens:
+        raise DataError(f"{path} lists no token: give lines that start with one, or a JSON object of counts.")
+    return tokens

@@ -1,0 +1,233 @@
+"""The command line as a user meets it: real arguments, real files, real messages."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from flow_pl.cli import main, run
+
+TINY = """
+seed_everything: 1
+trainer:
+  max_epochs: 2
+  accelerator: cpu
+  devices: 1
+  default_root_dir: {root}/run
+  enable_model_summary: false
+data:
+  class_path: SyntheticData
+  init_args:
+    num_clients: 8
+    num_features: 6
+    num_classes: 3
+    mean_log_size: 2.0
+    sigma_log_size: 0.3
+    min_size: 8
+    max_size: 20
+    cohort_size: 3
+    new_client_fraction: 0.25
+    cache_dir: {root}/cache
+model:
+  backbone:
+    class_path: MLP
+    init_args: {{in_features: 6, num_classes: 3, hidden: [5]}}
+  loop:
+    class_path: FederatedLoop
+    init_args: {{batch_size: 4}}
+  method:
+    class_path: Flow
+    init_args:
+      local_epochs: 1
+      router: {{class_path: InstanceRouter, init_args: {{hidden: [4]}}}}
+"""
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TINY.format(root=tmp_path))
+    return path
+
+
+def fails(capsys, *args):
+    """Run a command that must fail; returns its exit status and the error message."""
+    with pytest.raises(SystemExit) as stop:
+        main([*map(str, args)])
+    return stop.value.code, capsys.readouterr().err
+
+
+def test_fit_then_validate_test_and_predict_from_the_best_checkpoint(config, tmp_path, capsys):
+    cli = run(["fit", "--config", str(config)])
+    assert cli.trainer.global_step == 2
+    best = tmp_path / "run" / "checkpoints" / "best.ckpt"
+    assert best.exists()
+    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()
+    saved = yaml.safe_load((tmp_path / "run" / "logs" / "version_0" / "config.yaml").read_text())
+    assert saved["model"]["method"]["class_path"] == "flow_pl.methods.Flow"
+    assert saved["trainer"]["inference_mode"] is False
+    with open(tmp_path / "run" / "logs" / "version_0" / "metrics.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["step"] for row in rows if row["train/global_loss"]] == ["1", "2"]
+    assert all(row["val/personalized_accuracy"] for row in rows if not row["train/global_loss"])
+
+    main(["validate", "--config", str(config), "--ckpt_path", str(best)])
+    capsys.readouterr()
+    results = tmp_path / "results.json"
+    table = ["--trainer.callbacks+=ResultsTable", f"--trainer.callbacks.path={results}"]
+    main(["test", "--config", str(config), "--ckpt_path", str(best), *table])
+    printed = capsys.readouterr().out
+    for words in ("Flow with MLP", "seen clients", "new clients", "Generalized accuracy", "10th percentile", "oracle"):
+        assert words in printed
+    assert json.loads(results.read_text())
+
+    output = ["--trainer.callbacks+=PredictionWriter", f"--trainer.callbacks.path={tmp_path / 'out.csv'}"]
+    main(["predict", "--config", str(config), "--ckpt_path", str(best), *output])
+    with open(tmp_path / "out.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["population"] for row in rows} == {"seen", "new"}
+    assert {row["route_head"] for row in rows} <= {"local", "global"}
+    assert len({row["client"] for row in rows}) == 8
+
+
+def test_predict_without_an_output_option_writes_predictions_csv(config, tmp_path):
+    main(["predict", "--config", str(config)])
+    assert (tmp_path / "predictions.csv").read_text().startswith("client,population,instance,prediction,label")
+
+
+def test_class_names_need_no_paths_and_settings_can_be_given_on_the_command_line(config):
+    options = ["--model.method", "Interpolation", "--model.method.alpha", "0.3", "--data.cohort_size", "2"]
+    cli = run(["fit", "--config", str(config), *options, "--trainer.fast_dev_run", "true"])
+    assert type(cli.model.method).__name__ == "Interpolation"
+    assert cli.model.method.alpha == 0.3
+    assert cli.datamodule.cohort_size == 2
+
+
+def test_server_and_client_optimizers_by_class_name(config):
+    options = ["--model.server_optimizer", "torch.optim.Adam", "--model.server_optimizer.lr", "0.01"]
+    options += [
+        "--model.server_scheduler",
+        "torch.optim.lr_scheduler.StepLR",
+        "--model.server_scheduler.step_size",
+        "1",
+    ]
+    options += ["--model.loop.client_optimizer", "torch.optim.Adam", "--model.loop.client_optimizer.lr", "1e-05"]
+    cli = run(["fit", "--config", str(config), *options])
+    (optimizer,) = cli.trainer.optimizers
+    assert isinstance(optimizer, torch.optim.Adam)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.01 * 0.1**2)
+
+
+def test_a_backbone_that_is_not_ours_by_class_path(config, tmp_path, monkeypatch):
+    (tmp_path / "their_models.py").write_text(
+        "from torch import nn\n"
+        "class Theirs(nn.Sequential):\n"
+        "    def __init__(self, width: int) -> None:\n"
+        "        super().__init__(nn.Linear(6, width), nn.SiLU(), nn.LayerNorm(width), nn.Linear(width, 3))\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yaml_text = config.read_text().replace("class_path: MLP", "class_path: their_models.Theirs")
+    config.write_text(yaml_text.replace("{in_features: 6, num_classes: 3, hidden: [5]}", "{width: 7}"))
+    cli = run(["fit", "--config", str(config)])
+    assert cli.model.route_names == ["0", "2", "3"]
+    assert "val/routed_local/3" in cli.trainer.callback_metrics
+
+
+def test_unlabelled_rows_are_predicted(config, tmp_path):
+    """ArrayData with -1 labels: rows without a label are predicted, their correctness is empty."""
+    random = np.random.default_rng(0)
+    y = random.integers(3, size=120)
+    y[::10] = -1
+    np.savez(tmp_path / "mine.npz", x=random.normal(size=(120, 6)).astype("f4"), y=y, client=np.arange(120) % 6)
+    text = config.read_text()
+    start, end = text.index("data:"), text.index("model:")
+    settings = f"{{path: {tmp_path}/mine.npz, cohort_size: 3, cache_dir: {tmp_path}/c}}"
+    data = f"data:\n  class_path: ArrayData\n  init_args: {settings}\n"
+    config.write_text(text[:start] + data + text[end:])
+    main(["predict", "--config", str(config)])
+    with open(tmp_path / "predictions.csv") as file:
+        rows = list(csv.DictReader(file))
+    unlabelled = [row for row in rows if row["label"] == ""]
+    assert len(unlabelled) == 12
+    assert all(row["personalized_correct"] == "" and row["prediction"] in "012" for row in unlabelled)
+
+
+def test_defaults_can_be_switched_off(config):
+    switches = ("enable_progress_bar", "enable_checkpointing", "logger")
+    cli = run(["fit", "--config", str(config), *(f"--trainer.{switch}=false" for switch in switches)])
+    assert not cli.trainer.checkpoint_callbacks
+    assert cli.trainer.progress_bar_callback is None
+    assert cli.trainer.logger is None
+
+
+def test_print_config_is_a_config(config, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "--config", str(config), "--print_config"])
+    assert stop.value.code == 0
+    printed = tmp_path / "printed.yaml"
+    printed.write_text(capsys.readouterr().out)
+    cli = run(["fit", "--config", str(printed), "--trainer.fast_dev_run", "true"])
+    assert type(cli.model.method).__name__ == "Flow"
+
+
+@pytest.mark.parametrize(
+    ("args", "words"), [(["--help"], "predict"), (["fit", "--help"], "--model.method"), (["--version"], "0.")]
+)
+def test_help_and_version(args, words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(args)
+    assert stop.value.code == 0
+    assert words in capsys.readouterr().out
+
+
+def test_python_m_is_the_same_command():
+    done = subprocess.run([sys.executable, "-m", "flow_pl", "--version"], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert done.stdout.startswith("flow-pl ")
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "message"),
+    [
+        (["--model.method", "NoSuchMethod"], 2, "NoSuchMethod"),
+        (["--model.method.no_such_setting", "1"], 2, "no_such_setting"),
+        (["--data.no_such_key", "1"], 2, "no_such_key"),
+        (["--data.cohort_size", "0"], 1, "cohort_size is 0"),
+        (["--data.cohort_size", "-3"], 1, "cohort_size is -3"),
+        (["--data.chunk_size", "0"], 1, "chunk_size is 0"),
+        (["--data.cohort_size", "7"], 1, "cohort_size is 7"),
+        (["--data.new_client_fraction", "1.5"], 1, "new_client_fraction is 1.5"),
+        (["--model.loop.batch_size", "0"], 1, "batch_size is 0"),
+        (["--model.method.local_epochs", "-1"], 1, "local_epochs is -1"),
+        (["--model.method.split", "thirds"], 2, "thirds"),
+        (["--model.backbone.in_features", "7"], 1, "features have shape [6]"),
+        (["--model.backbone.num_classes", "2"], 1, "labels run from 0 to 2"),
+        (["--model.loop.client_optimizer", "torch.optim.LBFGS"], 1, "cannot train clients side by side"),
+        (["--ckpt_path", "nowhere.ckpt"], 1, "nowhere.ckpt"),
+    ],
+    ids=lambda value: "_".join(value).replace("-", "") if isinstance(value, list) else None,
+)
+def test_bad_settings_end_with_one_clear_message(config, capsys, options, status, message):
+    code, error = fails(capsys, "fit", "--config", config, *options)
+    assert code == status
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_a_checkpoint_of_another_method_or_a_truncated_one_ends_with_one_clear_message(config, tmp_path, capsys):
+    main(["fit", "--config", str(config)])
+    best = tmp_path / "run" / "checkpoints" / "best.ckpt"
+    capsys.readouterr()
+    code, error = fails(capsys, "test", "--config", config, "--ckpt_path", best, "--model.method", "FedAvg")
+    assert (code, "written by the method Flow" in error) == (1, True)
+    best.write_bytes(best.read_bytes()[:1000])
+    code, error = fails(capsys, "test", "--config", config, "--ckpt_path", best)
+    assert code == 1
+    assert "best.ckpt" in error
+    assert "Traceback" not in error
