@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import track
@@ -15,6 +15,8 @@ from rich.progress import track
 from flow_pl.data.store import FORMAT_VERSION
 from flow_pl.data.writer import ClientData, ClientStoreWriter
 from flow_pl.errors import DataError
+
+T = TypeVar("T")
 
 
 def store_path(cache_dir: str | None, name: str, options: dict[str, Any]) -> Path:
@@ -51,6 +53,20 @@ def file_identity(path: Path) -> dict[str, Any]:
     return {"path": str(path.resolve()), "size": status.st_size, "modified": status.st_mtime_ns}
 
 
+def progress(clients: Iterable[T], description: str) -> Iterable[T]:
+    """Show progress on a terminal, and nothing elsewhere.
+
+    Args:
+        clients: what is gone through.
+        description: what is being done.
+
+    Returns:
+        The same, one at a time.
+    """
+    console = Console(stderr=True)
+    return track(clients, description, console=console, transient=True, disable=not console.is_terminal)
+
+
 def build_store(path: Path, clients: Iterable[ClientData], num_classes: int | None) -> None:
     """Write a client store, showing progress on a terminal.
 
@@ -61,11 +77,8 @@ def build_store(path: Path, clients: Iterable[ClientData], num_classes: int | No
 
     Raises:
         DataError: a client cannot be used.
-        ConfigurationError: the folder cannot be made.
+        ConfigurationError: the folder cannot be made, or the disk is full.
     """
-    console = Console(stderr=True)
     with ClientStoreWriter(path, num_classes) as writer:
-        for client in track(
-            clients, f"Writing {path.name}", console=console, transient=True, disable=not console.is_terminal
-        ):
+        for client in progress(clients, f"Writing {path.name}"):
             writer.add(*client)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flow_pl.data.vocabulary import Vocabulary
-from flow_pl.errors import ConfigurationError, DataError
+from flow_pl.errors import DataError, require_positive
 
 Columns = Mapping[str, Sequence[Any]]
 """A client's examples: columns by name, all of one length, of numbers, arrays, texts or what JSON holds."""
@@ -45,12 +45,13 @@ class VocabularySource(NamedTuple):
 
     Attributes:
         size: number of tokens, if there are as many.
-        tokens: the tokens; None = the most frequent ones of the training clients.
-        path: file of the tokens, see `read_tokens`; None = none.
+        characters: the tokens themselves, each a character; None = not known beforehand.
+        path: file of the tokens, see `read_tokens`; None = none. Without either, the tokens are the most frequent ones
+            of the training clients.
     """
 
     size: int
-    tokens: str | None = None
+    characters: str | None = None
     path: str | None = None
 
 
@@ -94,17 +95,16 @@ class Encoding(ABC):
         """Number of classes; None = the largest label + 1."""
         return None
 
-    def transform(self, x: Tensor, default: Tensor) -> Tensor:
-        """Turn stored features into inputs of a model, on the device.
+    def unpack(self, x: Tensor) -> Tensor:
+        """Undo what saves room in the store; runs on the device.
 
         Args:
             x: features as stored, with any leading axes.
-            default: what `FederatedDataModule.transform` makes of them.
 
         Returns:
-            The inputs.
+            The features; `FederatedDataModule.transform` makes inputs of a model of them.
         """
-        return default
+        return x
 
 
 class Images(Encoding):
@@ -129,6 +129,7 @@ class Images(Encoding):
         channels: int = 1,
         num_classes: int | None = None,
     ) -> None:
+        require_positive(height=height, width=width, channels=channels)
         self.image = image
         self.label = label
         self.height = height
@@ -209,20 +210,6 @@ def texts(columns: Columns, name: str) -> list[str]:
             raise DataError(f"has a {type(value).__name__} in row {row} of {name!r}, expected a text.")
         found.append(value if isinstance(value, str) else value.decode("utf-8", errors="replace"))
     return found
-
-
-def require_sizes(**sizes: int) -> None:
-    """Check that sizes of rows and vocabularies are at least 1.
-
-    Args:
-        **sizes: settings by name.
-
-    Raises:
-        ConfigurationError: one is not.
-    """
-    for name, size in sizes.items():
-        if size < 1:
-            raise ConfigurationError(f"{name} is {size}, expected 1 or more.")
 
 
 def _array(column: Sequence[Any], name: str) -> NDArray[Any]:

@@ -47,7 +47,9 @@ def main(args: Sequence[str] | None = None) -> int:
         parser.error("--threads and --rounds must be 1 or more")
     threads = torch.get_num_threads()
     torch.set_num_threads(options.threads)
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     console = Console(width=None if sys.stdout.isatty() else 150)
     outcomes: list[Outcome] = []
     breakdowns: dict[str, Breakdown] = {}
@@ -64,6 +66,7 @@ def main(args: Sequence[str] | None = None) -> int:
                     print_breakdown(console, name, breakdowns[name])
         write(Path("bench.json"), figures(outcomes, breakdowns))
     finally:
+        logger.setLevel(level)
         torch.set_num_threads(threads)
     return 0 if all(outcome.agrees for outcome in outcomes) else 1
 

@@ -24,7 +24,7 @@ class BareRounds:
         self.workload = workload
         self.clients = clients
         self.model = workload.model()
-        self.parameters = list(self.model.parameters())
+        self.parameters: list[Tensor] = list(self.model.parameters())
         self.server = [p.detach().clone() for p in self.parameters]
         examples = sum(len(y) for _, y in clients)
         self.shares = [len(y) / examples for _, y in clients]

@@ -16,6 +16,7 @@ from unittest.mock import patch
 import lightning
 import torch
 from lightning.pytorch.callbacks import Callback
+from torch.fx import GraphModule
 
 import flow_pl.loop
 import flow_pl.vectorize
@@ -117,7 +118,11 @@ class Stopwatch:
         trace = flow_pl.vectorize._trace
 
         def timed_trace(*args: Any) -> Callable[..., Any]:
-            return self.timed("gradients", _plain(trace(*args)))
+            traced: Callable[..., Any] = trace(*args)
+            if not isinstance(traced, GraphModule):
+                return self.timed("gradients", traced)
+            traced.forward = self.timed("gradients", traced.forward)
+            return traced
 
         with ExitStack() as stack:
             for part in SECTIONS:
@@ -125,11 +130,6 @@ class Stopwatch:
                 stack.enter_context(patch.object(part.owner, part.attribute, timed))
             stack.enter_context(patch.object(flow_pl.vectorize, "_trace", timed_trace))
             yield
-
-
-def _plain(graph: Callable[..., Any]) -> Callable[..., Any]:
-    """A function to wrap in the place of a module, whose attributes need not be carried over."""
-    return lambda *args: graph(*args)
 
 
 class _Rounds(Callback):

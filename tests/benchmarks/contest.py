@@ -39,6 +39,7 @@ class Outcome:
     Attributes:
         workload: what was trained.
         chunk_size: of our loop, the fastest of the candidates.
+        candidates: milliseconds of the fastest round by chunk size, where there was a choice.
         seconds: of the timed rounds, by contender.
         models: the server's model after the first round, by contender.
         busy: processor time over wall time in the bare contenders' timed rounds: below 1, others used this core.
@@ -46,6 +47,7 @@ class Outcome:
 
     workload: Workload
     chunk_size: int
+    candidates: dict[int, float] = field(default_factory=dict)
     seconds: dict[str, list[float]] = field(default_factory=dict)
     models: dict[str, Tensor] = field(default_factory=dict)
     busy: float = 1.0
@@ -117,14 +119,12 @@ class Conductor(Callback):
         self._start = time.perf_counter()
 
 
-def best_chunk_size(workload: Workload, clients: Clients) -> int:
-    """The candidate whose fastest round is fastest, over a few rounds in turns, behind warm-up rounds."""
-    if len(workload.chunk_sizes) == 1:
-        return workload.chunk_sizes[0]
+def try_chunk_sizes(workload: Workload, clients: Clients) -> dict[int, float]:
+    """Milliseconds of the fastest round of a few, by chunk size; the candidates take turns, behind a warm-up round."""
     turns = Turns({str(size): LoopRounds(workload, clients, size) for size in workload.chunk_sizes})
     for _ in range(4):
         turns()
-    return min(workload.chunk_sizes, key=lambda size: min(turns.seconds[str(size)][1:]))
+    return {size: min(turns.seconds[str(size)][1:]) * 1e3 for size in workload.chunk_sizes}
 
 
 def compete(workload: Workload, rounds: int) -> Outcome:
@@ -138,7 +138,8 @@ def compete(workload: Workload, rounds: int) -> Outcome:
         The outcome; contenders are the bare ones, "loop" and "trainer", or "loop" and "fedavg" for Flow.
     """
     clients = workload.data()
-    outcome = Outcome(workload, best_chunk_size(workload, clients))
+    candidates = try_chunk_sizes(workload, clients) if len(workload.chunk_sizes) > 1 else {}
+    outcome = Outcome(workload, min(workload.chunk_sizes, key=lambda size: candidates.get(size, 0.0)), candidates)
     ours = LoopRounds(workload, clients, outcome.chunk_size)
     if workload.method == "flow":
         turns = Turns({"fedavg": LoopRounds(workload, clients, outcome.chunk_size, "fedavg"), "loop": ours})

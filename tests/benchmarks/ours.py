@@ -25,8 +25,7 @@ TRACE_AFTER = 1
 def federated_module(workload: Workload, method: str | None = None) -> FederatedModule:
     """The workload's model, method and loop as a LightningModule."""
     name = workload.method if method is None else method
-    makers: dict[str, type[FedAvg] | type[Flow]] = {"fedavg": FedAvg, "flow": Flow}
-    chosen: Method = makers[name](1) if name == "fedavg" else Flow(1, split="parts")
+    chosen: Method = Flow(1, split="parts") if name == "flow" else FedAvg(1)
     loop = FederatedLoop(workload.batch_size, workload.optimizer, trace_after=TRACE_AFTER)
     module = FederatedModule(workload.model(), chosen, loop)
     check_fit(module.method, torch.zeros(1, *workload.shape), workload.classes)
@@ -100,8 +99,15 @@ class WorkloadData(FederatedDataModule):
     """
 
     def __init__(self, workload: Workload, clients: Clients, chunk_size: int, folder: str) -> None:
-        none = {"new_client_fraction": 0.0, "val_fraction": 0.0, "test_fraction": 0.0}
-        super().__init__(cohort_size=len(clients), chunk_size=chunk_size, cache_dir=folder, seed=0, **none)
+        super().__init__(
+            cohort_size=len(clients),
+            chunk_size=chunk_size,
+            new_client_fraction=0.0,
+            val_fraction=0.0,
+            test_fraction=0.0,
+            seed=0,
+            cache_dir=folder,
+        )
         self._workload = workload
         self._clients = clients
 

@@ -28,42 +28,44 @@ MEANING = {
 
 def print_outcome(console: Console, outcome: Outcome) -> None:
     """A workload's contenders; for Flow, what its round costs."""
-    title = f"{outcome.workload} (ours: chunk {outcome.chunk_size})"
+    tried = ", ".join(f"chunk {size}: {value:.0f} ms" for size, value in outcome.candidates.items())
+    console.print(f"[bold]{outcome.workload}[/bold]; ours: chunk {outcome.chunk_size}{f' ({tried})' if tried else ''}")
     if outcome.workload.method == "flow":
-        table = Table("round", "ms", "cost: Flow's round over it", title=title, title_justify="left")
-        low, middle, high = outcome.ratios("loop", "fedavg")
-        table.add_row("fedavg (ours)", f"{outcome.milliseconds('fedavg'):.1f}", f"{middle:.2f} ({low:.2f}-{high:.2f})")
-        table.add_row("flow (ours)", f"{outcome.milliseconds('loop'):.1f}", "")
+        table = Table("round", "ms", "COST: Flow's round over FedAvg's")
+        table.add_row("FedAvg, ours", f"{outcome.milliseconds('fedavg'):.1f}", "1")
+        table.add_row("Flow, ours", f"{outcome.milliseconds('loop'):.1f}", _ratio(outcome.ratios("loop", "fedavg")))
+        console.print(table)
     else:
-        table = Table("contender", "", "ms a round", "its time over ours", "same model", title=title)
-        table.title_justify = "left"
+        table = Table("contender", "", "ms a round", "its time over ours", "same model")
         for name in outcome.seconds:
-            low, middle, high = outcome.ratios(name)
             same = outcome.difference(name)
             verdict = f"{'yes' if same <= TOLERANCE else '[red]NO[/red]'} ({same:.0e})"
-            ratio = "1" if name == "loop" else f"{middle:.2f} ({low:.2f}-{high:.2f})"
+            ratio = "1" if name == "loop" else _ratio(outcome.ratios(name))
             table.add_row(name, MEANING[name], f"{outcome.milliseconds(name):.1f}", ratio, verdict)
-        low, middle, high = outcome.ratios("sequential", "trainer")
-        table.caption = f"sequential over trainer: {middle:.2f} ({low:.2f}-{high:.2f})"
-        table.caption_justify = "left"
-    console.print(table)
-    console.print(f"this process had {outcome.busy:.0%} of a core\n" if torch.get_num_threads() == 1 else "")
+        console.print(table)
+        console.print(f"sequential over trainer: {_ratio(outcome.ratios('sequential', 'trainer'))}")
+    if torch.get_num_threads() == 1:
+        console.print(f"this process had {outcome.busy:.0%} of a core")
+    console.print()
+
+
+def _ratio(quartiles: tuple[float, float, float]) -> str:
+    low, middle, high = quartiles
+    return f"{middle:.2f} ({low:.2f}-{high:.2f})"
 
 
 def print_breakdown(console: Console, name: str, breakdown: Breakdown) -> None:
     """Where a round went."""
-    table = Table("part of a round", "ms", "share", "calls", title=f"{name}: a round by the Trainer")
-    table.title_justify = "left"
+    console.print(f"[bold]{name}[/bold]: where a round by the Trainer goes")
+    table = Table("part of a round", "ms", "share", "calls")
     total = sum(breakdown.milliseconds.values())
     for part, value in breakdown.milliseconds.items():
         label = f"[bold]{part}[/bold]" if part in MATHS else part
         calls = breakdown.calls[part]
         table.add_row(label, f"{value:.2f}", f"{value / total:.1%}", f"{calls:.0f}" if calls else "")
     table.add_row("all", f"{total:.2f}", "")
-    table.caption = f"overhead, all but {' and '.join(MATHS)}: {breakdown.overhead:.1%}"
-    table.caption_justify = "left"
     console.print(table)
-    console.print()
+    console.print(f"overhead, all but {' and '.join(MATHS)}: {breakdown.overhead:.1%}\n")
 
 
 def figures(outcomes: list[Outcome], breakdowns: dict[str, Breakdown]) -> dict[str, Any]:
@@ -82,8 +84,12 @@ def figures(outcomes: list[Outcome], breakdowns: dict[str, Breakdown]) -> dict[s
         facts[name] = {
             "what": str(outcome.workload),
             "chunk_size": outcome.chunk_size,
+            "chunk_size_milliseconds": {str(size): value for size, value in outcome.candidates.items()},
             "timed_rounds": len(outcome.seconds["loop"]),
             "milliseconds": {contender: outcome.milliseconds(contender) for contender in outcome.seconds},
+            "quartiles_of_time_over_ours": {
+                contender: outcome.ratios(contender) for contender in outcome.seconds if contender != "loop"
+            },
             "same_model": {contender: outcome.difference(contender) for contender in outcome.models},
             "share_of_a_core": outcome.busy,
         }

@@ -15,6 +15,8 @@ def test_quick_benchmark_writes_its_figures_and_contenders_agree(tmp_path, monke
     facts = written["workloads"]["mlp"]
     assert set(facts["same_model"]) == {"sequential", "optimizer", "vmap", "loop", "trainer"}
     assert max(facts["same_model"].values()) < 1e-4
+    assert facts["breakdown_milliseconds"]["gradients"] > 0
+    assert facts["breakdown_milliseconds"]["optimizer"] > 0
     assert written["machine"]["threads"] == 1
     assert [path.name for path in tmp_path.iterdir()] == ["bench.json"]
 

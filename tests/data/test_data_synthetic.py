@@ -27,7 +27,7 @@ def test_labels_follow_the_definition():
     threshold = data.clients().threshold
     random = generator(3, Stream.CONCEPT)
     shared = random.normal(0, 1, (4, 7)), random.normal(0, 1, 4)
-    for index, (_, x, y, _) in enumerate(data.clients()):
+    for index, (_, x, y, *_) in enumerate(data.clients()):
         random = generator(3, Stream.SYNTHETIC, index)
         size = 50 + int(random.lognormal(4, 2))
         assert len(x) == min(size, 300)

@@ -1,0 +1,119 @@
+"""Files of TensorFlow Federated's simulations: HDF5, a group for each client (`examples/<client>/<field>`).
+
+Source: `tff.simulation.HDF5ClientData` (github.com/google-parfait/tensorflow-federated).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from flow_pl.data.cache import file_identity
+from flow_pl.data.encoded import EncodedData
+from flow_pl.data.encoding import Encoding
+from flow_pl.data.optional import import_optional
+from flow_pl.data.sources import Part, RawClient, Selection, Source
+from flow_pl.errors import DataError
+
+_GROUP = "examples"
+
+
+class HDF5Source(Source):
+    """One HDF5 file, of which one client at a time is read.
+
+    Args:
+        path: the file.
+        selection: which clients and examples are read; its columns are the fields of a client.
+
+    Raises:
+        ConfigurationError: h5py is not installed.
+        DataError: the file is not there, damaged, or of another layout.
+    """
+
+    def __init__(self, path: Path, selection: Selection) -> None:
+        self._path = path
+        self._selection = selection
+        self._taken: set[str] = set()
+        h5py = import_optional("h5py", "hdf5")
+        try:
+            self._file = h5py.File(path, "r")
+            self._names = sorted(self._file[_GROUP].keys())
+        except (OSError, KeyError, RuntimeError, AttributeError) as error:
+            raise DataError(
+                f"{path} is no usable HDF5 file of clients ({error}): it must have the group {_GROUP!r}, with a group "
+                "for each client; get it again where it is damaged."
+            ) from error
+
+    def __iter__(self) -> Iterator[RawClient]:
+        """The clients in the order of their names."""
+        for name in self._names:
+            if name not in self._taken and self._selection.keeps(name):
+                yield self._read(name)
+
+    def take(self, name: str) -> RawClient | None:
+        """The client of a name, or None where the file has none."""
+        if name not in self._file[_GROUP]:
+            return None
+        self._taken.add(name)
+        return self._read(name)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def _read(self, name: str) -> RawClient:
+        try:
+            group = self._file[_GROUP][name]
+            missing = [field for field in self._selection.columns if field not in group]
+            if missing:
+                raise DataError(
+                    f"{self._path}: client {name!r} has no {' and no '.join(missing)}, only {', '.join(group)}: name "
+                    "the right fields in the encoding."
+                )
+            # cut before the comparison of lengths, so that a field that is too short shows, if it is too short to use
+            rows = slice(self._selection.max_examples)
+            columns = {field: group[field][rows] for field in self._selection.columns}
+        except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
+            if isinstance(error, DataError):
+                raise
+            raise DataError(f"{self._path}: client {name!r} cannot be read ({error}): get the file again.") from error
+        return self._selection.require_equal_lengths(RawClient(name, columns, str(self._path)))
+
+
+class HDF5Data(EncodedData):
+    """Clients from HDF5 files in the layout of TensorFlow Federated's simulations.
+
+    Args:
+        train: file of the training examples.
+        encoding: how a client's examples become rows, see `EncodedData`.
+        test: file of the test examples; null = a share of each client's examples is for testing.
+        validation: file of clients that are never trained on, but evaluated on after a round; null = none.
+        heldout: file of clients that are never trained on and are new at the end; null = none.
+        **kwargs: settings of every published data set, see `EncodedData`, and of every data set, see
+            `FederatedDataModule`.
+
+    Raises:
+        ConfigurationError: a setting is out of its range.
+    """
+
+    def __init__(
+        self,
+        train: str,
+        encoding: Encoding,
+        test: str | None = None,
+        validation: str | None = None,
+        heldout: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(encoding=encoding, **kwargs)
+        files: dict[Part, str | None] = {"train": train, "test": test, "validation": validation, "heldout": heldout}
+        self._files = {part: Path(file).expanduser() for part, file in files.items() if file is not None}
+
+    def source_options(self) -> dict[str, Any]:
+        """The files, by their paths, sizes and times of modification."""
+        return {part: file_identity(file) for part, file in self._files.items()}
+
+    def source(self, part: Part, selection: Selection) -> HDF5Source | None:
+        """Open the file of a part; None where there is none."""
+        return HDF5Source(self._files[part], selection) if part in self._files else None

@@ -1,0 +1,210 @@
+"""Files in the form of LEAF: JSON with the lists `users` and `num_samples` and the object `user_data`, in any number.
+
+Source: Caldas et al., *LEAF: A Benchmark for Federated Settings* (arXiv 1812.01097), github.com/TalwalkarLab/leaf.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from flow_pl.data.cache import file_identity
+from flow_pl.data.encoded import EncodedData
+from flow_pl.data.encoding import Encoding
+from flow_pl.data.json_stream import JsonStream
+from flow_pl.data.sources import Part, RawClient, Selection, Source
+from flow_pl.errors import DataError
+
+_ENDINGS = (".json", ".json.gz")
+
+
+class LeafSource(Source):
+    """The shards of one part, of which one client at a time is read.
+
+    Clients are taken by name at no cost in memory where they come in the same order as in the part that names them,
+    as LEAF's scripts write them; those that come too early are kept.
+
+    Args:
+        files: the shards in their order.
+        selection: which clients and examples are read; its columns are the lists of a client.
+        check_samples: whether `num_samples` must agree with the data.
+    """
+
+    def __init__(self, files: Sequence[Path], selection: Selection, check_samples: bool = True) -> None:
+        self._files = files
+        self._selection = selection
+        self._check_samples = check_samples
+        self._stream = self._shards()
+        self._early: dict[str, RawClient] = {}
+        self._names: set[str] | None = None
+
+    def __iter__(self) -> Iterator[RawClient]:
+        """The clients in the order of the files."""
+        while self._early:
+            yield self._early.pop(next(iter(self._early)))
+        yield from self._stream
+
+    def take(self, name: str) -> RawClient | None:
+        """The client of a name, or None where the files have none."""
+        if name in self._early:
+            return self._early.pop(name)
+        if self._names is None:
+            self._names = {user for file in self._files for user in _users(file)}
+        if name in self._names:
+            for client in self._stream:
+                if client.name == name:
+                    return client
+                self._early[client.name] = client
+        return None
+
+    def _shards(self) -> Iterator[RawClient]:
+        for file in self._files:
+            yield from self._shard(file)
+
+    def _shard(self, file: Path) -> Iterator[RawClient]:
+        sizes: dict[str, int] = {}
+        header: dict[str, Any] = {}
+        with _stream(file) as stream:
+            for key in stream.members():
+                if key != "user_data":
+                    header[key] = stream.value()
+                    continue
+                for name in stream.members():
+                    client = self._client(file, name, stream.value())
+                    sizes[name] = len(next(iter(client.columns.values())))
+                    if self._selection.keeps(name):
+                        yield self._cut(client)
+            stream.end()
+        self._check(file, header, sizes)
+
+    def _client(self, file: Path, name: str, data: Any) -> RawClient:
+        if not isinstance(data, dict):
+            raise DataError(f"{file}: client {name!r} is no object of lists: mend the file.")
+        lists = {key: value for key, value in data.items() if isinstance(value, list | str)}
+        missing = [column for column in self._selection.columns if column not in lists]
+        if missing:
+            raise DataError(
+                f"{file}: client {name!r} has no {' and no '.join(missing)}, only {', '.join(lists) or 'nothing'}: "
+                "mend the file, or name the right lists in the encoding."
+            )
+        columns = {column: lists[column] for column in self._selection.columns}
+        return self._selection.require_equal_lengths(RawClient(name, columns, str(file)))
+
+    def _cut(self, client: RawClient) -> RawClient:
+        rows = slice(self._selection.max_examples)
+        return client._replace(columns={name: column[rows] for name, column in client.columns.items()})
+
+    def _check(self, file: Path, header: dict[str, Any], sizes: dict[str, int]) -> None:
+        users, samples = header.get("users"), header.get("num_samples")
+        if not isinstance(users, list) or not isinstance(samples, list) or len(users) != len(samples):
+            raise DataError(f"{file}: `users` and `num_samples` must be lists of one length: mend the file.")
+        for names, others, place in ((users, sizes, "user_data"), (sizes, set(users), "users")):
+            missing = [name for name in names if name not in others]
+            if missing:
+                raise DataError(f"{file}: client {missing[0]!r} is not in `{place}`: mend the file.")
+        for name, expected in zip(users, samples, strict=True):
+            if self._check_samples and sizes[name] != expected:
+                raise DataError(
+                    f"{file}: client {name!r} has {sizes[name]} examples, but its `num_samples` is {expected}: mend "
+                    "the file, or set check_samples to false."
+                )
+
+
+class LeafData(EncodedData):
+    """Clients from JSON files in the form of LEAF.
+
+    Each of the parts is a file ending on .json or .json.gz, a folder of such files, or a list of both.
+
+    Args:
+        train: files of the training examples.
+        encoding: how a client's examples become rows, see `EncodedData`; its columns are the lists of a client.
+        test: files of the test examples; null = a share of each client's examples is for testing.
+        validation: files of clients that are never trained on, but evaluated on after a round; null = none.
+        heldout: files of clients that are never trained on and are new at the end; null = none.
+        check_samples: whether `num_samples` must agree with the data; LEAF's Reddit counts the examples of all parts.
+        **kwargs: settings of every published data set, see `EncodedData`, and of every data set, see
+            `FederatedDataModule`.
+
+    Raises:
+        ConfigurationError: a setting is out of its range.
+    """
+
+    def __init__(
+        self,
+        train: str | list[str],
+        encoding: Encoding,
+        test: str | list[str] | None = None,
+        validation: str | list[str] | None = None,
+        heldout: str | list[str] | None = None,
+        check_samples: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(encoding=encoding, **kwargs)
+        self._paths: dict[Part, str | list[str] | None] = {
+            "train": train,
+            "test": test,
+            "validation": validation,
+            "heldout": heldout,
+        }
+        self._check_samples = check_samples
+
+    def source_options(self) -> dict[str, Any]:
+        """The files, by their paths, sizes and times of modification."""
+        files = {part: [file_identity(file) for file in shards(paths)] for part, paths in self._paths.items() if paths}
+        return {**files, "check_samples": self._check_samples}
+
+    def source(self, part: Part, selection: Selection) -> LeafSource | None:
+        """The shards of a part; None where there are none."""
+        paths = self._paths[part]
+        return LeafSource(shards(paths), selection, self._check_samples) if paths else None
+
+
+def shards(paths: str | list[str]) -> list[Path]:
+    """The files that paths stand for.
+
+    Args:
+        paths: files, or folders of files ending on .json or .json.gz.
+
+    Returns:
+        The files; those of a folder in the order of their names.
+
+    Raises:
+        DataError: a path is not there, or a folder has no such file.
+    """
+    found: list[Path] = []
+    for path in [Path(path).expanduser() for path in ([paths] if isinstance(paths, str) else paths)]:
+        files = sorted(file for file in path.iterdir() if file.name.endswith(_ENDINGS)) if path.is_dir() else [path]
+        if not files or not all(file.is_file() for file in files):
+            raise DataError(f"{path} is no file and no folder of {' or '.join(_ENDINGS)} files: correct the path.")
+        found += files
+    return found
+
+
+@contextlib.contextmanager
+def _stream(file: Path) -> Iterator[JsonStream]:
+    try:
+        with gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else file.open(encoding="utf-8") as text:
+            yield JsonStream(text)
+    except DataError:
+        raise
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise DataError(f"{file} is no whole LEAF file ({error}): get it again, or mend it.") from error
+
+
+def _users(file: Path) -> list[str]:
+    """The clients of a file by its list `users`, which comes first in LEAF's files."""
+    users: list[str] = []
+    with _stream(file) as stream:
+        for key in stream.members():
+            if key == "users":
+                users = stream.value()
+                break
+            for _ in stream.members() if key == "user_data" else ():
+                stream.value()
+            if key != "user_data":
+                stream.value()
+    return users
