@@ -60,6 +60,8 @@ class StackedOptimizer:
             grads = [torch.where(_align(keep, g), g, 0) for g in grads]
             state = [v for p in parameters for v in self._optimizer.state.get(p, {}).values() if _like(v, p)]
             saved = [(t, t.clone()) for t in (*parameters, *state)]
+        if any(group.get("fused") for group in self._optimizer.param_groups):
+            grads = [g.contiguous() for g in grads]  # torch's fused kernels on CPU take no notice of strides
         for p, g in zip(parameters, grads, strict=True):
             p.grad = g
         self._optimizer.step()
@@ -77,7 +79,8 @@ def check_elementwise(factory: OptimizerFactory) -> None:
         ConfigurationError: it does not, or it cannot be stepped with gradients alone.
     """
     generator = torch.Generator().manual_seed(0)
-    start, *grads = (torch.randn(2, 3, 4, generator=generator) for _ in range(4))
+    start, *grads = (torch.randn(2, 4, 3, generator=generator).transpose(1, 2) for _ in range(4))
+    start = start.contiguous()  # parameters are, gradients of linear blocks are not
     stacked, alone = start.clone(), start.clone()
     name = "the client optimizer"
     try:
@@ -87,7 +90,7 @@ def check_elementwise(factory: OptimizerFactory) -> None:
         for grad in grads:
             together.step([grad])
             for i, optimizer in enumerate(each):
-                optimizer.step([grad[i : i + 1]])
+                optimizer.step([grad[i : i + 1].contiguous()])
     except Exception as error:
         raise ConfigurationError(
             f"{name} cannot train clients side by side ({error}): use an element-wise one, such as torch.optim.SGD."

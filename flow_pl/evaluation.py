@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
-from typing_extensions import Self
 
 from flow_pl.methods.base import Method, Minibatch
 from flow_pl.routing import Groups
+
+T = TypeVar("T", bound="_OnDevice")
 
 
 class _OnDevice:
     """Tensors that move together; Lightning moves what a step returns."""
 
-    def to(self, *args: Any, **kwargs: Any) -> Self:
+    def to(self: T, *args: Any, **kwargs: Any) -> T:
         """Move every tensor, as `torch.Tensor.to` does."""
         moved = {name: t.to(*args, **kwargs) for name, t in vars(self).items() if isinstance(t, Tensor)}
         return replace(self, **moved)  # type: ignore[type-var]

@@ -31,14 +31,20 @@ class ClientUpdate:
     """What a chunk of clients sends to the server.
 
     Attributes:
-        delta: for each shared group, the weighted sum over clients of (client - server).
-        weight: sum of the clients' weights.
+        difference: for each shared group, what each client sends less what it got [C, ...].
+        weights: [C] of the clients in the server's mean.
         statistics: of their training.
     """
 
-    delta: Groups
-    weight: Tensor
+    difference: Groups
+    weights: Tensor
     statistics: TrainingStatistics
+
+    def add_to(self, sums: Sequence[Tensor]) -> None:
+        """Add the weighted sum over clients to tensors in the shape of the shared groups, in place."""
+        stacked = [p for group in self.difference.values() for p in group.values()]
+        for total, p in zip(sums, stacked, strict=True):
+            total.view(-1).addmv_(p.flatten(1).t(), self.weights)
 
 
 class FederatedLoop:
@@ -59,7 +65,7 @@ class FederatedLoop:
         client_optimizer: OptimizerFactory = lambda params: torch.optim.SGD(params, lr=0.05, momentum=0.9),
         weighting: Literal["examples", "uniform"] = "examples",
         evaluation_batch_size: int = 256,
-        trace_after: int | None = 64,
+        trace_after: int | None = 200,
     ) -> None:
         require_positive(batch_size=batch_size, evaluation_batch_size=evaluation_batch_size)
         self.batch_size = batch_size
@@ -85,13 +91,10 @@ class FederatedLoop:
         groups, statistics = self._run(method, server, method.phases, batch, loss_scale)
         sizes = batch.train.mask.sum(1).to(torch.float32)
         weights = sizes if self.weighting == "examples" else torch.ones_like(sizes)
-        delta: Groups = {}
         for name in method.shared:
-            stacked = groups.stack(name)
             # The clients' copies are not needed any more: the difference is taken in place.
-            torch._foreach_sub_(stacked, [server[name][key] for key in groups.groups[name]])
-            delta[name] = {key: torch.tensordot(weights, p, 1) for key, p in groups.groups[name].items()}
-        return ClientUpdate(delta, weights.sum(), statistics)
+            torch._foreach_sub_(groups.stack(name), [server[name][key] for key in groups.groups[name]])
+        return ClientUpdate({name: groups.groups[name] for name in method.shared}, weights, statistics)
 
     def evaluate_clients(self, method: Method, server: Groups, batch: ClientBatch) -> ClientEvaluation:
         """Personalize a chunk of clients and evaluate w_g and their models on the held-out examples."""
@@ -136,9 +139,7 @@ class FederatedLoop:
         """Take a chunk of clients through the stages, from the server's groups."""
         groups = ClientGroups(method.start(server), len(batch))
         statistics = TrainingStatistics(batch.client.device)
-        devices = [batch.client.device] if batch.client.device.type == "cuda" else []
-        with torch.no_grad(), torch.random.fork_rng(devices), _mode(method, training=True):
-            torch.manual_seed(batch.seed)
+        with torch.no_grad(), _seeded(batch.seed, batch.client.device), _mode(method, training=True):
             for stage in stages if len(batch) else ():
                 if isinstance(stage, Derive):
                     examples = Minibatch(batch.train.x, batch.train.y, part_mask(batch, stage.part))
@@ -197,6 +198,23 @@ class FederatedLoop:
             end = min(start + self.evaluation_batch_size, longest)
             active = max(i + 1 for i, n in enumerate(examples.sizes) if n > start) if prefix else len(examples.sizes)
             yield active, Minibatch(*(t[:active, start:end] for t in (examples.x, examples.y, examples.mask)))
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """The generator of a device started at a seed, and put back afterwards.
+
+    `torch.manual_seed` would seed every backend there is, which takes longer than some steps.
+    """
+    generator = torch.default_generator
+    if device.type == "cuda":
+        generator = torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
+    before = generator.get_state()
+    generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        generator.set_state(before)
 
 
 @contextmanager

@@ -51,4 +51,5 @@ def generator(seed: int, stream: Stream, *keys: int) -> np.random.Generator:
     Returns:
         A generator independent of that of any other stream or key.
     """
-    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(int(stream), *map(int, keys))))
+    # default_rng would make the same generator in twice the time
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(int(stream), *map(int, keys)))))

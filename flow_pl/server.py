@@ -25,8 +25,7 @@ class ServerRound:
     """
 
     def __init__(self, method: Method) -> None:
-        self._shared = method.shared
-        self._parameters = [p for name in self._shared for p in method.modules[name].parameters()]
+        self._parameters = [p for name in method.shared for p in method.modules[name].parameters()]
         stages = [stage for stage in method.phases if isinstance(stage, Phase)]
         self._moved = tuple(dict.fromkeys(step.moves for stage in stages for step in stage.steps))
         sizes = [p.numel() for p in self._parameters]
@@ -40,11 +39,10 @@ class ServerRound:
     @torch.no_grad()
     def add(self, update: ClientUpdate, clients: int) -> None:
         """Add a chunk of clients."""
-        if self._deltas:
-            torch._foreach_add_(self._deltas, [p for name in self._shared for p in update.delta[name].values()])
+        update.add_to(self._deltas)
         statistics = update.statistics
         known = self._tail.new_tensor([clients, statistics.rows, statistics.examples])
-        parts = (update.weight[None], known, statistics.skipped[None], statistics.losses(self._moved).flatten())
+        parts = (update.weights.sum()[None], known, statistics.skipped[None], statistics.losses(self._moved).flatten())
         self._tail += torch.cat(parts)
 
     @torch.no_grad()

@@ -14,11 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.func import vmap
-from torch.fx import GraphModule
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from flow_pl.methods.base import Minibatch, Step
 from flow_pl.routing import Groups
+from flow_pl.tracing import trace
 
 MAX_TRACES = 256
 """Traced gradients kept; the least recently used goes first."""
@@ -92,10 +91,10 @@ class GradientEngine:
             None for never.
     """
 
-    def __init__(self, trace_after: int | None = 64) -> None:
+    def __init__(self, trace_after: int | None = 200) -> None:
         self.trace_after = trace_after
         self._calls: Counter[Any] = Counter()
-        self._traces: OrderedDict[Any, GraphModule] = OrderedDict()
+        self._traces: OrderedDict[Any, Callable[..., list[Tensor]]] = OrderedDict()
 
     def __call__(
         self, step: Step, views: Groups, stacked: set[str], minibatch: Minibatch, scale: Tensor | None
@@ -131,20 +130,20 @@ class GradientEngine:
             torch.is_autocast_enabled(arguments[0].device.type),
             torch.get_autocast_dtype(arguments[0].device.type),
         )
-        trace = self._traces.get(key)
-        if trace is None:
+        replay = self._traces.get(key)
+        if replay is None:
             self._calls[key] += 1
             if self._calls[key] <= self.trace_after:
                 *grads, losses = gradients(*arguments)
                 return grads, losses
-            trace = self._traces[key] = _trace(gradients, arguments)
+            replay = self._traces[key] = trace(gradients, arguments)
             if len(self._traces) > MAX_TRACES:
                 self._traces.popitem(last=False)
         else:
             self._traces.move_to_end(key)
         # The casts of autocast are part of the trace.
         with torch.no_grad(), torch.autocast(arguments[0].device.type, enabled=False):
-            *grads, losses = trace(*arguments)
+            *grads, losses = replay(*arguments)
         return grads, losses
 
 
@@ -171,11 +170,3 @@ def _gradients(
         total = (losses if scale is None else losses * scale).sum()
         grads = torch.autograd.grad(total, leaves, materialize_grads=True)
     return [*((g.unsqueeze(0) for g in grads) if active == 1 else grads), losses.detach()]
-
-
-def _trace(fn: Callable[..., list[Tensor]], arguments: Sequence[Tensor]) -> GraphModule:
-    # On fake tensors: nothing is computed, nothing is drawn from the generator.
-    traced: GraphModule = make_fx(fn, tracing_mode="fake")(*arguments)
-    traced.graph.eliminate_dead_code()
-    traced.recompile()
-    return traced

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flow_pl.data.batch import GLOBAL, LOCAL, ClientBatch, Examples, part_sizes
-from flow_pl.loop import FederatedLoop
+from flow_pl.loop import ClientUpdate, FederatedLoop
 from flow_pl.methods.base import Method
 from flow_pl.objective import Classification
 from flow_pl.routing import Groups
@@ -126,6 +126,15 @@ def train_alone(
 def flat(parameters: dict[str, Tensor]) -> Tensor:
     """All tensors of a group in one."""
     return torch.cat([p.detach().reshape(-1) for p in parameters.values()])
+
+
+def delta(update: ClientUpdate) -> Groups:
+    """The weighted sums over clients of what they send less what they got."""
+    sums = {
+        name: {key: torch.zeros_like(p[0]) for key, p in group.items()} for name, group in update.difference.items()
+    }
+    update.add_to([p for group in sums.values() for p in group.values()])
+    return sums
 
 
 def snapshot(method: Method) -> Groups:

@@ -158,6 +158,33 @@ def test_unlabelled_rows_are_predicted(config, tmp_path):
     assert all(row["personalized_correct"] == "" and row["prediction"] in "012" for row in unlabelled)
 
 
+@pytest.mark.parametrize(
+    ("options", "written"),
+    [
+        (["TensorBoardLogger", "--trainer.logger.save_dir={root}"], "**/events.out.tfevents.*"),
+        (
+            ["WandbLogger", "--trainer.logger.save_dir={root}", "--trainer.logger.offline=true"],
+            "wandb/offline-run-*/*.wandb",
+        ),
+    ],
+    ids=["tensorboard", "wandb"],
+)
+def test_other_loggers_by_configuration(config, tmp_path, options, written):
+    """The metrics of both rounds, and the settings, without a network."""
+    pytest.importorskip("tensorboard" if "Tensor" in options[0] else "wandb")
+    options = [option.format(root=tmp_path / "logged") for option in options]
+    cli = run(["fit", "--config", str(config), "--trainer.logger", *options])
+    if "Wandb" in options[0]:
+        summary = dict(cli.trainer.logger.experiment.summary)
+        assert summary["val/personalized_accuracy"] == pytest.approx(
+            float(cli.trainer.callback_metrics["val/personalized_accuracy"])
+        )
+        assert summary["trainer/global_step"] == 2
+        assert cli.trainer.logger.experiment.config["model"]["method"]["class_path"] == "flow_pl.methods.Flow"
+        cli.trainer.logger.experiment.finish()
+    assert list((tmp_path / "logged").glob(written))
+
+
 def test_defaults_can_be_switched_off(config):
     switches = ("enable_progress_bar", "enable_checkpointing", "logger")
     cli = run(["fit", "--config", str(config), *(f"--trainer.{switch}=false" for switch in switches)])

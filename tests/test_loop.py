@@ -16,6 +16,7 @@ from tests.support import (
     FEATURES,
     bound,
     chunk,
+    delta,
     flat,
     loop,
     minibatches,
@@ -37,8 +38,8 @@ def test_vectorised_clients_equal_plain_loops():
         alone = train_alone(copy.deepcopy(method.modules["global"]), batch, client, epochs=2, batch_size=4)
         expected += n * (flat(dict(alone.named_parameters())) - flat(server_groups(method)["global"]))
     update = loop().train_clients(method, server_groups(method), batch)
-    torch.testing.assert_close(flat(update.delta["global"]), expected, atol=1e-5, rtol=1e-5)
-    assert update.weight == sum(SIZES)
+    torch.testing.assert_close(flat(delta(update)["global"]), expected, atol=1e-5, rtol=1e-5)
+    assert update.weights.sum() == sum(SIZES)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +77,7 @@ def test_chunk_size_changes_nothing(method):
 
     def total(cuts):
         updates = [loop().train_clients(method, server, select(batch, cut)) for cut in cuts]
-        return {name: sum(flat(update.delta[name]) for update in updates) for name in method.shared}
+        return {name: sum(flat(delta(update)[name]) for update in updates) for name in method.shared}
 
     def accuracy(cuts):
         parts = [loop().evaluate_clients(method, server, select(batch, cut)) for cut in cuts]
@@ -84,8 +85,8 @@ def test_chunk_size_changes_nothing(method):
 
     whole = total([range(4)])
     for cuts in ([range(3), [3]], [[0], [1], [2], [3]]):
-        for name, delta in total(cuts).items():
-            torch.testing.assert_close(delta, whole[name], atol=1e-5, rtol=1e-4)
+        for name, summed in total(cuts).items():
+            torch.testing.assert_close(summed, whole[name], atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(accuracy(cuts), accuracy([range(4)]), atol=1e-5, rtol=1e-4)
 
 
@@ -98,7 +99,7 @@ def test_padding_changes_nothing():
     a = loop().train_clients(method, server_groups(method), narrow)
     b = loop().train_clients(method, server_groups(method), wide)
     for name in method.shared:
-        assert torch.equal(flat(a.delta[name]), flat(b.delta[name]))
+        assert torch.equal(flat(delta(a)[name]), flat(delta(b)[name]))
 
 
 def _pad(t, length):
@@ -122,7 +123,7 @@ def test_traced_steps_equal_eager_ones_bit_for_bit():
     traced = engine.train_clients(method, server_groups(method), batch)
     assert engine.engine._traces, "nothing was traced"
     for name in method.shared:
-        assert torch.equal(flat(eager.delta[name]), flat(traced.delta[name]))
+        assert torch.equal(flat(delta(eager)[name]), flat(delta(traced)[name]))
 
 
 def test_the_server_is_never_written():
@@ -167,9 +168,9 @@ def test_uniform_weighting_counts_clients_alike():
     update = loop(weighting="uniform").train_clients(method, server, batch)
     alone = [loop(weighting="uniform").train_clients(method, server, select(batch, [i])) for i in range(4)]
     torch.testing.assert_close(
-        flat(update.delta["global"]), sum(flat(u.delta["global"]) for u in alone), atol=1e-6, rtol=1e-4
+        flat(delta(update)["global"]), sum(flat(delta(u)["global"]) for u in alone), atol=1e-6, rtol=1e-4
     )
-    assert update.weight == 4
+    assert update.weights.sum() == 4
 
 
 def test_evaluation_in_slices_equals_evaluation_at_once():
@@ -215,7 +216,7 @@ def test_a_step_that_is_not_finite_is_skipped_for_that_client_alone():
     scale = torch.tensor(1024.0)
     update = loop().train_clients(method, server, batch, scale)
     alone = loop().train_clients(method, server, select(batch, [1]))
-    torch.testing.assert_close(flat(update.delta["global"]), flat(alone.delta["global"]), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(flat(delta(update)["global"]), flat(delta(alone)["global"]), atol=1e-5, rtol=1e-4)
     assert update.statistics.skipped == 2
 
 
@@ -230,5 +231,5 @@ def test_a_backbone_given_by_name_of_a_foreign_class_is_trained():
     method = bound(Flow(1), Foreign())
     assert method.route_names == ["1", "2", "5"]
     update = loop().train_clients(method, server_groups(method), chunk(SIZES))
-    assert flat(update.delta["router"]).abs().sum() > 0
+    assert flat(delta(update)["router"]).abs().sum() > 0
     assert loop().evaluate_clients(method, server_groups(method), chunk(SIZES)).routed_local.shape == (4, 3)

@@ -44,19 +44,19 @@ class Archive:
         return PurePosixPath(urlsplit(self.url).path).name
 
 
-def obtain(folder: Path, files: Sequence[str], archive: Archive, download: bool) -> None:
+def obtain(paths: Sequence[Path], archive: Archive, download: bool) -> None:
     """Make sure that files are there, unpacking the archive they come in, and fetching it first where asked to.
 
     Args:
-        folder: where the files belong.
-        files: their names.
-        archive: the archive that holds them; used where it lies in the folder already.
+        paths: the files or folders; the archive is unpacked into the folder of the first one.
+        archive: the archive that holds them; used where it lies in that folder already.
         download: whether it may be fetched.
 
     Raises:
         DataError: the files are not there and cannot be had; the message says which to put where.
     """
-    missing = [name for name in files if not (folder / name).is_file()]
+    folder = paths[0].parent
+    missing = _missing(paths)
     if not missing:
         return
     packed = folder / archive.name
@@ -64,14 +64,14 @@ def obtain(folder: Path, files: Sequence[str], archive: Archive, download: bool)
     if fetched:
         by_hand = f"get {archive.url} by hand and put it into {folder}, packed or unpacked"
         if not download:
-            raise DataError(f"{folder} has no {' and no '.join(missing)}: set download to true, or {by_hand}.")
+            raise DataError(f"there is no {missing}: set download to true, or {by_hand}.")
         fetch(archive, packed, by_hand)
     else:
         _verify(packed, archive)
     extract(packed, folder, archive.max_bytes)
-    missing = [name for name in files if not (folder / name).is_file()]
+    missing = _missing(paths)
     if missing:
-        raise DataError(f"{packed} holds no {' and no '.join(missing)}: it is not the archive of this data.")
+        raise DataError(f"{packed} unpacks to no {missing}: it is not the archive of this data.")
     if fetched:  # one that was put there by hand is not ours to delete
         packed.unlink()
 
@@ -141,6 +141,10 @@ def _copy(response: HTTPResponse, part: Path, start: int, length: int | None) ->
             raise OSError(f"the connection broke off after {file.tell()} of {total} bytes")
         file.flush()
         os.fsync(file.fileno())
+
+
+def _missing(paths: Sequence[Path]) -> str:
+    return " and no ".join(str(path) for path in paths if not path.exists())
 
 
 def _require_room(part: Path, needed: int) -> None:

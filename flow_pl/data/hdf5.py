@@ -5,16 +5,15 @@ Source: `tff.simulation.HDF5ClientData` (github.com/google-parfait/tensorflow-fe
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from flow_pl.data.cache import file_identity
-from flow_pl.data.encoded import EncodedData
 from flow_pl.data.encoding import Encoding
+from flow_pl.data.files import FileData
 from flow_pl.data.optional import import_optional
-from flow_pl.data.sources import Part, RawClient, Selection, Source
-from flow_pl.errors import DataError
+from flow_pl.data.sources import RawClient, Selection, Source
+from flow_pl.errors import ConfigurationError, DataError
 
 _GROUP = "examples"
 
@@ -81,39 +80,24 @@ class HDF5Source(Source):
         return self._selection.require_equal_lengths(RawClient(name, columns, str(self._path)))
 
 
-class HDF5Data(EncodedData):
-    """Clients from HDF5 files in the layout of TensorFlow Federated's simulations.
+class HDF5Data(FileData):
+    """Clients from HDF5 files in the layout of TensorFlow Federated's simulations; a part is one file.
 
     Args:
         train: file of the training examples.
-        encoding: how a client's examples become rows, see `EncodedData`.
-        test: file of the test examples; null = a share of each client's examples is for testing.
-        validation: file of clients that are never trained on, but evaluated on after a round; null = none.
-        heldout: file of clients that are never trained on and are new at the end; null = none.
-        **kwargs: settings of every published data set, see `EncodedData`, and of every data set, see
-            `FederatedDataModule`.
+        encoding: how a client's examples become rows, see `EncodedData`; its columns are the fields of a client.
+        **kwargs: settings of every data set of files, see `FileData`, of every published data set, see `EncodedData`,
+            and of every data set, see `FederatedDataModule`.
 
     Raises:
         ConfigurationError: a setting is out of its range.
     """
 
-    def __init__(
-        self,
-        train: str,
-        encoding: Encoding,
-        test: str | None = None,
-        validation: str | None = None,
-        heldout: str | None = None,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(encoding=encoding, **kwargs)
-        files: dict[Part, str | None] = {"train": train, "test": test, "validation": validation, "heldout": heldout}
-        self._files = {part: Path(file).expanduser() for part, file in files.items() if file is not None}
+    def __init__(self, train: str, encoding: Encoding, **kwargs: Any) -> None:
+        super().__init__(train=train, encoding=encoding, **kwargs)
 
-    def source_options(self) -> dict[str, Any]:
-        """The files, by their paths, sizes and times of modification."""
-        return {part: file_identity(file) for part, file in self._files.items()}
-
-    def source(self, part: Part, selection: Selection) -> HDF5Source | None:
-        """Open the file of a part; None where there is none."""
-        return HDF5Source(self._files[part], selection) if part in self._files else None
+    def part_source(self, paths: Sequence[Path], selection: Selection) -> HDF5Source:
+        """Open the file of a part."""
+        if len(paths) != 1:
+            raise ConfigurationError(f"a part is {len(paths)} HDF5 files, {', '.join(map(str, paths))}: give one.")
+        return HDF5Source(paths[0], selection)

@@ -12,14 +12,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from flow_pl.data.cache import file_identity
-from flow_pl.data.encoded import EncodedData
 from flow_pl.data.encoding import Encoding
+from flow_pl.data.files import FileData
 from flow_pl.data.json_stream import JsonStream
-from flow_pl.data.sources import Part, RawClient, Selection, Source
+from flow_pl.data.sources import RawClient, Selection, Source
 from flow_pl.errors import DataError
-
-_ENDINGS = (".json", ".json.gz")
 
 
 class LeafSource(Source):
@@ -114,74 +111,33 @@ class LeafSource(Source):
                 )
 
 
-class LeafData(EncodedData):
-    """Clients from JSON files in the form of LEAF.
-
-    Each of the parts is a file ending on .json or .json.gz, a folder of such files, or a list of both.
+class LeafData(FileData):
+    """Clients from JSON files in the form of LEAF, ending on .json or .json.gz; a part may be folders of them.
 
     Args:
         train: files of the training examples.
         encoding: how a client's examples become rows, see `EncodedData`; its columns are the lists of a client.
-        test: files of the test examples; null = a share of each client's examples is for testing.
-        validation: files of clients that are never trained on, but evaluated on after a round; null = none.
-        heldout: files of clients that are never trained on and are new at the end; null = none.
         check_samples: whether `num_samples` must agree with the data; LEAF's Reddit counts the examples of all parts.
-        **kwargs: settings of every published data set, see `EncodedData`, and of every data set, see
-            `FederatedDataModule`.
+        **kwargs: settings of every data set of files, see `FileData`, of every published data set, see `EncodedData`,
+            and of every data set, see `FederatedDataModule`.
 
     Raises:
         ConfigurationError: a setting is out of its range.
     """
 
-    def __init__(
-        self,
-        train: str | list[str],
-        encoding: Encoding,
-        test: str | list[str] | None = None,
-        validation: str | list[str] | None = None,
-        heldout: str | list[str] | None = None,
-        check_samples: bool = True,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(encoding=encoding, **kwargs)
-        self._paths: dict[Part, str | list[str] | None] = {
-            "train": train,
-            "test": test,
-            "validation": validation,
-            "heldout": heldout,
-        }
+    endings = (".json", ".json.gz")
+
+    def __init__(self, train: str | list[str], encoding: Encoding, check_samples: bool = True, **kwargs: Any) -> None:
+        super().__init__(train=train, encoding=encoding, **kwargs)
         self._check_samples = check_samples
 
     def source_options(self) -> dict[str, Any]:
         """The files, by their paths, sizes and times of modification."""
-        files = {part: [file_identity(file) for file in shards(paths)] for part, paths in self._paths.items() if paths}
-        return {**files, "check_samples": self._check_samples}
+        return {**super().source_options(), "check_samples": self._check_samples}
 
-    def source(self, part: Part, selection: Selection) -> LeafSource | None:
-        """The shards of a part; None where there are none."""
-        paths = self._paths[part]
-        return LeafSource(shards(paths), selection, self._check_samples) if paths else None
-
-
-def shards(paths: str | list[str]) -> list[Path]:
-    """The files that paths stand for.
-
-    Args:
-        paths: files, or folders of files ending on .json or .json.gz.
-
-    Returns:
-        The files; those of a folder in the order of their names.
-
-    Raises:
-        DataError: a path is not there, or a folder has no such file.
-    """
-    found: list[Path] = []
-    for path in [Path(path).expanduser() for path in ([paths] if isinstance(paths, str) else paths)]:
-        files = sorted(file for file in path.iterdir() if file.name.endswith(_ENDINGS)) if path.is_dir() else [path]
-        if not files or not all(file.is_file() for file in files):
-            raise DataError(f"{path} is no file and no folder of {' or '.join(_ENDINGS)} files: correct the path.")
-        found += files
-    return found
+    def part_source(self, paths: Sequence[Path], selection: Selection) -> LeafSource:
+        """The shards of a part."""
+        return LeafSource(paths, selection, self._check_samples)
 
 
 @contextlib.contextmanager

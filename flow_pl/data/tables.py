@@ -89,10 +89,10 @@ def read_parquet(path: Path, client: str, label: str, features: Sequence[str] | 
         raise DataError(f"{path} cannot be read ({error}): write it anew as a Parquet file.") from error
     if columns.column(client).null_count:
         raise DataError(f"{path}: column {client!r} has rows without a client: give every row one.")
-    arrays = {name: _values(path, name, columns.column(name)) for name in [client, *features]}
+    arrays = {name: column_values(path, name, columns.column(name)) for name in [client, *features]}
     compute = import_optional("pyarrow.compute", "parquet")
     labels = columns.column(label)
-    arrays[label] = _values(path, label, labels if _is_list(labels) else compute.fill_null(labels, -1))
+    arrays[label] = column_values(path, label, labels if _is_list(labels) else compute.fill_null(labels, -1))
     if arrays[client].dtype.kind == "O":
         arrays[client] = arrays[client].astype(str)
     return _table(path, arrays, client, label, features, None)
@@ -105,8 +105,20 @@ READERS: dict[str, Callable[[Path, str, str, Sequence[str] | None], Table]] = {
 """The reader for each ending of a file name."""
 
 
-def _values(path: Path, name: str, column: Any) -> NDArray[Any]:
-    """A Parquet column as an array [n], or [n, length, ...] where it holds lists."""
+def column_values(path: Path | str, name: str, column: Any) -> NDArray[Any]:
+    """An Arrow column as an array.
+
+    Args:
+        path: the file it comes from, for messages.
+        name: its name, for messages.
+        column: a `pyarrow.ChunkedArray` or `Array` of numbers or texts, or of lists of them.
+
+    Returns:
+        [n], or [n, length, ...] where it holds lists.
+
+    Raises:
+        DataError: it holds lists of several lengths.
+    """
     if not _is_list(column):
         values: NDArray[Any] = column.to_numpy()
         return values
@@ -114,7 +126,7 @@ def _values(path: Path, name: str, column: Any) -> NDArray[Any]:
     lengths = np.unique(compute.list_value_length(column).to_numpy())
     if column.null_count or len(lengths) > 1:
         raise DataError(f"{path}: column {name!r} holds lists of several lengths or none: pad them to one length.")
-    inner = _values(path, name, compute.list_flatten(column))
+    inner = column_values(path, name, compute.list_flatten(column))
     return inner.reshape(len(column), -1, *inner.shape[1:])
 
 

@@ -60,7 +60,7 @@ SECTIONS = (
     Section("load", WorkloadData, "on_after_batch_transfer"),
     Section("loop, update", FederatedLoop, "train_clients"),
     Section("schedule", flow_pl.loop, "make_schedule"),
-    Section("seed", torch, "manual_seed", within="loop, update"),
+    Section("seed", flow_pl.loop, "_seeded", within="loop, update"),
     Section("copies", ClientGroups, "stack"),
     Section("copies", ClientGroups, "prefix"),
     Section("gather", torch.Tensor, "index_select", within="loop, update"),
@@ -115,7 +115,7 @@ class Stopwatch:
     @contextmanager
     def attached(self) -> Iterator[None]:
         """Time the sections, while the context lasts."""
-        trace = flow_pl.vectorize._trace
+        trace = flow_pl.vectorize.trace
 
         def timed_trace(*args: Any) -> Callable[..., Any]:
             traced: Callable[..., Any] = trace(*args)
@@ -128,7 +128,7 @@ class Stopwatch:
             for part in SECTIONS:
                 timed = self.timed(part.name, getattr(part.owner, part.attribute), part.within)
                 stack.enter_context(patch.object(part.owner, part.attribute, timed))
-            stack.enter_context(patch.object(flow_pl.vectorize, "_trace", timed_trace))
+            stack.enter_context(patch.object(flow_pl.vectorize, "trace", timed_trace))
             yield
 
 

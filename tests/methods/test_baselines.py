@@ -10,7 +10,7 @@ from flow_pl.data.batch import GLOBAL, LOCAL
 from flow_pl.errors import ConfigurationError
 from flow_pl.methods import FedAvg, FineTuning, Interpolation, Local
 from flow_pl.server import server_groups
-from tests.support import bound, chunk, flat, loop, network, train_alone
+from tests.support import bound, chunk, delta, flat, loop, network, train_alone
 
 SIZES = (11, 6)
 
@@ -38,7 +38,7 @@ def test_methods_built_on_fedavg_send_what_it_sends():
     batch, updates = chunk(SIZES), []
     for method in (FedAvg(2), FineTuning(2), Interpolation(2)):
         bound(method, network())
-        updates.append(flat(loop().train_clients(method, server_groups(method), batch).delta["global"]))
+        updates.append(flat(delta(loop().train_clients(method, server_groups(method), batch))["global"]))
     assert torch.equal(updates[0], updates[1])
     assert torch.equal(updates[0], updates[2])
 
@@ -108,7 +108,7 @@ def test_interpolation_refuses_other_shares(alpha):
 
 def test_local_sends_nothing_and_trains_alone():
     method, batch = bound(Local(local_epochs=2)), chunk(SIZES, heldout=20)
-    assert loop().train_clients(method, server_groups(method), batch).delta == {}
+    assert delta(loop().train_clients(method, server_groups(method), batch)) == {}
     result = evaluated(method, batch)
     x, y = batch.heldout.x[0], batch.heldout.y[0]
     loss = F.cross_entropy(fine_tuned(method, batch, 0, epochs=2)(x), y, reduction="sum")
