@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+import wandb
 import yaml
 
 from flow_pl.cli import main, run
@@ -61,6 +62,15 @@ def fails(capsys, *args):
     with pytest.raises(SystemExit) as stop:
         main([*map(str, args)])
     return stop.value.code, capsys.readouterr().err
+
+
+def _array_config(config, file, **settings):
+    """The configuration with the user's own file as its data."""
+    text = config.read_text()
+    settings = {"path": str(file), "cohort_size": 3, "cache_dir": str(file.parent / "arrays"), **settings}
+    data = yaml.safe_dump({"data": {"class_path": "ArrayData", "init_args": settings}})
+    config.write_text(text[: text.index("data:")] + data + text[text.index("model:") :])
+    return config
 
 
 def test_fit_then_validate_test_and_predict_from_the_best_checkpoint(config, tmp_path, capsys):
@@ -145,12 +155,7 @@ def test_unlabelled_rows_are_predicted(config, tmp_path):
     y = random.integers(3, size=120)
     y[::10] = -1
     np.savez(tmp_path / "mine.npz", x=random.normal(size=(120, 6)).astype("f4"), y=y, client=np.arange(120) % 6)
-    text = config.read_text()
-    start, end = text.index("data:"), text.index("model:")
-    settings = f"{{path: {tmp_path}/mine.npz, cohort_size: 3, cache_dir: {tmp_path}/c}}"
-    data = f"data:\n  class_path: ArrayData\n  init_args: {settings}\n"
-    config.write_text(text[:start] + data + text[end:])
-    main(["predict", "--config", str(config)])
+    main(["predict", "--config", str(_array_config(config, tmp_path / "mine.npz"))])
     with open(tmp_path / "predictions.csv") as file:
         rows = list(csv.DictReader(file))
     unlabelled = [row for row in rows if row["label"] == ""]
@@ -171,7 +176,6 @@ def test_unlabelled_rows_are_predicted(config, tmp_path):
 )
 def test_other_loggers_by_configuration(config, tmp_path, options, written):
     """The metrics of both rounds, and the settings, without a network."""
-    pytest.importorskip("tensorboard" if "Tensor" in options[0] else "wandb")
     options = [option.format(root=tmp_path / "logged") for option in options]
     cli = run(["fit", "--config", str(config), "--trainer.logger", *options])
     if "Wandb" in options[0]:
@@ -181,7 +185,7 @@ def test_other_loggers_by_configuration(config, tmp_path, options, written):
         )
         assert summary["trainer/global_step"] == 2
         assert cli.trainer.logger.experiment.config["model"]["method"]["class_path"] == "flow_pl.methods.Flow"
-        cli.trainer.logger.experiment.finish()
+        wandb.finish()
     assert list((tmp_path / "logged").glob(written))
 
 
@@ -244,6 +248,53 @@ def test_bad_settings_end_with_one_clear_message(config, capsys, options, status
     code, error = fails(capsys, "fit", "--config", config, *options)
     assert code == status
     assert message in error
+    assert "Traceback" not in error
+
+
+def _arrays(**changes):
+    random = np.random.default_rng(0)
+    arrays = {"x": random.normal(size=(40, 6)).astype("f4"), "y": np.arange(40) % 3, "client": np.arange(40) % 8}
+    return {**arrays, **{name: change(arrays[name]) for name, change in changes.items()}}
+
+
+def _with(value, row):
+    def change(array):
+        array = array.copy()
+        array[row] = value
+        return array
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"x": _with(np.nan, 9)}, "client '1'"),
+        ({"y": lambda y: y[:-1]}, "39"),
+        ({"y": _with(7, 12)}, "7"),
+        ({"y": _with(-1, slice(3, None, 8))}, "client '3'"),
+        ({"x": lambda x: x[:, :5]}, r"shape [5]"),
+    ],
+    ids=["nan", "lengths", "label", "client without a labelled example", "features"],
+)
+def test_bad_arrays_end_with_one_clear_message(config, tmp_path, capsys, changes, message):
+    np.savez(tmp_path / "bad.npz", **_arrays(**changes))
+    path = _array_config(config, tmp_path / "bad.npz", num_classes=3)
+    code, error = fails(capsys, "fit", "--config", path)
+    assert code == 1
+    assert message in error
+    assert "Traceback" not in error
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated"])
+def test_bad_files_end_with_one_clear_message(config, tmp_path, capsys, damage):
+    file = tmp_path / "bad.npz"
+    if damage == "truncated":
+        np.savez(file, **_arrays())
+        file.write_bytes(file.read_bytes()[:700])
+    code, error = fails(capsys, "fit", "--config", _array_config(config, file))
+    assert code == 1
+    assert "bad.npz" in error
     assert "Traceback" not in error
 
 

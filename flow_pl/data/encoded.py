@@ -168,20 +168,24 @@ class EncodedData(FederatedDataModule):
         return None if source is None else stack.enter_context(contextlib.closing(source))
 
     def _encoded(self, record: Record) -> ClientData:
-        parts = [self._rows(client) for client in record.parts]
+        first, *others = record.parts
+        parts = [self._rows(first)]
+        if not self._encoding.can_be_learned_from(parts[0]):
+            raise _unusable(first, "has only tokens that are not in the vocabulary")
+        for tested in others:
+            with contextlib.suppress(UnusableError):  # without a row to test on, the client can still be trained on
+                parts.append(self._rows(tested))
         x, y = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         train_rows = len(parts[0].x) if record.has_split else None
-        return ClientData(record.name, x, y, train_rows, record.role, record.parts[0].source)
+        return ClientData(record.name, x, y, train_rows, record.role, first.source)
 
     def _rows(self, client: RawClient) -> Rows:
+        if not all(len(column) for column in client.columns.values()):
+            raise _unusable(client, "has no examples")
         try:
-            if not all(len(column) for column in client.columns.values()):
-                raise UnusableError("has no examples")
             return self._encoding.encode(client.columns, self.vocabularies)
         except UnusableError as error:
-            raise UnusableError(
-                f"{client.source}: client {client.name!r} {error}: mend the file, or set unusable_clients to skip."
-            ) from error
+            raise _unusable(client, error) from error
         except DataError as error:
             raise DataError(f"{client.source}: client {client.name!r} {error}") from error
 
@@ -208,3 +212,9 @@ class EncodedData(FederatedDataModule):
                 except DataError as error:
                     raise DataError(f"{client.source}: client {client.name!r} {error}") from error
         return counts
+
+
+def _unusable(client: RawClient, found: object) -> UnusableError:
+    return UnusableError(
+        f"{client.source}: client {client.name!r} {found}: mend the file, or set unusable_clients to skip."
+    )

@@ -75,9 +75,13 @@ class Encoding(ABC):
             The rows; of one shape and type for every client.
 
         Raises:
-            UnusableError: nothing can be learned from them.
+            UnusableError: there is no row.
             DataError: they are not what the encoding is for.
         """
+
+    def can_be_learned_from(self, rows: Rows) -> bool:
+        """Whether a client's training rows hold more than unknown tokens."""
+        return True
 
     def options(self) -> dict[str, Any]:
         """Everything that the rows depend on, of JSON types."""

@@ -70,14 +70,13 @@ class HDF5Source(Source):
                     f"{self._path}: client {name!r} has no {' and no '.join(missing)}, only {', '.join(group)}: name "
                     "the right fields in the encoding."
                 )
-            # cut before the comparison of lengths, so that a field that is too short shows, if it is too short to use
             rows = slice(self._selection.max_examples)
             columns = {field: group[field][rows] for field in self._selection.columns}
         except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
             if isinstance(error, DataError):
                 raise
             raise DataError(f"{self._path}: client {name!r} cannot be read ({error}): get the file again.") from error
-        return self._selection.require_equal_lengths(RawClient(name, columns, str(self._path)))
+        return RawClient(name, columns, str(self._path)).checked()
 
 
 class HDF5Data(FileData):

@@ -89,7 +89,7 @@ class LeafSource(Source):
                 "mend the file, or name the right lists in the encoding."
             )
         columns = {column: lists[column] for column in self._selection.columns}
-        return self._selection.require_equal_lengths(RawClient(name, columns, str(file)))
+        return RawClient(name, columns, str(file)).checked()
 
     def _cut(self, client: RawClient) -> RawClient:
         rows = slice(self._selection.max_examples)

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from flow_pl.data.encoding import Columns, Encoding, Rows, Vocabularies, VocabularySource, texts
-from flow_pl.data.text import CHARACTER, CHARACTERS, WORDS, NextCharacter, usable_rows
+from flow_pl.data.encoding import Columns, Rows, Vocabularies, VocabularySource, texts
+from flow_pl.data.text import CHARACTER, CHARACTERS, WORDS, NextCharacter, NextToken, usable_rows
 from flow_pl.data.vocabulary import BOS, EOS, PAD, Vocabulary
 from flow_pl.errors import DataError, require_positive
 
@@ -65,7 +65,7 @@ class CharacterAfterWindow(NextCharacter):
         return usable_rows(Rows(x, y))
 
 
-class TokenSequences(Encoding):
+class TokenSequences(NextToken):
     """Comments that are already cut into sequences of tokens, as LEAF's Reddit has them.
 
     A comment is a list of sequences; its entry among the targets holds the tokens that follow, under `target_tokens`.

@@ -5,6 +5,7 @@ Sources: huggingface.co/docs/datasets and flower.ai/docs/datasets.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -59,6 +60,8 @@ class PartitionedSource(Source):
         rows = self._rows.pop(name, None)
         if rows is None:
             return None
+        if not len(rows):
+            return RawClient(name, dict.fromkeys(self._selection.columns, ()), self._name)
         try:
             chosen = self._dataset.select(rows[: self._selection.max_examples])
             columns = {column: self._column(chosen, column) for column in self._selection.columns}
@@ -176,13 +179,8 @@ class PartitionedData(EncodedData):
         cache = str(self._store_path().parent / "datasets")
         try:
             if local is None:
-                return datasets.load_dataset(
-                    self._path,
-                    self._name,
-                    split=self._split,
-                    revision=self._revision,
-                    download_config=datasets.DownloadConfig(local_files_only=not self._download),
-                )
+                with _network(datasets, self._download):
+                    return datasets.load_dataset(self._path, self._name, split=self._split, revision=self._revision)
             if (local / "state.json").is_file() or (local / "dataset_dict.json").is_file():
                 saved = datasets.load_from_disk(str(local))
                 return saved if isinstance(saved, datasets.Dataset) else saved[self._split]
@@ -228,6 +226,17 @@ def partition(dataset: Any, partitioner: Any, name: str) -> dict[str, NDArray[np
             f"{name} cannot be divided by {type(partitioner).__name__} ({error}): change its init_args."
         ) from error
     return rows
+
+
+@contextlib.contextmanager
+def _network(datasets: Any, allowed: bool) -> Iterator[None]:
+    """Keep the hub's client from the network, for whose answer it would wait long; its cache is still used."""
+    before = datasets.config.HF_HUB_OFFLINE
+    datasets.config.HF_HUB_OFFLINE = before or not allowed
+    try:
+        yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE = before
 
 
 def _files(path: Path) -> list[Path]:

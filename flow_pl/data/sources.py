@@ -33,6 +33,19 @@ class RawClient(NamedTuple):
     columns: Columns
     source: str
 
+    def checked(self) -> RawClient:
+        """The same client.
+
+        Raises:
+            DataError: its columns are not of one length; the message names the file and the client.
+        """
+        lengths = {name: len(column) for name, column in self.columns.items()}
+        if len(set(lengths.values())) > 1:
+            raise DataError(
+                f"{self.source}: client {self.name!r} has columns of different lengths, {lengths}: mend the file."
+            )
+        return self
+
 
 class Record(NamedTuple):
     """One client's examples in all parts.
@@ -71,19 +84,6 @@ class Selection:
         digest = hashlib.sha256(f"{self.seed}/{name}".encode()).digest()
         return int.from_bytes(digest[:8], "big") < self.client_fraction * 2**64
 
-    def require_equal_lengths(self, client: RawClient) -> RawClient:
-        """Check that a client's columns are of one length.
-
-        Raises:
-            DataError: they are not; the message names the file and the client.
-        """
-        lengths = {name: len(column) for name, column in client.columns.items()}
-        if len(set(lengths.values())) > 1:
-            raise DataError(
-                f"{client.source}: client {client.name!r} has columns of different lengths, {lengths}: mend the file."
-            )
-        return client
-
 
 class Source(ABC):
     """One part of a data set, which gives each client once."""
@@ -119,9 +119,7 @@ def joined(
     matched = test is not None and same_clients
     for client in train:
         tested = test.take(client.name) if test is not None and same_clients else None
-        if tested is not None and not _count(tested):
-            tested = None
-        if not _count(client) and tested is not None:  # nothing to train on: a new client
+        if tested is not None and not _count(client):  # nothing to train on: a new client
             yield Record(client.name, (tested,), "test", False)
         else:
             yield Record(client.name, (client,) if tested is None else (client, tested), "train", matched)

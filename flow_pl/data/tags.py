@@ -89,12 +89,14 @@ class TagPrediction(Encoding):
         if not kept:
             raise UnusableError("has no usable text")
         x = words.rows([numbers[row] for row in kept], self.length)
-        if not (x >= SPECIAL).any():
-            raise UnusableError("has only words that are not in the vocabulary")
         y = np.zeros((len(kept), self.num_tags), dtype=np.int8)
         for target, row in zip(y, kept, strict=True):
             target[[number - SPECIAL for number in labels[row] if number != OOV]] = 1
         return Rows(x, y)
+
+    def can_be_learned_from(self, rows: Rows) -> bool:
+        """Whether a word is one of the vocabulary."""
+        return bool((rows.x >= SPECIAL).any())
 
     def unpack(self, x: Tensor) -> Tensor:
         """Numbers of words [..., length] to their shares [..., vocab_size], float32."""

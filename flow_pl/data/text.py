@@ -24,7 +24,15 @@ WORDS = "words"
 CHARACTER = "characters"
 
 
-class NextWord(Encoding):
+class NextToken(Encoding):
+    """Base of the encodings whose targets are tokens."""
+
+    def can_be_learned_from(self, rows: Rows) -> bool:
+        """Whether a target is a token of the vocabulary."""
+        return bool(np.isin(rows.y, (PAD, OOV, EOS), invert=True).any())
+
+
+class NextWord(NextToken):
     """Sentences of words separated by spaces, cut at a length; every word and the end are to be predicted.
 
     A row is the sentence's beginning and its first `length` - 1 words; a shorter sentence is filled up.
@@ -72,7 +80,7 @@ class NextWord(Encoding):
         return _next_tokens(words, numbered, self.length)
 
 
-class NextCharacter(Encoding):
+class NextCharacter(NextToken):
     """Texts cut into windows of characters; every character and the end are to be predicted.
 
     A text with its beginning and its end is cut into pieces of `length` + 1, the last one being filled up; a piece's
@@ -139,12 +147,9 @@ def usable_rows(rows: Rows) -> Rows:
         Those rows, at least one.
 
     Raises:
-        UnusableError: there is none, or no target is a token of the vocabulary.
+        UnusableError: there is none.
     """
-    targets = rows.y != PAD
-    some = targets.any(axis=1)
+    some = (rows.y != PAD).any(axis=1)
     if not some.any():
         raise UnusableError("has no usable text")
-    if not np.isin(rows.y, (PAD, OOV, EOS), invert=True).any():
-        raise UnusableError("has only tokens that are not in the vocabulary")
     return Rows(rows.x[some], rows.y[some])

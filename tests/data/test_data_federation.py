@@ -74,6 +74,23 @@ def test_new_clients_are_a_share_of_all_and_some_are_seen(make_store, fraction, 
     assert {federation.population(client) for client in federation.seen} == {"seen"}
 
 
+def test_the_roles_that_the_data_gives_are_kept(make_store):
+    store = make_store([4] * 6, roles=["train", "test", "validation", "train", "test", "train"])
+    federation = Federation(store, new_client_fraction=0.9)
+    assert federation.seen.tolist() == [0, 3, 5]
+    assert federation.new.tolist() == [1, 4]
+    assert federation.validation.tolist() == [2]
+    assert [federation.population(client) for client in range(3)] == ["seen", "new", "validation"]
+
+
+def test_new_clients_are_drawn_where_the_data_names_none(make_store):
+    federation = Federation(make_store([4] * 4, roles=["train", "validation", "train", "train"]))
+    assert (len(federation.seen), len(federation.new), federation.validation.tolist()) == (3, 0, [1])
+    federation = Federation(federation.store, new_client_fraction=0.4)
+    assert len(federation.new) == 1
+    assert 1 not in federation.new
+
+
 def test_new_clients_depend_on_the_split_seed(make_store):
     store = make_store([4] * 40)
     new = [Federation(store, new_client_fraction=0.5, split_seed=seed).new.tolist() for seed in (0, 0, 1)]
@@ -110,3 +127,8 @@ def test_copies_for_workers_are_small(make_store):
 def test_settings_that_cannot_work(make_store, settings, message):
     with pytest.raises(ConfigurationError, match=message):
         Federation(make_store([3, 5]), **settings)
+
+
+def test_clients_to_train_on_may_not_all_be_left_out(make_store):
+    with pytest.raises(ConfigurationError, match="min_examples is 4, but no client to train on has as many"):
+        Federation(make_store([3, 5], roles=["train", "test"]), min_examples=4)

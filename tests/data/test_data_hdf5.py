@@ -1,8 +1,10 @@
 import logging
 import os
+import sys
 
 import numpy as np
 import pytest
+import torch
 
 h5py = pytest.importorskip("h5py", reason="h5py is not installed")
 
@@ -54,16 +56,10 @@ def test_emnist(tmp_path):
     assert rows.y.tolist() == [0, 61, 5, 7]
     assert rows.train_rows == 3
     assert (rows.x.dtype, rows.x.shape) == (np.uint8, (4, 1, 28, 28))
-    np.testing.assert_array_equal(data.transform(torch_of(rows.x))[:3, 0], emnist(0, 61, 5)["pixels"])
+    np.testing.assert_array_equal(data.transform(torch.from_numpy(np.array(rows.x)))[:3, 0], emnist(0, 61, 5)["pixels"])
     assert data.num_classes == 62
     assert data.feature_shape == (1, 28, 28)
     assert data.federation.test_sizes.tolist() == [1, 1]
-
-
-def torch_of(x):
-    import torch
-
-    return torch.from_numpy(np.array(x))
 
 
 def test_the_digits_of_emnist_are_files_of_their_own(tmp_path):
@@ -120,7 +116,13 @@ def test_the_tags_of_stack_overflow(tmp_path):
     rows = data.federation.store.read(0)
     assert rows.y.tolist() == [[1, 1, 0, 0]] * 2
     assert (data.num_classes, data.feature_shape) == (4, (5,))
-    assert data.transform(torch_of(rows.x)).tolist()[1] == [1, 0, 0, 0, 0]  # "b" in the text and in the title
+    assert data.transform(torch.from_numpy(np.array(rows.x))).tolist()[1] == [
+        1,
+        0,
+        0,
+        0,
+        0,
+    ]  # "b" in the text and in the title
     batch = next(iter(data.test_dataloader()[0]))
     assert data.on_after_batch_transfer(batch, 0).train.x.shape[2:] == (5,)
 
@@ -142,8 +144,7 @@ def test_the_vocabulary_is_counted_once_and_in_the_training_part_alone(tmp_path,
     assert data.vocabularies["words"].tokens == ("cat", "the", "sat", "dog")  # 7, 5, 3 and 2 times
     monkeypatch.setattr(HDF5Data, "_counts", lambda self: pytest.fail("counted again"))
     again = HDF5Data(**words, heldout=heldout)
-    again.federation_path = data.federation.store.path
-    for file in sorted(data.federation.store.path.iterdir()):  # as after a build that was killed
+    for file in sorted(data.federation.store.path.iterdir()):  # as after a build that was killed while writing
         file.unlink()
     data.federation.store.path.rmdir()
     prepared(again)
@@ -298,8 +299,6 @@ def test_settings_that_cannot_work(words, settings, message):
 
 
 def test_without_h5py(monkeypatch, words):
-    import sys
-
     monkeypatch.setitem(sys.modules, "h5py", None)
     with pytest.raises(ConfigurationError, match=r'this data needs h5py .*: pip install "flow-pl\[hdf5\]"'):
         prepared(HDF5Data(**words))

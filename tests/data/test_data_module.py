@@ -10,7 +10,18 @@ import torch
 from jsonargparse import ArgumentError, ArgumentParser
 from torch.utils.data.distributed import DistributedSampler
 
-from flow_pl.data import ArrayData, ClientData, DigitsData, FederatedDataModule, SyntheticData
+from flow_pl.data import (
+    ArrayData,
+    ClientData,
+    DigitsData,
+    FederatedDataModule,
+    Images,
+    NextCharacter,
+    NextWord,
+    SyntheticData,
+    TagPrediction,
+    Vectors,
+)
 from flow_pl.errors import ConfigurationError, DataError
 
 
@@ -294,6 +305,36 @@ def test_the_command_line_knows_the_settings_of_every_data_set(cls):
     assert parsed.data.init_args.cohort_size == 3
     assert parsed.data.init_args.split_seed == 0
     assert cls(**parsed.data.init_args.as_dict()).cohort_size == 3
+
+
+@pytest.mark.parametrize(
+    ("data", "encoding"),
+    [
+        (["EmnistData", "--data.folder=f", "--data.only_digits=true", "--data.download=true"], Images),
+        (["Cifar100Data", "--data.folder=f", "--data.client_fraction=0.5"], Images),
+        (["ShakespeareData", "--data.folder=f"], NextCharacter),
+        (["StackOverflowData", "--data.folder=f", "--data.max_examples=null"], NextWord),
+        (["StackOverflowTagsData", "--data.folder=f", "--data.num_tags=50"], TagPrediction),
+        (["HDF5Data", "--data.train=f", "--data.encoding=Images", "--data.encoding.image=pixels"], Images),
+        (["LeafData", "--data.train=[f, g]", "--data.encoding=NextWord", "--data.encoding.text=x"], NextWord),
+        (
+            [
+                "PartitionedData",
+                "--data.path=f",
+                "--data.encoding=Vectors",
+                "--data.partitioner={class_path: flwr_datasets.partitioner.IidPartitioner, init_args: {}}",
+            ],
+            Vectors,
+        ),
+    ],
+)
+def test_the_command_line_reads_published_data(data, encoding):
+    pytest.importorskip("flwr_datasets", reason="flwr-datasets is not installed")
+    parser = make_parser()
+    made = parser.instantiate(parser.parse_args(["--data=" + data[0], *data[1:], "--data.cohort_size=3"])).data
+    assert type(made).__name__ == data[0]
+    assert made.cohort_size == 3
+    assert isinstance(made._encoding, encoding)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import pickle
 import re
 import signal
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -159,6 +160,21 @@ def test_a_folder_that_cannot_be_written_to(tmp_path):
         pass
 
 
+@pytest.mark.parametrize("full", ["x.npy", "y.npy", "offsets.npy", "meta.json"])
+@pytest.mark.parametrize("rows", [4, 400_000])
+def test_a_full_disk(tmp_path, monkeypatch, full, rows):
+    """`/dev/full` takes no byte; small files meet it when they are closed, large ones when they are written."""
+    opened = Path.open
+    monkeypatch.setattr(
+        Path,
+        "open",
+        lambda self, *args, **kwargs: opened(Path("/dev/full") if self.name == full else self, *args, **kwargs),
+    )
+    with pytest.raises(ConfigurationError, match=r"store .* cannot be written \(.*No space left.*set cache_dir"):
+        write(tmp_path / "s", ("ann", np.zeros((rows, 3)), np.zeros(rows, dtype=int)))
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("name", ["x", "y", "offsets", "labelled", "train_rows", "roles", "names", "meta"])
 @pytest.mark.parametrize("damage", ["missing", "empty", "truncated", "garbage"])
 def test_damage_is_named_with_its_remedy(tmp_path, name, damage):
@@ -223,6 +239,16 @@ NAN[2, 1] = np.nan
 def test_unusable_clients_are_named_with_the_remedy(tmp_path, client, message):
     with pytest.raises(DataError, match=message):
         write(tmp_path / "s", ("ann", X, Y), client, num_classes=5)
+
+
+def test_the_file_of_an_unusable_client_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"^shard.json: client 'bob' has no rows: leave it out"):
+        write(tmp_path / "s", ("bob", X[:0], Y[:0], None, "train", "shard.json"))
+
+
+def test_roles_are_kept(tmp_path):
+    store = write(tmp_path / "s", ("ann", X, Y), ("bob", X, Y, None, "test"), ("carl", X, Y, 2, "validation"))
+    assert store.roles.tolist() == [0, 2, 1]
 
 
 def test_labels_without_a_known_number_of_classes_have_no_upper_limit(tmp_path):

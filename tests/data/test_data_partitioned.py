@@ -1,0 +1,236 @@
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+datasets = pytest.importorskip("datasets", reason="datasets is not installed")
+pytest.importorskip("flwr_datasets", reason="flwr-datasets is not installed")
+
+from flow_pl.data import Images, NextWord, PartitionedData, Vectors  # noqa: E402
+from flow_pl.errors import ConfigurationError, DataError  # noqa: E402
+
+ROWS = 60
+TABLE = {
+    "x": [[row, row / 2] for row in range(ROWS)],
+    "label": [row % 5 for row in range(ROWS)],
+    "writer": [f"writer_{row // 20}" for row in range(ROWS)],
+    "text": [f"word_{row % 3} and so on" for row in range(ROWS)],
+}
+
+
+@pytest.fixture(autouse=True)
+def _quiet():
+    datasets.disable_progress_bars()
+
+
+def partitioner(name, **settings):
+    return {"class_path": f"flwr_datasets.partitioner.{name}", "init_args": settings}
+
+
+IID = partitioner("IidPartitioner", num_partitions=4)
+NATURAL = partitioner("NaturalIdPartitioner", partition_by="writer")
+
+
+@pytest.fixture
+def make(tmp_path):
+    def make(path=None, partitioner=IID, encoding=None, **settings):
+        if path is None:
+            path = tmp_path / "table.parquet"
+            datasets.Dataset.from_dict(TABLE).to_parquet(path)
+        settings = {"cache_dir": str(tmp_path / "cache"), "val_fraction": 0, "new_client_fraction": 0, **settings}
+        data = PartitionedData(str(path), partitioner, encoding or Vectors(label="label"), **settings)
+        data.prepare_data()
+        data.setup()
+        return data
+
+    return make
+
+
+def rows(data):
+    """The rows of each client by their first feature, which is their number."""
+    store = data.federation.store
+    return {store.name(client): store.read(client).x[:, 0].astype(int).tolist() for client in range(len(store))}
+
+
+@pytest.mark.parametrize(
+    "partitioner",
+    [
+        IID,
+        partitioner("DirichletPartitioner", num_partitions=4, partition_by="label", alpha=0.5, min_partition_size=1),
+        partitioner("PathologicalPartitioner", num_partitions=5, partition_by="label", num_classes_per_partition=2),
+        partitioner("ShardPartitioner", num_partitions=4, partition_by="label", num_shards_per_partition=2),
+        partitioner("LinearPartitioner", num_partitions=4),
+        partitioner("SizePartitioner", partition_sizes=[10, 20, 30]),
+        NATURAL,
+    ],
+)
+def test_every_row_belongs_to_the_client_that_the_partitioner_says(make, partitioner):
+    found = rows(make(partitioner=partitioner))
+    module, name = partitioner["class_path"].rsplit(".", 1)
+    expected = getattr(sys.modules[module], name)(**partitioner["init_args"])
+    expected.dataset = datasets.Dataset.from_dict(TABLE)
+    assert list(found.values()) == [
+        [row[0] for row in expected.load_partition(index)["x"]] for index in range(expected.num_partitions)
+    ]
+
+
+def test_natural_clients_keep_their_names(make):
+    assert list(rows(make(partitioner=NATURAL))) == ["writer_0", "writer_1", "writer_2"]
+    assert list(rows(make()))[:2] == ["partition_00000", "partition_00001"]
+
+
+def test_partition_indices_are_computed_once(make, monkeypatch):
+    from flwr_datasets.partitioner import NaturalIdPartitioner
+
+    calls = []
+    compute = NaturalIdPartitioner._create_partition_id_to_indices
+    monkeypatch.setattr(
+        NaturalIdPartitioner, "_create_partition_id_to_indices", lambda self: (calls.append(1), compute(self))
+    )
+    data = make(partitioner=NATURAL, encoding=NextWord("text"))  # goes through the clients twice
+    assert len(data.federation.store) == 3
+    assert calls == [1]
+
+
+@pytest.mark.parametrize("kind", ["csv", "json", "jsonl", "parquet", "arrow", "disk", "splits", "folder"])
+def test_local_files_of_every_kind(make, tmp_path, kind):
+    table = datasets.Dataset.from_dict(TABLE)
+    path = tmp_path / f"data.{kind}"
+    if kind == "csv":
+        table.to_csv(path)
+    elif kind == "json":
+        path.write_text(json.dumps([dict(zip(TABLE, row, strict=True)) for row in zip(*TABLE.values(), strict=True)]))
+    elif kind == "jsonl":
+        table.to_json(path)
+    elif kind == "parquet":
+        table.to_parquet(path)
+    elif kind == "arrow":
+        table.save_to_disk(tmp_path / "saved")
+        path = next((tmp_path / "saved").glob("*.arrow"))
+    elif kind == "disk":
+        table.save_to_disk(path)
+    elif kind == "splits":
+        datasets.DatasetDict({"train": table.select(range(5)), "all": table}).save_to_disk(path)
+    else:
+        for half in (0, 1):
+            (path / "deeper").mkdir(parents=True, exist_ok=True)
+            table.shard(2, half).to_parquet(path / "deeper" / f"{half}.parquet")
+    split = "all" if kind == "splits" else "train"
+    if kind == "csv":  # has no lists
+        data = make(path, NATURAL, NextWord("text"), split=split)
+        assert data.federation.store.sizes.tolist() == [20, 20, 20]
+    else:
+        assert rows(make(path, NATURAL, split=split))["writer_1"] == list(range(20, 40))
+
+
+def test_pictures_are_decoded(make, tmp_path):
+    image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
+    pictures = [np.full((4, 6, 3), row, dtype=np.uint8) for row in range(6)]
+    table = {"image": [image.fromarray(picture) for picture in pictures], "label": list(range(6))}
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(num_classes=6)})
+    datasets.Dataset.from_dict(table, features=features).to_parquet(tmp_path / "pictures.parquet")
+    encoding = Images(height=4, width=6, channels=3)
+    data = make(tmp_path / "pictures.parquet", partitioner("IidPartitioner", num_partitions=2), encoding)
+    x = data.federation.store.read(1).x
+    assert (x.shape, x.dtype) == ((3, 3, 4, 6), np.uint8)
+    assert x[:, 0, 0, 0].tolist() == [3, 4, 5]
+
+
+def test_texts_and_nested_lists(make, tmp_path):
+    pictures = np.arange(8 * 12, dtype=np.uint8).reshape(8, 2, 2, 3)
+    table = datasets.Dataset.from_dict({"image": list(pictures), "label": list(range(8))})
+    table.to_parquet(tmp_path / "nested.parquet")
+    data = make(tmp_path / "nested.parquet", IID, Images(height=2, width=2, channels=3))
+    np.testing.assert_array_equal(data.federation.store.read(1).x, pictures[2:4].transpose(0, 3, 1, 2))
+    assert data.transform(torch.from_numpy(pictures)).max() < 1
+    words = make(encoding=NextWord("text", vocab_size=3))
+    assert words.vocabularies["words"].tokens == ("and", "on", "so")
+
+
+def test_a_changed_partitioner_has_another_store(make):
+    stores = {
+        make(partitioner=partitioner("IidPartitioner", num_partitions=clients)).federation.store.path
+        for clients in (3, 4)
+    }
+    assert len(stores) == 2
+
+
+def test_a_client_that_the_partitioner_leaves_empty(make):
+    dirichlet = partitioner(
+        "DirichletPartitioner", num_partitions=30, partition_by="label", alpha=0.01, min_partition_size=0
+    )
+    with pytest.raises(DataError, match=r"table.parquet: client 'partition_\d+' has no examples: .*unusable_clients"):
+        make(partitioner=dirichlet)
+    assert 1 < len(make(partitioner=dirichlet, unusable_clients="skip").federation.store) < 30
+
+
+@pytest.mark.parametrize(
+    ("partitioner", "error", "message"),
+    [
+        ({"init_args": {}}, ConfigurationError, "expected a class_path and its init_args"),
+        ({"class_path": "X", "init_arg": {}}, ConfigurationError, "expected a class_path and its init_args"),
+        (partitioner("NoPartitioner"), ConfigurationError, "cannot be made: .*NoPartitioner"),
+        (partitioner("IidPartitioner", number=3), ConfigurationError, "cannot be made: .*number"),
+        (partitioner("IidPartitioner", num_partitions=0), ConfigurationError, "cannot be made: .*greater than zero"),
+        ({"class_path": "collections.Counter"}, ConfigurationError, "collections.Counter is no partitioner"),
+        (partitioner("NaturalIdPartitioner", partition_by="who"), DataError, "cannot be divided by NaturalId"),
+        (partitioner("VerticalEvenPartitioner", num_partitions=2), DataError, "cannot be divided by VerticalEven"),
+        (
+            partitioner(
+                "DirichletPartitioner", num_partitions=4, partition_by="label", alpha=0.1, min_partition_size=50
+            ),
+            DataError,
+            r"cannot be divided by Dirichlet.*change its init_args",
+        ),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_partitioners_that_cannot_work(make, partitioner, error, message):
+    with pytest.raises(error, match=message):
+        make(partitioner=partitioner)
+
+
+def test_columns_and_paths_that_are_not_there(make, tmp_path):
+    with pytest.raises(DataError, match=r"has no column y, only x, label, writer, text: name the right ones"):
+        make(encoding=Vectors())
+    with pytest.raises(DataError, match=r"there is no .*nowhere.parquet: correct the path"):
+        make(tmp_path / "nowhere.parquet")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(DataError, match=r"folder holds no files of one kind among .parquet, .csv"):
+        make(tmp_path / "folder")
+
+
+def test_a_damaged_file(make, tmp_path):
+    datasets.Dataset.from_dict(TABLE).to_parquet(tmp_path / "table.parquet")
+    content = (tmp_path / "table.parquet").read_bytes()
+    (tmp_path / "table.parquet").write_bytes(content[: len(content) // 2])
+    with pytest.raises(DataError, match=r"table.parquet cannot be read \(.*: check that it is whole"):
+        make(tmp_path / "table.parquet")
+    assert not list((tmp_path / "cache").glob("PartitionedData-*"))
+
+
+def test_the_hub_is_not_asked_unless_that_is_allowed(make, monkeypatch):
+    def load(path, name, split, revision):
+        asked.append((path, name, split, revision, datasets.config.HF_HUB_OFFLINE))
+        return datasets.Dataset.from_dict(TABLE)
+
+    with pytest.raises(DataError, match=r"data set nobody/nothing cannot be read \(.*set download to true, or put it"):
+        make("nobody/nothing")
+    asked = []
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    make("somebody/something", name="small", split="train+test", revision="v1", download=True)
+    make("somebody/something", split="test")
+    assert asked == [
+        ("somebody/something", "small", "train+test", "v1", False),
+        ("somebody/something", None, "test", None, True),
+    ]
+    assert datasets.config.HF_HUB_OFFLINE is False
+
+
+def test_without_the_packages(make, monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(ConfigurationError, match=r'needs datasets .*: pip install "flow-pl\[datasets\]"'):
+        make("nobody/nothing")
