@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from flow_pl.evaluation import ClientEvaluation, ClientPredictions
+from flow_pl.models import MLP
 
 
 @dataclass
@@ -30,16 +31,13 @@ class Chunk:
 class Flow: ...
 
 
-class MLP(nn.Linear): ...
-
-
 class FakeModule(LightningModule):
     """Returns what is in the batch; makes one optimizer step a round."""
 
     def __init__(self, route_names: tuple[str, ...] = ()) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.method, self.backbone, self.route_names = Flow(), MLP(1, 1), list(route_names)
+        self.method, self.backbone, self.route_names = Flow(), MLP(1, 1, ()), list(route_names)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=1.0)
