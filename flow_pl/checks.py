@@ -20,26 +20,27 @@ def check_fit(method: Method, example: Tensor, num_classes: int) -> None:
     Raises:
         ConfigurationError: the backbone cannot take the features or predict the targets.
     """
-    shape = list(example.shape[1:])
-    for name, module in method.modules.items():
-        was_training = module.training
-        module.eval()
-        what = type(module).__name__
-        try:
-            with torch.no_grad(), torch.random.fork_rng(devices=[]):
-                torch.manual_seed(method.lazy_seed)
-                outputs = module(example)
-        except FlowError:
-            raise
-        except Exception as error:
-            raise ConfigurationError(
-                f"the data's features have shape {shape} ({example.dtype}), which the {name} module {what} cannot "
-                f"take ({error}): give {what} the features' shape, or the data module the shape that {what} expects."
-            ) from error
-        finally:
-            module.train(was_training)
-        if name == "global":
-            method.objective.check(outputs, num_classes)
+    modules = list(method.modules.values())
+    modes = [module.training for module in modules]
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(method.lazy_seed)
+            for module in modules:
+                module.eval()
+            method.initialize(example)
+            outputs = method.modules["global"](example)
+    except FlowError:
+        raise
+    except Exception as error:
+        backbone = type(method.modules["global"]).__name__
+        raise ConfigurationError(
+            f"the data's features have shape {list(example.shape[1:])} ({example.dtype}), which {backbone} cannot take "
+            f"({error}): give {backbone} the features' shape, or the data module the shape that {backbone} expects."
+        ) from error
+    finally:
+        for module, mode in zip(modules, modes, strict=True):
+            module.train(mode)
+    method.objective.check(outputs, num_classes)
 
 
 def check_checkpoint(

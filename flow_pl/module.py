@@ -94,6 +94,11 @@ class FederatedModule(lightning.LightningModule):
                 f"the data module is {type(data).__name__}, expected a FederatedDataModule, whose batches are chunks "
                 "of clients: derive yours from flow_pl.data.FederatedDataModule."
             )
+        if stage == "predict" and not self.objective.per_instance:
+            raise ConfigurationError(
+                f"predict writes one row for each instance, which {type(self.objective).__name__} does not have: "
+                "use test for its metrics."
+            )
         data.epochs = self.method.epochs
         check_elementwise(self.loop.client_optimizer)
         check_fit(self.method, data.example(), data.num_classes)

@@ -6,67 +6,21 @@ loop can vectorise over clients and take gradients of one group alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from flow_pl.errors import ConfigurationError, require_fraction, require_positive
+from flow_pl.errors import ConfigurationError
+from flow_pl.models.recurrent import Recurrent
+from flow_pl.routers import Route
 
 Parameters = dict[str, Tensor]
 """Parameters of one copy of a module by name."""
 Groups = dict[str, Parameters]
 """Parameter groups by name: "global" (w_g), "local" (w_l), "router" (psi), ...."""
-
-
-class Router(nn.Module):
-    """Decides, for every instance and routed block, between the global and the local parameters.
-
-    `forward` maps instances [N, ...] to probabilities [N, blocks, 2], (global, local), which sum to 1.
-    """
-
-
-class InstanceRouter(Router):
-    """An MLP over the flattened instance with one early exit per routed block.
-
-    Exit i is a 2-way softmax on hidden layer i; blocks beyond the last hidden layer share it, and where there are
-    fewer blocks than layers the exits sit on the last ones.
-
-    Args:
-        blocks: number of routed blocks, given by the method.
-        hidden: widths of the hidden layers (published for EMNIST: 350, 150, 50).
-        dropout: share of hidden units dropped in training; none in evaluation (published: 0.3).
-    """
-
-    def __init__(self, blocks: int, hidden: Sequence[int] = (350, 150, 50), dropout: float = 0.3) -> None:
-        super().__init__()
-        if not hidden:
-            raise ConfigurationError("the router's hidden is empty, expected at least one width, e.g. [64].")
-        require_positive(**{f"the router's hidden[{i}]": width for i, width in enumerate(hidden)})
-        require_fraction(**{"the router's dropout": dropout})
-        # The first layer takes its width from the first instance it sees, in FederatedModule.setup.
-        first = nn.LazyLinear(hidden[0])
-        rest = [nn.Linear(a, b) for a, b in pairwise(hidden)]
-        self.layers = nn.ModuleList([first, *rest])
-        self.dropout = nn.Dropout(dropout)
-        skip = max(0, len(hidden) - blocks)
-        self._exit_of_layer = [min(i + skip, len(hidden) - 1) for i in range(blocks)]
-        self.exits = nn.ModuleList([nn.Linear(hidden[layer], 2) for layer in self._exit_of_layer])
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Probabilities [N, blocks, 2] for instances x [N, ...]."""
-        h = x.flatten(1)
-        if not h.is_floating_point():
-            h = h.float()
-        hidden = []
-        for layer in self.layers:
-            h = self.dropout(layer(h).relu())
-            hidden.append(h)
-        logits = [head(hidden[layer]) for head, layer in zip(self.exits, self._exit_of_layer, strict=True)]
-        return torch.stack(logits, dim=1).float().softmax(-1)
 
 
 class RoutedModel:
@@ -116,38 +70,63 @@ class RoutedModel:
         outputs: Tensor = functional_call(self.backbone, merged, (x,))
         return outputs
 
-    def routed(self, x: Tensor, global_: Parameters, local: Parameters, q: Tensor) -> Tensor:
-        """The dynamic model's outputs: h <- q_global * B_global(h) + q_local * B_local(h), before the non-linearity.
+    def routed(
+        self, x: Tensor, global_: Parameters, local: Parameters, route: Route, *, hard: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """The dynamic model: h <- q_global * B_global(h) + q_local * B_local(h), before the non-linearity.
+
+        Recurrent blocks mix their state (h, c) at every time step, and both copies go on from the mixture.
 
         Args:
             x: instances [N, ...].
             global_: parameters of the global copy.
             local: parameters of the local copy (routed blocks only).
-            q: probabilities or one-hot choices [N, blocks, 2], (global, local).
+            route: decides for each block.
+            hard: whether to take the more probable way instead of mixing by the probabilities.
+
+        Returns:
+            The outputs, and the probabilities [N, blocks, 2] or, where blocks are routed per token, [N, T, blocks, 2].
         """
         h = x
-        routed = 0
+        decisions: list[Tensor] = []
+
+        def decide(inputs: Tensor, on_global: Tensor, on_local: Tensor) -> Tensor:
+            q = route(len(decisions), inputs, on_global, on_local)
+            asked.append(q)
+            return one_hot_routes(q) if hard else q
+
         for name, block in self.backbone.named_children():
             names = self._names[name]
             if not names:
                 h = block(h)
                 continue
-            on_global = functional_call(block, {k: global_[f"{name}.{k}"] for k in names}, (h,))
+            first = {k: global_[f"{name}.{k}"] for k in names}
             if name not in self.blocks:
-                h = on_global
+                h = functional_call(block, first, (h,))
                 continue
-            on_local = functional_call(block, {k: local[f"{name}.{k}"] for k in names}, (h,))
-            share = q[:, routed].reshape(len(q), 2, *[1] * (on_global.ndim - 1))
-            h = share[:, 0] * on_global + share[:, 1] * on_local
-            routed += 1
-        return h
+            second = {k: local[f"{name}.{k}"] for k in names}
+            asked: list[Tensor] = []
+            if isinstance(block, Recurrent):
+                h = block.routed(h, first, second, decide)
+                decisions.append(torch.stack(asked, dim=1))
+            else:
+                on_global, on_local = functional_call(block, first, (h,)), functional_call(block, second, (h,))
+                q = decide(h, on_global, on_local)
+                q = q.reshape(*q.shape[:-1], *[1] * (on_global.ndim - q.ndim + 1), 2)
+                h = q[..., 0] * on_global + q[..., 1] * on_local
+                decisions.append(asked[0])
+        most = max(q.ndim for q in decisions)
+        shape = max(q.shape for q in decisions if q.ndim == most)
+        # a decision per instance holds for each of its tokens
+        per_token = [q if q.ndim == most else q.unsqueeze(1).expand(shape) for q in decisions]
+        return h, torch.stack(per_token, dim=-2)
 
 
 def one_hot_routes(q: Tensor) -> Tensor:
-    """Hard routing: 1 for the more probable way of each instance and block, global where both are equal.
+    """Hard routing: 1 for the more probable way, global where both are equal.
 
     Args:
-        q: probabilities [N, blocks, 2].
+        q: probabilities [..., 2], (global, local).
     """
     local = (q[..., 1] > q[..., 0]).to(q.dtype)
     return torch.stack([1 - local, local], dim=-1)
@@ -156,13 +135,13 @@ def one_hot_routes(q: Tensor) -> Tensor:
 def routing_regularizer(
     q: Tensor, mask: Tensor, epsilon: float, encourage: Literal["local", "global"] = "local"
 ) -> Tensor:
-    """Mean over real instances and routed blocks of -log(q^2 + eps).
+    """Mean over real instances (tokens, in sequences) and routed blocks of -log(q^2 + eps).
 
     Keeps the router from collapsing onto the other path.
 
     Args:
-        q: probabilities [N, blocks, 2], (global, local).
-        mask: [N], 1 where the instance is real.
+        q: probabilities [N, blocks, 2] or [N, T, blocks, 2], (global, local).
+        mask: [N] or [N, T], 1 where the instance is real.
         epsilon: floor inside the logarithm (published: 1e-6).
         encourage: which probability is pushed up.
     """

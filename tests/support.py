@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from flow_pl.checks import check_fit
 from flow_pl.data.batch import GLOBAL, LOCAL, ClientBatch, Examples, part_sizes
 from flow_pl.loop import ClientUpdate, FederatedLoop
 from flow_pl.methods.base import Method
@@ -77,8 +78,8 @@ def network(seed: int = 0, dropout: float = 0.0) -> nn.Sequential:
 def bound(method: Method, backbone: nn.Module | None = None) -> Method:
     """A method bound to a backbone, with lazy modules in shape."""
     torch.manual_seed(1)
-    for module in method.bind(network() if backbone is None else backbone, Classification()).values():
-        module(torch.zeros(1, FEATURES))
+    method.bind(network() if backbone is None else backbone, Classification())
+    check_fit(method, torch.zeros(1, FEATURES), CLASSES)
     return method
 
 

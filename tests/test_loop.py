@@ -72,7 +72,7 @@ def test_chunk_size_changes_nothing(method):
     batch = chunk(SIZES)
     bound(method)
     if isinstance(method, Flow):
-        method.router.dropout.p = 0.0
+        method.router.exits.dropout.p = 0.0
     server = server_groups(method)
 
     def total(cuts):
@@ -109,7 +109,7 @@ def _pad(t, length):
 
 
 def _constant_router(blocks):
-    from flow_pl.routing import InstanceRouter
+    from flow_pl.routers import InstanceRouter
 
     return InstanceRouter(blocks, hidden=(4,), dropout=0.0)
 

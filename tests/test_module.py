@@ -20,7 +20,7 @@ from flow_pl.data import SyntheticData
 from flow_pl.errors import ConfigurationError, FlowError
 from flow_pl.methods import FedAvg, FineTuning, Flow, Local
 from flow_pl.models import MLP
-from flow_pl.routing import InstanceRouter
+from flow_pl.routers import InstanceRouter
 from flow_pl.server import server_groups
 from tests.support import delta, flat
 
@@ -223,7 +223,7 @@ def test_diverging_clients_stop_the_run(tmp_path):
 @pytest.mark.parametrize(
     ("backbone", "message"),
     [
-        (MLP(9, 3, (6,)), r"features have shape \[8\].*global module MLP cannot take"),
+        (MLP(9, 3, (6,)), r"features have shape \[8\].*which MLP cannot take"),
         (MLP(8, 2, (6,)), "labels run from 0 to 2 but the backbone has 2 outputs"),
         (nn.Sequential(nn.Unflatten(1, (1, 8)), nn.Conv1d(1, 3, 3)), r"shape \[1, 3, 6\], classification expects"),
     ],
@@ -259,7 +259,7 @@ import sys, torch, lightning
 from pathlib import Path
 from tests.test_module import data, module, trainer
 from flow_pl.methods import Flow
-from flow_pl.routing import InstanceRouter
+from flow_pl.routers import InstanceRouter
 cache, out, cohort = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 lightning.seed_everything(0, verbose=False)
 model = module(Flow(1, router=lambda blocks: InstanceRouter(blocks, hidden=(6,), dropout=0.0)))

@@ -9,13 +9,23 @@ from torch.nn import functional as F
 
 from flow_pl.errors import ConfigurationError
 from flow_pl.models import EMNISTCNN, MLP, LogisticRegression
-from flow_pl.routing import InstanceRouter, RoutedModel, one_hot_routes, routing_regularizer
+from flow_pl.routers import InstanceRouter
+from flow_pl.routing import RoutedModel, one_hot_routes, routing_regularizer
 
 
 def _two_copies(backbone):
     first = {name: p.detach() for name, p in backbone.named_parameters()}
     second = {name: p + 0.3 * torch.randn_like(p) for name, p in first.items()}
     return first, second
+
+
+def any_blocks(number):
+    return [nn.Linear(1, 1)] * number
+
+
+def given(q):
+    """A route of given probabilities [N, blocks, 2]."""
+    return lambda block, inputs, on_global, on_local: q[:, block]
 
 
 def test_mixture_is_taken_before_the_non_linearity():
@@ -29,7 +39,7 @@ def test_mixture_is_taken_before_the_non_linearity():
     h = (h + q[:, 0, 1:] * F.linear(x, w["linear1.weight"], w["linear1.bias"])).relu()
     expected = q[:, 1, :1] * F.linear(h, g["head.weight"], g["head.bias"])
     expected = expected + q[:, 1, 1:] * F.linear(h, w["head.weight"], w["head.bias"])
-    torch.testing.assert_close(model.routed(x, g, w, q), expected)
+    torch.testing.assert_close(model.routed(x, g, w, given(q))[0], expected)
 
 
 def test_two_instances_of_a_batch_take_different_ways():
@@ -40,7 +50,8 @@ def test_two_instances_of_a_batch_take_different_ways():
     x = torch.randn(3, 1, 8, 8)
     local = torch.tensor([[0, 0, 0, 0], [1, 1, 1, 1], [1, 1, 0, 0]])
     q = torch.stack([1 - local, local], -1).float()
-    out = model.routed(x, g, w, q)
+    out, decided = model.routed(x, g, w, given(q), hard=True)
+    assert torch.equal(decided, q)
     mixed = {name: (w if name.startswith("conv") else g)[name] for name in g}
     for row, parameters in enumerate((g, w, mixed)):
         torch.testing.assert_close(out[row], model.plain(x, parameters)[row])
@@ -71,7 +82,7 @@ def test_embedding_tables_are_shared_and_not_routed():
     x = torch.randint(10, (3, 2))
     all_local = torch.tensor([0.0, 1.0]).expand(3, 1, 2)
     expected = F.linear(F.embedding(x, g["0.weight"]).flatten(1), w["2.weight"], w["2.bias"])
-    torch.testing.assert_close(model.routed(x, g, model.local_copy(w), all_local), expected)
+    torch.testing.assert_close(model.routed(x, g, model.local_copy(w), given(all_local))[0], expected)
     torch.testing.assert_close(model.plain(x, g, model.local_copy(w)), expected)
 
 
@@ -80,15 +91,15 @@ def test_embedding_tables_are_shared_and_not_routed():
     [(4, (350, 150, 50), [0, 1, 2, 2]), (6, (1000, 750, 350, 150, 50), [0, 1, 2, 3, 4, 4]), (1, (8, 6), [1])],
 )
 def test_router_has_an_early_exit_per_block(blocks, hidden, layers):
-    router = InstanceRouter(blocks, hidden)
+    router = InstanceRouter(any_blocks(blocks), hidden)
     q = router(torch.randn(5, 3, 4))
     assert q.shape == (5, blocks, 2)
     torch.testing.assert_close(q.sum(-1), torch.ones(5, blocks))
-    assert [head.in_features for head in router.exits] == [hidden[layer] for layer in layers]
+    assert [head.in_features for head in router.exits.heads] == [hidden[layer] for layer in layers]
 
 
 def test_router_dropout_is_off_in_evaluation():
-    router = InstanceRouter(2, (32,), dropout=0.5)
+    router = InstanceRouter(any_blocks(2), (32,), dropout=0.5)
     x = torch.randn(4, 6)
     assert not torch.equal(router(x), router(x))
     router.eval()
@@ -111,11 +122,28 @@ def test_backbones_that_cannot_be_routed_are_refused(backbone, message):
 @pytest.mark.parametrize("settings", [{"hidden": ()}, {"hidden": (0,)}, {"dropout": 1.0}])
 def test_router_settings_are_checked(settings):
     with pytest.raises(ConfigurationError, match="the router's"):
-        InstanceRouter(2, **settings)
+        InstanceRouter(any_blocks(2), **settings)
 
 
 def test_published_parameter_count_of_the_cnn():
     assert sum(p.numel() for p in EMNISTCNN().parameters()) == 1_206_590
+
+
+@pytest.mark.parametrize(("classes", "count"), [(10, 11_181_642), (100, 11_227_812)])
+def test_resnet_has_the_published_size_and_six_routed_blocks(classes, count):
+    backbone = ResNet18(classes)
+    assert sum(p.numel() for p in backbone.parameters()) == count
+    model = RoutedModel(backbone)
+    assert model.blocks == ["stem", "stage1", "stage2", "stage3", "stage4", "head"]
+    g = {name: p.detach() for name, p in backbone.named_parameters()}
+    x = torch.randn(2, 3, 32, 32)
+    half = torch.full((2, 6, 2), 0.5)
+    torch.testing.assert_close(model.routed(x, g, g, given(half))[0], model.plain(x, g))
+
+
+def test_resnet_refuses_groups_that_do_not_divide_its_width():
+    with pytest.raises(ConfigurationError, match="groups is 7"):
+        ResNet18(groups=7)
 
 
 def test_backbones_take_shapes():

@@ -156,6 +156,10 @@ class Method(ABC):
         """Modules of the server beside the backbone, by group (Flow's router)."""
         return {}
 
+    def initialize(self, x: Tensor) -> None:
+        """Give lazy modules of the server their shapes, by instances x [N, ...]."""
+        self.modules["global"](x)
+
     def start(self, server: Groups) -> Groups:
         """A client's groups at the start of a round; they may alias the server's, which are never written."""
         return dict(server)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import ClassVar, Literal
 
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from flow_pl.errors import ConfigurationError, require_positive
 from flow_pl.methods.base import Derive, Method, Minibatch, Part, Phase, Prediction, Step
-from flow_pl.routing import Groups, InstanceRouter, Router, one_hot_routes, routing_regularizer
+from flow_pl.routers import InstanceRouter, Route, Router
+from flow_pl.routing import Groups, Parameters, one_hot_routes, routing_regularizer
 
 
 class Flow(Method):
@@ -35,7 +35,7 @@ class Flow(Method):
         route_by: "instance", or "client" for one way per client: the router sees the mean of its features.
         train_global: "own" path of w_g, or "routed": w_g learns through the personalized model.
         adapt_router: whether the router takes its steps when a client is personalized.
-        router: makes the router from the number of routed blocks.
+        router: makes the router from the routed blocks.
         router_lr_scale: factor on the client optimizer's learning rate for the router.
     """
 
@@ -53,7 +53,7 @@ class Flow(Method):
         route_by: Literal["instance", "client"] = "instance",
         train_global: Literal["own", "routed"] = "own",
         adapt_router: bool = True,
-        router: Callable[[int], Router] = InstanceRouter,
+        router: Callable[[Sequence[nn.Module]], Router] = InstanceRouter,
         router_lr_scale: float = 1.0,
     ) -> None:
         super().__init__(local_epochs, personal_epochs)
@@ -78,8 +78,14 @@ class Flow(Method):
 
     def server_modules(self) -> dict[str, nn.Module]:
         """The router, which the server averages like w_g."""
-        self.router = self.make_router(len(self.model.blocks))
+        self.router = self.make_router([getattr(self.model.backbone, block) for block in self.model.blocks])
         return {"router": self.router}
+
+    def initialize(self, x: Tensor) -> None:
+        """Route the instances once, with the server's own parameters."""
+        super().initialize(x)
+        w_g: Parameters = dict(self.model.backbone.named_parameters())
+        self.model.routed(x, w_g, self.model.local_copy(w_g), self.router.bind(None, x))
 
     def start(self, server: Groups) -> Groups:
         """w_g and psi, a local model born from w_g, and with `cross` a probe that sees half of the data."""
@@ -109,11 +115,11 @@ class Flow(Method):
 
     def predict(self, groups: Groups, x: Tensor) -> Prediction:
         """w_g, the routed model and the local model."""
-        q = self._route(groups, x)
-        mixture = one_hot_routes(q) if self.routing == "hard" else q
+        route, hard = self._route(groups, x), self.routing == "hard"
+        personalized, q = self.model.routed(x, groups["global"], groups["local"], route, hard=hard)
         return Prediction(
             generalized=self.model.plain(x, groups["global"]),
-            personalized=self.model.routed(x, groups["global"], groups["local"], mixture),
+            personalized=personalized,
             local=self.model.plain(x, groups["global"], groups["local"]),
             routes=one_hot_routes(q)[..., 1].bool(),
         )
@@ -131,24 +137,25 @@ class Flow(Method):
         """A step on f(w_p), soft routing; for the router with its regulariser."""
 
         def loss(groups: Groups, minibatch: Minibatch) -> Tensor:
-            q = self._route(groups, minibatch.x)
-            outputs = self.model.routed(minibatch.x, groups["global"], groups[self._opponent], q)
+            route = self._route(groups, minibatch.x)
+            outputs, q = self.model.routed(minibatch.x, groups["global"], groups[self._opponent], route)
             task = self.objective.loss(outputs, minibatch.y, minibatch.mask)
             if moves != "router" or not self.regularization:
                 return task
-            regularizer = routing_regularizer(q, minibatch.mask, self.epsilon, self.encourage)
+            counted = self.objective.counted(minibatch.y, minibatch.mask)
+            # per token where blocks are routed per token, else per instance
+            weight = counted if counted.shape == q.shape[:-2] else minibatch.mask
+            regularizer = routing_regularizer(q, weight, self.epsilon, self.encourage)
             return task + self.regularization * regularizer
 
         return Step(moves, loss, self.router_lr_scale if moves == "router" else 1.0)
 
-    def _route(self, groups: Groups, x: Tensor) -> Tensor:
-        """Probabilities [N, blocks, 2] of the instances x [N, ...]."""
+    def _route(self, groups: Groups, x: Tensor) -> Route:
+        """The way of the instances x [N, ...]."""
         if self.route_by == "instance":
-            q: Tensor = functional_call(self.router, groups["router"], (x,))
-            return q
-        seen = groups["features"]["mean"].unsqueeze(0)
-        one: Tensor = functional_call(self.router, groups["router"], (seen,))
-        return one.expand(len(x), *one.shape[1:])
+            return self.router.bind(groups["router"], x)
+        one = self.router.bind(groups["router"], groups["features"]["mean"].unsqueeze(0))
+        return lambda block, *tensors: one(block, *tensors).expand(len(x), 2)
 
     def _client_features(self) -> tuple[Derive, ...]:
         """The mean of the client's features, where routing is per client."""

@@ -1,7 +1,19 @@
 """Backbones as sequences of blocks. Any `torch.nn.Sequential` can be routed; these are the ones of the evaluation."""
 
 from flow_pl.models.cnn import EMNISTCNN
+from flow_pl.models.language import NextCharacterLSTM, NextWordLSTM
 from flow_pl.models.logistic import LogisticRegression
 from flow_pl.models.mlp import MLP
+from flow_pl.models.recurrent import LSTM, Recurrent
+from flow_pl.models.resnet import ResNet18
 
-__all__ = ["EMNISTCNN", "MLP", "LogisticRegression"]
+__all__ = [
+    "EMNISTCNN",
+    "LSTM",
+    "MLP",
+    "LogisticRegression",
+    "NextCharacterLSTM",
+    "NextWordLSTM",
+    "Recurrent",
+    "ResNet18",
+]

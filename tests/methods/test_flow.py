@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from flow_pl.data.batch import GLOBAL, LOCAL
 from flow_pl.errors import ConfigurationError
 from flow_pl.methods import FedAvg, Flow
-from flow_pl.routing import InstanceRouter, Router
+from flow_pl.routers import InstanceRouter, Router
 from flow_pl.server import server_groups
 from tests.support import bound, chunk, delta, flat, loop, minibatches, network, select, sgd, train_alone
 
@@ -26,11 +26,13 @@ class AllGlobal(Router):
 
     def __init__(self, blocks):
         super().__init__()
-        self.blocks = blocks
         self.unused = nn.Parameter(torch.zeros(1))
 
     def forward(self, x):
-        return torch.tensor([1.0, 0.0]).expand(len(x), self.blocks, 2) + 0 * self.unused
+        return torch.tensor([1.0, 0.0]).expand(len(x), 2) + 0 * self.unused
+
+    def bind(self, parameters, x):
+        return lambda *asked: self.call(parameters, x)
 
 
 def routed(backbones, router, x):
@@ -147,7 +149,8 @@ def test_routing_by_client_sends_all_instances_one_way():
     routes = loop().predict_clients(method, server_groups(method), batch).routes
     assert (routes == routes[:, :1]).all()
     by_instance = bound(Flow(1, router=small_router))
-    probabilities = by_instance._route(server_groups(by_instance), batch.heldout.x[0])
+    x = batch.heldout.x[0]
+    probabilities = by_instance._route(server_groups(by_instance), x)(0, x, x, x)
     assert (probabilities.std(0) > 0).all()
 
 

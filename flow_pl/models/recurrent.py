@@ -1,0 +1,95 @@
+"""Recurrent blocks that can be routed at every time step."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 (what torch's own documentation calls it)
+
+Decide = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Maps (input [N, D], global state, local state) of one time step to probabilities [N, 2]."""
+
+
+class Recurrent(nn.Module, ABC):
+    """A block with a state: routed, the mixed state is what both copies get at the next step."""
+
+    @abstractmethod
+    def routed(self, x: Tensor, global_: dict[str, Tensor], local: dict[str, Tensor], decide: Decide) -> Tensor:
+        """Run both copies side by side, mixing their states at every step.
+
+        Args:
+            x: inputs [N, T, D].
+            global_: the global copy's parameters by name.
+            local: the local copy's.
+            decide: asked once at every step, in order, with the states of both copies.
+
+        Returns:
+            The mixed outputs [N, T, H].
+        """
+
+
+class LSTM(Recurrent):
+    """One LSTM layer, batch first, with the parameters of `torch.nn.LSTM` (two biases).
+
+    Inputs [N, T, D], outputs [N, T, H]; the state starts at zero. One matmul makes the input's share of all time
+    steps, the recurrence the rest, so that it runs under vmap, where torch's fused kernel does not.
+
+    Args:
+        input_size: features of a step (D).
+        hidden_size: width (H).
+    """
+
+    def __init__(self, input_size: int, hidden_size: int) -> None:
+        super().__init__()
+        self.weight_ih = nn.Parameter(torch.empty(4 * hidden_size, input_size))
+        self.weight_hh = nn.Parameter(torch.empty(4 * hidden_size, hidden_size))
+        self.bias_ih = nn.Parameter(torch.empty(4 * hidden_size))
+        self.bias_hh = nn.Parameter(torch.empty(4 * hidden_size))
+        bound = 1 / math.sqrt(hidden_size)
+        for p in self.parameters():
+            nn.init.uniform_(p, -bound, bound)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Outputs [N, T, H] for inputs x [N, T, D]."""
+        weights = (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
+        if not any(torch._C._functorch.is_batchedtensor(t) for t in (x, *weights)):
+            # One client alone: torch's fused kernel, which has no rule for vmap.
+            zeros = x.new_zeros(1, len(x), self.weight_hh.shape[1])
+            outputs: Tensor = torch.lstm(x, (zeros, zeros), weights, True, 1, 0.0, self.training, False, True)[0]
+            return outputs
+        h = c = x.new_zeros(len(x), self.weight_hh.shape[1])
+        outputs_of_steps = []
+        for gates in self._inputs(x, dict(self.named_parameters())):
+            h, c = _cell(torch.addmm(gates, h, self.weight_hh.t()), c)
+            outputs_of_steps.append(h)
+        return torch.stack(outputs_of_steps, dim=1)
+
+    def routed(self, x: Tensor, global_: dict[str, Tensor], local: dict[str, Tensor], decide: Decide) -> Tensor:
+        """Run both copies; `decide` gets the states [N, 2 H]: h, then c."""
+        h = c = x.new_zeros(len(x), self.weight_hh.shape[1])
+        outputs = []
+        steps = zip(x.unbind(1), self._inputs(x, global_), self._inputs(x, local), strict=True)
+        for inputs, gates_global, gates_local in steps:
+            h_global, c_global = _cell(gates_global + h @ global_["weight_hh"].t(), c)
+            h_local, c_local = _cell(gates_local + h @ local["weight_hh"].t(), c)
+            q = decide(inputs, torch.cat([h_global, c_global], -1), torch.cat([h_local, c_local], -1))
+            h = q[:, :1] * h_global + q[:, 1:] * h_local
+            c = q[:, :1] * c_global + q[:, 1:] * c_local
+            outputs.append(h)
+        return torch.stack(outputs, dim=1)
+
+    @staticmethod
+    def _inputs(x: Tensor, parameters: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        """The inputs' share of the gates, one tensor [N, 4 H] for each step."""
+        return F.linear(x, parameters["weight_ih"], parameters["bias_ih"] + parameters["bias_hh"]).unbind(1)
+
+
+def _cell(gates: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    """Next (h, c) [N, H] from gates [N, 4 H] in torch's order: input, forget, cell, output."""
+    i, f, g, o = gates.chunk(4, dim=-1)
+    c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+    return o.sigmoid() * c.tanh(), c
