@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from flow_pl.errors import ConfigurationError
-from flow_pl.models import EMNISTCNN, MLP, LogisticRegression
+from flow_pl.models import EMNISTCNN, MLP, LogisticRegression, ResNet18
 from flow_pl.routers import InstanceRouter
 from flow_pl.routing import RoutedModel, one_hot_routes, routing_regularizer
 
