@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import sys
+import warnings
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -56,6 +59,11 @@ class FlowCLI(LightningCLI):
         """
         super().parse_arguments(parser, args)
         path = self.config[self.config["subcommand"]].get("ckpt_path")
+        if path == "best" and self.config["subcommand"] != "fit":
+            raise ConfigurationError(
+                "--ckpt_path best is known to a run of fit alone: give the file, "
+                "such as checkpoints/best.ckpt in the run's folder."
+            )
         if path in (None, "best", "last", "hpc", "registry") or str(path).startswith("registry:"):
             return
         if not Path(path).exists():
@@ -81,7 +89,7 @@ class FlowCLI(LightningCLI):
         defaults: list[Callback] = [make() for make in wanted]
         checkpointing = self._get(self.config_init, "trainer.enable_checkpointing") is not False
         if checkpointing and not any(isinstance(callback, Checkpoint) for callback in listed):
-            defaults.append(_checkpoints(root))
+            defaults += _checkpoints(root)
         self.trainer_defaults["callbacks"] = defaults
         if self._get(self.config_init, "trainer.logger") in (None, True):
             kwargs["logger"] = CSVLogger(root, name="logs")
@@ -94,16 +102,19 @@ class FlowCLI(LightningCLI):
         predict["return_predictions"] = bool(predict["return_predictions"])
 
 
-def _checkpoints(root: Path) -> ModelCheckpoint:
-    """The round with the best personalized accuracy as best.ckpt, and the last one as last.ckpt."""
-    return ModelCheckpoint(
+def _checkpoints(root: Path) -> list[Callback]:
+    """best.ckpt: the round with the best personalized accuracy; last.ckpt: the last one, written every round."""
+    best = ModelCheckpoint(
         root / "checkpoints",
         filename="best",
         monitor="val/personalized_accuracy",
         mode="max",
-        save_last=True,
         enable_version_counter=False,
     )
+    last = ModelCheckpoint(
+        root / "checkpoints", filename="last", save_on_train_epoch_end=True, enable_version_counter=False
+    )
+    return [best, last]
 
 
 def run(args: ArgsType = None) -> FlowCLI:
@@ -131,11 +142,20 @@ def run(args: ArgsType = None) -> FlowCLI:
             # the sampler shares the cohort over processes itself
             "use_distributed_sampler": False,
             "num_sanity_val_steps": 1,
+            # one line, "server"
+            "enable_model_summary": False,
             "log_every_n_steps": 1,
             "default_root_dir": "runs",
         },
         args=args,
     )
+
+
+def _silence_advertisements() -> None:
+    """Keep what is no user's business off the screen: tips for other products, notes for Lightning's own developers."""
+    warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*")
+    for module in ("trainer.connectors.logger_connector.logger_connector", "utilities.rank_zero"):
+        logging.getLogger(f"lightning.pytorch.{module}").addFilter(lambda record: "Tip:" not in record.getMessage())
 
 
 def main(args: ArgsType = None) -> None:
@@ -144,11 +164,13 @@ def main(args: ArgsType = None) -> None:
     Args:
         args: as in `sys.argv[1:]`; None to take those.
     """
+    _silence_advertisements()
     try:
         run(args)
     except Exception as error:
         cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, FlowError):  # jsonargparse wraps what a constructor raises
+        # jsonargparse wraps what a constructor raises
+        while cause is not None and not isinstance(cause, (FlowError, MisconfigurationException)):
             cause = cause.__cause__ or cause.__context__
         if cause is None:
             raise

@@ -52,14 +52,16 @@ class StackedOptimizer:
 
         Args:
             grads: gradients [A, ...], in the order of the tensors.
-            keep: [A] bool, False for clients that skip this step; their parameters and state stay as they are.
+            keep: [A] bool, False for clients that skip this step; their parameters and state stay as they are, but
+                for a count of steps that the optimizer keeps for all of them.
         """
         parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
-        saved: list[tuple[Tensor, Tensor]] = []
+        before: dict[int, Tensor] = {}
         if keep is not None:
             grads = [torch.where(_align(keep, g), g, 0) for g in grads]
-            state = [v for p in parameters for v in self._optimizer.state.get(p, {}).values() if _like(v, p)]
-            saved = [(t, t.clone()) for t in (*parameters, *state)]
+            before = {id(t): t.clone() for t in (*parameters, *self._state(parameters))}
+        if len({g.data_ptr() for g in grads}) < len(grads):
+            grads = [g.clone() for g in grads]  # one tensor for two parameters: optimizers may write to gradients
         if any(group.get("fused") for group in self._optimizer.param_groups):
             grads = [g.contiguous() for g in grads]  # torch's fused kernels on CPU take no notice of strides
         for p, g in zip(parameters, grads, strict=True):
@@ -67,9 +69,14 @@ class StackedOptimizer:
         self._optimizer.step()
         for p in parameters:
             p.grad = None
-        for now, before in saved:
-            assert keep is not None
-            now.copy_(torch.where(_align(keep, now), now, before))
+        if keep is not None:
+            for t in (*parameters, *self._state(parameters)):
+                # what was made in this step starts from zero
+                t.copy_(torch.where(_align(keep, t), t, before.get(id(t), torch.zeros_like(t))))
+
+    def _state(self, parameters: Sequence[Tensor]) -> list[Tensor]:
+        """The optimizer's state that has one element per element of a parameter."""
+        return [v for p in parameters for v in self._optimizer.state.get(p, {}).values() if _like(v, p)]
 
 
 def check_elementwise(factory: OptimizerFactory) -> None:
@@ -82,11 +89,13 @@ def check_elementwise(factory: OptimizerFactory) -> None:
     start, *grads = (torch.randn(2, 4, 3, generator=generator).transpose(1, 2) for _ in range(4))
     start = start.contiguous()  # parameters are, gradients of linear blocks are not
     stacked, alone = start.clone(), start.clone()
-    name = "the client optimizer"
     try:
         together = StackedOptimizer(factory, [stacked])
-        name = f"the client optimizer {type(together._optimizer).__name__}"
         each = [StackedOptimizer(factory, [alone[i : i + 1]]) for i in range(len(alone))]
+    except Exception as error:
+        raise ConfigurationError(f"the client optimizer cannot be made ({error}): correct its settings.") from error
+    name = f"the client optimizer {type(together._optimizer).__name__}"
+    try:
         for grad in grads:
             together.step([grad])
             for i, optimizer in enumerate(each):

@@ -27,7 +27,7 @@ def require_positive(**values: float) -> None:
     """
     for name, value in values.items():
         if not value > 0:
-            raise ConfigurationError(f"{name} is {value}, expected a number greater than 0: set {name} to 1 or more.")
+            raise ConfigurationError(f"{name} is {value}, expected a number greater than 0.")
 
 
 def require_fraction(**values: float) -> None:

@@ -109,6 +109,9 @@ class FederatedLoop:
                     if name not in totals:
                         totals[name] = zeros.view(-1, *[1] * (value.ndim - 1)).repeat(1, *value.shape[1:])
                     totals[name][:active] += value
+        if method.route_names:  # also where no client has anything to evaluate
+            totals.setdefault("routed", zeros)
+            totals.setdefault("routed_local", zeros.new_zeros(len(batch), len(method.route_names)))
         names = ("count", "generalized", "personalized", "both", "generalized_loss", "personalized_loss")
         required = {name: totals.pop(name, zeros) for name in names}
         return ClientEvaluation(client=batch.client, **required, **totals)
@@ -124,7 +127,8 @@ class FederatedLoop:
             ]
         if not slices:
             none = heldout.mask
-            return ClientPredictions(batch.client, none, heldout.y, none.long(), none, none)
+            routes = none.new_zeros(*none.shape, len(method.route_names)) if method.route_names else None
+            return ClientPredictions(batch.client, none, heldout.y, none.long(), none, none, routes)
         columns = {name: torch.cat([part[name] for part in slices], dim=1) for name in slices[0]}
         return ClientPredictions(batch.client, heldout.mask, heldout.y, **columns)
 
@@ -158,12 +162,7 @@ class FederatedLoop:
         statistics: TrainingStatistics,
     ) -> None:
         """All minibatches of a phase, for all clients of the chunk."""
-        if batch.order.shape[1] < phase.epochs:
-            raise ConfigurationError(
-                f"the batch has a minibatch order for {batch.order.shape[1]} local epochs, the method makes "
-                f"{phase.epochs}: set the data module's `epochs` to {phase.epochs} before its loaders are made."
-            )
-        schedule = make_schedule(batch, phase.part, phase.epochs, self.batch_size)
+        schedule = make_schedule(batch, phase, self.batch_size)
         optimizers = [
             StackedOptimizer(self.client_optimizer, groups.stack(step.moves), step.lr_scale) for step in phase.steps
         ]
@@ -239,9 +238,9 @@ def _heldout(batch: ClientBatch) -> Examples:
 
 
 def _unscale(grads: list[Tensor], scale: Tensor) -> Tensor:
-    """Take the loss scale off the gradients [A, ...], in place; returns which clients' are finite, [A] bool."""
+    """Take the loss scale off a list of gradients [A, ...]; returns which clients' are finite, [A] bool."""
     finite = torch.ones_like(scale, dtype=torch.bool)
-    for g in grads:
-        g.div_(scale.view(-1, *[1] * (g.ndim - 1)))
+    for i, g in enumerate(grads):
+        grads[i] = g / scale.view(-1, *[1] * (g.ndim - 1))  # not in place: two parameters may have one gradient
         finite &= g.isfinite().flatten(1).all(1)
     return finite

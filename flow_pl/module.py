@@ -19,9 +19,12 @@ from flow_pl.data.batch import ClientBatch
 from flow_pl.errors import ConfigurationError
 from flow_pl.evaluation import ClientEvaluation, ClientPredictions
 from flow_pl.loop import FederatedLoop
+from flow_pl.loss_scale import LossScale
 from flow_pl.methods.base import Method
 from flow_pl.objective import Classification, Objective
 from flow_pl.server import ServerRound, server_groups
+
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 
 class FederatedModule(lightning.LightningModule):
@@ -41,9 +44,6 @@ class FederatedModule(lightning.LightningModule):
         server_scheduler: of the server optimizer's learning rate, stepped once a round.
     """
 
-    loss_scale: Tensor
-    rounds_unskipped: Tensor
-
     def __init__(
         self,
         backbone: nn.Module,
@@ -61,10 +61,7 @@ class FederatedModule(lightning.LightningModule):
         self.server = nn.ModuleDict(method.bind(backbone, self.objective))
         self.server_optimizer = server_optimizer
         self.server_scheduler = server_scheduler
-        # 16-mixed: start of every client's loss scale, halved after a round with skipped steps, doubled after many
-        # without (the growth interval and factors of torch.amp.GradScaler, in rounds)
-        self.register_buffer("loss_scale", torch.tensor(65536.0))
-        self.register_buffer("rounds_unskipped", torch.tensor(0.0))
+        self.loss_scale = LossScale()
         self._round: ServerRound | None = None
 
     @property
@@ -93,6 +90,11 @@ class FederatedModule(lightning.LightningModule):
             raise ConfigurationError(
                 f"the data module is {type(data).__name__}, expected a FederatedDataModule, whose batches are chunks "
                 "of clients: derive yours from flow_pl.data.FederatedDataModule."
+            )
+        if self.trainer.precision not in PRECISIONS:
+            raise ConfigurationError(
+                f"trainer.precision is {self.trainer.precision}, expected one of {', '.join(PRECISIONS)}: updates and "
+                "their mean are kept in float32."
             )
         if stage == "predict" and not self.objective.per_instance:
             raise ConfigurationError(
@@ -125,7 +127,7 @@ class FederatedModule(lightning.LightningModule):
             self._round = ServerRound(self.method)
         if len(batch):
             scaler = self._scaler
-            scale = None if scaler is None else self.loss_scale
+            scale = None if scaler is None else self.loss_scale.value
             update = self.loop.train_clients(self.method, server_groups(self.method), batch, scale)
             self._round.add(update, len(batch))
         if self.trainer.is_last_batch:
@@ -138,10 +140,11 @@ class FederatedModule(lightning.LightningModule):
         )
         scaler = self._scaler
         if scaler is not None:
-            # Lightning takes the scaler's factor off every gradient; the pseudo-gradient never had it.
+            # Lightning takes the scaler's factor off every gradient, and wants one; the pseudo-gradient never had it.
             for p in self.server.parameters():
-                p.grad = None if p.grad is None else scaler.scale(p.grad)
-            self._adapt_loss_scale(figures["skipped_steps"])
+                if p.grad is not None or not self.method.shared:
+                    p.grad = scaler.scale(torch.zeros_like(p) if p.grad is None else p.grad)
+            self.loss_scale.adapt(figures["skipped_steps"])
         optimizer = self.optimizers()
         assert isinstance(optimizer, LightningOptimizer)
         optimizer.step()
@@ -170,15 +173,14 @@ class FederatedModule(lightning.LightningModule):
     def _log_round(self) -> None:
         """Loggers take "step" as the x-axis: rounds, where Lightning would count chunks."""
         self.log(
-            "step", float(self.trainer.global_step), on_step=False, on_epoch=True, sync_dist=True, rank_zero_only=True
+            "step",
+            float(self.trainer.global_step),
+            on_step=False,
+            on_epoch=True,
+            batch_size=1,
+            sync_dist=True,
+            rank_zero_only=True,
         )
-
-    def _adapt_loss_scale(self, skipped: Tensor) -> None:
-        clean = skipped == 0
-        self.rounds_unskipped.copy_(torch.where(clean, self.rounds_unskipped + 1, 0.0))
-        grow = self.rounds_unskipped >= 100
-        self.loss_scale.mul_(torch.where(clean, torch.where(grow, 2.0, 1.0), 0.5))
-        self.rounds_unskipped.mul_(~grow)
 
     @property
     def _scaler(self) -> Any:

@@ -34,7 +34,8 @@ class RoutedModel:
         backbone: a `torch.nn.Sequential`; nested modules are one block each.
 
     Raises:
-        ConfigurationError: the backbone is not a Sequential, has nothing to route, or keeps running statistics.
+        ConfigurationError: the backbone is not a plain Sequential, shares parameters, has nothing to route, or keeps
+            running statistics.
     """
 
     def __init__(self, backbone: nn.Module) -> None:
@@ -43,6 +44,18 @@ class RoutedModel:
                 f"the backbone is a {type(backbone).__name__}, expected a torch.nn.Sequential whose children are the "
                 "blocks to route: derive it from nn.Sequential."
             )
+        if type(backbone).forward is not nn.Sequential.forward or backbone._parameters:
+            raise ConfigurationError(
+                f"the backbone {type(backbone).__name__} has a forward or parameters of its own, expected what "
+                "nn.Sequential does, block after block: move them into a block."
+            )
+        names = [name for name, _ in backbone.named_parameters(remove_duplicate=False)]
+        if len(names) != len(list(backbone.parameters())):
+            shared = sorted(set(names) - {name for name, _ in backbone.named_parameters()})
+            raise ConfigurationError(
+                f"the backbone {type(backbone).__name__} uses a parameter twice ({', '.join(shared)}), expected every "
+                "block to have its own, or there is nothing to route between."
+            )
         for name, module in backbone.named_modules():
             if getattr(module, "track_running_stats", False):
                 raise ConfigurationError(
@@ -50,11 +63,11 @@ class RoutedModel:
                     "clients trained side by side cannot share: use nn.GroupNorm."
                 )
         self.backbone = backbone
-        self._names = {name: [key for key, _ in block.named_parameters()] for name, block in backbone.named_children()}
+        # not named_children, which leaves out a block that stands twice (one activation for all, say)
+        self._blocks = {name: block for name, block in backbone._modules.items() if block is not None}
+        self._names = {name: [key for key, _ in block.named_parameters()] for name, block in self._blocks.items()}
         self.blocks = [
-            name
-            for name, block in backbone.named_children()
-            if self._names[name] and not isinstance(block, nn.Embedding)
+            name for name, block in self._blocks.items() if self._names[name] and not isinstance(block, nn.Embedding)
         ]
         if not self.blocks:
             raise ConfigurationError(f"the backbone {type(backbone).__name__} has no block with parameters to train.")
@@ -95,7 +108,7 @@ class RoutedModel:
             asked.append(q)
             return one_hot_routes(q) if hard else q
 
-        for name, block in self.backbone.named_children():
+        for name, block in self._blocks.items():
             names = self._names[name]
             if not names:
                 h = block(h)

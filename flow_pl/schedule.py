@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from flow_pl.data.batch import GLOBAL, LOCAL, ClientBatch, part_sizes
-from flow_pl.methods.base import Part
+from flow_pl.errors import ConfigurationError
+from flow_pl.methods.base import Part, Phase
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def count(n: int, part: Part) -> int:
     return n if part == "all" else part_sizes(n)[0 if part == "local" else 1]
 
 
-def make_schedule(batch: ClientBatch, part: Part, epochs: int, batch_size: int) -> Schedule:
+def make_schedule(batch: ClientBatch, phase: Phase, batch_size: int) -> Schedule:
     """Cut each client's part into minibatches, epoch by epoch, in the drawn order.
 
     A client starts its next epoch as soon as its last one is through, without waiting for larger clients. The last
@@ -49,10 +50,18 @@ def make_schedule(batch: ClientBatch, part: Part, epochs: int, batch_size: int) 
 
     Args:
         batch: the chunk of clients, in order of decreasing size.
-        part: which share of the data.
-        epochs: passes over it.
+        phase: which share of the data, how often, and in which of the drawn orders.
         batch_size: examples in a minibatch (B).
+
+    Raises:
+        ConfigurationError: fewer orders were drawn than the phase needs.
     """
+    part, epochs, first = phase.part, phase.epochs, phase.first_order
+    if batch.order.shape[1] < first + epochs:
+        raise ConfigurationError(
+            f"the batch has a minibatch order for {batch.order.shape[1]} local epochs, the method needs "
+            f"{first + epochs}: set the data module's `epochs` to {first + epochs} before its loaders are made."
+        )
     C, N = batch.train.mask.shape
     device = batch.order.device
     # Sizes are known on the host: planning asks the device for nothing.
@@ -61,7 +70,7 @@ def make_schedule(batch: ClientBatch, part: Part, epochs: int, batch_size: int) 
     total = epochs * max(per_epoch, default=0)
     active = tuple(sum(epochs * steps > t for steps in per_epoch) for t in range(total))
 
-    picks = batch.order[:, :epochs]
+    picks = batch.order[:, first : first + epochs]
     if part != "all":
         # The part's examples first, in the order drawn; the sort is stable.
         outside = ~part_mask(batch, part)[:, None].expand(C, epochs, N).gather(2, picks)

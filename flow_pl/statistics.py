@@ -33,7 +33,7 @@ class TrainingStatistics:
             keep: [A] bool, False for clients that skipped the step; None if none could.
         """
         if keep is not None:
-            losses = losses.where(keep, 0)
+            losses = losses.where(keep, torch.nan)  # left out of the mean
             self.skipped += (~keep).sum()
         self._losses.setdefault(group, []).append(losses)
 
@@ -46,8 +46,7 @@ class TrainingStatistics:
         """For each group the sum of its losses over clients and steps, and their number: [groups, 2]."""
         sums = []
         for group in groups:
-            losses = self._losses.get(group, [])
-            count = float(sum(len(part) for part in losses))
-            total = torch.cat(losses).sum() if losses else torch.zeros_like(self.skipped)
-            sums.append(torch.stack([total, torch.full_like(total, count)]))
+            parts = self._losses.get(group)
+            losses = torch.cat(parts) if parts else self.skipped.new_zeros(0)
+            sums.append(torch.stack([losses.nansum(), (~losses.isnan()).sum().to(losses.dtype)]))
         return torch.stack(sums) if sums else self.skipped.new_zeros(0, 2)

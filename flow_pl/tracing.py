@@ -25,8 +25,9 @@ def trace(fn: Callable[..., list[Tensor]], arguments: Sequence[Tensor]) -> Calla
     Returns:
         The traced function.
     """
-    # On fake tensors: nothing is computed, nothing is drawn from the generator.
-    traced: GraphModule = make_fx(fn, tracing_mode="fake")(*arguments)
+    # On fake tensors: nothing is computed, nothing is drawn from the generator. Tensors that are no arguments (buffers
+    # of blocks) are referred to.
+    traced: GraphModule = make_fx(fn, tracing_mode="fake", _allow_non_fake_inputs=True)(*arguments)
     graph = traced.graph
     outputs = set(graph.output_node().all_input_nodes)
     for node in list(graph.nodes):

@@ -7,6 +7,7 @@ step; both give the same numbers, bit for bit. Steps are always made with the mo
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
+from flow_pl.errors import ConfigurationError
 from flow_pl.methods.base import Minibatch, Step
 from flow_pl.routing import Groups
 from flow_pl.tracing import trace
@@ -92,9 +94,11 @@ class GradientEngine:
     """
 
     def __init__(self, trace_after: int | None = 200) -> None:
+        if trace_after is not None and trace_after < 0:
+            raise ConfigurationError(f"trace_after is {trace_after}, expected 0 or more, or null to never trace.")
         self.trace_after = trace_after
         self._calls: Counter[Any] = Counter()
-        self._traces: OrderedDict[Any, Callable[..., list[Tensor]]] = OrderedDict()
+        self._traces: OrderedDict[Any, Callable[..., list[Tensor]] | None] = OrderedDict()
 
     def __call__(
         self, step: Step, views: Groups, stacked: set[str], minibatch: Minibatch, scale: Tensor | None
@@ -130,21 +134,36 @@ class GradientEngine:
             torch.is_autocast_enabled(arguments[0].device.type),
             torch.get_autocast_dtype(arguments[0].device.type),
         )
-        replay = self._traces.get(key)
+        replay = self._replay(key, gradients, arguments)
         if replay is None:
-            self._calls[key] += 1
-            if self._calls[key] <= self.trace_after:
-                *grads, losses = gradients(*arguments)
-                return grads, losses
-            replay = self._traces[key] = trace(gradients, arguments)
-            if len(self._traces) > MAX_TRACES:
-                self._traces.popitem(last=False)
-        else:
-            self._traces.move_to_end(key)
+            *grads, losses = gradients(*arguments)
+            return grads, losses
         # The casts of autocast are part of the trace.
         with torch.no_grad(), torch.autocast(arguments[0].device.type, enabled=False):
             *grads, losses = replay(*arguments)
         return grads, losses
+
+    def _replay(
+        self, key: Any, gradients: Callable[..., list[Tensor]], arguments: Sequence[Tensor]
+    ) -> Callable[..., list[Tensor]] | None:
+        """The trace of a kind of step; None while it is not asked for often enough, or where it cannot be traced."""
+        if key in self._traces:
+            self._traces.move_to_end(key)
+            return self._traces[key]
+        if len(self._calls) > 16 * MAX_TRACES:
+            self._calls.clear()
+        self._calls[key] += 1
+        if self.trace_after is None or self._calls[key] <= self.trace_after:
+            return None
+        del self._calls[key]  # once dropped, a trace has to be earned anew
+        try:
+            self._traces[key] = trace(gradients, arguments)
+        except Exception as error:
+            self._traces[key] = None
+            warnings.warn(f"a step cannot be traced and runs untraced, with the same results: {error}", stacklevel=2)
+        if len(self._traces) > MAX_TRACES:
+            self._traces.popitem(last=False)
+        return self._traces[key]
 
 
 def _gradients(
@@ -169,4 +188,6 @@ def _gradients(
             losses = vmap(step.objective, in_dims=(dims, 0), randomness="different")(groups, minibatch)
         total = (losses if scale is None else losses * scale).sum()
         grads = torch.autograd.grad(total, leaves, materialize_grads=True)
+    # Autocast keeps its casts of this step's leaves until its context ends: a round's worth of copies of the model.
+    torch.clear_autocast_cache()
     return [*((g.unsqueeze(0) for g in grads) if active == 1 else grads), losses.detach()]

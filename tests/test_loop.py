@@ -9,6 +9,7 @@ from torch import nn
 from flow_pl.client_optimizer import check_elementwise
 from flow_pl.errors import ConfigurationError
 from flow_pl.methods import FedAvg, FineTuning, Flow
+from flow_pl.methods.base import Phase
 from flow_pl.schedule import make_schedule
 from flow_pl.server import server_groups
 from tests.support import (
@@ -137,7 +138,7 @@ def test_the_server_is_never_written():
 
 def test_schedule_is_a_shrinking_prefix_in_the_drawn_order():
     batch = chunk(SIZES)
-    schedule = make_schedule(batch, "all", epochs=2, batch_size=4)
+    schedule = make_schedule(batch, Phase("all", 2, ()), batch_size=4)
     # 3, 2, 1 and 1 minibatches an epoch
     assert schedule.active == (4, 4, 2, 2, 1, 1)
     assert schedule.examples == 2 * sum(SIZES)
@@ -153,7 +154,7 @@ def test_schedule_is_a_shrinking_prefix_in_the_drawn_order():
 @pytest.mark.parametrize("part", ["local", "global"])
 def test_schedule_of_a_part_visits_it_once_an_epoch(part):
     batch = chunk(SIZES)
-    schedule = make_schedule(batch, part, epochs=2, batch_size=4)
+    schedule = make_schedule(batch, Phase(part, 2, ()), batch_size=4)
     bit = 1 if part == "local" else 2
     n = batch.train.mask.shape[1]
     for client in range(len(SIZES)):
@@ -203,7 +204,7 @@ def test_an_optimizer_that_mixes_clients_is_refused():
 
 def test_too_few_orders_are_refused():
     method = bound(FedAvg(3))
-    with pytest.raises(ConfigurationError, match="order for 2 local epochs, the method makes 3"):
+    with pytest.raises(ConfigurationError, match="order for 2 local epochs, the method needs 3"):
         loop().train_clients(method, server_groups(method), chunk(SIZES, epochs=2))
 
 

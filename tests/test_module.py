@@ -209,7 +209,7 @@ def test_mixed_precision_trains_like_float32(tmp_path, precision):
     if scaler is not None:
         assert run.callback_metrics["train/skipped_steps"] == 0
         # 2^16 may be too much for the first gradients, as it is for GradScaler: then it was halved
-        assert float(mixed.loss_scale) >= 2.0**14
+        assert float(mixed.loss_scale.value) >= 2.0**14
 
 
 def test_diverging_clients_stop_the_run(tmp_path):

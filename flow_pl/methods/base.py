@@ -37,7 +37,7 @@ class Minibatch(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """One optimizer step on a minibatch.
+    """One optimizer step on a minibatch. It may be traced: what the objective reads must not change once it is made.
 
     Attributes:
         moves: the group that moves; every other one is frozen.
@@ -54,18 +54,20 @@ class Step:
 class Phase:
     """Epochs over a part of a client's training data, with the same steps, in order, on every minibatch.
 
-    Epoch e of every phase visits its examples in the same order, so that methods that make the same steps see the
-    same minibatches.
+    Epoch e of a phase visits its examples in the order e that was drawn for the client, whatever the phase, so that
+    methods that make the same steps see the same minibatches.
 
     Attributes:
         part: which share of the data.
         epochs: passes over it.
         steps: what is done on each minibatch; every step has an optimizer of its own, fresh in each phase.
+        first_order: the order of the first epoch, for a phase that must not follow another one's minibatches.
     """
 
     part: Part
     epochs: int
     steps: tuple[Step, ...]
+    first_order: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,9 +145,9 @@ class Method(ABC):
 
     @property
     def epochs(self) -> int:
-        """The most epochs any phase makes: how many minibatch orders a client needs."""
+        """How many minibatch orders a client needs."""
         stages = (*self.phases, *self.personal_phases)
-        return max([1, *(stage.epochs for stage in stages if isinstance(stage, Phase))])
+        return max([1, *(stage.first_order + stage.epochs for stage in stages if isinstance(stage, Phase))])
 
     @property
     def route_names(self) -> list[str]:

@@ -96,7 +96,9 @@ class Flow(Method):
         """Algorithm 1: the local model, then the router and w_g in turn on every minibatch."""
         first, second = self._parts()
         move_global = self.train_step("global") if self.train_global == "own" else self._routed_step("global")
-        local = Phase(first, self.local_epochs, (self.train_step(self._opponent),))
+        # On the same data in the same order, w_l and w_g would take the very same steps.
+        own_order = self.local_epochs if self.split == "none" else 0
+        local = Phase(first, self.local_epochs, (self.train_step(self._opponent),), first_order=own_order)
         if self.split != "cross":
             both = Phase(second, self.local_epochs, (self._routed_step("router"), move_global))
             return (*self._client_features(), local, both)
@@ -135,18 +137,21 @@ class Flow(Method):
 
     def _routed_step(self, moves: str) -> Step:
         """A step on f(w_p), soft routing; for the router with its regulariser."""
+        # Fixed when the method is bound: a traced step could not follow a change.
+        opponent, epsilon, encourage = self._opponent, self.epsilon, self.encourage
+        regularization = self.regularization if moves == "router" else 0.0
 
         def loss(groups: Groups, minibatch: Minibatch) -> Tensor:
             route = self._route(groups, minibatch.x)
-            outputs, q = self.model.routed(minibatch.x, groups["global"], groups[self._opponent], route)
+            outputs, q = self.model.routed(minibatch.x, groups["global"], groups[opponent], route)
             task = self.objective.loss(outputs, minibatch.y, minibatch.mask)
-            if moves != "router" or not self.regularization:
+            if not regularization:
                 return task
             counted = self.objective.counted(minibatch.y, minibatch.mask)
             # per token where blocks are routed per token, else per instance
             weight = counted if counted.shape == q.shape[:-2] else minibatch.mask
-            regularizer = routing_regularizer(q, weight, self.epsilon, self.encourage)
-            return task + self.regularization * regularizer
+            regularizer = routing_regularizer(q, weight, epsilon, encourage)
+            return task + regularization * regularizer
 
         return Step(moves, loss, self.router_lr_scale if moves == "router" else 1.0)
 

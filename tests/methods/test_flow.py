@@ -116,7 +116,7 @@ def test_all_global_router_without_regularizer_is_fedavg_on_the_global_part():
         alone = train_alone(copy.deepcopy(method.modules["global"]), batch, client, 2, 4, bit=GLOBAL)
         expected += n * (flat(dict(alone.named_parameters())) - flat(server["global"]))
     torch.testing.assert_close(flat(delta(update)["global"]), expected, atol=1e-5, rtol=1e-5)
-    assert flat(delta(update)["router"]).abs().max() == pytest.approx(0, abs=0.02), "weight decay of a zero parameter"
+    assert not flat(delta(update)["router"]).any()
 
 
 def test_cross_trains_the_global_model_exactly_as_fedavg():
