@@ -110,7 +110,13 @@ class FederatedModule(lightning.LightningModule):
         optimizer = self.server_optimizer(self.server.parameters())
         if self.server_scheduler is None:
             return optimizer
-        return [optimizer], [self.server_scheduler(optimizer)]
+        scheduler = self.server_scheduler(optimizer)
+        if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            raise ConfigurationError(
+                "server_scheduler is ReduceLROnPlateau, expected one that is stepped once a round without a metric: "
+                "use e.g. torch.optim.lr_scheduler.CosineAnnealingLR."
+            )
+        return [optimizer], [scheduler]
 
     def on_train_start(self) -> None:
         """Refuse a loader whose sampler Lightning has replaced: every process would train every client."""
@@ -120,6 +126,10 @@ class FederatedModule(lightning.LightningModule):
                 f"the training loader's sampler is {type(sampler).__name__}, expected a CohortSampler, which shares "
                 "the cohort over processes: set trainer.use_distributed_sampler to false."
             )
+
+    def on_train_epoch_start(self) -> None:
+        """Begin the round from nothing, whatever an interrupted one has left."""
+        self._round = None
 
     def training_step(self, batch: ClientBatch, batch_idx: int) -> None:
         """Train a chunk of clients; with the last one of the round, make the server's step."""

@@ -212,6 +212,37 @@ def test_mixed_precision_trains_like_float32(tmp_path, precision):
         assert float(mixed.loss_scale.value) >= 2.0**14
 
 
+def test_local_has_nothing_to_unscale(tmp_path):
+    plugin = MixedPrecision("16-mixed", device="cpu", scaler=torch.amp.GradScaler("cpu"))
+    start = parameters(module(Local(1)))
+    model, run = fitted(tmp_path, Local(1), trainer_settings={"plugins": [plugin]})
+    assert torch.equal(parameters(model), start)
+    assert run.global_step == 2
+
+
+@pytest.mark.parametrize("precision", ["64-true", "bf16-true"])
+def test_other_precisions_are_refused(tmp_path, precision):
+    with pytest.raises(ConfigurationError, match=f"trainer.precision is {precision}, expected one of 32-true"):
+        fitted(tmp_path, FedAvg(1), trainer_settings={"precision": precision})
+
+
+def test_a_scheduler_that_wants_a_metric_is_refused(tmp_path):
+    settings = {"server_scheduler": torch.optim.lr_scheduler.ReduceLROnPlateau}
+    with pytest.raises(ConfigurationError, match="ReduceLROnPlateau"):
+        fitted(tmp_path, FedAvg(1), module_settings=settings)
+
+
+def test_an_interrupted_round_leaves_nothing_behind(tmp_path):
+    """Interrupted after one of two chunks, then fitted anew: as if it had not begun."""
+    reference, _ = fitted(tmp_path, FedAvg(1), rounds=1)
+    lightning.seed_everything(0, verbose=False)
+    model = module(FedAvg(1))
+    with pytest.raises(_KilledError):
+        trainer(1, callbacks=[_KillAt(batch=1)]).fit(model, datamodule=data(tmp_path / "cache"))
+    trainer(1).fit(model, datamodule=data(tmp_path / "cache"))
+    assert torch.equal(parameters(model), parameters(reference))
+
+
 def test_diverging_clients_stop_the_run(tmp_path):
     lightning.seed_everything(0, verbose=False)
     model = module(FedAvg(1))

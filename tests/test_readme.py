@@ -28,7 +28,9 @@ def test_commands(tmp_path, monkeypatch):
     monkeypatch.setenv("FLOW_PL_CACHE", str(tmp_path / "cache"))
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     x = np.random.default_rng(0).integers(0, 256, size=(600, 28, 28), dtype=np.uint8)
-    np.savez(tmp_path / "wide.npz", x=np.eye(20)[np.arange(600) % 20], y=np.arange(600) % 3, client=np.arange(600) // 15)
+    np.savez(
+        tmp_path / "wide.npz", x=np.eye(20)[np.arange(600) % 20], y=np.arange(600) % 3, client=np.arange(600) // 15
+    )
     np.savez(tmp_path / "mine.npz", x=x, y=np.arange(600) % 62, client=np.arange(600) // 15)
     for command in COMMANDS:
         args = shlex.split(command)[1:]
