@@ -8,9 +8,14 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from flow_pl.data.batch import GLOBAL, LOCAL, Chunk, ClientBatch, Examples, part_sizes
-from flow_pl.data.federation import Federation, Heldout, Ints
+from flow_pl.data.federation import Federation, Heldout, Ints, Split
 from flow_pl.data.store import ClientRows
 from flow_pl.rng import Stream, generator
+
+Part = NDArray[np.uint8]
+
+PLANS_KEPT = 4096
+"""Clients whose split and parts are kept in memory: some megabytes, whatever the population."""
 
 
 class ClientDataset(Dataset[ClientBatch]):
@@ -31,6 +36,7 @@ class ClientDataset(Dataset[ClientBatch]):
         self.seed = seed
         self.heldout = heldout
         self.epochs = epochs
+        self._plans: dict[int, tuple[Split, Part]] = {}
 
     def __getitem__(self, chunk: Chunk) -> ClientBatch:
         """Read the clients of a chunk.
@@ -44,13 +50,14 @@ class ClientDataset(Dataset[ClientBatch]):
         """
         clients = sorted(chunk.clients, key=lambda client: -int(self.federation.train_sizes[client]))
         rows = [self.federation.store.read(client) for client in clients]
-        splits = [self.federation.split(client) for client in clients]
+        plans = [self._plan(client) for client in clients]
+        splits = [split for split, _ in plans]
         train = self._examples(rows, [split.train for split in splits])
         longest = max(train.sizes, default=0)
         part = np.zeros((len(clients), longest), dtype=np.uint8)
         order = np.broadcast_to(np.arange(longest), (len(clients), self.epochs, longest)).copy()
         for i, (client, size) in enumerate(zip(clients, train.sizes, strict=True)):
-            part[i, :size] = self._part(client, size)
+            part[i, :size] = plans[i][1]
             random = self._order_generator(chunk.round, client)
             for epoch in range(self.epochs):
                 order[i, epoch, :size] = random.permutation(size)
@@ -79,7 +86,16 @@ class ClientDataset(Dataset[ClientBatch]):
         mask = np.arange(shape[1]) < np.array(sizes, dtype=np.int64)[:, None]
         return Examples(x=torch.from_numpy(x), y=torch.from_numpy(y), mask=torch.from_numpy(mask), sizes=sizes)
 
-    def _part(self, client: int, size: int) -> NDArray[np.uint8]:
+    def _plan(self, client: int) -> tuple[Split, Part]:
+        """A client's split and parts, which are the same in every round and take longer to draw than to look up."""
+        if client not in self._plans:
+            if len(self._plans) >= PLANS_KEPT:
+                self._plans.clear()
+            split = self.federation.split(client)
+            self._plans[client] = (split, self._part(client, len(split.train)))
+        return self._plans[client]
+
+    def _part(self, client: int, size: int) -> Part:
         local_size, global_size = part_sizes(size)
         rank = generator(self.seed, Stream.PART, client).permutation(size)
         return LOCAL * (rank < local_size).astype(np.uint8) | GLOBAL * (rank >= size - global_size).astype(np.uint8)
