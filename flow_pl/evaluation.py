@@ -107,8 +107,10 @@ def count_client(method: Method, groups: Groups, examples: Minibatch) -> dict[st
     if predicted.local is not None:
         counts["oracle"] = (generalized | right(predicted.local)).sum()
     if predicted.routes is not None:
-        counts["routed"] = counted.sum()
-        counts["routed_local"] = (predicted.routes & counted.unsqueeze(-1)).flatten(0, -2).sum(0)
+        # per token where blocks are routed per token, else per instance, however many labels it has
+        decided = counted if counted.shape == predicted.routes.shape[:-1] else examples.mask
+        counts["routed"] = decided.sum()
+        counts["routed_local"] = (predicted.routes & decided.unsqueeze(-1)).flatten(0, -2).sum(0)
     return {name: value.float() for name, value in counts.items()}
 
 

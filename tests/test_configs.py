@@ -110,15 +110,11 @@ def cache(tmp_path_factory):
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=name)
-def test_config_runs(path, cache, tmp_path, request):
+def test_config_runs(path, cache, tmp_path):
     """One chunk of training and one of validation, then one of each test population; the models are of their size."""
     config = yaml.safe_load(path.read_text())
     data = data_of(path, config)
     settings = data["init_args"]
-    objective = config["model"].get("objective")
-    if "MultiLabel" in str(objective) and config["model"]["method"]["class_path"] == "Flow":
-        reason = "evaluation counts the routes of an instance once for each label, whose shapes do not fit"
-        request.applymarker(pytest.mark.xfail(reason=reason, raises=RuntimeError, strict=True))
     options = one_epoch(config["model"]["method"])
     options += ["--data.cache_dir", str(cache), "--data.chunk_size", str(min(2, settings["chunk_size"]))]
     if data["class_path"] in INPUTS:

@@ -9,7 +9,8 @@ from torch import nn
 from flow_pl.checks import check_fit
 from flow_pl.data.batch import ClientBatch, Examples
 from flow_pl.errors import ConfigurationError
-from flow_pl.methods import FedAvg, Flow
+from flow_pl.evaluation import count_client
+from flow_pl.methods import FedAvg, Flow, Minibatch
 from flow_pl.models import LSTM, MLP, NextCharacterLSTM, NextWordLSTM
 from flow_pl.objective import MultiLabel, NextToken
 from flow_pl.routers import SequenceRouter
@@ -224,3 +225,17 @@ def test_multi_label_recall_has_the_true_labels_as_its_denominator():
     torch.testing.assert_close(task.loss(outputs, y, mask), expected)
     only_first = nn.functional.binary_cross_entropy_with_logits(outputs[:1], y[:1].float())
     torch.testing.assert_close(task.loss(outputs, y, torch.tensor([True, False])), only_first)
+
+
+def test_routes_of_a_multi_label_instance_count_once():
+    """Two instances of three labels in two blocks: routed is 2, not the number of true labels."""
+    method = Flow(1)
+    method.bind(MLP(T, 3, (4,)), MultiLabel(k=1))
+    check_fit(method, torch.zeros(1, T), 3)
+    server = server_groups(method)
+    groups = method.start(server)
+    examples = Minibatch(torch.randn(2, T), torch.tensor([[1, 1, 0], [0, 0, 1]]), torch.tensor([True, True]))
+    counts = count_client(method, groups, examples)
+    assert counts["routed"] == 2
+    assert counts["routed_local"].shape == (2,)
+    assert counts["count"] == 3
