@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -12,12 +13,16 @@ from torch.nn import functional as F
 from flow_pl.checks import check_fit
 from flow_pl.data.batch import GLOBAL, LOCAL, ClientBatch, Examples, part_sizes
 from flow_pl.loop import ClientUpdate, FederatedLoop
+from flow_pl.methods import Flow
 from flow_pl.methods.base import Method
 from flow_pl.objective import Classification
 from flow_pl.routing import Groups
 from flow_pl.server import server_groups
 
 FEATURES, CLASSES = 6, 3
+
+PublishedFlow = partial(Flow, split="parts", encourage="local", regularization=0.01, routing="hard")
+"""Flow with the settings of the paper."""
 
 
 def examples(sizes: Sequence[int], seed: int, pad_to: int = 0) -> Examples:

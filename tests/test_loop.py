@@ -15,6 +15,7 @@ from flow_pl.server import server_groups
 from tests.support import (
     CLASSES,
     FEATURES,
+    PublishedFlow,
     bound,
     chunk,
     delta,
@@ -66,7 +67,9 @@ def test_any_elementwise_optimizer(optimizer):
 
 
 @pytest.mark.parametrize(
-    "method", [FedAvg(2), Flow(2), Flow(2, split="cross"), FineTuning(2)], ids=lambda m: type(m).__name__
+    "method",
+    [FedAvg(2), PublishedFlow(2), PublishedFlow(2, split="cross"), FineTuning(2)],
+    ids=lambda m: type(m).__name__,
 )
 def test_chunk_size_changes_nothing(method):
     """One chunk of four, chunks of 3 and 1, and four chunks of one: the same sums."""
@@ -92,7 +95,7 @@ def test_chunk_size_changes_nothing(method):
 
 
 def test_padding_changes_nothing():
-    method = bound(Flow(2, router=lambda blocks: _constant_router(blocks)))
+    method = bound(PublishedFlow(2, router=lambda blocks: _constant_router(blocks)))
     narrow, wide = chunk(SIZES), chunk(SIZES, pad_to=20)
     order = wide.order.clone()
     order[:, :, :11] = narrow.order
@@ -118,7 +121,7 @@ def _constant_router(blocks):
 def test_traced_steps_equal_eager_ones_bit_for_bit():
     """Dropout included: a trace draws from the generator as the traced function does."""
     batch = chunk((16, 16, 16), epochs=4)
-    method = bound(Flow(4, router=lambda blocks: _constant_router(blocks)), network(dropout=0.5))
+    method = bound(PublishedFlow(4, router=lambda blocks: _constant_router(blocks)), network(dropout=0.5))
     eager = loop(trace_after=None).train_clients(method, server_groups(method), batch)
     engine = loop(trace_after=2)
     traced = engine.train_clients(method, server_groups(method), batch)
@@ -128,7 +131,7 @@ def test_traced_steps_equal_eager_ones_bit_for_bit():
 
 
 def test_the_server_is_never_written():
-    method = bound(Flow(2))
+    method = bound(PublishedFlow(2))
     before = snapshot(method)
     loop().train_clients(method, server_groups(method), chunk(SIZES))
     loop().evaluate_clients(method, server_groups(method), chunk(SIZES))
@@ -175,7 +178,7 @@ def test_uniform_weighting_counts_clients_alike():
 
 
 def test_evaluation_in_slices_equals_evaluation_at_once():
-    batch, method = chunk(SIZES, heldout=9), bound(Flow(1, router=lambda blocks: _constant_router(blocks)))
+    batch, method = chunk(SIZES, heldout=9), bound(PublishedFlow(1, router=lambda blocks: _constant_router(blocks)))
     server = server_groups(method)
     whole = loop().evaluate_clients(method, server, batch)
     sliced = loop(evaluation_batch_size=2).evaluate_clients(method, server, batch)
@@ -229,7 +232,7 @@ def test_a_backbone_given_by_name_of_a_foreign_class_is_trained():
                 nn.Sequential(nn.Linear(4 * (FEATURES - 2), 8), nn.GELU(), nn.Linear(8, CLASSES)),
             )  # fmt: skip
 
-    method = bound(Flow(1), Foreign())
+    method = bound(PublishedFlow(1), Foreign())
     assert method.route_names == ["1", "2", "5"]
     update = loop().train_clients(method, server_groups(method), chunk(SIZES))
     assert flat(delta(update)["router"]).abs().sum() > 0

@@ -16,11 +16,11 @@ import flow_pl.vectorize
 from flow_pl.cli import run
 from flow_pl.client_optimizer import StackedOptimizer
 from flow_pl.errors import ConfigurationError
-from flow_pl.methods import FedAvg, Flow
+from flow_pl.methods import FedAvg
 from flow_pl.routers import InstanceRouter
 from flow_pl.routing import RoutedModel
 from flow_pl.server import server_groups
-from tests.support import CLASSES, FEATURES, bound, chunk, delta, flat, loop
+from tests.support import CLASSES, FEATURES, PublishedFlow, bound, chunk, delta, flat, loop
 from tests.test_cli import TINY
 
 
@@ -193,7 +193,7 @@ def test_local_and_global_model_take_different_minibatches_where_both_see_all_th
     def router(blocks):
         return InstanceRouter(blocks, hidden=(4,), dropout=0.0)
 
-    method = bound(Flow(2, split="none", router=router))
+    method = bound(PublishedFlow(2, split="none", router=router))
     assert method.epochs == 4
     groups, _ = loop()._run(method, server_groups(method), method.phases, chunk((11, 6), epochs=4))
     local = torch.cat([p.flatten(1) for p in groups.groups["local"].values()], 1)

@@ -10,13 +10,13 @@ from flow_pl.checks import check_fit
 from flow_pl.data.batch import ClientBatch, Examples
 from flow_pl.errors import ConfigurationError
 from flow_pl.evaluation import count_client
-from flow_pl.methods import FedAvg, Flow, Minibatch
+from flow_pl.methods import FedAvg, Minibatch
 from flow_pl.models import LSTM, MLP, NextCharacterLSTM, NextWordLSTM
 from flow_pl.objective import MultiLabel, NextToken
 from flow_pl.routers import SequenceRouter
 from flow_pl.routing import RoutedModel
 from flow_pl.server import server_groups
-from tests.support import delta, flat, loop
+from tests.support import PublishedFlow, delta, flat, loop
 
 TOKENS, T = 11, 5
 
@@ -113,7 +113,7 @@ def reference(backbone, local, psi, x):
 
 
 def test_routed_lstm_equals_a_loop_over_steps():
-    method = bound(Flow(1, router=router))
+    method = bound(PublishedFlow(1, router=router))
     model = method.model
     w_g = {name: p.detach() for name, p in model.backbone.named_parameters()}
     local = {name: p + 0.5 * torch.randn_like(p) for name, p in model.local_copy(w_g).items()}
@@ -145,7 +145,7 @@ def test_tokens_of_one_sentence_take_different_ways():
 
 
 def test_flow_on_sequences_is_the_same_in_any_chunk():
-    method = bound(Flow(1, router=router, split="parts"))
+    method = bound(PublishedFlow(1, router=router, split="parts"))
     whole = batch((6, 5, 3))
     server = server_groups(method)
     together = loop().train_clients(method, server, whole)
@@ -177,7 +177,7 @@ def _one(batch, i):
 
 
 def test_embedding_table_moves_in_the_global_step_alone():
-    method = bound(Flow(1, router=router))
+    method = bound(PublishedFlow(1, router=router))
     groups, _ = loop()._run(method, server_groups(method), method.personal_phases, batch((6, 5)))
     assert "embedding.weight" not in groups.groups["local"]
     update = loop().train_clients(method, server_groups(method), batch((6, 5)))
@@ -202,7 +202,7 @@ def test_characters_have_two_routed_cells_that_see_their_memory():
     torch.manual_seed(0)
     backbone = NextCharacterLSTM(TOKENS, embedding=3, hidden=4)
     make = lambda blocks: SequenceRouter(blocks, hidden=(5,), hidden_behind=(4,), cell_state=True)  # noqa: E731
-    method = bound(Flow(1, router=make), backbone)
+    method = bound(PublishedFlow(1, router=make), backbone)
     assert method.route_names == ["lstm1", "lstm2", "head"]
     assert [cell.layers[0].in_features for cell in method.router.cells] == [3 + 4 * 4, 4 + 4 * 4]
     assert loop().train_clients(method, server_groups(method), batch((4, 3))).weights.tolist() == [4, 3]
@@ -210,7 +210,7 @@ def test_characters_have_two_routed_cells_that_see_their_memory():
 
 def test_sequence_router_refuses_blocks_that_are_not_recurrent():
     with pytest.raises(ConfigurationError, match=r"routes recurrent blocks followed by others.*Linear"):
-        bound(Flow(1, router=SequenceRouter), MLP(T, TOKENS, (3,)))
+        bound(PublishedFlow(1, router=SequenceRouter), MLP(T, TOKENS, (3,)))
 
 
 def test_multi_label_recall_has_the_true_labels_as_its_denominator():
@@ -229,7 +229,7 @@ def test_multi_label_recall_has_the_true_labels_as_its_denominator():
 
 def test_routes_of_a_multi_label_instance_count_once():
     """Two instances of three labels in two blocks: routed is 2, not the number of true labels."""
-    method = Flow(1)
+    method = PublishedFlow(1)
     method.bind(MLP(T, 3, (4,)), MultiLabel(k=1))
     check_fit(method, torch.zeros(1, T), 3)
     server = server_groups(method)

@@ -12,7 +12,7 @@ from flow_pl.errors import ConfigurationError
 from flow_pl.methods import FedAvg, Flow
 from flow_pl.routers import InstanceRouter, Router
 from flow_pl.server import server_groups
-from tests.support import bound, chunk, delta, flat, loop, minibatches, network, select, sgd, train_alone
+from tests.support import PublishedFlow, bound, chunk, delta, flat, loop, minibatches, network, select, sgd, train_alone
 
 LAMBDA, EPSILON = 0.05, 1e-6
 
@@ -69,7 +69,7 @@ def reference_client(method, batch, client, epochs, train_global=True):
 @pytest.mark.parametrize("client", [0, 1, 2])
 def test_client_equals_the_published_algorithm(client):
     """What a client sends after two epochs; the last client has a single example, which is in both parts."""
-    method = bound(Flow(2, regularization=LAMBDA, epsilon=EPSILON, router=small_router))
+    method = bound(PublishedFlow(2, regularization=LAMBDA, epsilon=EPSILON, router=small_router))
     batch = chunk((11, 6, 1))
     server = server_groups(method)
     update = loop(weighting="uniform").train_clients(method, server, select(batch, [client]))
@@ -83,7 +83,7 @@ def test_client_equals_the_published_algorithm(client):
 @pytest.mark.parametrize("routing", ["hard", "soft"])
 def test_personalized_model_equals_the_published_one(routing):
     """w_l and the router trained, w_g as it came; then hard or soft routing on the held-out examples."""
-    method = bound(Flow(2, regularization=LAMBDA, epsilon=EPSILON, routing=routing, router=small_router))
+    method = bound(PublishedFlow(2, regularization=LAMBDA, epsilon=EPSILON, routing=routing, router=small_router))
     batch = chunk((11, 6), heldout=40)
     evaluated = loop().evaluate_clients(method, server_groups(method), batch)
     for client in range(2):
@@ -107,7 +107,7 @@ def test_personalized_model_equals_the_published_one(routing):
 
 def test_all_global_router_without_regularizer_is_fedavg_on_the_global_part():
     """Invariant: lambda 0 and a frozen all-global router train w_g exactly as FedAvg on zeta_g."""
-    method = bound(Flow(2, regularization=0.0, router=AllGlobal))
+    method = bound(PublishedFlow(2, regularization=0.0, router=AllGlobal))
     batch = chunk((11, 6, 4, 1))
     server = server_groups(method)
     update = loop().train_clients(method, server, batch)
@@ -121,7 +121,7 @@ def test_all_global_router_without_regularizer_is_fedavg_on_the_global_part():
 
 def test_cross_trains_the_global_model_exactly_as_fedavg():
     backbone = network()
-    flow = bound(Flow(2, split="cross", router=small_router), copy.deepcopy(backbone))
+    flow = bound(PublishedFlow(2, split="cross", router=small_router), copy.deepcopy(backbone))
     fedavg = bound(FedAvg(2), copy.deepcopy(backbone))
     batch = chunk((11, 6, 4, 1))
     a = loop().train_clients(flow, server_groups(flow), batch)
@@ -130,7 +130,7 @@ def test_cross_trains_the_global_model_exactly_as_fedavg():
 
 
 def test_cross_predicts_with_a_local_model_that_saw_all_the_data():
-    method = bound(Flow(2, split="cross", router=small_router))
+    method = bound(PublishedFlow(2, split="cross", router=small_router))
     batch = chunk((11, 6))
     groups, _ = loop()._run(method, server_groups(method), method.personal_phases, batch)
     for client in range(2):
@@ -141,21 +141,21 @@ def test_cross_predicts_with_a_local_model_that_saw_all_the_data():
 
 
 def test_routing_by_client_sends_all_instances_one_way():
-    method = bound(Flow(1, route_by="client", router=small_router))
+    method = bound(PublishedFlow(1, route_by="client", router=small_router))
     batch = chunk((11, 6), heldout=30)
     groups, _ = loop()._run(method, server_groups(method), method.personal_phases, batch)
     for client, n in enumerate(batch.train.sizes):
         torch.testing.assert_close(groups.groups["features"]["mean"][client], batch.train.x[client, :n].mean(0))
     routes = loop().predict_clients(method, server_groups(method), batch).routes
     assert (routes == routes[:, :1]).all()
-    by_instance = bound(Flow(1, router=small_router))
+    by_instance = bound(PublishedFlow(1, router=small_router))
     x = batch.heldout.x[0]
     probabilities = by_instance._route(server_groups(by_instance), x)(0, x, x, x)
     assert (probabilities.std(0) > 0).all()
 
 
 def test_training_through_the_routed_model_moves_w_g_otherwise():
-    own, through = (bound(Flow(1, train_global=way, router=small_router)) for way in ("own", "routed"))
+    own, through = (bound(PublishedFlow(1, train_global=way, router=small_router)) for way in ("own", "routed"))
     batch = chunk((11, 6))
     a, b = (loop().train_clients(m, server_groups(m), batch) for m in (own, through))
     assert not torch.allclose(flat(delta(a)["global"]), flat(delta(b)["global"]))
@@ -164,7 +164,7 @@ def test_training_through_the_routed_model_moves_w_g_otherwise():
 
 
 def test_a_router_that_is_not_adapted_stays_the_servers():
-    method = bound(Flow(1, adapt_router=False, router=small_router))
+    method = bound(PublishedFlow(1, adapt_router=False, router=small_router))
     groups, _ = loop()._run(method, server_groups(method), method.personal_phases, chunk((11, 6)))
     assert "router" not in groups.stacked
     assert "local" in groups.stacked
@@ -172,7 +172,7 @@ def test_a_router_that_is_not_adapted_stays_the_servers():
 
 def test_w_g_never_moves_in_personalization():
     for split in ("parts", "none", "cross"):
-        method = bound(Flow(1, split=split, router=small_router))
+        method = bound(PublishedFlow(1, split=split, router=small_router))
         groups, _ = loop()._run(method, server_groups(method), method.personal_phases, chunk((11, 6)))
         assert "global" not in groups.stacked
 
@@ -186,7 +186,7 @@ def test_router_learning_rate_is_scaled():
     batch = chunk((2,), epochs=1)
     moved = []
     for scale in (1.0, 0.5):
-        method = bound(Flow(1, regularization=0.0, router_lr_scale=scale, router=small_router))
+        method = bound(PublishedFlow(1, regularization=0.0, router_lr_scale=scale, router=small_router))
         moved.append(
             flat(delta(loop(client_optimizer=plain).train_clients(method, server_groups(method), batch))["router"])
         )
