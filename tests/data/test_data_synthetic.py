@@ -21,7 +21,7 @@ def test_the_published_size_of_the_data():
 
 
 def test_labels_follow_the_definition():
-    """The labels, made again from the concepts of Synthetic(alpha, beta), drawn in the order that SyntheticData documents."""
+    """The labels, made again from the concepts, drawn in the order that SyntheticData documents."""
     settings = {"alpha": 0.5, "beta": 2.0, "num_clients": 5, "num_features": 7, "num_classes": 4, "split_seed": 3}
     data = SyntheticData(**settings, shared_fraction=0.4, max_size=300)
     threshold = data.clients().threshold
