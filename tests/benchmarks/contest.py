@@ -121,7 +121,7 @@ class Conductor(Callback):
 
 def try_chunk_sizes(workload: Workload, clients: Clients) -> dict[int, float]:
     """Milliseconds of the fastest round of a few, by chunk size; the candidates take turns, behind a warm-up round."""
-    turns = Turns({str(size): LoopRounds(workload, clients, size) for size in workload.chunk_sizes})
+    turns = Turns({str(size): LoopRounds(workload, clients, size, workload.flow) for size in workload.chunk_sizes})
     for _ in range(4):
         turns()
     return {size: min(turns.seconds[str(size)][1:]) * 1e3 for size in workload.chunk_sizes}
@@ -140,9 +140,9 @@ def compete(workload: Workload, rounds: int) -> Outcome:
     clients = workload.data()
     candidates = try_chunk_sizes(workload, clients) if len(workload.chunk_sizes) > 1 else {}
     outcome = Outcome(workload, min(workload.chunk_sizes, key=lambda size: candidates.get(size, 0.0)), candidates)
-    ours = LoopRounds(workload, clients, outcome.chunk_size)
-    if workload.method == "flow":
-        turns = Turns({"fedavg": LoopRounds(workload, clients, outcome.chunk_size, "fedavg"), "loop": ours})
+    ours = LoopRounds(workload, clients, outcome.chunk_size, workload.flow)
+    if workload.flow:
+        turns = Turns({"fedavg": LoopRounds(workload, clients, outcome.chunk_size), "loop": ours})
         for _ in range(WARM_UP + rounds):
             turns()
         outcome.seconds = {name: seconds[WARM_UP:] for name, seconds in turns.seconds.items()}

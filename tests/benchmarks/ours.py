@@ -22,10 +22,9 @@ TRACE_AFTER = 1
 """Steps of a kind before its gradient is traced: all are, in the first warm-up rounds."""
 
 
-def federated_module(workload: Workload, method: str | None = None) -> FederatedModule:
+def federated_module(workload: Workload, flow: bool = False) -> FederatedModule:
     """The workload's model, method and loop as a LightningModule."""
-    name = workload.method if method is None else method
-    chosen: Method = Flow(1, split="parts") if name == "flow" else FedAvg(1)
+    chosen: Method = Flow(1, split="parts") if flow else FedAvg(1)
     loop = FederatedLoop(workload.batch_size, workload.optimizer, trace_after=TRACE_AFTER)
     module = FederatedModule(workload.model(), chosen, loop)
     check_fit(module.method, torch.zeros(1, *workload.shape), workload.classes)
@@ -60,11 +59,11 @@ class LoopRounds:
         workload: what is trained.
         clients: its data.
         chunk_size: clients trained side by side.
-        method: "fedavg" or "flow"; None for the workload's.
+        flow: whether the round is one of Flow, else of FedAvg.
     """
 
-    def __init__(self, workload: Workload, clients: Clients, chunk_size: int, method: str | None = None) -> None:
-        self.module = federated_module(workload, method)
+    def __init__(self, workload: Workload, clients: Clients, chunk_size: int, flow: bool = False) -> None:
+        self.module = federated_module(workload, flow)
         self.chunks = [chunk(clients[i : i + chunk_size]) for i in range(0, len(clients), chunk_size)]
         self.optimizer = torch.optim.SGD(self.module.server.parameters(), lr=1.0)
 

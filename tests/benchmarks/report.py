@@ -30,7 +30,7 @@ def print_outcome(console: Console, outcome: Outcome) -> None:
     """A workload's contenders; for Flow, what its round costs."""
     tried = ", ".join(f"chunk {size}: {value:.0f} ms" for size, value in outcome.candidates.items())
     console.print(f"[bold]{outcome.workload}[/bold]; ours: chunk {outcome.chunk_size}{f' ({tried})' if tried else ''}")
-    if outcome.workload.method == "flow":
+    if outcome.workload.flow:
         table = Table("round", "ms", "COST: Flow's round over FedAvg's")
         table.add_row("FedAvg, ours", f"{outcome.milliseconds('fedavg'):.1f}", "1")
         table.add_row("Flow, ours", f"{outcome.milliseconds('loop'):.1f}", _ratio(outcome.ratios("loop", "fedavg")))
@@ -74,7 +74,7 @@ def figures(outcomes: list[Outcome], breakdowns: dict[str, Breakdown]) -> dict[s
     facts: dict[str, Any] = {}
     for outcome in outcomes:
         name = outcome.workload.name
-        if outcome.workload.method == "flow":
+        if outcome.workload.flow:
             ratios[f"{name}.fedavg"] = outcome.ratios("loop", "fedavg")[1]
         else:
             for contender in outcome.seconds:

@@ -37,7 +37,7 @@ class Workload:
         rounds: timed rounds.
         examples: mean number of examples of a client.
         sigma: of log-normal client sizes; 0 for equal sizes.
-        method: whose round is ours; "flow" is compared to our own FedAvg round alone.
+        flow: whether our round is one of Flow, which is compared to our own FedAvg round alone.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Workload:
     rounds: int
     examples: int = 100
     sigma: float = 0.0
-    method: str = "fedavg"
+    flow: bool = False
 
     def __str__(self) -> str:
         sizes = f"log-normal sizes (mean {self.examples}, sigma {self.sigma:g})" if self.sigma else f"{self.examples}"
@@ -116,8 +116,8 @@ WORKLOADS = {
         _mlp("mlp", rounds=40),
         _cnn("cnn", rounds=5),
         _mlp("skew", rounds=25, sigma=1.0),
-        _mlp("flow_mlp", rounds=40, method="flow"),
-        _cnn("flow_cnn", rounds=5, method="flow"),
+        _mlp("flow_mlp", rounds=40, flow=True),
+        _cnn("flow_cnn", rounds=5, flow=True),
     )
 }
 """Every workload by name, in the order they are run."""
