@@ -139,7 +139,22 @@ class ShakespeareData(ReleasedData):
         )
 
 
-class StackOverflowData(ReleasedData):
+class _StackOverflow(ReleasedData):
+    """The files of Stack Overflow, whatever is predicted from them."""
+
+    def __init__(self, folder: str, encoding: Encoding, download: bool = False, **kwargs: Any) -> None:
+        super().__init__(
+            folder=folder,
+            name="stackoverflow",
+            archive=STACK_OVERFLOW,
+            encoding=encoding,
+            heldout="held_out",
+            download=download,
+            **kwargs,
+        )
+
+
+class StackOverflowData(_StackOverflow):
     """Questions and answers of Stack Overflow by user, for the next word.
 
     342,477 users are trained on, and tested on what they wrote later (204,088 users wrote later, some of them for the
@@ -170,17 +185,14 @@ class StackOverflowData(ReleasedData):
     ) -> None:
         super().__init__(
             folder=folder,
-            name="stackoverflow",
-            archive=STACK_OVERFLOW,
             encoding=NextWord("tokens", vocab_size, length, vocabulary),
-            heldout="held_out",
             max_examples=max_examples,
             download=download,
             **kwargs,
         )
 
 
-class StackOverflowTagsData(ReleasedData):
+class StackOverflowTagsData(_StackOverflow):
     """Questions and answers of Stack Overflow by user, for the tags of the question; see `StackOverflowData`.
 
     Args:
@@ -211,12 +223,9 @@ class StackOverflowTagsData(ReleasedData):
     ) -> None:
         super().__init__(
             folder=folder,
-            name="stackoverflow",
-            archive=STACK_OVERFLOW,
             encoding=TagPrediction(
                 vocab_size=vocab_size, num_tags=num_tags, vocabulary=vocabulary, tag_vocabulary=tag_vocabulary
             ),
-            heldout="held_out",
             max_examples=max_examples,
             download=download,
             **kwargs,
