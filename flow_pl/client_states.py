@@ -100,13 +100,21 @@ class ClientStates:
             groups.setdefault(group, {})[key] = piece.reshape(len(clients), *shape).contiguous()
         return groups
 
-    def write(self, clients: Tensor, groups: Groups) -> None:
+    def write(self, clients: Tensor, groups: Groups, accepted: Tensor | None = None) -> None:
         """Write the groups [C, ...] of a chunk of clients; they are kept from `commit` on.
+
+        Args:
+            clients: [C] indices.
+            groups: what they keep.
+            accepted: [C] bool, False for clients that go on with what they have; None for none of them.
 
         Raises:
             FlowError: the disk is full.
         """
-        self._write(clients.tolist(), self._flat(groups, 1).numpy())
+        rows = self._flat(groups, 1)
+        if accepted is not None:
+            clients, rows = clients[accepted], rows[accepted.cpu()]
+        self._write(clients.tolist(), rows.numpy())
 
     def commit(self) -> None:
         """Keep what was written since the last commit."""

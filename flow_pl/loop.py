@@ -32,22 +32,39 @@ class ClientUpdate:
     """What a chunk of clients sends to the server, and keeps.
 
     Attributes:
+        client: [C] int64, indices into the client store.
         difference: for each shared group of the server, what each client sends less what it got [C, ...].
         weights: for each shared group of the server, [C] of the clients in the server's mean.
         statistics: of their training.
         kept: what each client keeps, by the group it starts its next round with [C, ...].
     """
 
+    client: Tensor
     difference: Groups
     weights: dict[str, Tensor]
     statistics: TrainingStatistics
     kept: Groups
 
-    def add_to(self, sums: Sequence[Tensor]) -> None:
-        """Add the weighted sum over clients to tensors in the shape of what they send, in place."""
+    def weighted_sums(self) -> list[Tensor]:
+        """The weighted sums over clients of what they send, a flat tensor for each parameter."""
         stacked = [(name, p) for name, group in self.difference.items() for p in group.values()]
-        for total, (name, p) in zip(sums, stacked, strict=True):
-            total.view(-1).addmv_(p.flatten(1).t(), self.weights[name])
+        return [torch.mv(p.flatten(1).t(), self.weights[name]) for name, p in stacked]
+
+    def reject(self) -> Tensor:
+        """Leave out the clients with a value that is not finite: they send nothing, with no weight.
+
+        Returns:
+            [C] bool, False for the clients that are left out, which keep what they kept before.
+        """
+        accepted = torch.ones_like(self.client, dtype=torch.bool)
+        sent = [p.flatten(1) for group in self.difference.values() for p in group.values()]
+        for p in (*sent, *(p.flatten(1) for group in self.kept.values() for p in group.values())):
+            accepted &= p.sum(1).isfinite()
+        for p in sent:
+            p.masked_fill_(~accepted[:, None], 0)
+        for weights in self.weights.values():
+            weights.masked_fill_(~accepted, 0)
+        return accepted
 
 
 class FederatedLoop:
@@ -115,8 +132,9 @@ class FederatedLoop:
         for name in method.private.values():
             groups.stack(name)
         return ClientUpdate(
+            batch.client,
             difference,
-            {name: weights * factors[name] if name in factors else weights for name in method.shared},
+            {name: weights * factors.get(name, 1) for name in method.shared},
             statistics,
             {name: groups.groups[source] for name, source in method.private.items()},
         )

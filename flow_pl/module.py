@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import partial
 from typing import Any
 
@@ -19,7 +20,7 @@ from flow_pl.client_optimizer import check_elementwise
 from flow_pl.client_states import ClientStates
 from flow_pl.data import CohortSampler, FederatedDataModule
 from flow_pl.data.batch import ClientBatch
-from flow_pl.errors import ConfigurationError
+from flow_pl.errors import ConfigurationError, require_fraction
 from flow_pl.evaluation import ClientEvaluation, ClientPredictions, concatenate
 from flow_pl.loop import ClientUpdate, FederatedLoop
 from flow_pl.loss_scale import LossScale
@@ -27,6 +28,11 @@ from flow_pl.methods.base import Method
 from flow_pl.objective import Classification, Objective
 from flow_pl.routing import Groups
 from flow_pl.server import ServerRound, server_groups
+
+
+class RejectedClientWarning(UserWarning):
+    """A client was left out of a round."""
+
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
@@ -46,6 +52,8 @@ class FederatedModule(lightning.LightningModule):
         server_optimizer: any torch optimizer, on the pseudo-gradient. SGD with lr 1.0 is FedAvg, with momentum
             FedAvgM, Adam FedAdam (Reddi et al., Adaptive Federated Optimization, ICLR 2021).
         server_scheduler: of the server optimizer's learning rate, stepped once a round.
+        max_rejected: largest share of a round's clients that may be left out, as their update is not finite or their
+            data cannot be used; with more of them the run stops.
     """
 
     def __init__(
@@ -56,8 +64,10 @@ class FederatedModule(lightning.LightningModule):
         objective: Objective | None = None,
         server_optimizer: OptimizerCallable = lambda params: torch.optim.SGD(params, lr=1.0),
         server_scheduler: LRSchedulerCallable | None = None,
+        max_rejected: float = 0.5,
     ) -> None:
         super().__init__()
+        require_fraction(max_rejected=max_rejected)
         self.automatic_optimization = False
         self.method = method
         self.loop = FederatedLoop() if loop is None else loop
@@ -65,6 +75,7 @@ class FederatedModule(lightning.LightningModule):
         self.server = nn.ModuleDict(method.bind(backbone, self.objective))
         self.server_optimizer = server_optimizer
         self.server_scheduler = server_scheduler
+        self.max_rejected = max_rejected
         self.loss_scale = LossScale()
         self._round: ServerRound | None = None
         self._states: ClientStates | None = None
@@ -156,15 +167,16 @@ class FederatedModule(lightning.LightningModule):
     def training_step(self, batch: ClientBatch, batch_idx: int) -> None:
         """Train a chunk of clients; with the last one of the round, make the server's step."""
         if self._round is None:
-            self._round = ServerRound(self.method)
+            self._round = ServerRound(self.method, self.max_rejected)
+        self._round.reject(batch.unusable)
         if len(batch):
             scaler = self._scaler
             scale = None if scaler is None else self.loss_scale.value
             server = server_groups(self.method)
-            for update, clients in self._chunks.run(batch, partial(self._train, server, scale)):
-                self._round.add(update, len(clients))
+            for update in self._chunks.run(batch, partial(self._train, server, scale)):
+                accepted = self._round.add(update)
                 if self._states is not None:
-                    self._states.write(clients, update.kept)
+                    self._states.write(update.client, update.kept, accepted)
         if self.trainer.is_last_batch:
             if self._states is not None:
                 self._states.commit()  # before the processes meet in the server's step
@@ -172,8 +184,8 @@ class FederatedModule(lightning.LightningModule):
             self._round = None
             self._chunks.end_round()
 
-    def _train(self, server: Groups, scale: Tensor | None, piece: ClientBatch) -> tuple[ClientUpdate, Tensor]:
-        return self.loop.train_clients(self.method, server, piece, scale, self._kept(server, piece)), piece.client
+    def _train(self, server: Groups, scale: Tensor | None, piece: ClientBatch) -> ClientUpdate:
+        return self.loop.train_clients(self.method, server, piece, scale, self._kept(server, piece))
 
     def _server_step(self, round_: ServerRound) -> None:
         figures = round_.finish(
@@ -186,6 +198,7 @@ class FederatedModule(lightning.LightningModule):
                 if p.grad is not None or not self.method.shared:
                     p.grad = scaler.scale(torch.zeros_like(p) if p.grad is None else p.grad)
             self.loss_scale.adapt(figures["skipped_steps"])
+        self._name_rejected(round_)
         optimizer = self.optimizers()
         assert isinstance(optimizer, LightningOptimizer)
         optimizer.step()
@@ -195,6 +208,8 @@ class FederatedModule(lightning.LightningModule):
             scheduler.step()  # type: ignore[union-attr]
         if scaler is None:
             del figures["skipped_steps"]
+        sampler = self.trainer.train_dataloader.sampler  # type: ignore[union-attr]
+        figures |= {f"{name}_clients": torch.tensor(float(count)) for name, count in sampler.absent.items()}
         if self._states is not None:
             kept = torch.tensor(float(len(self._states.known())))
             figures |= {"clients_with_state": kept, "state_bytes": kept * self._states.bytes_per_client}
@@ -208,6 +223,18 @@ class FederatedModule(lightning.LightningModule):
             sync_dist=True,
             rank_zero_only=True,
         )
+
+    def _name_rejected(self, round_: ServerRound) -> None:
+        """Warn of the clients of this process that were left out of a round, and say why."""
+        if not round_.any_rejected:
+            return
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        for client, reason in round_.rejected():
+            warnings.warn(
+                f"round {self.current_epoch}: client '{data.client_name(client)}' is left out: {reason}.",
+                RejectedClientWarning,
+                stacklevel=2,
+            )
 
     def on_validation_epoch_end(self) -> None:
         """Put validation on the axis of rounds."""

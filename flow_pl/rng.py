@@ -38,6 +38,8 @@ class Stream(IntEnum):
     """How a client writes; keys: client."""
     DROPOUT = 12
     """The seed of the device's generator for a chunk; keys: round + 1, its first client."""
+    AVAILABILITY = 13
+    """Whether a sampled client reports back, and how fast it is; keys: round, client."""
 
 
 def generator(seed: int, stream: Stream, *keys: int) -> np.random.Generator:

@@ -43,10 +43,11 @@ class TrainingStatistics:
         self.examples += examples
 
     def losses(self, groups: tuple[str, ...]) -> Tensor:
-        """For each group the sum of its losses over clients and steps, and their number: [groups, 2]."""
+        """For each group the sum of its finite losses over clients and steps, and their number: [groups, 2]."""
         sums = []
         for group in groups:
             parts = self._losses.get(group)
             losses = torch.cat(parts) if parts else self.skipped.new_zeros(0)
-            sums.append(torch.stack([losses.nansum(), (~losses.isnan()).sum().to(losses.dtype)]))
+            finite = losses.isfinite()
+            sums.append(torch.stack([losses.where(finite, 0).sum(), finite.sum().to(losses.dtype)]))
         return torch.stack(sums) if sums else self.skipped.new_zeros(0, 2)

@@ -68,6 +68,7 @@ class ClientBatch:
         heldout: the examples to evaluate on, in evaluation only.
         round: the communication round; -1 in evaluation.
         seed: of the device's generator (dropout), drawn from (seed, round, first client).
+        unusable: clients that the chunk should have had but whose data cannot be used, each with the reason.
     """
 
     client: Tensor
@@ -77,6 +78,7 @@ class ClientBatch:
     heldout: Examples | None
     round: int
     seed: int = 0
+    unusable: tuple[tuple[int, str], ...] = ()
 
     def __len__(self) -> int:
         """Number of clients."""

@@ -16,6 +16,7 @@ from lightning.pytorch.accelerators import CUDAAccelerator
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from flow_pl.data.availability import Availability
 from flow_pl.data.batch import ClientBatch, Examples
 from flow_pl.data.cache import build_store, store_path
 from flow_pl.data.dataset import ClientDataset
@@ -42,6 +43,10 @@ class FederatedDataModule(ABC, L.LightningDataModule):
         chunk_size: number of clients trained or evaluated side by side; "auto" = what the first rounds measure to be
             fastest on this machine and fits into its memory. With dropout, whose masks depend on the chunk, runs with
             "auto" cannot be repeated exactly.
+        dropout: probability that a sampled client goes offline before it reports; it is then not trained.
+        deadline: number of training examples that a client of the usual speed gets through in a round; clients that
+            need longer are not waited for; null = wait for all.
+        speed_spread: standard deviation of the logarithm of a client's speed, for the deadline; drawn each round.
         val_clients: number of clients evaluated at each validation, drawn anew from the seen clients (or from those
             that the data means for validation) that have validation rows; null = all of them.
         new_client_fraction: share of the clients that are never sampled in training, and are tested apart; without
@@ -67,6 +72,9 @@ class FederatedDataModule(ABC, L.LightningDataModule):
         self,
         cohort_size: int = 10,
         chunk_size: int | Literal["auto"] = 10,
+        dropout: float = 0.0,
+        deadline: int | None = None,
+        speed_spread: float = 0.0,
         val_clients: int | None = None,
         new_client_fraction: float = 0.1,
         val_fraction: float = 0.1,
@@ -83,6 +91,7 @@ class FederatedDataModule(ABC, L.LightningDataModule):
                 raise ConfigurationError(f"{name} is {value}, expected 0 or more.")
         self.cohort_size = cohort_size
         self.chunk_size: int | Literal["auto"] = chunk_size
+        self.availability = Availability(dropout, deadline, speed_spread)
         self.val_clients = val_clients
         self.new_client_fraction = new_client_fraction
         self.val_fraction = val_fraction
@@ -291,6 +300,7 @@ class FederatedDataModule(ABC, L.LightningDataModule):
             world_size=self.trainer.world_size if self.trainer else 1,
             training=heldout is None,
             setting=setting,
+            availability=None if heldout is not None or self.availability.all_arrive else self.availability,
         )
         return DataLoader(
             ClientDataset(self.federation, seed, heldout, self.epochs),

@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 from flow_pl.data.batch import GLOBAL, LOCAL, Chunk, ClientBatch, Examples, part_sizes
 from flow_pl.data.federation import Federation, Heldout, Ints, Split
 from flow_pl.data.store import ClientRows
+from flow_pl.errors import DataError
 from flow_pl.rng import Stream, generator
 
 Part = NDArray[np.uint8]
@@ -45,10 +46,10 @@ class ClientDataset(Dataset[ClientBatch]):
             chunk: the clients, none being allowed, and the round (-1 in evaluation).
 
         Returns:
-            The clients in order of decreasing number of training examples, with equals in the order of the chunk.
-            Features have the type they are stored in.
+            The clients in order of decreasing number of training examples, with equals in the order of the chunk,
+            without those whose data cannot be used. Features have the type they are stored in.
         """
-        clients = sorted(chunk.clients, key=lambda client: -int(self.federation.train_sizes[client]))
+        clients, unusable = self._usable(chunk)
         rows = [self.federation.store.read(client) for client in clients]
         plans = [self._plan(client) for client in clients]
         splits = [split for split, _ in plans]
@@ -72,7 +73,25 @@ class ClientDataset(Dataset[ClientBatch]):
             heldout=heldout,
             round=chunk.round,
             seed=self._dropout_seed(chunk.round, clients),
+            unusable=tuple(unusable),
         )
+
+    def _usable(self, chunk: Chunk) -> tuple[list[int], list[tuple[int, str]]]:
+        """The clients of a chunk, the largest first, and those that must be left out, with the reason.
+
+        Raises:
+            DataError: a client that is to be evaluated cannot be used; an accuracy of all but some would be wrong.
+        """
+        clients, unusable = [], []
+        for client in sorted(chunk.clients, key=lambda client: -int(self.federation.train_sizes[client])):
+            try:
+                self._plan(client)
+                clients.append(client)
+            except DataError as error:
+                if self.heldout is not None:
+                    raise
+                unusable.append((client, str(error)))
+        return clients, unusable
 
     def _examples(self, rows: list[ClientRows], chosen: list[Ints]) -> Examples:
         store = self.federation.store
@@ -87,10 +106,15 @@ class ClientDataset(Dataset[ClientBatch]):
         return Examples(x=torch.from_numpy(x), y=torch.from_numpy(y), mask=torch.from_numpy(mask), sizes=sizes)
 
     def _plan(self, client: int) -> tuple[Split, Part]:
-        """A client's split and parts, which are the same in every round and take longer to draw than to look up."""
+        """A client's split and parts, which are the same in every round and take longer to draw than to look up.
+
+        Raises:
+            DataError: its data cannot be used.
+        """
         if client not in self._plans:
             if len(self._plans) >= PLANS_KEPT:
                 self._plans.clear()
+            self.federation.store.check(client)
             split = self.federation.split(client)
             self._plans[client] = (split, self._part(client, len(split.train)))
         return self._plans[client]

@@ -11,6 +11,7 @@ import numpy as np
 from torch.utils.data import Dataset
 from torch.utils.data.distributed import DistributedSampler
 
+from flow_pl.data.availability import Availability
 from flow_pl.data.batch import Chunk
 from flow_pl.data.federation import Ints
 from flow_pl.errors import ConfigurationError, require_positive
@@ -37,6 +38,10 @@ class CohortSampler(DistributedSampler[Chunk]):
         world_size: number of processes.
         training: whether the chunks are for training; evaluation draws its clients independently of training.
         setting: name of the setting that `cohort_size` comes from, for messages.
+        availability: which clients of the cohort report back; the others are not trained. None = all.
+
+    Attributes:
+        absent: numbers of clients of the current cohort that do not report back, by reason; empty where all do.
 
     Raises:
         ConfigurationError: a size is not positive, or the cohort is larger than the population.
@@ -54,6 +59,7 @@ class CohortSampler(DistributedSampler[Chunk]):
         world_size: int = 1,
         training: bool = True,
         setting: str = "cohort_size",
+        availability: Availability | None = None,
     ) -> None:
         require_positive(chunk_size=chunk_size, **({} if cohort_size is None else {setting: cohort_size}))
         if cohort_size is not None and cohort_size > len(clients):
@@ -67,6 +73,8 @@ class CohortSampler(DistributedSampler[Chunk]):
         self._cohort = len(clients) if cohort_size is None else cohort_size
         self._chunk_size = chunk_size
         self._training = training
+        self._availability = availability
+        self.absent: dict[str, int] = {}
 
     def __len__(self) -> int:
         """Number of chunks of each process, the same in every round."""
@@ -76,7 +84,7 @@ class CohortSampler(DistributedSampler[Chunk]):
 
     def __iter__(self) -> Iterator[Chunk]:
         """Yield the chunks of this process in the current round, the largest clients first."""
-        share = self._share(self._draw())
+        share = self._share(self._arrived(self._draw()))
         round_ = self.epoch if self._training else -1
         for start in range(0, len(self) * self._chunk_size, self._chunk_size):
             yield Chunk(round_, tuple(self._clients[share[start : start + self._chunk_size]].tolist()))
@@ -92,6 +100,15 @@ class CohortSampler(DistributedSampler[Chunk]):
             # unshuffled: numpy then draws a small cohort without a pass over the population
             cohort = np.sort(random.choice(population, self._cohort, replace=False, shuffle=False))
         return cohort[np.argsort(-self._sizes[cohort], kind="stable")]
+
+    def _arrived(self, cohort: Ints) -> Ints:
+        """Those of the cohort that report back."""
+        if self._availability is None:
+            return cohort
+        clients, sizes = self._clients[cohort], self._sizes[cohort]
+        arrivals = self._availability.arrivals(self.seed, self.epoch, clients, sizes)
+        self.absent = {"dropped": arrivals.dropped, "late": arrivals.late}
+        return cohort[arrivals.in_time]
 
     def _share(self, cohort: Ints) -> Ints:
         """The part of the cohort that falls to this process."""

@@ -28,6 +28,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from flow_pl.data.checks import check_client
 from flow_pl.errors import DataError
 
 FORMAT_VERSION = 3
@@ -180,6 +181,20 @@ class ClientStore:
         counts = (int(rows[client]) for rows in (self.labelled, self.val_rows, self.test_rows))
         return ClientRows(x, y, *counts)
 
+    def check(self, client: int) -> None:
+        """Look at the values of a client: those of a file that was damaged can stop or spoil a whole training.
+
+        Raises:
+            DataError: a feature is not finite, or a label is no class.
+        """
+        rows = self.read(client)
+        try:
+            check_client(self.name(client), rows.x, rows.y, 0, self.meta.num_classes)
+        except DataError as error:
+            raise DataError(
+                f"the client store {self.path} is damaged, delete the folder and it is made again ({error})"
+            ) from error
+
     def name(self, client: int) -> str:
         """Name of a client, as in the source data."""
         return bytes(self._names[client]).decode("utf-8")
@@ -189,7 +204,7 @@ def _load(file: Path, read: Callable[[Path], Any]) -> Any:
     # numpy and json report damage by ValueError (also truncation, at the memory-mapping), EOFError or TypeError
     try:
         return read(file)
-    except (OSError, ValueError, EOFError, TypeError) as error:
+    except (OSError, ValueError, EOFError, TypeError, OverflowError, RecursionError, MemoryError) as error:
         raise DataError(_broken(file, str(error))) from error
 
 

@@ -72,7 +72,7 @@ class LoopRounds:
         method, loop = self.module.method, self.module.loop
         round_ = ServerRound(method)
         for batch in self.chunks:
-            round_.add(loop.train_clients(method, server_groups(method), batch), len(batch))
+            round_.add(loop.train_clients(method, server_groups(method), batch))
         round_.finish(lambda total: total, 0)
         self.optimizer.step()
         self.optimizer.zero_grad()

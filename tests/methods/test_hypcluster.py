@@ -53,7 +53,7 @@ def test_each_client_trains_and_sends_the_model_of_the_lowest_loss():
         sizes[name] += n
     update = loop().train_clients(method, server_groups(method), batch)
     round_ = ServerRound(method)
-    round_.add(update, 3)
+    round_.add(update)
     round_.finish(lambda total: total, 0)
     for name in method.models:
         torch.testing.assert_close(flat(delta(update)[name]), expected[name], atol=1e-5, rtol=1e-4)
@@ -68,7 +68,7 @@ def test_a_model_that_nobody_picked_stays():
     method = bound(HypCluster(1))
     batch = select(clustered(method), [1])
     round_ = ServerRound(method)
-    round_.add(loop().train_clients(method, server_groups(method), batch), 1)
+    round_.add(loop().train_clients(method, server_groups(method), batch))
     round_.finish(lambda total: total, 0)
     moved = [flat({k: p.grad for k, p in method.modules[name].named_parameters()}).norm() for name in method.models]
     assert moved[0] > 0

@@ -97,7 +97,7 @@ def test_the_servers_learning_rate_is_beta():
         reference(w, batch, client, epochs=2, optimizer=plain_sgd)
     mean = torch.stack([flat(dict(w.named_parameters())) for w in clients]).mean(0)
     round_ = ServerRound(method)
-    round_.add(update, len(SIZES))
+    round_.add(update)
     round_.finish(lambda tensor: tensor, 0)
     torch.optim.SGD(backbone.parameters(), lr=beta).step()
     expected = (1 - beta) * flat(server["global"]) + beta * mean
