@@ -99,12 +99,14 @@ class Prediction:
         personalized: of the client's personalized model.
         local: of the client's local model, where the method has one beside the personalized one (for the oracle).
         routes: [N, blocks] bool, True where an instance went through (or leans to) the local block.
+        local_probability: in the shape of `routes`, the router's probabilities of the local blocks.
     """
 
     generalized: Tensor
     personalized: Tensor
     local: Tensor | None = None
     routes: Tensor | None = None
+    local_probability: Tensor | None = None
 
 
 class Method(ABC):

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from flow_pl.errors import require_at_least_zero, require_positive
 from flow_pl.methods.base import Derive, Method, Minibatch, Part, Phase, Prediction, Step
+from flow_pl.methods.memory import LocalMemory
+from flow_pl.objective import Objective
 from flow_pl.routers import InstanceRouter, Route, Router
 from flow_pl.routing import Groups, Parameters, one_hot_routes, routing_regularizer
 
@@ -42,6 +44,8 @@ class Flow(Method):
         router: makes the router from the routed blocks.
         router_lr_scale: factor on the client optimizer's learning rate for the router.
         local_lr_scale: factor on it for the local model.
+        neighbours: stored training examples of the client that have a vote beside the routed model, as in kNN-Per.
+        neighbour_weight: their share in the personalized model's prediction, 0 to 1; 0 (published) for none.
     """
 
     shared = MappingProxyType({"global": "global", "router": "router"})
@@ -62,6 +66,8 @@ class Flow(Method):
         router: Callable[[Sequence[nn.Module]], Router] = InstanceRouter,
         router_lr_scale: float = 1.0,
         local_lr_scale: float = 1.0,
+        neighbours: int = 10,
+        neighbour_weight: float = 0.0,
     ) -> None:
         super().__init__(local_epochs, personal_epochs)
         require_positive(epsilon=epsilon, router_lr_scale=router_lr_scale, local_lr_scale=local_lr_scale)
@@ -78,6 +84,7 @@ class Flow(Method):
         self.make_router = router
         self.router_lr_scale = router_lr_scale
         self.local_lr_scale = local_lr_scale
+        self.memory = LocalMemory(neighbours, neighbour_weight)
 
     @property
     def route_names(self) -> list[str]:
@@ -88,6 +95,16 @@ class Flow(Method):
         """The router, which the server averages like w_g."""
         self.router = self.make_router([getattr(self.model.backbone, block) for block in self.model.blocks])
         return {"router": self.router}
+
+    def bind(self, backbone: nn.Module, objective: Objective) -> dict[str, nn.Module]:
+        """As `Method.bind`.
+
+        Raises:
+            ConfigurationError: neighbours are to vote where a task has several labels.
+        """
+        modules = super().bind(backbone, objective)
+        self.memory.bind(self.model, objective)
+        return modules
 
     def initialize(self, x: Tensor) -> None:
         """Route the instances once, with the server's own parameters."""
@@ -120,8 +137,10 @@ class Flow(Method):
         router = Phase(second, self.personal_epochs, (self._routed_step("router"),))
         whole = Phase("all", self.personal_epochs, (self._local_step("local"),))
         if self.split == "cross":
-            return (*self._client_features(), *((local, router) if self.adapt_router else ()), whole)
-        return (*self._client_features(), local, *((router,) if self.adapt_router else ()))
+            stages = ((local, router) if self.adapt_router else ()) + (whole,)
+        else:
+            stages = (local, router) if self.adapt_router else (local,)
+        return (*self._client_features(), *stages, *self.memory.stages())
 
     def predict(self, groups: Groups, x: Tensor) -> Prediction:
         """w_g, the routed model and the local model."""
@@ -129,9 +148,10 @@ class Flow(Method):
         personalized, q = self.model.routed(x, groups["global"], groups["local"], route, hard=hard)
         return Prediction(
             generalized=self.model.plain(x, groups["global"]),
-            personalized=personalized,
+            personalized=self.memory.mix(groups, x, personalized)[0],
             local=self.model.plain(x, groups["global"], groups["local"]),
             routes=one_hot_routes(q)[..., 1].bool(),
+            local_probability=q[..., 1],
         )
 
     @property

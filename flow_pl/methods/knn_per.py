@@ -2,34 +2,19 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
-from flow_pl.errors import ConfigurationError, require_positive
-from flow_pl.methods.base import Derive, Minibatch, Phase, Prediction
+from flow_pl.methods.base import Derive, Phase, Prediction
 from flow_pl.methods.fedavg import FedAvg
-from flow_pl.methods.pieces import pieces
+from flow_pl.methods.memory import LocalMemory
 from flow_pl.objective import Objective
-from flow_pl.routing import Groups, Parameters
-
-BUDGET = 2**21
-"""Distances of a client that are made at once: 16 MiB. Queries beyond that wait for their turn."""
-TIE = 1e-10
-"""Added to a squared distance for each example stored before: more than float64's error, less than means anything."""
+from flow_pl.routing import Groups
 
 
 class KNNPer(FedAvg):
     """Trains as FedAvg; in evaluation the client's training examples vote beside w_g. Stateless.
 
-    Every training example of the client (every token, of a sequence) is stored as what the last block of w_g with
-    parameters gets, flattened, and its true label. An instance is given the label of each of its nearest stored
-    neighbours with weight exp(-Euclidean distance), divided by the weights' sum, and
-
-        p = neighbour_weight * p_kNN + (1 - neighbour_weight) * p_w_g.
-
-    A store takes N x D floats (N x T x D, of sequences): 0.1 MB for 200 images in 128 numbers, 8 MB for 1,000
-    sentences of 20 words in 96, 82 MB for 1,000 rows of 80 characters in 256. Distances are made for as many
-    instances at once as `BUDGET` allows, so their memory does not grow with N x T; their time does.
+    p = neighbour_weight * p_kNN + (1 - neighbour_weight) * p_w_g; see `LocalMemory` for p_kNN and what it costs.
 
     Args:
         local_epochs: epochs over a client's data in a round (E).
@@ -42,11 +27,7 @@ class KNNPer(FedAvg):
 
     def __init__(self, local_epochs: int = 3, neighbours: int = 10, neighbour_weight: float = 0.4) -> None:
         super().__init__(local_epochs)
-        require_positive(neighbours=neighbours)
-        if not 0 <= neighbour_weight <= 1:
-            raise ConfigurationError(f"neighbour_weight is {neighbour_weight}, expected a share from 0 to 1.")
-        self.neighbours = neighbours
-        self.neighbour_weight = neighbour_weight
+        self.memory = LocalMemory(neighbours, neighbour_weight)
 
     def bind(self, backbone: nn.Module, objective: Objective) -> dict[str, nn.Module]:
         """As `Method.bind`.
@@ -54,70 +35,16 @@ class KNNPer(FedAvg):
         Raises:
             ConfigurationError: the task has several labels, where a neighbour has no single one to vote for.
         """
-        if objective.several_labels:
-            raise ConfigurationError(
-                f"kNN-Per votes for one label, the task {type(objective).__name__} has several for an example: use "
-                "Interpolation or FineTuning."
-            )
-        return super().bind(backbone, objective)
+        modules = super().bind(backbone, objective)
+        self.memory.bind(self.model, objective)
+        return modules
 
     def personalization(self) -> tuple[Phase | Derive, ...]:
         """Stores the client's training examples; nothing where they have no share."""
-        return (Derive("all", self._memorize),) if self.neighbour_weight else ()
+        return self.memory.stages()
 
     def predict(self, groups: Groups, x: Tensor) -> Prediction:
         """The mixture of the neighbours' vote and w_g; without a stored example, w_g. The vote is the local model."""
         outputs = self.model.plain(x, groups["global"])
-        if not self.neighbour_weight:
-            return Prediction(outputs, outputs)
-        base, memory = self.objective.probabilities(outputs), groups["memory"]
-        queries = self._representation(groups, x, outputs.shape[:-1].numel())
-        labels, weights = nearest(queries, memory, self.neighbours)
-        votes = torch.zeros_like(base).flatten(0, -2).scatter_add(-1, labels, weights).view_as(base)
-        votes = torch.where(memory["real"].any(), votes, base)
-        mixture = base.lerp(votes, self.neighbour_weight)
-        return Prediction(outputs, self.objective.outputs(mixture), local=self.objective.outputs(votes))
-
-    def _memorize(self, groups: Groups, examples: Minibatch) -> Groups:
-        """The store: representations [M, D], labels [M] and which of them are real; M is N, of sequences N x T."""
-        real = self.objective.counted(examples.y, examples.mask).flatten()
-        stored = [self._representation(groups, piece.x, piece.y.numel()) for piece in pieces(examples)]
-        return {
-            "memory": {
-                # what the padding holds must not spoil a distance
-                "representation": torch.cat(stored).masked_fill(~real.unsqueeze(-1), 0),
-                "label": examples.y.flatten().masked_fill(~real, 0),
-                "real": real,
-            }
-        }
-
-    def _representation(self, groups: Groups, x: Tensor, rows: int) -> Tensor:
-        """What the last block gets for instances x [N, ...]: [rows, D], a row for each thing that is predicted."""
-        return self.model.features(x, groups["global"]).reshape(rows, -1).float()
-
-
-def nearest(queries: Tensor, memory: Parameters, neighbours: int) -> tuple[Tensor, Tensor]:
-    """The nearest real stored examples and the weight of each vote.
-
-    Args:
-        queries: representations [Q, D].
-        memory: "representation" [M, D], "label" [M], "real" [M] bool.
-        neighbours: how many (k); at equal distances those that were stored first.
-
-    Returns:
-        Labels [Q, min(k, M)] and weights of the same shape: exp(-distance) over their sum, 0 for what is not real.
-    """
-    # |q - s|^2 = |q|^2 + |s|^2 - 2 q s cancels where the distance is small: half of float64's digits are left
-    stored, queries = memory["representation"].double(), queries.double()
-    size = stored.shape[0]
-    # sentences that begin alike have many representations in common: the order decides
-    offset = stored.square().sum(-1) + TIE * torch.arange(size, device=stored.device)
-    offset = offset.masked_fill(~memory["real"], torch.inf)
-    labels, weights = [], []
-    for piece in torch.split(queries, max(1, BUDGET // max(1, size))):
-        least, index = (offset - 2 * piece @ stored.t()).topk(min(neighbours, size), largest=False)
-        squares = least - TIE * index + piece.square().sum(-1, keepdim=True)
-        labels.append(memory["label"][index])
-        # not a number where none is real
-        weights.append((-squares.clamp_min(0).sqrt()).softmax(-1).nan_to_num(0.0).float())
-    return torch.cat(labels), torch.cat(weights)
+        mixture, votes = self.memory.mix(groups, x, outputs)
+        return Prediction(outputs, mixture, local=votes if self.memory.share else None)

@@ -9,8 +9,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from flow_pl.data.batch import ClientBatch, Examples
 from flow_pl.errors import ConfigurationError
-from flow_pl.methods import FedAvg, KNNPer, Minibatch, knn_per
-from flow_pl.methods.knn_per import nearest
+from flow_pl.methods import FedAvg, KNNPer, Minibatch
+from flow_pl.methods import memory as memory_module
+from flow_pl.methods.memory import nearest
 from flow_pl.models import MLP, NextCharacterLSTM
 from flow_pl.objective import Classification, MultiLabel, NextToken
 from flow_pl.server import server_groups
@@ -84,7 +85,7 @@ def test_neither_chunks_nor_slices_nor_turns_change_anything(sizes, monkeypatch)
     method, batch = bound(KNNPer(1, neighbours=4)), chunk(sizes, heldout=9)
     whole = evaluated(method, batch)
     sliced = evaluated(method, batch, evaluation_batch_size=2)
-    monkeypatch.setattr(knn_per, "BUDGET", 60)  # three queries at once
+    monkeypatch.setattr(memory_module, "BUDGET", 60)  # three queries at once
     in_turns = evaluated(method, batch)
     for name in ("personalized", "personalized_loss", "oracle"):
         torch.testing.assert_close(getattr(sliced, name), getattr(whole, name))
@@ -107,7 +108,7 @@ def test_distances_are_bounded(monkeypatch):
     """2,000 queries against 3,000 stored ones would be 6 million numbers at once."""
     queries, stored = torch.randn(2000, 4), torch.randn(3000, 4)
     memory = {"representation": stored, "label": torch.zeros(3000, dtype=torch.long), "real": torch.ones(3000) > 0}
-    monkeypatch.setattr(knn_per, "BUDGET", 30_000)
+    monkeypatch.setattr(memory_module, "BUDGET", 30_000)
     with Largest() as largest:
         labels, weights = nearest(queries, memory, 3)
     assert labels.shape == weights.shape == (2000, 3)
@@ -164,7 +165,7 @@ def test_feature_maps_are_flattened():
     method.bind(nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), head), Classification())
     examples = Minibatch(torch.randn(70, 1, 6, 6), torch.arange(70) % CLASSES, torch.ones(70) > 0)
     groups = server_groups(method)
-    memory = method._memorize(groups, examples)["memory"]
+    memory = method.memory._memorize(groups, examples)["memory"]
     assert memory["representation"].shape == (70, 32)
     torch.testing.assert_close(memory["representation"], method.model.backbone[:2](examples.x).flatten(1))
     predicted = method.predict({**groups, "memory": memory}, examples.x[:5])
@@ -182,7 +183,7 @@ def test_predictions_are_made_for_unlabelled_instances():
 
 
 def test_several_labels_are_refused():
-    with pytest.raises(ConfigurationError, match=r"kNN-Per votes for one label, the task MultiLabel.*Interpolation"):
+    with pytest.raises(ConfigurationError, match=r"neighbours vote for one label, the task MultiLabel.*Interpolation"):
         KNNPer(1).bind(MLP(4, 3, (5,)), MultiLabel(k=1))
     KNNPer(1).bind(MLP(4, 3, (5,)), NextToken())
 
