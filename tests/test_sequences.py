@@ -4,7 +4,8 @@ import copy
 
 import pytest
 import torch
-from torch import nn
+from torch import nn, vmap
+from torch.func import functional_call
 
 from flow_pl.checks import check_fit
 from flow_pl.data.batch import ClientBatch, Examples
@@ -74,6 +75,41 @@ def test_lstm_equals_torchs_in_both_of_its_forms():
     expected = torch.stack([theirs(one)[0] for one in x])
     torch.testing.assert_close(torch.stack([ours(one) for one in x]), expected)
     torch.testing.assert_close(torch.vmap(ours)(x), expected)
+
+
+def test_gradients_of_many_lstms_are_those_of_torchs():
+    """Inputs, weights and biases of three clients, one sequence shared by all of them too."""
+    ours, theirs = LSTM(3, 4), nn.LSTM(3, 4, batch_first=True)
+    weights = {name: torch.randn(3, *p.shape, requires_grad=True) for name, p in ours.named_parameters()}
+    for shared in (False, True):
+        x = torch.randn(*(() if shared else (3,)), 6, 7, 3, requires_grad=True)
+        outputs = vmap(lambda w, one: functional_call(ours, w, (one,)), in_dims=(0, None if shared else 0))(weights, x)
+        target = torch.randn_like(outputs)
+        found = torch.autograd.grad((outputs * target).sum(), [x, *weights.values()])
+        expected = []
+        for client in range(3):
+            one = {f"{name}_l0": p[client] for name, p in weights.items()}
+            expected.append(functional_call(theirs, one, (x if shared else x[client],))[0])
+        torch.testing.assert_close(outputs, torch.stack(expected))
+        expected = torch.autograd.grad((torch.stack(expected) * target).sum(), [x, *weights.values()])
+        torch.testing.assert_close(found, expected)
+
+
+def test_many_lstms_under_autocast():
+    """In bfloat16, which holds some three digits; the weights' gradients are float32 all the same."""
+    ours, x = LSTM(3, 4), torch.randn(2, 6, 7, 3)
+    weights = {name: p.detach().expand(2, *p.shape).clone().requires_grad_() for name, p in ours.named_parameters()}
+
+    def gradients():
+        outputs = vmap(lambda w, one: functional_call(ours, w, (one,)))(weights, x)
+        return outputs.float(), *torch.autograd.grad(outputs.float().square().sum(), list(weights.values()))
+
+    expected = gradients()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = gradients()
+    assert {g.dtype for g in found} == {torch.float32}
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=0.05, atol=0.05 * b.abs().max().item())
 
 
 def reference(backbone, local, psi, x):

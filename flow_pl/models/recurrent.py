@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (what torch's own documentation calls it)
 
+from flow_pl.models.recurrence import recur
+
 Decide = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Maps (input [N, D], global state, local state) of one time step to probabilities [N, 2]."""
 
@@ -35,8 +37,8 @@ class Recurrent(nn.Module, ABC):
 class LSTM(Recurrent):
     """One LSTM layer, batch first, with the parameters of `torch.nn.LSTM` (two biases).
 
-    Inputs [N, T, D], outputs [N, T, H]; the state starts at zero. One matmul makes the input's share of all time
-    steps, the recurrence the rest, so that it runs under vmap, where torch's fused kernel does not.
+    Inputs [N, T, D], outputs [N, T, H]; the state starts at zero. One client runs in torch's fused kernel, which has
+    no rule for vmap; several in `recur`.
 
     Args:
         input_size: features of a step (D).
@@ -65,12 +67,10 @@ class LSTM(Recurrent):
             zeros = x.new_zeros(1, len(x), self.weight_hh.shape[1])
             outputs: Tensor = torch.lstm(x, (zeros, zeros), weights, True, 1, 0.0, self.training, False, True)[0]
             return outputs
-        h = c = x.new_zeros(len(x), self.weight_hh.shape[1])
-        outputs_of_steps = []
-        for gates in self._inputs(x, dict(self.named_parameters())):
-            h, c = _cell(torch.addmm(gates, h, self.weight_hh.t()), c)
-            outputs_of_steps.append(h)
-        return torch.stack(outputs_of_steps, dim=1)
+        # Time first; under vmap the clients' axis goes behind it, so that a step of all clients is one block of memory.
+        gates = F.linear(x.transpose(0, 1), self.weight_ih, self.bias_ih + self.bias_hh)
+        h = recur(gates.unsqueeze(1), self.weight_hh.to(gates.dtype).unsqueeze(0))
+        return h.squeeze(1).transpose(0, 1)
 
     def routed(self, x: Tensor, global_: dict[str, Tensor], local: dict[str, Tensor], decide: Decide) -> Tensor:
         """Run both copies; `decide` gets the states [N, 2 H]: h, then c."""
