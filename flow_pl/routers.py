@@ -26,7 +26,13 @@ class Router(nn.Module, ABC):
     """Decides, for every instance and routed block, between the global and the local parameters.
 
     A router is made from the routed blocks of a backbone, in order.
+
+    Attributes:
+        sees_outputs: whether it decides by the outputs of both copies of a block; otherwise a block of which one way
+            alone is taken need not compute the other.
     """
+
+    sees_outputs = True
 
     @abstractmethod
     def bind(self, parameters: dict[str, Tensor] | None, x: Tensor) -> Route:
@@ -53,6 +59,8 @@ class InstanceRouter(Router):
         hidden: widths of the hidden layers (published for EMNIST: 350, 150, 50).
         dropout: share of hidden units dropped in training; none in evaluation (published: 0.3).
     """
+
+    sees_outputs = False
 
     def __init__(
         self, blocks: Sequence[nn.Module], hidden: Sequence[int] = (350, 150, 50), dropout: float = 0.3

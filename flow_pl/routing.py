@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from flow_pl.errors import ConfigurationError
-from flow_pl.models.recurrent import Recurrent
+from flow_pl.models.recurrent import Recurrent, has_client_axis
 from flow_pl.routers import Route
 
 Parameters = dict[str, Tensor]
@@ -113,7 +113,14 @@ class RoutedModel:
         return h
 
     def routed(
-        self, x: Tensor, global_: Parameters, local: Parameters, route: Route, *, hard: bool = False
+        self,
+        x: Tensor,
+        global_: Parameters,
+        local: Parameters,
+        route: Route,
+        *,
+        hard: bool = False,
+        ahead: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """The dynamic model: h <- q_global * B_global(h) + q_local * B_local(h), before the non-linearity.
 
@@ -125,6 +132,9 @@ class RoutedModel:
             local: parameters of the local copy (routed blocks only).
             route: decides for each block.
             hard: whether to take the more probable way instead of mixing by the probabilities.
+            ahead: whether the route is known before a block's outputs are. Then hard routing computes, for each
+                instance, the copy it goes through and no other, unless many clients are mapped over: their instances
+                cannot be grouped by their ways.
 
         Returns:
             The outputs, and the probabilities [N, blocks, 2] or, where blocks are routed per token, [N, T, blocks, 2].
@@ -152,16 +162,33 @@ class RoutedModel:
                 h = block.routed(h, first, second, decide)
                 decisions.append(torch.stack(asked, dim=1))
             else:
-                on_global, on_local = functional_call(block, first, (h,)), functional_call(block, second, (h,))
-                q = decide(h, on_global, on_local)
-                q = q.reshape(*q.shape[:-1], *[1] * (on_global.ndim - q.ndim + 1), 2)
-                h = q[..., 0] * on_global + q[..., 1] * on_local
+                if hard and ahead and not has_client_axis(h):
+                    h = _taken(block, h, first, second, decide(h, h, h)[..., 1] > 0)
+                else:
+                    on_global, on_local = functional_call(block, first, (h,)), functional_call(block, second, (h,))
+                    q = decide(h, on_global, on_local)
+                    q = q.reshape(*q.shape[:-1], *[1] * (on_global.ndim - q.ndim + 1), 2)
+                    h = q[..., 0] * on_global + q[..., 1] * on_local
                 decisions.append(asked[0])
         most = max(q.ndim for q in decisions)
         shape = max(q.shape for q in decisions if q.ndim == most)
         # a decision per instance holds for each of its tokens
         per_token = [q if q.ndim == most else q.unsqueeze(1).expand(shape) for q in decisions]
         return h, torch.stack(per_token, dim=-2)
+
+
+def _taken(block: nn.Module, h: Tensor, global_: Parameters, local: Parameters, way: Tensor) -> Tensor:
+    """A block's outputs for inputs h [N, ...], each by the copy it goes through: way [N] bool, True for the local."""
+    to_local = way.nonzero().squeeze(1)
+    if len(to_local) in (0, len(h)):
+        outputs: Tensor = functional_call(block, local if len(to_local) else global_, (h,))
+        return outputs
+    to_global = (~way).nonzero().squeeze(1)
+    on_global = functional_call(block, global_, (h[to_global],))
+    outputs = on_global.new_empty(len(h), *on_global.shape[1:])
+    outputs[to_global] = on_global
+    outputs[to_local] = functional_call(block, local, (h[to_local],))
+    return outputs
 
 
 def one_hot_routes(q: Tensor) -> Tensor:

@@ -57,6 +57,41 @@ def test_two_instances_of_a_batch_take_different_ways():
         torch.testing.assert_close(out[row], model.plain(x, parameters)[row])
 
 
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_hard_routing_ahead_computes_the_way_taken_and_no_other(share):
+    """The same outputs, with as many rows through the blocks as there are instances."""
+    model = RoutedModel(EMNISTCNN(4))
+    g, w = _two_copies(model.backbone.eval())
+    x = torch.randn(9, 1, 28, 28)
+    local = (torch.rand(9, len(model.blocks), 1) < share).float()
+    q = torch.cat([1 - local, local], -1)
+    rows = []
+    hooks = [block.register_forward_hook(lambda m, args, out: rows.append(len(out))) for block in _blocks(model)]
+    expected, decided = model.routed(x, g, w, given(q), hard=True)
+    assert sum(rows) == 2 * 9 * len(model.blocks)
+    rows.clear()
+    found, again = model.routed(x, g, w, given(q), hard=True, ahead=True)
+    assert sum(rows) == 9 * len(model.blocks)
+    torch.testing.assert_close(found, expected)
+    assert torch.equal(decided, again)
+    for hook in hooks:
+        hook.remove()
+
+
+def _blocks(model):
+    return [getattr(model.backbone, name) for name in model.blocks]
+
+
+def test_clients_side_by_side_are_routed_hard_ahead_too():
+    model = RoutedModel(MLP(4, 3, (5,)))
+    g, w = _two_copies(model.backbone)
+    x, local = torch.randn(3, 6, 4), (torch.rand(3, 6, 2, 1) < 0.5).float()
+    q = torch.cat([1 - local, local], -1)
+    found = torch.vmap(lambda x, q: model.routed(x, g, w, given(q), hard=True, ahead=True)[0])(x, q)
+    expected = torch.stack([model.routed(*pair[:1], g, w, given(pair[1]), hard=True)[0] for pair in zip(x, q)])  # noqa: B905
+    torch.testing.assert_close(found, expected)
+
+
 def test_hard_routes_are_the_larger_probability_and_global_on_ties():
     q = torch.tensor([[[0.4, 0.6], [0.5, 0.5], [0.9, 0.1]]])
     assert one_hot_routes(q)[0].tolist() == [[0.0, 1.0], [1.0, 0.0], [1.0, 0.0]]

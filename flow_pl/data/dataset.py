@@ -116,13 +116,8 @@ class ClientDataset(Dataset[ClientBatch]):
                 self._plans.clear()
             self.federation.store.check(client)
             split = self.federation.split(client)
-            self._plans[client] = (split, self._part(client, len(split.train)))
+            self._plans[client] = (split, draw_part(self.seed, client, len(split.train)))
         return self._plans[client]
-
-    def _part(self, client: int, size: int) -> Part:
-        local_size, global_size = part_sizes(size)
-        rank = generator(self.seed, Stream.PART, client).permutation(size)
-        return LOCAL * (rank < local_size).astype(np.uint8) | GLOBAL * (rank >= size - global_size).astype(np.uint8)
 
     def _dropout_seed(self, round_: int, clients: list[int]) -> int:
         # a stream has no negative keys, and the round is -1 in evaluation
@@ -132,3 +127,10 @@ class ClientDataset(Dataset[ClientBatch]):
         if round_ < 0:  # in evaluation a client is personalized the same way after every round
             return generator(self.seed, Stream.EVALUATION_ORDER, client)
         return generator(self.seed, Stream.ORDER, round_, client)
+
+
+def draw_part(seed: int, client: int, size: int) -> Part:
+    """Bits LOCAL and GLOBAL [size] of a client's training examples; drawn once for a run."""
+    local_size, global_size = part_sizes(size)
+    rank = generator(seed, Stream.PART, client).permutation(size)
+    return LOCAL * (rank < local_size).astype(np.uint8) | GLOBAL * (rank >= size - global_size).astype(np.uint8)

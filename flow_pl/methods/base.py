@@ -191,6 +191,10 @@ class Method(ABC):
         start = self.start(server)
         return {name: start[name] for name in self.private}
 
+    def personalized(self, groups: Groups, x: Tensor) -> Tensor:
+        """Outputs of the personalized model alone, for serving it."""
+        return self.predict(groups, x).personalized
+
     @abstractmethod
     def training(self) -> tuple[Phase | Derive, ...]:
         """What a sampled client does in a round."""

@@ -144,15 +144,25 @@ class Flow(Method):
 
     def predict(self, groups: Groups, x: Tensor) -> Prediction:
         """w_g, the routed model and the local model."""
-        route, hard = self._route(groups, x), self.routing == "hard"
-        personalized, q = self.model.routed(x, groups["global"], groups["local"], route, hard=hard)
+        personalized, q = self._routed(groups, x)
         return Prediction(
             generalized=self.model.plain(x, groups["global"]),
-            personalized=self.memory.mix(groups, x, personalized)[0],
+            personalized=personalized,
             local=self.model.plain(x, groups["global"], groups["local"]),
             routes=one_hot_routes(q)[..., 1].bool(),
             local_probability=q[..., 1],
         )
+
+    def personalized(self, groups: Groups, x: Tensor) -> Tensor:
+        """Outputs of the routed model alone."""
+        return self._routed(groups, x)[0]
+
+    def _routed(self, groups: Groups, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Outputs of the personalized model in evaluation, and the probabilities of its ways."""
+        route, hard = self._route(groups, x), self.routing == "hard"
+        ahead = not self.router.sees_outputs
+        outputs, q = self.model.routed(x, groups["global"], groups["local"], route, hard=hard, ahead=ahead)
+        return self.memory.mix(groups, x, outputs)[0], q
 
     @property
     def _opponent(self) -> str:

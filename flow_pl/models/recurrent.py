@@ -62,7 +62,7 @@ class LSTM(Recurrent):
     def forward(self, x: Tensor) -> Tensor:
         """Outputs [N, T, H] for inputs x [N, T, D]."""
         weights = (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
-        if not any(_has_client_axis(t) for t in (x, *weights)):
+        if not any(has_client_axis(t) for t in (x, *weights)):
             # One client alone: torch's fused kernel, which has no rule for vmap.
             zeros = x.new_zeros(1, len(x), self.weight_hh.shape[1])
             outputs: Tensor = torch.lstm(x, (zeros, zeros), weights, True, 1, 0.0, self.training, False, True)[0]
@@ -92,7 +92,7 @@ class LSTM(Recurrent):
         return F.linear(x, parameters["weight_ih"], parameters["bias_ih"] + parameters["bias_hh"]).unbind(1)
 
 
-def _has_client_axis(t: Tensor) -> bool:
+def has_client_axis(t: Tensor) -> bool:
     """Whether vmap works on a tensor, also under a gradient that is taken inside it (torch.func.grad)."""
     functorch = torch._C._functorch
     while functorch.is_functorch_wrapped_tensor(t):
