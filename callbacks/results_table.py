@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from lightning.pytorch import LightningModule, Trainer
@@ -30,6 +31,9 @@ def _accuracy(metric: str) -> tuple[Row, ...]:
         Row(metric, "over examples"),
         Row(f"{metric}_client_mean", "mean over clients"),
         Row(f"{metric}_p10", "10th percentile of clients"),
+        Row(f"{metric}_worst_decile", "worst tenth of clients"),
+        Row(f"{metric}_client_std", "standard deviation of clients"),
+        Row(f"{metric}_client_gini", "Gini coefficient of clients"),
         Row(f"{metric}_without_oov_eos", "without OOV and EOS"),
     )
 
@@ -101,18 +105,38 @@ def results_table(title: str, results: Results, blocks: list[str]) -> Table:
     table.add_column()
     for population in results:
         table.add_column(f"{population} clients", justify="right")
-    groups = GROUPS | {"Routed local": (*GROUPS["Routed local"], *(Row(f"routed_local/{b}", b) for b in blocks))}
-    for group, rows in groups.items():
-        present = [row for row in rows if any(row.metric in metrics for metrics in results.values())]
-        if present:
-            table.add_section()
-            table.add_row(group, style="bold")
-        for row in present:
-            table.add_row(f"  {row.label}", *(_percent(m.get(row.metric), row.signed) for m in results.values()))
+    for group, rows in result_rows(results, blocks).items():
+        table.add_section()
+        table.add_row(group, style="bold")
+        for label, *values in rows:
+            table.add_row(f"  {label}", *values)
     return table
 
 
-def _percent(value: float | None, signed: bool) -> str:
+def result_rows(results: Results, blocks: Sequence[str]) -> dict[str, list[list[str]]]:
+    """The rows of the table of a test that have a figure, by group.
+
+    Args:
+        results: for each population, its metrics by name; None where one is not defined.
+        blocks: names of the routed blocks.
+
+    Returns:
+        For each group its rows: a label, and the figure of each population in percent.
+    """
+    groups = GROUPS | {"Routed local": (*GROUPS["Routed local"], *(Row(f"routed_local/{b}", b) for b in blocks))}
+    found = {
+        group: [
+            [row.label, *(percent(metrics.get(row.metric), row.signed) for metrics in results.values())]
+            for row in rows
+            if any(row.metric in metrics for metrics in results.values())
+        ]
+        for group, rows in groups.items()
+    }
+    return {group: rows for group, rows in found.items() if rows}
+
+
+def percent(value: float | None, signed: bool = False) -> str:
+    """A share in percent; a dash where it is not defined."""
     return "-" if value is None else f"{100 * value:{'+' if signed else ''}.2f}"
 
 

@@ -82,6 +82,8 @@ class ClientPredictions(_OnDevice):
         personalized_correct: in the shape of `label`, bool; meaningless where there is no label.
         routes: [C, N, *P, blocks] bool, True where the way led through the local block; None for a method without
             routes.
+        local_probability: [C, N, *P, blocks] float, the router's probabilities of the local blocks; None for a method
+            without routes, and where no client has any prediction.
     """
 
     client: Tensor
@@ -91,6 +93,7 @@ class ClientPredictions(_OnDevice):
     generalized_correct: Tensor
     personalized_correct: Tensor
     routes: Tensor | None = None
+    local_probability: Tensor | None = None
 
 
 def concatenate(parts: Sequence[T]) -> T:
@@ -171,8 +174,9 @@ def predict_client(method: Method, groups: Groups, examples: Minibatch) -> dict[
         "generalized_correct": method.objective.correct(predicted.generalized, examples.y),
         "personalized_correct": method.objective.correct(predicted.personalized, examples.y),
     }
-    if predicted.routes is not None:
-        routes = predicted.routes
-        # a decision per instance holds at each of its positions
-        columns["routes"] = routes if routes.ndim > mask.ndim else routes.unsqueeze(1).expand(*mask.shape, -1)
+    for name in ("routes", "local_probability"):
+        decided: Tensor | None = getattr(predicted, name)
+        if decided is not None:
+            # a decision per instance holds at each of its positions
+            columns[name] = decided if decided.ndim > mask.ndim else decided.unsqueeze(1).expand(*mask.shape, -1)
     return columns

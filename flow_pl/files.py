@@ -2,8 +2,57 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
+
+from flow_pl.errors import FlowError
+
+
+@contextlib.contextmanager
+def replacing(path: Path, beside: str | None = None) -> Iterator[BinaryIO]:
+    """Write a file beside its target and rename it, so that a kill or a full disk leaves the target as it was.
+
+    Args:
+        path: the file; replaced if it is there.
+        beside: name of the temporary file in the same folder; None = that of the file with `.part` behind it.
+
+    Yields:
+        The file to write to. What an error leaves of it is removed.
+
+    Raises:
+        FlowError: it cannot be written.
+    """
+    temporary = path.with_name(beside or f"{path.name}.part")
+    try:
+        try:
+            with temporary.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())  # else a power cut may leave an empty file under the new name
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
+def unwritable(path: Path, error: OSError) -> FlowError:
+    """What to say of a file that cannot be written.
+
+    Args:
+        path: the file.
+        error: why.
+    """
+    return FlowError(
+        f"{path} cannot be written ({error.strerror or error}): make room on its disk, or choose a folder that you may "
+        "write to (--trainer.default_root_dir for a run). What was saved before is intact, "
+        "and --ckpt_path last goes on from it."
+    )
 
 
 def write_text(path: Path, text: str) -> None:
@@ -12,6 +61,9 @@ def write_text(path: Path, text: str) -> None:
     Args:
         path: the file; replaced if it is there.
         text: its content.
+
+    Raises:
+        FlowError: it cannot be written.
     """
     write_bytes(path, text.encode("utf-8"))
 
@@ -22,7 +74,9 @@ def write_bytes(path: Path, content: bytes) -> None:
     Args:
         path: the file; replaced if it is there.
         content: its content.
+
+    Raises:
+        FlowError: it cannot be written.
     """
-    temporary = path.with_name(f"{path.name}.part")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+    with replacing(path) as file:
+        file.write(content)

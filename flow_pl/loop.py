@@ -48,7 +48,7 @@ class ClientUpdate:
     def weighted_sums(self) -> list[Tensor]:
         """The weighted sums over clients of what they send, a flat tensor for each parameter."""
         stacked = [(name, p) for name, group in self.difference.items() for p in group.values()]
-        return [torch.mv(p.flatten(1).t(), self.weights[name]) for name, p in stacked]
+        return [torch.mv(p.reshape(len(p), -1).t(), self.weights[name]) for name, p in stacked]
 
     def reject(self) -> Tensor:
         """Leave out the clients with a value that is not finite: they send nothing, with no weight.
@@ -57,11 +57,11 @@ class ClientUpdate:
             [C] bool, False for the clients that are left out, which keep what they kept before.
         """
         accepted = torch.ones_like(self.client, dtype=torch.bool)
-        sent = [p.flatten(1) for group in self.difference.values() for p in group.values()]
-        for p in (*sent, *(p.flatten(1) for group in self.kept.values() for p in group.values())):
-            accepted &= p.sum(1).isfinite()
+        sent = [p for group in self.difference.values() for p in group.values()]
+        for p in (*sent, *(p for group in self.kept.values() for p in group.values())):
+            accepted &= p.reshape(len(p), -1).sum(1).isfinite()
         for p in sent:
-            p.masked_fill_(~accepted[:, None], 0)
+            p.masked_fill_(~accepted.view(-1, *[1] * (p.ndim - 1)), 0)
         for weights in self.weights.values():
             weights.masked_fill_(~accepted, 0)
         return accepted

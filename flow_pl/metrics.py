@@ -62,10 +62,15 @@ class ClientMetric(Metric):
 class ClientAccuracy(ClientMetric):
     """Accuracy and mean loss of one model over a set of clients.
 
-    `compute` returns scalars, NaN where no client has an evaluated example: `accuracy` (mean over examples),
-    `accuracy_client_mean`, `accuracy_p10`, `accuracy_p50`, `accuracy_p90` (over clients) and `loss` (mean over what
-    it was summed over); for a task with a second accuracy also `accuracy_<subset>`, `accuracy_<subset>_client_mean`
-    and so on.
+    `compute` returns scalars, NaN where no client has an evaluated example:
+
+    - `accuracy` (mean over examples), and over clients `accuracy_client_mean`, `accuracy_p10`, `accuracy_p50`,
+      `accuracy_p90`;
+    - how evenly it is spread: `accuracy_worst_decile` (mean of the tenth of the clients, at least one, with the
+      lowest), `accuracy_client_std` (standard deviation over clients) and `accuracy_client_gini` (Gini's coefficient:
+      half the mean absolute difference of two clients, over the mean; 0 where all are equal, NaN where all are 0);
+    - `loss` (mean over what it was summed over);
+    - for a task with a second accuracy also `accuracy_<subset>`, `accuracy_<subset>_client_mean` and so on.
 
     Args:
         subset: `Objective.subset` of the task: the second accuracy's name; empty for none.
@@ -213,6 +218,21 @@ def _accuracies(name: str, count: Tensor, correct: Tensor) -> dict[str, Tensor]:
         name: correct.sum() / count.sum(),
         f"{name}_client_mean": (correct / count).mean(),
         **_percentiles(name, correct / count),
+        **_fairness(name, correct / count),
+    }
+
+
+def _fairness(name: str, value: Tensor) -> dict[str, Tensor]:
+    """How unevenly a figure [clients] is spread over the clients; NaN where there is no client."""
+    clients = len(value)
+    ordered = value.sort().values
+    # Sum of |a - b| over all pairs: the i-th of the ordered values is subtracted clients - 1 - i times, added i times.
+    rank = torch.arange(clients, dtype=value.dtype)
+    differences = ((2 * rank - clients + 1) * ordered).sum()
+    return {
+        f"{name}_worst_decile": ordered[: -(-clients // 10)].mean(),
+        f"{name}_client_std": value.std(correction=0) if clients else value.new_tensor(torch.nan),
+        f"{name}_client_gini": differences / (clients * ordered.sum()),
     }
 
 

@@ -40,6 +40,8 @@ class Stream(IntEnum):
     """The seed of the device's generator for a chunk; keys: round + 1, its first client."""
     AVAILABILITY = 13
     """Whether a sampled client reports back, and how fast it is; keys: round, client."""
+    DIAGNOSIS = 14
+    """The clients on which the gradient is measured; keys: round."""
 
 
 def generator(seed: int, stream: Stream, *keys: int) -> np.random.Generator:

@@ -52,6 +52,7 @@ def approx(**expected: float) -> dict[str, object]:
 def test_accuracy_over_examples_and_over_clients() -> None:
     """Accuracies 1/2, 1/4 and 3/4; 8 of 14 examples right; percentiles interpolate linearly.
 
+    Their differences, over all ordered pairs, are 2 (1/4 + 1/4 + 1/2): Gini's coefficient is that over 2 * 9 * 1/2.
     The loss is over what was summed, here also of a client without an example to be right about.
     """
     assert figures(accuracy([[2, 1, 4.0, 20], [4, 1, 2.0, 4], [0, 0, 3.0, 6], [8, 6, 1.0, 10]])) == approx(
@@ -60,6 +61,9 @@ def test_accuracy_over_examples_and_over_clients() -> None:
         accuracy_p10=0.25 + 0.2 * 0.25,
         accuracy_p50=0.5,
         accuracy_p90=0.75 - 0.2 * 0.25,
+        accuracy_worst_decile=0.25,
+        accuracy_client_std=(2 / 3 * 0.25**2) ** 0.5,
+        accuracy_client_gini=2 / 9,
         loss=10 / 40,
     )
 
@@ -73,13 +77,36 @@ def test_a_second_accuracy_is_over_clients_with_something_in_it() -> None:
         accuracy_p10=0.3,
         accuracy_p50=0.5,
         accuracy_p90=0.7,
+        accuracy_worst_decile=0.25,
+        accuracy_client_std=(2 / 3 * 0.25**2) ** 0.5,
+        accuracy_client_gini=2 / 9,
         loss=7 / 14,
         accuracy_content=4 / 7,
         accuracy_content_client_mean=0.75,
         accuracy_content_p10=0.55,
         accuracy_content_p50=0.75,
         accuracy_content_p90=0.95,
+        accuracy_content_worst_decile=0.5,
+        accuracy_content_client_std=0.25,
+        accuracy_content_client_gini=1 / 6,
     )
+
+
+@pytest.mark.parametrize("clients", [1, 10, 11, 25])
+def test_fairness_against_a_loop_over_pairs(clients: int) -> None:
+    values = torch.rand(clients, generator=torch.Generator().manual_seed(clients)).mul(100).round() / 100
+    found = figures(accuracy([[100, 100 * value, 0, 1] for value in values.tolist()]))
+    pairs = [abs(a - b) for a in values.tolist() for b in values.tolist()]
+    assert found["accuracy_client_gini"] == pytest.approx(
+        sum(pairs) / (2 * clients**2 * values.mean().item()), abs=1e-6
+    )
+    worst = sorted(values.tolist())[: math.ceil(clients / 10)]
+    assert found["accuracy_worst_decile"] == pytest.approx(sum(worst) / len(worst))
+    assert found["accuracy_client_std"] == pytest.approx(values.std(correction=0).item(), abs=1e-6)
+
+
+def test_no_gini_where_nothing_is_right() -> None:
+    assert math.isnan(figures(accuracy([[2, 0, 1.0, 2], [3, 0, 1.0, 3]]))["accuracy_client_gini"])
 
 
 def test_a_table_is_not_mixed_up_by_a_missing_column() -> None:

@@ -103,7 +103,10 @@ def client_scatter(comparison: Comparison) -> Figure | None:
         Line2D([], [], linestyle="", marker="o", color=color, alpha=0.7, markersize=np.sqrt(area), label=label)
         for label, (color, area) in dots.items()
     ]
-    figure.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    if len(panels) == 1:
+        figure.legend(handles=handles, loc="outside upper center", ncols=2)
+    else:
+        figure.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
 
 

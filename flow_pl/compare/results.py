@@ -110,7 +110,12 @@ class Comparison:
 
 
 def read_run(run: Run) -> RunResults:
-    """What a run that is done measured."""
+    """What a run that is done measured.
+
+    Raises:
+        ConfigurationError: its tables were damaged.
+    """
+    run.check_tables()
     written = run.results()
     clients = [
         Client(
@@ -122,9 +127,7 @@ def read_run(run: Run) -> RunResults:
         )
         for row in _table(run.folder / "clients.csv")
     ]
-    # a run that made no round has none
-    rows = _table(run.folder / "curve.csv") if (run.folder / "curve.csv").exists() else []
-    curve = {int(row["round"]): {name: float(text) if text else None for name, text in row.items()} for row in rows}
+    curve = read_curve(run.folder / "curve.csv")
     made = max(curve, default=0)
     return RunResults(
         method=run.method,
@@ -137,6 +140,16 @@ def read_run(run: Run) -> RunResults:
         clients=clients,
         curve=curve,
     )
+
+
+def read_curve(path: Path) -> dict[int, Metrics]:
+    """The metrics of the validations of a fit, by round; none where there is no file, as of a run without a round.
+
+    Args:
+        path: the file that the callback `LearningCurves` wrote.
+    """
+    rows = _table(path) if path.exists() else []
+    return {int(row["round"]): {name: float(text) if text else None for name, text in row.items()} for row in rows}
 
 
 def _table(path: Path) -> list[dict[str, str]]:

@@ -93,7 +93,7 @@ def run_settings(settings: Settings, method: str, seed: int, folder: Path, group
     trainer["callbacks"] = [
         *(listed if isinstance(listed, list) else [listed]),
         # callbacks use flow_pl, never the reverse: the command line finds them by name
-        {"class_path": "callbacks.LearningCurve", "init_args": {"path": str(folder / "curve.csv")}},
+        {"class_path": "callbacks.LearningCurves", "init_args": {"path": "curve.csv", "figure": None}},
         {"class_path": "callbacks.ClientResults", "init_args": {"path": str(folder / "clients.csv")}},
         {"class_path": "callbacks.ResultsTable", "init_args": {"path": str(folder / "test.json")}},
     ]

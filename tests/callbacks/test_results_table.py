@@ -42,10 +42,16 @@ def test_table_of_two_populations(console: Console, capsys: pytest.CaptureFixtur
         ["over examples", "33.33", "100.00"],
         ["mean over clients", "25.00", "100.00"],
         ["10th percentile of clients", "5.00", "100.00"],
+        ["worst tenth of clients", "0.00", "100.00"],
+        ["standard deviation of clients", "25.00", "0.00"],
+        ["Gini coefficient of clients", "50.00", "0.00"],
         ["Personalized accuracy", "", ""],
         ["over examples", "50.00", "50.00"],
         ["mean over clients", "37.50", "50.00"],
         ["10th percentile of clients", "7.50", "50.00"],
+        ["worst tenth of clients", "0.00", "50.00"],
+        ["standard deviation of clients", "37.50", "0.00"],
+        ["Gini coefficient of clients", "50.00", "0.00"],
         ["Gain of personalization", "", ""],
         ["over examples", "+16.67", "-50.00"],
         ["mean over clients", "+12.50", "-50.00"],
@@ -71,6 +77,9 @@ def test_rows_without_a_figure_are_left_out(console: Console) -> None:
         "over examples",
         "mean over clients",
         "10th percentile of clients",
+        "worst tenth of clients",
+        "standard deviation of clients",
+        "Gini coefficient of clients",
     ]
 
 

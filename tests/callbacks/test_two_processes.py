@@ -54,7 +54,8 @@ def run(folder: Path, **settings: Any) -> dict[str, Any]:
     module, data = FakeModule(("head",), NextToken()), SharedData(EVALUATED, seen=EVALUATED, new=EVALUATED[1:2])
     measures = [callbacks.GeneralizedAccuracy(), callbacks.PersonalizedAccuracy(), callbacks.PersonalizationGain()]
     measures.append(callbacks.RoutingStatistics())
-    measures += [callbacks.ClientResults(folder / "clients.csv"), callbacks.LearningCurve(folder / "curve.csv")]
+    measures.append(callbacks.ClientResults(folder / "clients.csv"))
+    measures.append(callbacks.LearningCurves(folder / "curve.csv", folder / "curves.png"))
     shown = [callbacks.RoundProgressBar(), callbacks.ResultsTable(str(folder / "test.csv"))]
     best = ModelCheckpoint(folder, monitor="val/gain", save_on_train_epoch_end=False)
     trainer = make_trainer(*measures, *shown, best, max_epochs=2, enable_checkpointing=True, **settings)

@@ -123,7 +123,7 @@ def test_settings_of_a_run(tmp_path):
     options = ["--trainer.callbacks+=LearningRateMonitor", "--trainer.logger=WandbLogger", "--trainer.logger.project=p"]
     settings = run_settings(resolve(FLOW, options), "flow", 7, tmp_path, "tiny")
     classes = [callback["class_path"].rpartition(".")[2] for callback in settings["trainer"]["callbacks"]]
-    assert classes == ["LearningRateMonitor", "LearningCurve", "ClientResults", "ResultsTable"]
+    assert classes == ["LearningRateMonitor", "LearningCurves", "ClientResults", "ResultsTable"]
     logger = settings["trainer"]["logger"]["init_args"]
     assert (logger["name"], logger["group"], logger["project"]) == ("flow-seed7", "tiny", "p")
     assert settings["seed_everything"] == 7

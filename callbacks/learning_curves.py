@@ -1,10 +1,12 @@
-"""What was measured on the way: the metrics of every validation of a fit, in a file."""
+"""What was measured on the way: the metrics of every validation of a fit, in a file and in a figure."""
 
 from __future__ import annotations
 
 import csv
 import io
 import time
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -12,25 +14,33 @@ from lightning.pytorch.callbacks import Callback
 
 from callbacks.base import metric_prefixes
 from callbacks.output_files import check_ending, check_writable
+from flow_pl.data.optional import import_optional
 from flow_pl.files import write_text
 
 
-class LearningCurve(Callback):
-    """Writes the metrics of every validation of a fit to a CSV file, whatever the loggers.
+class LearningCurves(Callback):
+    """Writes the metrics of every validation of a fit to a CSV file, whatever the loggers, and draws the accuracies.
 
     Columns: `round` (the number of rounds made), `train_seconds` (time in training, without validation, up to there)
     and the metrics of the validation by their names; a fit whose last rounds are not validated ends with a row without
-    metrics. A resumed fit goes on from the rows of its checkpoint. The file is whole whenever it is read.
+    metrics. A resumed fit goes on from the rows of its checkpoint.
+
+    The figure shows both accuracies over the rounds, as means over clients with a band from their 10th to their 90th
+    percentile, as `GeneralizedAccuracy` and `PersonalizedAccuracy` log them; it is drawn anew after every validation.
+    Both files are whole whenever they are read.
 
     Args:
-        path: the file, .csv; folders are created.
+        path: the table (.csv), in the run's folder; folders are created.
+        figure: the figure (.png), in the run's folder; null for none.
 
     Raises:
-        ConfigurationError: `path` ends otherwise; at the start of a fit, it cannot be written.
+        ConfigurationError: a name ends otherwise; at the start of a fit, a file cannot be written, or matplotlib, which
+            draws the figure, is not installed.
     """
 
-    def __init__(self, path: str = "curve.csv") -> None:
+    def __init__(self, path: str = "curve.csv", figure: str | None = "figures/curves.png") -> None:
         self.path = check_ending(path, (".csv",))
+        self.figure = None if figure is None else check_ending(figure, (".png",))
         self._rows: list[dict[str, float]] = []
         self._seconds = 0.0
         self._clock = 0.0
@@ -44,9 +54,13 @@ class LearningCurve(Callback):
         self._rows, self._seconds = list(state_dict["rows"]), state_dict["seconds"]
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check the file before the work is done."""
+        """Check the files before the work is done."""
+        if self.figure is not None:
+            import_optional("matplotlib", "compare", "the figure of LearningCurves (or set figure to null)")
         if trainer.is_global_zero:
-            check_writable(self.path)
+            for file in (self.path, self.figure):
+                if file is not None:
+                    check_writable(Path(trainer.default_root_dir) / file)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock, behind what was between two rounds."""
@@ -61,13 +75,19 @@ class LearningCurve(Callback):
         self._clock = now
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Add a row."""
+        """Add a row, and draw the figure anew."""
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         (prefix,) = metric_prefixes(trainer)
         metrics = trainer.callback_metrics  # in every process: reading them may be collective
         figures = {name.removeprefix(prefix): v.item() for name, v in metrics.items() if name.startswith(prefix)}
         self._add(trainer, figures)
+        if trainer.is_global_zero and self.figure is not None:
+            from flow_pl.compare.plotting import save  # which needs matplotlib
+            from flow_pl.report.curves import accuracy_curves
+
+            curve = {int(row["round"]): row for row in self._rows}
+            save(partial(accuracy_curves, curve), Path(trainer.default_root_dir) / self.figure)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note how far the fit came."""
@@ -77,7 +97,7 @@ class LearningCurve(Callback):
     def _add(self, trainer: Trainer, figures: dict[str, float]) -> None:
         self._rows.append({"round": trainer.global_step, "train_seconds": round(self._seconds, 3), **figures})
         if trainer.is_global_zero:
-            write_text(self.path, _csv(self._rows))
+            write_text(Path(trainer.default_root_dir) / self.path, _csv(self._rows))
 
 
 def _csv(rows: list[dict[str, float]]) -> str:

@@ -1,0 +1,237 @@
+"""The quantities of Flow's convergence analysis on a run: gradients, dissimilarity, progress, routing probabilities."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+from callbacks.federated import federated_data, federated_module
+from callbacks.output_files import check_ending, check_writable
+from flow_pl.chunking import ChunkSize
+from flow_pl.data.batch import Chunk, ClientBatch
+from flow_pl.data.optional import import_optional
+from flow_pl.diagnostics import (
+    HEAD,
+    OBSERVED,
+    dissimilarity_bound,
+    gradient_figures,
+    gradient_sums,
+    has_global_model,
+    observed,
+)
+from flow_pl.errors import require_positive
+from flow_pl.files import write_text
+from flow_pl.loop import ClientUpdate, FederatedLoop
+from flow_pl.methods.base import Method
+from flow_pl.rng import Stream, generator
+from flow_pl.routing import Groups, Parameters
+from flow_pl.server import sent_parameters, server_groups
+
+PROGRESS = ("global_progress", "local_progress", "deviation")
+"""Squared distances that the clients of a round measure, where their method has such models."""
+
+
+class ConvergenceDiagnostics(Callback):
+    """Measures what Flow's convergence analysis bounds (Panchal et al., NeurIPS 2023, Section 4 and Appendix E).
+
+    In rounds 0, n, 2n, ... of a fit, logged with the round's training metrics. On seen clients, drawn from (seed,
+    round), with w_g as the round begins:
+
+    - `diagnostics/loss`: F(w_g), the clients weighted as in the server's mean;
+    - `diagnostics/gradient_norm`: ||grad F(w_g)||, corrected for the sample; 0 where it cannot be told from 0;
+      `diagnostics/sample_gradient_norm`: of the mean over the drawn clients, without correction;
+    - `diagnostics/client_gradient_norm`: root of the mean over clients of ||grad f_m(w_g)||^2;
+    - `diagnostics/gradient_diversity`: mean of ||grad f_m(w_g) - grad F(w_g)||^2 (Definition E.5);
+    - `diagnostics/G`, `diagnostics/B`: of the tightest bound mean ||grad f_m||^2 <= G^2 + B^2 ||grad F||^2 that holds
+      in all rounds measured so far.
+
+    On the clients of the round, roots of means over clients of squares:
+
+    - `diagnostics/global_progress`: of the client's copy of w_g, ||w_g,m - w_g|| (Lemma E.7);
+    - `diagnostics/local_progress`: of the local model, ||w_l - w_g|| (Lemma E.6); of the personal one, where a method
+      trains such beside the model it sends;
+    - `diagnostics/deviation`: of the personalized model, ||w_p - w_g||, the routed share of w_l - w_g, over training
+      examples (Lemma E.8);
+    - `diagnostics/q_local`, `diagnostics/q_global`, `diagnostics/q_local/<block>`: means of the routing probabilities.
+
+    A method has those of its models; one without a single w_g that is sent (`Local`, `HypCluster`) has none. Training
+    is not changed, bit for bit, and nothing is asked of the device but once at the end of such a round.
+
+    Args:
+        every_n_rounds: rounds from one measurement to the next.
+        clients: number of clients whose gradient is taken, over all of their examples once; null = as many as a round
+            has. The more their gradients differ, the more of them it takes to tell ||grad F|| from 0.
+        path: a table with a row for each measurement (.csv), in the run's folder; null for none.
+        figure: a figure of it (.png) in the run's folder, drawn at the end of the fit, where `WandbResults` finds it;
+            null for none.
+
+    Raises:
+        ConfigurationError: a number is not positive or a path ends otherwise; at the start of a fit, a file cannot be
+            written, or matplotlib, which draws the figure, is not installed.
+    """
+
+    def __init__(
+        self,
+        every_n_rounds: int = 10,
+        clients: int | None = None,
+        path: str | None = "diagnostics.csv",
+        figure: str | None = "figures/diagnostics.png",
+    ) -> None:
+        require_positive(every_n_rounds=every_n_rounds, **({} if clients is None else {"clients": clients}))
+        self.every_n_rounds = every_n_rounds
+        self.clients = clients
+        self.path = None if path is None else check_ending(path, (".csv",))
+        self.figure = None if figure is None else check_ending(figure, (".png",))
+        self.rows: list[dict[str, float]] = []
+        self._loop: FederatedLoop | None = None
+        self._gradients: Tensor | None = None
+        self._observations: list[Parameters] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed fit goes on from."""
+        return {"rows": list(self.rows)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self.rows = list(state_dict["rows"])
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check the files before the work is done."""
+        if self.figure is not None:
+            import_optional("matplotlib", "compare", "the figure of ConvergenceDiagnostics (or set figure to null)")
+        if trainer.is_global_zero:
+            for file in (self.path, self.figure):
+                if file is not None:
+                    check_writable(Path(trainer.default_root_dir) / file)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the gradients, and have the clients of the round observed."""
+        module = federated_module(pl_module)
+        if trainer.current_epoch % self.every_n_rounds or not has_global_model(module.method):
+            return
+        self._gradients = self._gradient_sums(trainer, pl_module)
+        self._observations, self._loop = [], module.loop
+        module.loop = _ObservingLoop(module.loop, self._observations)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put together what the clients of all processes have measured, log it and write it."""
+        if self._loop is None:
+            return
+        self._restore(pl_module)
+        figures = self._figures(trainer, pl_module)
+        self.rows.append({"round": trainer.current_epoch, **figures})
+        squares = ([row[name] ** 2 for row in self.rows] for name in ("gradient_norm", "client_gradient_norm"))
+        figures["G"], figures["B"] = dissimilarity_bound(*squares)
+        self.rows[-1] |= figures
+        if trainer.is_global_zero and self.path is not None:
+            write_text(Path(trainer.default_root_dir) / self.path, _csv(self.rows))
+        logged = {f"diagnostics/{name}": torch.tensor(value) for name, value in figures.items()}
+        # already reduced: this tells Lightning that every process has the same value
+        pl_module.log_dict(logged, on_step=False, on_epoch=True, batch_size=1, sync_dist=True, rank_zero_only=True)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw the figure."""
+        if trainer.is_global_zero and self.figure is not None and self.rows:
+            from callbacks.convergence_figure import draw  # which needs matplotlib
+
+            draw(self.rows, Path(trainer.default_root_dir) / self.figure)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave the module as it was."""
+        self._restore(pl_module)
+
+    def _restore(self, pl_module: LightningModule) -> None:
+        if self._loop is not None:
+            federated_module(pl_module).loop = self._loop
+            self._loop = None
+
+    def _gradient_sums(self, trainer: Trainer, pl_module: LightningModule) -> Tensor:
+        """Of the drawn clients of this process, the largest first."""
+        module, data, number = federated_module(pl_module), federated_data(trainer), trainer.current_epoch
+        dataset, sampler = trainer.train_dataloader.dataset, trainer.train_dataloader.sampler  # type: ignore[union-attr]
+        seen = data.federation.seen
+        count = min(data.cohort_size if self.clients is None else self.clients, len(seen))
+        drawn = np.sort(generator(sampler.seed, Stream.DIAGNOSIS, number).choice(seen, count, replace=False))
+        drawn = drawn[np.argsort(-data.federation.train_sizes[drawn], kind="stable")]
+        share = tuple(drawn[trainer.global_rank :: trainer.world_size].tolist())
+        server = server_groups(module.method)
+        size = sum(p.numel() for p in sent_parameters(module.method)["global"].values())
+        sums = torch.zeros(HEAD + size, device=pl_module.device)
+        batch: ClientBatch = data.transfer_batch_to_device(dataset[Chunk(number, share)], pl_module.device, 0)
+        batch = data.on_after_batch_transfer(batch, 0)
+
+        def measure(piece: ClientBatch) -> Tensor:
+            return gradient_sums(module.method, server, piece, module.loop.weighting)
+
+        for piece in ChunkSize().run(batch, measure):
+            sums += piece
+        return sums
+
+    def _figures(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
+        """The figures of the round, the same in all processes."""
+        blocks = federated_module(pl_module).route_names
+        assert self._gradients is not None
+        progress = torch.zeros(len(PROGRESS) + len(blocks), 2, device=pl_module.device)
+        for group in self._observations:
+            found = [group.get(name) for name in PROGRESS]
+            found += list(group["q_local"].unbind(1)) if blocks else []
+            for place, measured in enumerate(found):
+                if measured is not None:
+                    finite = measured.isfinite()  # a client that diverged is left out, as in the server's mean
+                    progress[place] += torch.stack([measured.where(finite, 0).sum(), finite.sum()])
+        sums = trainer.strategy.reduce(torch.cat([progress.flatten(), self._gradients]), reduce_op="sum")
+        totals, counts = sums[: progress.numel()].view(-1, 2).unbind(1)
+        gradients = gradient_figures(sums[progress.numel() :], len(federated_data(trainer).federation.seen))
+        # the only question to the device
+        values = torch.cat([torch.stack([*gradients.values()]), totals / counts]).tolist()
+        squares, q_local = values[len(gradients) :][: len(PROGRESS)], values[len(gradients) + len(PROGRESS) :]
+        figures = dict(zip(gradients, values, strict=False))
+        # not a number where no client has it
+        figures |= {name: mean**0.5 for name, mean in zip(PROGRESS, squares, strict=True) if mean == mean}
+        if q_local:
+            mean = sum(q_local) / len(q_local)
+            figures |= {"q_local": mean, "q_global": 1 - mean}
+            figures |= {f"q_local/{block}": q for block, q in zip(blocks, q_local, strict=True)}
+        return figures
+
+
+class _ObservingLoop(FederatedLoop):
+    """A loop that hands out what its clients have measured, and is otherwise the loop it is made of.
+
+    Args:
+        loop: whose settings and traces it shares.
+        observations: where it puts what was measured, chunk by chunk.
+    """
+
+    def __init__(self, loop: FederatedLoop, observations: list[Parameters]) -> None:
+        vars(self).update(vars(loop))
+        self._observations = observations
+
+    def train_clients(
+        self,
+        method: Method,
+        server: Groups,
+        batch: ClientBatch,
+        loss_scale: Tensor | None = None,
+        kept: Groups | None = None,
+    ) -> ClientUpdate:
+        """As `FederatedLoop.train_clients`."""
+        update = super().train_clients(observed(method, server), server, batch, loss_scale, kept)
+        self._observations.append(update.kept.pop(OBSERVED))
+        return update
+
+
+def _csv(rows: list[dict[str, float]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, dict.fromkeys(name for row in rows for name in row), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

@@ -1,0 +1,234 @@
+"""What a test found out about clients and routes, as a page that can be read anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+
+from callbacks.base import EvaluationCallback
+from callbacks.client_results import ClientCounts
+from callbacks.federated import federated_data, federated_module
+from callbacks.output_files import check_ending, check_writable
+from callbacks.results import Results, ResultsCallback
+from callbacks.results_table import percent, result_rows
+from callbacks.wandb_run import wandb_loggers
+from flow_pl.data.batch import ClientBatch
+from flow_pl.data.optional import import_optional
+from flow_pl.errors import require_at_least_zero, require_positive
+from flow_pl.evaluation import ClientEvaluation
+from flow_pl.files import write_text
+from flow_pl.report.agreement import CommonInstances, common_instances, with_common
+from flow_pl.report.routes import Routes
+
+if TYPE_CHECKING:
+    from flow_pl.report.evidence import Evidence
+
+
+class RoutingReport(EvaluationCallback[ClientCounts], ResultsCallback):
+    """Writes a page on a test: its results, how the clients fare, and where the router sends what.
+
+    The page (HTML) needs nothing but itself and is made for phones too. It has the table of results; accuracies and
+    routes over the rounds, where the fit had the callback `LearningCurves`; the clients' gains, accuracies from worst
+    to best and by size, and the worst clients; and for a method that routes the distribution of the routing
+    probabilities by block, their entropy, the shares by client and by class, how far clients agree on common instances,
+    and the instances that go most local and most global. Figures are PNG files too, where `WandbResults` finds them;
+    with a `WandbLogger` its tables are logged as `report/clients`, `report/blocks` and `report/classes`.
+
+    Accuracies and shares are those of the test, of all clients. For what is counted instance by instance, some clients,
+    of all sizes, are personalized once more, with the minibatches and the dropout of the test. Routes of clients are
+    compared on common instances, which each client's own model is asked about.
+
+    Args:
+        path: the page (.html), in the run's folder.
+        figures: folder for the figures, in the run's own.
+        curve: the table that `LearningCurves` wrote, in the run's folder; it may be missing.
+        clients: most clients of each population that are looked at instance by instance, in whole chunks, but one
+            chunk at least.
+        common: instances that all of these are asked about; 0 = do not compare clients.
+        instances: how many of the most local and of the most global instances are shown.
+
+    Raises:
+        ConfigurationError: a number is out of its range or `path` ends otherwise; at the start of a test, a file cannot
+            be written, or matplotlib is not installed.
+    """
+
+    def __init__(
+        self,
+        path: str = "report.html",
+        figures: str = "figures",
+        curve: str = "curve.csv",
+        clients: int = 100,
+        common: int = 32,
+        instances: int = 12,
+    ) -> None:
+        super().__init__()
+        require_positive(clients=clients, instances=instances)
+        require_at_least_zero(common=common)
+        self.path = check_ending(path, (".html",))
+        self.figures = figures
+        self.curve = curve
+        self.clients = clients
+        self.common = common
+        self.instances = instances
+        self._routes: list[Routes] = []
+        self._common: CommonInstances | None = None
+        self._every: dict[int, int] = {}
+        self._evidence: Evidence | None = None
+        self._drawn: Mapping[str, Path] = {}
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check the files before the work is done."""
+        import_optional("matplotlib", "compare", "RoutingReport")
+        if trainer.is_global_zero:
+            root = Path(trainer.default_root_dir)
+            check_writable(root / self.path)
+            check_writable(root / self.figures / "clients.png")
+
+    def create_metric(self, pl_module: LightningModule) -> ClientCounts | None:
+        """The counts of one population; nothing in validation."""
+        return ClientCounts(len(federated_module(pl_module).route_names)) if pl_module.trainer.testing else None
+
+    def update_metric(self, metric: ClientCounts, evaluation: ClientEvaluation) -> None:
+        """Add the counts of a chunk."""
+        metric.update(evaluation)
+
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start from nothing, and choose the common instances."""
+        super().on_test_epoch_start(trainer, pl_module)
+        data, blocks = federated_data(trainer), len(federated_module(pl_module).route_names)
+        self._routes, self._common, self._every = [], None, {}
+        if blocks:
+            self._routes = [Routes(blocks, data.num_classes, self.instances) for _ in data.test_populations]
+            self._common = common_instances(data, self.common)
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: ClientBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Count a chunk, and look at the instances of some."""
+        super().on_test_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
+        if not self._routes or not len(batch):
+            return
+        if dataloader_idx not in self._every:
+            # chunks come by decreasing size of their clients: every n-th has clients of all sizes
+            chunks = max(1, self.clients // (len(batch) * trainer.world_size))
+            self._every[dataloader_idx] = -(-int(trainer.num_test_batches[dataloader_idx]) // chunks)
+        if batch_idx % self._every[dataloader_idx] == 0:
+            asked = with_common(batch, self._common)
+            assert asked.heldout is not None
+            with trainer.precision_plugin.test_step_context():
+                predictions = federated_module(pl_module).predict_step(asked, batch_idx, dataloader_idx)
+            shared = 0 if self._common is None else len(self._common.x)
+            self._routes[dataloader_idx].add(predictions, asked.heldout.x.numpy(force=True), shared)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Nothing: the report is on a test."""
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Gather the clients of all processes, and draw the figures in the first one."""
+        # in every process: gathering is collective
+        counts = [metric.compute() for metric in self._metrics]
+        routes = _gathered(self._routes)
+        self._metrics, self._routes, self._common = [], [], None
+        if trainer.is_global_zero:
+            from flow_pl.report.figures import draw  # which needs matplotlib
+
+            self._evidence = self._collect(trainer, pl_module, counts, routes)
+            # now, not at the end of the test: then WandbResults looks for them
+            self._drawn = draw(self._evidence, Path(trainer.default_root_dir) / self.figures)
+
+    def report(self, trainer: Trainer, pl_module: LightningModule, rounds: int, results: Results) -> None:
+        """Write the page, and log the tables."""
+        from flow_pl.report.html import Cells
+        from flow_pl.report.page import report
+        from flow_pl.report.tables import block_table, class_table, client_table
+
+        evidence, drawn = self._evidence, self._drawn
+        self._evidence, self._drawn = None, {}
+        assert evidence is not None
+        rows = [
+            row
+            for group, lines in result_rows(results, evidence.blocks).items()
+            for row in (Cells([group], group=True), *map(Cells, lines))
+        ]
+        text = report(evidence, drawn, rows, _highlights(results))
+        write_text(Path(trainer.default_root_dir) / self.path, text)
+        tables = {"clients": client_table, "blocks": block_table, "classes": class_table}
+        for logger in wandb_loggers(trainer):
+            for name, make in tables.items():
+                table = make(evidence)
+                if table.rows:
+                    logger.log_table(f"report/{name}", columns=table.columns, data=table.rows, step=rounds)
+
+    def _collect(
+        self, trainer: Trainer, pl_module: LightningModule, counts: list[torch.Tensor], routes: list[Routes]
+    ) -> Evidence:
+        from flow_pl.compare.results import Client, read_curve
+        from flow_pl.report.evidence import Evidence
+        from flow_pl.report.names import class_names, kind_of, token_names
+
+        data, module = federated_data(trainer), federated_module(pl_module)
+        clients: dict[str, list[Client]] = {}
+        shares: dict[str, list[list[float]]] = {}
+        for population, table in zip(data.test_populations, counts, strict=True):
+            for index, count, generalized, personalized, _, *local in table.T.tolist():
+                name, examples = data.client_name(int(index)), int(data.federation.train_sizes[int(index)])
+                found = Client(name, population, examples, generalized / count, personalized / count)
+                clients.setdefault(population, []).append(found)
+                shares.setdefault(population, []).append(local)
+        return Evidence(
+            method=type(module.method).__name__,
+            backbone=type(module.backbone).__name__,
+            data=type(data).__name__,
+            rounds=self.tested_round(trainer),
+            blocks=module.route_names,
+            clients=clients,
+            shares=shares,
+            routes=dict(zip(data.test_populations, routes, strict=False)),
+            common=self.common,
+            curve=read_curve(Path(trainer.default_root_dir) / self.curve),
+            kind=kind_of(data, module.objective),
+            classes=class_names(data, module.objective),
+            tokens=token_names(data),
+            names={one.client: data.client_name(one.client) for found in routes for one in found.clients},
+        )
+
+
+def _gathered(routes: list[Routes]) -> list[Routes]:
+    """What all processes have counted, in the first one."""
+    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
+        return routes
+    parts: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(parts, routes)
+    first, *others = parts
+    for population, found in enumerate(first):
+        found.merge(other[population] for other in others)
+        found.clients.sort(key=lambda client: client.client)
+    return list(first)
+
+
+_HIGHLIGHTS = (
+    ("personalized_accuracy", "Personalized accuracy (%)", False),
+    ("gain", "Gain of personalization (points)", True),
+    ("clients_harmed", "Clients harmed (%)", False),
+    ("personalized_accuracy_worst_decile", "Personalized, worst tenth of clients (%)", False),
+    ("routed_local", "Routed local (%)", False),
+)
+
+
+def _highlights(results: Results) -> dict[str, dict[str, str]]:
+    """Key figures by what they are and by population."""
+    found = {
+        label: {population: percent(m[name], signed) for population, m in results.items() if name in m}
+        for name, label, signed in _HIGHLIGHTS
+    }
+    return {label: values for label, values in found.items() if values}

@@ -1,0 +1,129 @@
+"""Do clients route alike? All are asked about the same instances, each through its own personalized model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flow_pl.data import FederatedDataModule
+from flow_pl.data.batch import ClientBatch, Examples
+from flow_pl.report.routes import ClientRoutes, Floats
+
+
+class CommonInstances(NamedTuple):
+    """Instances that all clients are asked about.
+
+    Attributes:
+        x: [K, ...] features as a model gets them.
+        y: [K, ...] targets.
+    """
+
+    x: Tensor
+    y: Tensor
+
+
+class Agreement(NamedTuple):
+    """How alike the routes of clients are on common instances; n clients, B blocks.
+
+    Attributes:
+        same: [B] mean, over all pairs of clients, of the share of decisions on which both take the same way.
+        chance: [B] what that would be if each client went local as often as it does, but on instances of its own
+            choice.
+        difference: [B] mean, over all pairs and decisions, of the distance of the probabilities.
+        pairs: [n, n] share of the same decisions of each pair, over all blocks.
+        order: [n] the clients' places in what was given, the least local first, as in `pairs`.
+    """
+
+    same: Floats
+    chance: Floats
+    difference: Floats
+    pairs: Floats
+    order: list[int]
+
+    @property
+    def beyond_chance(self) -> Floats:
+        """[B] share of what chance leaves open on which the clients agree (Cohen's kappa); NaN where it leaves none."""
+        room = 1 - self.chance
+        return np.where(room > 1e-9, (self.same - self.chance) / np.where(room > 1e-9, room, 1.0), np.nan)
+
+
+def common_instances(data: FederatedDataModule, count: int) -> CommonInstances | None:
+    """Test instances of clients from all over the seen population, one of each, or more where there are fewer clients.
+
+    Args:
+        data: set up.
+        count: how many (K); fewer, where there are fewer.
+
+    Returns:
+        The instances; None where no seen client has any.
+    """
+    federation = data.federation
+    clients = [int(client) for client in federation.seen if federation.test_sizes[client] > 0]
+    if not clients or not count:
+        return None
+    places = np.linspace(0, len(clients) - 1, min(count, len(clients))).round().astype(int)
+    each = -(-count // len(places))
+    x, y = [], []
+    for client in (clients[place] for place in places):
+        rows, chosen = federation.store.read(client), federation.split(client).test[:each]
+        x.append(rows.x[chosen])
+        y.append(rows.y[chosen].astype(np.int64))
+    features, targets = (torch.from_numpy(np.concatenate(parts)[:count]) for parts in (x, y))
+    return CommonInstances(data.transform(features), targets)
+
+
+def with_common(batch: ClientBatch, common: CommonInstances | None) -> ClientBatch:
+    """A chunk whose clients are evaluated on common instances first, and then on their own.
+
+    Args:
+        batch: of an evaluation.
+        common: K instances; None for none.
+    """
+    own = batch.heldout
+    assert own is not None
+    if common is None:
+        return batch
+
+    def joined(first: Tensor, second: Tensor) -> Tensor:
+        first = first.to(second.device, second.dtype)
+        return torch.cat([first.expand(len(second), *first.shape), second], dim=1)
+
+    real = torch.ones(len(common.x), dtype=torch.bool)
+    sizes = tuple(len(common.x) + size for size in own.sizes)
+    return replace(
+        batch, heldout=Examples(joined(common.x, own.x), joined(common.y, own.y), joined(real, own.mask), sizes)
+    )
+
+
+def agreement(clients: Sequence[ClientRoutes]) -> Agreement | None:
+    """Compare the clients' routes on the common instances; None for fewer than two clients, or without instances.
+
+    Args:
+        clients: all asked about the same.
+    """
+    if len(clients) < 2 or not len(clients[0].common):
+        return None
+    q = np.stack([client.common for client in clients])  # [n, D, B]
+    order = np.argsort(q.mean((1, 2)), kind="stable")
+    q = q[order]
+    ways = (q > 0.5).astype(np.float64)
+    clients_, decisions, blocks = q.shape
+    pairs = np.stack([w @ w.T + (1 - w) @ (1 - w).T for w in np.moveaxis(ways, 2, 0)]) / decisions
+    others = ~np.eye(clients_, dtype=bool)
+    share = ways.mean(1)  # [n, B]
+    expected = [np.outer(p, p) + np.outer(1 - p, 1 - p) for p in share.T]
+    # mean distance of all pairs, from the ordered values: see Gini's coefficient
+    rank = 2 * np.arange(clients_) - clients_ + 1
+    distance = (rank[:, None, None] * np.sort(q, axis=0)).sum(0) / (clients_ * (clients_ - 1) / 2)
+    return Agreement(
+        same=np.array([pairs[block][others].mean() for block in range(blocks)]),
+        chance=np.array([expected[block][others].mean() for block in range(blocks)]),
+        difference=distance.mean(0),
+        pairs=pairs.mean(0),
+        order=order.tolist(),
+    )

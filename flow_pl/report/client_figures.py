@@ -1,0 +1,104 @@
+"""How clients fare: gains, accuracies from the worst client to the best, accuracy by size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from flow_pl.compare.plotting import POPULATION_COLORS
+from flow_pl.compare.results import Client
+from flow_pl.report.curves import MODEL_COLORS, SIZE
+from flow_pl.report.routes import Floats
+
+Clients = Mapping[str, Sequence[Client]]
+"""Clients by population."""
+
+GROUPS = 5
+"""Most groups of clients by size."""
+
+DASHES = ("-", (0, (4, 2)), (0, (1, 1.2)))
+"""Of the populations, where the colours are those of the models."""
+
+
+def gain_histogram(clients: Clients) -> Figure:
+    """How many clients gain how much: personalized less generalized accuracy, in percentage points."""
+    figure = Figure(figsize=SIZE, layout="constrained")
+    axes = figure.subplots()
+    gains = {population: _gains(members) for population, members in clients.items()}
+    largest = max(1.0, *(float(np.abs(gain).max()) for gain in gains.values()))
+    width = _round_width(2 * largest / 20)
+    # zero is in the middle of a bin: who does not change is neither helped nor harmed
+    half = np.ceil(largest / width - 0.5)
+    edges = width * (np.arange(-half, half + 2) - 0.5)
+    weights = [np.full(len(gain), 100 / len(gain)) for gain in gains.values()]
+    colors = POPULATION_COLORS[: len(gains)]
+    labels = [f"{population}: mean {gain.mean():+.1f}" for population, gain in gains.items()]
+    axes.hist(list(gains.values()), bins=edges.tolist(), weights=weights, color=colors, label=labels)
+    axes.axvline(0, color="#444444", linewidth=0.9)
+    axes.set(xlabel="gain of a client (percentage points)", ylabel="clients (%)")
+    figure.legend(loc="outside upper center", ncols=3, fontsize=8)
+    return figure
+
+
+def accuracy_ranks(clients: Clients) -> Figure:
+    """Accuracies from the worst client to the best, for both models; the worst tenth is shaded."""
+    figure = Figure(figsize=SIZE, layout="constrained")
+    axes = figure.subplots()
+    axes.axvspan(0, 10, color="#F2D9CC", linewidth=0)
+    for (population, members), dashes in zip(clients.items(), DASHES, strict=False):
+        for model, color in MODEL_COLORS.items():
+            values = np.sort([100 * getattr(client, model) for client in members])
+            # a client is a step of its width, so that the shaded tenth holds a tenth of them
+            edges = np.linspace(0, 100, len(values) + 1)
+            axes.stairs(values, edges, baseline=None, color=color, linewidth=1.5, linestyle=dashes)
+            axes.plot([], [], color=color, linestyle=dashes, label=f"{model}, {population}")
+    axes.set(xlabel="clients, from the worst to the best (%)", ylabel="accuracy (%)", xlim=(0, 100))
+    axes.text(5, 0.98, "worst\ntenth", transform=axes.get_xaxis_transform(), ha="center", va="top", fontsize=7)
+    figure.legend(loc="outside upper center", ncols=2, fontsize=8)
+    return figure
+
+
+def accuracy_by_size(clients: Clients) -> Figure:
+    """Accuracy of clients by their number of training examples: mean and quartiles of up to five groups."""
+    members = sorted((client for group in clients.values() for client in group), key=lambda client: client.examples)
+    groups = size_groups([client.examples for client in members])
+    figure = Figure(figsize=SIZE, layout="constrained")
+    axes = figure.subplots()
+    for shift, (model, color) in zip((-0.12, 0.12), MODEL_COLORS.items(), strict=True):
+        values = [[100 * getattr(members[i], model) for i in group] for group in groups]
+        means = np.array([np.mean(group) for group in values])
+        quartiles = np.array([np.quantile(group, (0.25, 0.75)) for group in values]).T
+        places = np.arange(len(groups)) + shift
+        axes.vlines(places, *quartiles, color=color, linewidth=5, alpha=0.25)
+        axes.plot(places, means, color=color, marker="o", markersize=5, linewidth=1.2, label=model)
+    spans = [(members[group[0]].examples, members[group[-1]].examples) for group in groups]
+    texts = [f"{a}" if a == b else f"{a} to {b}" for a, b in spans]
+    labels = [f"{text}\nn = {len(group)}" for text, group in zip(texts, groups, strict=True)]
+    axes.set_xticks(range(len(groups)), labels, fontsize=8)
+    axes.set(xlabel="training examples of a client", ylabel="accuracy (%)", xlim=(-0.5, len(groups) - 0.5))
+    figure.legend(loc="outside upper center", ncols=2, fontsize=8)
+    return figure
+
+
+def size_groups(sizes: Sequence[int]) -> list[list[int]]:
+    """Places of ascending sizes in groups of about as many clients; clients of one size are in one group.
+
+    Args:
+        sizes: ascending, one or more.
+    """
+    bounds = np.quantile(sizes, np.linspace(0, 1, GROUPS + 1)[1:-1])
+    group_of = np.searchsorted(bounds, sizes, side="left")
+    return [np.flatnonzero(group_of == group).tolist() for group in np.unique(group_of)]
+
+
+def _gains(clients: Sequence[Client]) -> Floats:
+    # rounded: accuracies that are equal on paper may differ in the last digit
+    return np.round([100 * (client.personalized - client.generalized) for client in clients], 9)
+
+
+def _round_width(width: float) -> float:
+    """The next of 1, 2, 5, 10, ... and their tenths."""
+    scale = 10 ** np.floor(np.log10(width))
+    return float(next(step * scale for step in (1, 2, 5, 10) if step * scale >= width))

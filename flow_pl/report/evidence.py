@@ -1,0 +1,90 @@
+"""All that the report is about."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from flow_pl.compare.results import Client, Comparison, Metrics, RunResults
+from flow_pl.report.agreement import Agreement, agreement
+from flow_pl.report.names import Kind
+from flow_pl.report.routes import Routes
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a test found out.
+
+    Attributes:
+        method: its name.
+        backbone: its name.
+        data: name of the data module.
+        rounds: of the model that was tested.
+        blocks: names of the routed blocks; none for a method that does not route.
+        clients: those with evaluated targets, by population.
+        shares: for each of them the share of decisions for the local block, by block.
+        routes: decisions of the clients that were looked at instance by instance, by population; empty for a method
+            without routes.
+        common: how many instances all of them were asked about.
+        curve: metrics of the fit's validations by round; empty where they were not written.
+        kind: how an instance is shown.
+        classes: names of the classes.
+        tokens: names of the tokens; None where they have none.
+        names: of the clients that were looked at instance by instance, by their indices.
+    """
+
+    method: str
+    backbone: str
+    data: str
+    rounds: int
+    blocks: Sequence[str]
+    clients: Mapping[str, Sequence[Client]]
+    shares: Mapping[str, Sequence[Sequence[float]]]
+    routes: Mapping[str, Routes]
+    common: int
+    curve: Mapping[int, Metrics]
+    kind: Kind
+    classes: Sequence[str]
+    tokens: Sequence[str] | None
+    names: Mapping[int, str] = field(default_factory=dict)
+
+    @cached_property
+    def all_routes(self) -> Routes | None:
+        """The decisions of all populations together; None without routes."""
+        if not self.routes:
+            return None
+        kept = next(iter(self.routes.values())).kept
+        together = Routes(len(self.blocks), len(self.classes), kept)
+        together.merge(self.routes.values())
+        return together if together.decisions else None
+
+    @cached_property
+    def agreement(self) -> Agreement | None:
+        """How alike the clients' routes are; None where nothing can be compared."""
+        return None if self.all_routes is None else agreement(self.all_routes.clients)
+
+    @cached_property
+    def comparison(self) -> Comparison:
+        """The run as a comparison of one method, for the figures that both have."""
+        metrics = {
+            population: {
+                f"routed_local/{block}": sum(share[index] for share in shares) / len(shares)
+                for index, block in enumerate(self.blocks)
+                if shares
+            }
+            for population, shares in self.shares.items()
+        }
+        run = RunResults(
+            method=self.method,
+            seed=0,
+            folder=Path(),
+            rounds=self.rounds,
+            train_seconds=None,
+            train_rounds=self.rounds,
+            populations=metrics,
+            clients=[client for members in self.clients.values() for client in members],
+            curve=self.curve,
+        )
+        return Comparison(self.method, {self.method: [run]}, list(self.clients), seeds=1)

@@ -1,0 +1,119 @@
+"""The instances that go most local or most global, as pictures: pixels, coloured tokens, or numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from flow_pl.report.curves import SIZE
+from flow_pl.report.names import Kind, tokens_of, visible
+from flow_pl.report.route_figures import WAYS
+from flow_pl.report.routes import Floats, Instance
+
+RIGHT, WRONG = "#1B7F3B", "#B3261E"
+
+COLUMNS = 4
+"""Pictures in a row."""
+
+LINE = 44
+"""Characters in a line of a picture of text."""
+
+
+def picture(instances: Sequence[Instance], kind: Kind, classes: Sequence[str], tokens: Sequence[str] | None) -> Figure:
+    """A picture of instances, each with its class and its mean probability of the local way.
+
+    Args:
+        instances: one or more.
+        kind: how they look.
+        classes: names of the classes.
+        tokens: names of the tokens, for texts.
+    """
+    if kind == "text":
+        return _texts(instances, tokens)
+    rows = -(-len(instances) // COLUMNS)
+    height = 1.45 if kind == "image" else 0.8
+    figure = Figure(figsize=(SIZE[0], height * rows), layout="constrained")
+    panels = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
+    for axes, instance in zip(panels, instances, strict=False):
+        _show(axes, instance, kind)
+        axes.set_title(f"{label_of(instance, classes)}  {100 * instance.share:.0f} %", fontsize=8, parse_math=False)
+        marks = [("g", instance.generalized), ("p", instance.personalized)]
+        for x, (letter, right) in zip((0.3, 0.7), marks, strict=True):
+            sign = "✓" if right.all() else "✗"
+            axes.text(
+                x, -0.06, f"{letter} {sign}", transform=axes.transAxes, ha="center", va="top", fontsize=7.5,
+                color=RIGHT if right.all() else WRONG,
+            )  # fmt: skip
+    for axes in panels:
+        axes.set_axis_off()
+    return figure
+
+
+def label_of(instance: Instance, classes: Sequence[str]) -> str:
+    """The class of an instance, or its classes; a question mark where it is not known."""
+    label = np.atleast_1d(instance.label)
+    if (label < 0).all():
+        return "?"
+    numbers = label if len(label) == 1 else np.flatnonzero(label > 0)
+    return ", ".join(classes[int(number)] for number in numbers)
+
+
+def token_ways(instance: Instance) -> Floats:
+    """[T] mean probability of the local way of each token, over the blocks; NaN in the padding."""
+    ways = np.where(instance.mask, instance.local.mean(-1), np.nan)
+    return np.full(len(np.ravel(instance.x)), ways) if ways.ndim == 0 else ways
+
+
+def way_range(instances: Sequence[Instance]) -> tuple[float, float]:
+    """The probabilities from which to which the colours of tokens run: those of nearly all tokens shown."""
+    ways = np.concatenate([token_ways(instance) for instance in instances])
+    low, high = np.nanquantile(ways, (0.02, 0.98))
+    return (float(low), float(high)) if high - low > 1e-6 else (0.0, 1.0)
+
+
+def way_color(way: float, low: float, high: float) -> str:
+    """Colour of a probability of the local way, as #rrggbb."""
+    red, green, blue, _ = (round(255 * float(part)) for part in WAYS(0.15 + 0.7 * (way - low) / (high - low)))
+    return f"#{red:02x}{green:02x}{blue:02x}"
+
+
+def _show(axes: Axes, instance: Instance, kind: Kind) -> None:
+    x = np.asarray(instance.x, dtype=np.float64)
+    if kind == "image":
+        pixels = np.moveaxis(x, 0, -1) if x.ndim == 3 else x
+        low, high = pixels.min(), pixels.max()
+        pixels = (pixels - low) / (high - low) if high > low else pixels
+        axes.imshow(pixels.squeeze(), cmap="gray_r")
+    else:
+        bound = float(np.abs(x).max()) or 1.0
+        axes.imshow(x.reshape(1, -1), cmap="PuOr", vmin=-bound, vmax=bound, aspect="auto")
+
+
+def _texts(instances: Sequence[Instance], names: Sequence[str] | None) -> Figure:
+    """Coloured tokens in lines of a fixed width; a figure cannot flow as a page does."""
+    low, high = way_range(instances)
+    words = names is None or max(map(len, names[4:]), default=0) > 1
+    cells: list[tuple[int, int, str, str]] = []
+    line = 0
+    for instance in instances:
+        column = 0
+        for token, way in zip(tokens_of(instance.x, names), token_ways(instance), strict=True):
+            if np.isnan(way):
+                continue
+            text = visible(token) + (" " if words else "")
+            if column + len(text) > LINE:
+                line, column = line + 1, 0
+            cells.append((line, column, text, way_color(float(np.clip(way, low, high)), low, high)))
+            column += len(text)
+        line += 2
+    figure = Figure(figsize=(SIZE[0], 0.17 * line))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set(xlim=(0, LINE), ylim=(line - 0.5, -0.6))
+    axes.set_axis_off()
+    for row, column, text, color in cells:
+        axes.fill_between([column, column + len(text.rstrip())], row - 0.48, row + 0.48, color=color, linewidth=0)
+        axes.text(column, row, text, family="monospace", fontsize=7.2, va="center", parse_math=False)
+    return figure

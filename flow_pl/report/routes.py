@@ -1,0 +1,220 @@
+"""Routing decisions of a set of clients, counted in every way that the report shows."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flow_pl.evaluation import ClientPredictions
+
+Floats = NDArray[np.floating[Any]]
+Ints = NDArray[np.signedinteger[Any]]
+
+BINS = 20
+"""Of the histogram of probabilities, from 0 to 1."""
+
+OF_A_CLIENT = 3
+"""Most instances of one client among the most local or the most global ones."""
+
+TINY = 1e-12
+"""Smallest probability whose logarithm is taken."""
+
+
+class Instance(NamedTuple):
+    """One held-out instance and its way through the network.
+
+    Attributes:
+        client: index of its client.
+        x: features as a model gets them.
+        label: [*P], or [labels] where it has several; -1 where there is none.
+        generalized: whether w_g is right, in the shape of the label.
+        personalized: whether the personalized model is right, in the shape of the label.
+        mask: [*P] where something is predicted.
+        local: [*P, blocks] probabilities of the local blocks.
+    """
+
+    client: int
+    x: NDArray[Any]
+    label: Ints
+    generalized: NDArray[np.bool_]
+    personalized: NDArray[np.bool_]
+    mask: NDArray[np.bool_]
+    local: Floats
+
+    @property
+    def share(self) -> float:
+        """Mean probability of the local way, over blocks and positions."""
+        return float(self.local[self.mask].mean())
+
+
+class ClientRoutes(NamedTuple):
+    """The decisions of one client.
+
+    Attributes:
+        client: its index.
+        decisions: number of them in each block.
+        local: [blocks] mean probability of the local way.
+        common: [D, blocks] probabilities on the instances that all clients are asked about.
+    """
+
+    client: int
+    decisions: int
+    local: Floats
+    common: Floats
+
+
+class Routes:
+    """Decisions of clients; what several processes have counted can be put together.
+
+    Args:
+        blocks: number of routed blocks (B).
+        classes: number of classes.
+        kept: how many of the most local and of the most global instances are kept.
+
+    Attributes:
+        histogram: [B, BINS] decisions by their probability of the local way.
+        entropy: [B] sum of the decisions' entropies, in bits.
+        total: [B] sum of the probabilities.
+        local: [B] decisions for the local way.
+        decisions: number of them in each block.
+        class_count: [classes] decisions in each block by the class to be predicted.
+        class_total: [classes, B] sums of their probabilities.
+        clients: in the order they were added.
+        most_local: the instances with the largest `share`, the largest first, a few at most of one client.
+        most_global: those with the smallest, the smallest first.
+    """
+
+    def __init__(self, blocks: int, classes: int, kept: int = 12) -> None:
+        self.kept = kept
+        self.histogram = np.zeros((blocks, BINS), dtype=np.int64)
+        self.entropy, self.total = np.zeros(blocks), np.zeros(blocks)
+        self.local = np.zeros(blocks, dtype=np.int64)
+        self.decisions = 0
+        self.class_count = np.zeros(classes, dtype=np.int64)
+        self.class_total = np.zeros((classes, blocks))
+        self.clients: list[ClientRoutes] = []
+        self.most_local: list[Instance] = []
+        self.most_global: list[Instance] = []
+
+    def add(self, predictions: ClientPredictions, features: NDArray[Any], common: int) -> None:
+        """Count a chunk of clients.
+
+        Args:
+            predictions: of a method with routes.
+            features: [C, N, ...] instances that they are of.
+            common: how many of the first instances are asked of every client, and are none of its own.
+        """
+        if predictions.local_probability is None:  # no client has anything to predict
+            return
+        found = {
+            name: value.numpy(force=True)
+            for name, value in vars(predictions).items()
+            if value is not None and name != "routes"
+        }
+        masks, local = found["mask"], found["local_probability"].astype(np.float64)
+        # blocks may be routed per token where something is predicted once: the mean way of the tokens
+        local = local.mean(axis=tuple(range(masks.ndim, local.ndim - 1)))
+        for row, client in enumerate(found["client"].tolist()):
+            shared = local[row, :common][masks[row, :common]]
+            mask, q = masks[row, common:], local[row, common:]
+            decided = q[mask]
+            if len(decided):
+                self._count(decided, mask, found["label"][row, common:], q)
+                self.clients.append(ClientRoutes(client, len(decided), decided.mean(0), shared))
+                columns = {name: values[row, common:] for name, values in found.items() if values.ndim > 1}
+                self._keep(client, features[row, common:], mask, q, columns)
+
+    def merge(self, others: Iterable[Routes]) -> None:
+        """Add what other processes have counted."""
+        for other in others:
+            for name in ("histogram", "entropy", "total", "local", "class_count", "class_total"):
+                getattr(self, name).__iadd__(getattr(other, name))
+            self.decisions += other.decisions
+            self.clients += other.clients
+            self._rank(other.most_local, other.most_global)
+
+    @property
+    def mean(self) -> Floats:
+        """[B] mean probability of the local way."""
+        return self.total / max(self.decisions, 1)
+
+    @property
+    def share(self) -> Floats:
+        """[B] share of the decisions for the local way."""
+        return self.local / max(self.decisions, 1)
+
+    @property
+    def decision_entropy(self) -> Floats:
+        """[B] mean entropy of a decision in bits: 0 where the router is sure, 1 where it halves."""
+        return self.entropy / max(self.decisions, 1)
+
+    @property
+    def explained(self) -> tuple[Floats, Floats]:
+        """[B] bits of the way that are told by the client, and how many more by the instance.
+
+        The entropy of the mean way is the sum of both and of the decisions' mean entropy (the chain rule of mutual
+        information). Both are 0 where all go alike; the second is 1 where half of every client's instances go surely
+        local and half surely global.
+        """
+        of_clients = np.zeros_like(self.total)
+        for client in self.clients:
+            of_clients += client.decisions / self.decisions * entropy(client.local)
+        by_client, by_instance = entropy(self.mean) - of_clients, of_clients - self.decision_entropy
+        return np.maximum(by_client, 0.0), np.maximum(by_instance, 0.0)
+
+    def _count(self, decided: Floats, mask: NDArray[np.bool_], label: Ints, q: Floats) -> None:
+        bins = np.minimum((decided * BINS).astype(np.int64), BINS - 1)
+        for block, counts in enumerate(self.histogram):
+            counts += np.bincount(bins[:, block], minlength=BINS)
+        self.entropy += entropy(decided).sum(0)
+        self.total += decided.sum(0)
+        self.local += (decided > 0.5).sum(0)
+        self.decisions += len(decided)
+        if label.ndim > mask.ndim:  # several labels: a decision counts for each of them
+            rows, classes = np.nonzero((label > 0) & mask[..., None])
+            ways = q[rows]
+        else:
+            labelled = mask & (label >= 0)
+            classes, ways = label[labelled], q[labelled]
+        np.add.at(self.class_count, classes, 1)
+        np.add.at(self.class_total, classes, ways)
+
+    def _keep(
+        self, client: int, features: NDArray[Any], mask: NDArray[np.bool_], q: Floats, columns: dict[str, NDArray[Any]]
+    ) -> None:
+        axes = tuple(range(1, mask.ndim))
+        count = mask.sum(axes)
+        rows = np.flatnonzero(count)
+        shares = (q.mean(-1) * mask).sum(axes)[rows] / count[rows]
+        rows = rows[np.argsort(shares, kind="stable")]
+
+        def instance(row: int) -> Instance:
+            names = ("label", "generalized_correct", "personalized_correct")
+            label, generalized, personalized = (columns[name][row] for name in names)
+            return Instance(client, features[row], label, generalized, personalized, mask[row], q[row])
+
+        self._rank(map(instance, rows[-self.kept :]), map(instance, rows[: self.kept]))
+
+    def _rank(self, local: Iterable[Instance], global_: Iterable[Instance]) -> None:
+        # among equals the first client's come first, however they were shared over processes
+        self.most_local = self._first(sorted([*self.most_local, *local], key=lambda i: (-i.share, i.client)))
+        self.most_global = self._first(sorted([*self.most_global, *global_], key=lambda i: (i.share, i.client)))
+
+    def _first(self, ranked: Iterable[Instance]) -> list[Instance]:
+        found: list[Instance] = []
+        counts: Counter[int] = Counter()
+        for instance in ranked:
+            counts[instance.client] += 1
+            if counts[instance.client] <= OF_A_CLIENT:
+                found.append(instance)
+        return found[: self.kept]
+
+
+def entropy(q: Floats) -> Floats:
+    """Entropy of a choice between two ways, in bits, for the probability of one of them."""
+    p = np.clip(q, TINY, 1 - TINY)
+    return -(p * np.log2(p) + (1 - p) * np.log2(1 - p))

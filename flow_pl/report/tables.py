@@ -1,0 +1,81 @@
+"""The tables of the report, for its page and for loggers."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from flow_pl.compare.results import Client
+from flow_pl.report.evidence import Evidence
+
+Value = str | int | float | None
+
+WORST = 15
+"""Most clients in the list of the worst."""
+
+
+class Table(NamedTuple):
+    """Columns and rows of values; shares as fractions, None where one is not defined."""
+
+    columns: list[str]
+    rows: list[list[Value]]
+
+
+def client_table(evidence: Evidence) -> Table:
+    """A row for each client, by population."""
+    columns = ["client", "population", "examples", "w_g", "own model", "gain"]
+    columns += [f"local: {block}" for block in evidence.blocks]
+    rows = [
+        [*_client(client), *map(float, share)]
+        for population, clients in evidence.clients.items()
+        for client, share in zip(clients, evidence.shares[population], strict=True)
+    ]
+    return Table(columns, rows)
+
+
+def worst_clients(evidence: Evidence) -> Table:
+    """The clients whose own models do worst: a tenth of them, at least three where there are as many."""
+    table = client_table(evidence)
+    wanted = min(max(3, -(-len(table.rows) // 10)), WORST)
+    personalized = table.columns.index("own model")
+    return table._replace(rows=sorted(table.rows, key=lambda row: row[personalized])[:wanted])  # type: ignore[arg-type,return-value]
+
+
+def block_table(evidence: Evidence) -> Table:
+    """A row for each routed block: its decisions, how sure they are, and how alike the clients'."""
+    columns = ["block", "mean probability local", "routed local", "entropy of a decision (bits)"]
+    columns += ["explained by the client (bits)", "explained by the instance (bits)"]
+    routes, found = evidence.all_routes, evidence.agreement
+    if routes is None:
+        return Table(columns, [])
+    values = [routes.mean, routes.share, routes.decision_entropy, *routes.explained]
+    if found is not None:
+        columns += ["same way, pairs of clients", "same way by chance", "beyond chance", "distance of probabilities"]
+        values += [found.same, found.chance, found.beyond_chance, found.difference]
+    rows = [[block, *(_defined(value[i]) for value in values)] for i, block in enumerate(evidence.blocks)]
+    return Table(columns, rows)
+
+
+def class_table(evidence: Evidence) -> Table:
+    """A row for each class with a decision: how many, and the mean probability of the local way by block."""
+    routes = evidence.all_routes
+    columns = ["class", "decisions", *evidence.blocks]
+    if routes is None:
+        return Table(columns, [])
+    present = np.flatnonzero(routes.class_count)
+    means = routes.class_total[present] / routes.class_count[present, None]
+    rows: list[list[Value]] = [
+        [evidence.classes[number], int(routes.class_count[number]), *mean]
+        for number, mean in zip(present.tolist(), means.tolist(), strict=True)
+    ]
+    return Table(columns, rows)
+
+
+def _client(client: Client) -> list[Value]:
+    gain = client.personalized - client.generalized
+    return [client.name, client.population, client.examples, client.generalized, client.personalized, gain]
+
+
+def _defined(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)

@@ -1,0 +1,144 @@
+"""Pieces of the page, and what its figures are made of."""
+
+import base64
+
+import numpy as np
+import pytest
+
+from flow_pl.compare.results import Client
+from flow_pl.report.client_figures import accuracy_by_size, accuracy_ranks, gain_histogram, size_groups
+from flow_pl.report.curves import accuracy_curves, route_curves
+from flow_pl.report.html import Cells, image, page, section, table, tiles
+from flow_pl.report.instances import picture, token_ways, way_color, way_range
+from flow_pl.report.routes import Instance
+from flow_pl.report.tokens import token_list
+
+NASTY = '<script>alert("&")</script>'
+
+
+def test_text_is_escaped_everywhere(tmp_path):
+    png = tmp_path / "a.png"
+    png.write_bytes(b"picture")
+    pieces = [
+        tiles({NASTY: {NASTY: NASTY}}),
+        section(NASTY, NASTY, table([NASTY], [Cells([NASTY]), Cells([NASTY], group=True)], NASTY)),
+        image(png, NASTY, NASTY),
+    ]
+    text = page(NASTY, pieces)
+    assert "<script" not in text
+    assert text.count("alert(&quot;&amp;&quot;)") >= 11
+    assert f"data:image/png;base64,{base64.b64encode(b'picture').decode()}" in text
+    assert 'name="viewport"' in text
+    assert "http" not in text.replace("http-equiv", "")
+
+
+def test_a_section_without_content_is_left_out():
+    assert section("a", "A", "", "") == ""
+
+
+def clients(*rows):
+    return [Client(f"c{i}", "seen", *row) for i, row in enumerate(rows)]
+
+
+SEEN = clients((10, 0.5, 0.75), (10, 0.5, 0.5), (30, 0.25, 0.5), (40, 1.0, 0.5))
+
+
+def test_gains_are_counted_in_bins_around_zero():
+    """Gains of +25, 0, +25 and -50 points: the bar in the middle is of clients that do not change."""
+    (axes,) = gain_histogram({"seen": SEEN}).axes
+    bars = {round(bar.get_x() + bar.get_width() / 2, 6): bar.get_height() for bar in axes.patches if bar.get_height()}
+    assert sorted(bars.values()) == [25, 25, 50]
+    assert min(bars, key=abs) == pytest.approx(0)
+    assert max(bars, key=bars.get) == pytest.approx(25, abs=2.5)
+
+
+def test_ranks_are_sorted():
+    (axes,) = accuracy_ranks({"seen": SEEN}).axes
+    steps = [patch.get_data().values.tolist() for patch in axes.patches if hasattr(patch, "get_data")]
+    assert steps == [[25, 50, 50, 100], [50, 50, 50, 75]]
+
+
+def test_groups_by_size_have_whole_sizes():
+    assert size_groups([3, 3, 3]) == [[0, 1, 2]]
+    groups = size_groups([1, 1, 1, 1, 2, 3, 4, 5, 6, 7])
+    assert [i for group in groups for i in group] == list(range(10))
+    assert groups[0] == [0, 1, 2, 3]
+    (axes,) = accuracy_by_size({"seen": SEEN}).axes
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["10\nn = 2", "30\nn = 1", "40\nn = 1"]
+    assert axes.lines[0].get_ydata().tolist() == pytest.approx([50, 25, 100])
+
+
+def _accuracies(model, mean, low, high):
+    return dict(
+        zip((f"{model}_accuracy_{name}" for name in ("client_mean", "p10", "p90")), (mean, low, high), strict=True)
+    )
+
+
+CURVE = {
+    10: {**_accuracies("generalized", 0.5, 0.25, 0.75), **_accuracies("personalized", 0.5, 0.25, 0.75)},
+    20: {"round": 20.0},
+    30: {**_accuracies("generalized", 0.75, 0.5, 1.0), "routed_local/a": 0.5},
+}
+
+
+def test_accuracy_curves_with_their_bands():
+    (axes,) = accuracy_curves(CURVE, tested=30).axes
+    generalized, personalized, tested = axes.lines
+    assert generalized.get_xydata().tolist() == [[10, 50], [30, 75]]
+    assert personalized.get_xydata().tolist() == [[10, 50]]
+    assert tested.get_xdata() == [30, 30]
+    low, high = (f(axes.collections[0].get_paths()[0].vertices[:, 1]) for f in (min, max))
+    assert (low, high) == (25, 100)
+    assert accuracy_curves({1: {"routed_local/a": 0.5}}) is None
+
+
+def test_route_curves():
+    (axes,) = route_curves(CURVE, ["a", "b"]).axes
+    assert [line.get_xydata().tolist() for line in axes.lines] == [[[30, 50]], []]
+    assert route_curves(CURVE, []) is None
+
+
+def text_instance(ways, x=(4, 5, 6), client=0):
+    mask = np.array([way is not None for way in ways])
+    local = np.array([0.0 if way is None else way for way in ways])[:, None]
+    right = np.array([True] * len(ways))
+    return Instance(client, np.array(x), np.array(x), right, ~right, mask, local)
+
+
+NAMES = ["<pad>", "<oov>", "<bos>", "<eos>", "to", NASTY, "be"]
+
+
+def test_tokens_are_coloured_by_their_way():
+    local, global_ = text_instance([0.9, 0.5, 0.7]), text_instance([0.1, 0.2, None], client=1)
+    text = token_list([local], [global_], NAMES, {0: "a", 1: "b"})
+    low, high = way_range([local, global_])
+    assert 0.1 <= low < high <= 0.9
+    assert f'<span style="background:{way_color(high, low, high)}">to</span>' in text
+    assert text.count("alert(") == 2
+    assert "<script" not in text
+    assert text.count(">be<") == 1, "the padding is not shown"
+    assert "a: 70 % local; 3 with w_g and 0 with its own model of 3 right" in text
+
+
+def test_colours_run_from_global_to_local():
+    blue, white, orange = (way_color(way, 0.2, 0.6) for way in (0.2, 0.4, 0.6))
+    assert int(blue[1:3], 16) < int(blue[5:], 16)
+    assert int(orange[1:3], 16) > int(orange[5:], 16)
+    assert min(int(white[i : i + 2], 16) for i in (1, 3, 5)) > 250
+
+
+def test_padding_has_no_way():
+    assert np.isnan(token_ways(text_instance([0.5, None, 0.5]))).tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("kind", "x"), [("image", np.zeros((1, 4, 4))), ("image", np.ones((3, 4, 4))), ("vector", np.arange(5.0) - 2)]
+)
+def test_a_picture_has_a_panel_for_each_instance(kind, x):
+    right = np.array(True)
+    instance = Instance(0, x, np.array(1), right, ~right, np.array(True), np.array([0.5, 0.25]))
+    figure = picture([instance] * 5, kind, ["zero", "$one"], None)
+    shown = [axes for axes in figure.axes if axes.images]
+    assert len(shown) == 5
+    assert shown[0].get_title() == "$one  38 %"
+    assert [text.get_text() for text in shown[0].texts] == ["g ✓", "p ✗"]

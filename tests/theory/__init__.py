@@ -1,0 +1,1 @@
+"""Flow and FedAvg on problems whose optimum is known exactly."""
