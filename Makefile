@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 TORCH_THREADS ?= 1
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench bench-scale bench-peers fuzz chaos soak clean
 
 # Made again when the dependencies change. pip alone; with uv: uv venv && uv pip install -e ".[dev]" -c constraints.txt
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -27,5 +27,32 @@ lint: $(VENV)/installed
 bench: $(VENV)/installed
 	$(BIN)/python -m tests.benchmarks
 
+bench-scale: $(VENV)/installed
+	$(BIN)/python -m tests.benchmarks --scale
+
+# The other simulators, which `make bench` then finds. Each in an environment of its own, so that none changes the
+# versions of what another one or this project depends on. The versions that were measured, on Python 3.11.
+bench-peers: .venv-peers/pfl/installed .venv-peers/flwr/installed .venv-peers/fedjax/installed
+
+.venv-peers/pfl/installed: PACKAGES = torch==2.13.0 pfl==0.6.0
+.venv-peers/flwr/installed: PACKAGES = torch==2.13.0 "flwr[simulation]==1.41.0"
+.venv-peers/fedjax/installed: PACKAGES = fedjax==0.0.17 jax==0.10.2
+.venv-peers/%/installed:
+	$(PYTHON) -m venv .venv-peers/$*
+	.venv-peers/$*/bin/python -m pip install --quiet --disable-pip-version-check $(PACKAGES)
+	touch $@
+
+# thousands of damaged files for every reader
+fuzz: $(VENV)/installed
+	OMP_NUM_THREADS=$(TORCH_THREADS) $(BIN)/python -m tests.fuzz --cases 3000
+
+# Kills runs and resumes them; minutes to an hour.
+chaos: $(VENV)/installed
+	OMP_NUM_THREADS=$(TORCH_THREADS) $(BIN)/python -m tests.chaos
+
+# 2,000 rounds: memory, open files, size of the logs.
+soak: $(VENV)/installed
+	OMP_NUM_THREADS=$(TORCH_THREADS) $(BIN)/python -m tests.chaos.soak
+
 clean:
-	rm -rf $(VENV) runs bench.json
+	rm -rf $(VENV) .venv-peers runs bench.json

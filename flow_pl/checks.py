@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import pkgutil
+import typing
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from flow_pl.errors import ConfigurationError, FlowError
 from flow_pl.methods.base import Method
@@ -41,6 +48,42 @@ def check_fit(method: Method, example: Tensor, num_classes: int) -> None:
         for module, mode in zip(modules, modes, strict=True):
             module.train(mode)
     method.objective.check(outputs, num_classes)
+
+
+def check_class_paths(settings: Any) -> None:
+    """Check that what a configuration calls are classes, or functions that make modules, optimizers or schedulers.
+
+    Where a class is expected, jsonargparse refuses those of other kinds, but it calls any function (4.53).
+
+    Args:
+        settings: parsed but not instantiated: mappings, namespaces, lists and values.
+
+    Raises:
+        ConfigurationError: a class path names another function.
+    """
+    if isinstance(settings, list | tuple):
+        for entry in settings:
+            check_class_paths(entry)
+        return
+    if not isinstance(settings, Mapping):
+        settings = getattr(settings, "__dict__", {})
+    for entry in settings.values():
+        check_class_paths(entry)
+    path = settings.get("class_path")
+    try:
+        found = pkgutil.resolve_name(path) if isinstance(path, str) and "." in path else nn.Module
+    except (ImportError, AttributeError, ValueError):  # for whoever is to make something of it to refuse
+        return
+    if not isinstance(found, type):
+        try:
+            made = typing.get_type_hints(found).get("return")
+        except Exception:  # whatever an annotation does when it is looked up
+            made = None
+        if not (isinstance(made, type) and issubclass(made, nn.Module | Optimizer | LRScheduler)):
+            raise ConfigurationError(
+                f"class_path is {path}, which is no class: name one, or a function that is annotated to return a "
+                "module, an optimizer or a scheduler."
+            )
 
 
 def check_checkpoint(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
 import sys
 import warnings
-import zipfile
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -16,12 +16,18 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import CSVLogger, WandbLogger
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.plugins import CheckpointIO
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import callbacks
 import flow_pl.methods
 import flow_pl.models  # noqa: F401 (imported, their classes go by their bare names in YAML)
+from callbacks.metrics_log import MetricsLog, RunLogger, continue_log
+from callbacks.preemption import Preemption
 from callbacks.wandb_run import continued_run, make_wandb_logger, sweep_folder
+from flow_pl.checkpoints import WholeCheckpointIO, look_at
+from flow_pl.checks import check_class_paths
 from flow_pl.data import FederatedDataModule
 from flow_pl.errors import ConfigurationError, FlowError
 from flow_pl.module import FederatedModule
@@ -37,11 +43,24 @@ DEFAULT_CALLBACKS = (
     callbacks.PredictionWriter,
     callbacks.WandbRun,
     callbacks.WandbResults,
+    MetricsLog,
+    Preemption,
 )
 """Always there; one that is listed in a configuration replaces its default."""
 
 DESCRIPTION = """Personalized federated learning, one command for each stage of a run.
 Another command, `flow-pl compare`, trains and tests several configurations: see `flow-pl compare --help`."""
+
+
+RESUME = "what was saved is intact, and the same command with --ckpt_path last goes on from it"
+
+LOST = {
+    "DataLoader worker (pid": "a worker that loads data was ended from outside, most often because memory ran out; "
+    "lower data.num_workers or data.chunk_size",
+    "Connection closed by peer": "another process of the run has ended; what it said tells why",
+    "Connection reset by peer": "another process of the run has ended; what it said tells why",
+}
+"""What it means when an error's message has these words."""
 
 
 class ConfigToLogger(SaveConfigCallback):
@@ -63,9 +82,10 @@ class FlowCLI(LightningCLI):
         """Parse, and look at the checkpoint file before anything else does.
 
         Raises:
-            ConfigurationError: it is missing or damaged.
+            ConfigurationError: it is missing, damaged, or none of this project; or a class path names no class.
         """
         super().parse_arguments(parser, args)
+        check_class_paths(self.config)
         path = self.config[self.config["subcommand"]].get("ckpt_path")
         if path == "best" and self.config["subcommand"] != "fit":
             raise ConfigurationError(
@@ -74,13 +94,7 @@ class FlowCLI(LightningCLI):
             )
         if path in (None, "best", "last", "hpc", "registry") or str(path).startswith("registry:"):
             return
-        if not Path(path).exists():
-            raise ConfigurationError(
-                f"there is no checkpoint {path}: give --ckpt_path a file that `flow-pl fit` wrote, "
-                "such as checkpoints/best.ckpt in the run's folder."
-            )
-        if Path(path).is_file() and not zipfile.is_zipfile(path):
-            raise ConfigurationError(f"the checkpoint {path} is damaged or truncated: use another one, or train again.")
+        look_at(path)
 
     def before_instantiate_classes(self) -> None:
         """Give a run of a W&B sweep a folder of its own, and a checkpoint's command the W&B run of the checkpoint."""
@@ -108,8 +122,14 @@ class FlowCLI(LightningCLI):
             defaults += _checkpoints(root)
         self.trainer_defaults["callbacks"] = defaults
         if self._get(self.config_init, "trainer.logger") in (None, True):
-            kwargs["logger"] = CSVLogger(root, name="logs")
+            kwargs["logger"] = RunLogger(root, name="logs")
+        plugins = self._get(self.config_init, "trainer.plugins") or []
+        plugins = plugins if isinstance(plugins, list) else [plugins]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            kwargs["plugins"] = [*plugins, WholeCheckpointIO()]
         trainer: Trainer = super().instantiate_trainer(**kwargs)
+        if self.subcommand == "fit":
+            continue_log(trainer, self._get(self.config_init, "ckpt_path"))
         return trainer
 
     def before_predict(self) -> None:
@@ -191,7 +211,14 @@ def main(args: ArgsType = None) -> None:
                 raise SystemExit(status)
         else:
             run(args)
+    except SIGTERMException:
+        print(f"stopped by SIGTERM: {RESUME}.", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGTERM) from None
     except Exception as error:
+        lost = next((text for text, meaning in LOST.items() if text in str(error)), None)
+        if lost is not None:
+            print(f"error: {LOST[lost]} ({str(error).splitlines()[0]}): {RESUME}.", file=sys.stderr)
+            raise SystemExit(1) from error
         cause: BaseException | None = error
         # jsonargparse wraps what a constructor raises
         while cause is not None and not isinstance(cause, (FlowError, MisconfigurationException)):

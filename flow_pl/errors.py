@@ -16,6 +16,20 @@ class DataError(FlowError):
     """Data that cannot be used: names the file or client, what was found and the remedy."""
 
 
+def brief(value: object) -> str:
+    """What an error of a library or a file says, as a part of a message: one line, no control characters, not long.
+
+    Args:
+        value: the error, or a text or a list of names from a file.
+
+    Returns:
+        At most 300 characters.
+    """
+    said = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value) or type(value).__name__
+    line = " ".join("".join(c if c.isprintable() else " " for c in said[:1000]).split())
+    return line if len(line) <= 300 else f"{line[:297]}..."
+
+
 def require_positive(**values: float) -> None:
     """Check that every value is greater than zero.
 

@@ -14,6 +14,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
+from flow_pl.allocator import keep_freed_memory
 from flow_pl.checks import check_checkpoint, check_fit
 from flow_pl.chunking import ChunkSize
 from flow_pl.client_optimizer import check_elementwise
@@ -113,6 +114,8 @@ class FederatedModule(lightning.LightningModule):
                 f"trainer.precision is {self.trainer.precision}, expected one of {', '.join(PRECISIONS)}: updates and "
                 "their mean are kept in float32."
             )
+        if self.trainer.strategy.root_device.type == "cpu":
+            keep_freed_memory()
         data.epochs = self.method.epochs
         check_elementwise(self.loop.client_optimizer)
         check_fit(self.method, data.example(), data.num_classes)

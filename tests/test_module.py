@@ -173,7 +173,7 @@ def test_flow_keeps_nothing_per_client(tmp_path, population):
         tmp_path, rounds=1, num_clients=population,
         trainer_settings={"callbacks": [checkpoint], "enable_checkpointing": True},
     )  # fmt: skip
-    saved = torch.load(tmp_path / "ckpt" / "last.ckpt", weights_only=False)
+    saved = torch.load(tmp_path / "ckpt" / "last.ckpt", weights_only=True)
     numbers = sum(t.numel() for t in saved["state_dict"].values())
     # backbone 8-6-3, router 8-6 with two exits, loss scale and its counter
     assert numbers == (8 * 6 + 6 + 6 * 3 + 3) + (8 * 6 + 6 + 2 * (6 * 2 + 2)) + 2

@@ -233,7 +233,7 @@ def test_a_run_killed_by_a_signal_resumes_bit_identical(tmp_path):
     time.sleep(0.4)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    reached = torch.load(last, weights_only=False)["global_step"]
+    reached = torch.load(last, weights_only=True)["global_step"]
     assert 0 < reached < 300, "killed in the middle"
     rounds = reached + 5
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -112,11 +113,28 @@ class Run:
         identity = {"method": self.method, "seed": self.seed, "digest": self.digest, "checkpoint": self.checkpoint}
         run = {**identity, "version": __version__, "seconds": round(seconds, 1)}
         run |= {"round": tested["round"], "results": tested["results"]}
+        tables = (self.folder / name for name in ("clients.csv", "curve.csv"))
+        run["checksums"] = {table.name: zlib.crc32(table.read_bytes()) for table in tables if table.exists()}
         write_text(self.folder / "results.json", json.dumps(run, indent=2) + "\n")
 
     def results(self) -> dict[str, Any]:
         """What `finish` wrote."""
         return _read(self.folder / "results.json")
+
+    def check_tables(self) -> None:
+        """Look whether its tables are those that `finish` has seen.
+
+        Raises:
+            ConfigurationError: one was truncated, changed or removed since.
+        """
+        remedies = {"clients.csv": self.folder / "results.json", "curve.csv": self.folder}
+        for name, checksum in self.results().get("checksums", {}).items():
+            path = self.folder / name
+            if not path.exists() or zlib.crc32(path.read_bytes()) != checksum:
+                raise ConfigurationError(
+                    f"{path} is not what {self.name} has written, it was damaged or changed: delete {remedies[name]}, "
+                    "and the same command makes it again."
+                )
 
     def complaint(self, exitcode: int) -> str:
         """Why it failed: the message of the last error in its log.

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import bz2
+import contextlib
+import gzip
+import io
 import lzma
 import shutil
 import tarfile
 import uuid
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
-from flow_pl.errors import DataError
+from flow_pl.data.limits import Bounded, require_bounded
+from flow_pl.errors import DataError, brief
 
 _CHUNK = 1 << 20
+_MOST_FILES = 1_000_000
+_OPENERS: dict[bytes, Callable[..., Any]] = {
+    b"\x1f\x8b": gzip.open,
+    b"BZ": bz2.open,
+    b"\xfd7": lzma.open,
+    b"]\0": lzma.open,
+}
+"""How a compressed file is opened, by its first two bytes."""
 
 
 class _Member(NamedTuple):
@@ -36,13 +48,16 @@ def extract(archive: Path, folder: Path, max_bytes: int) -> None:
         max_bytes: largest number of bytes of all files together.
 
     Raises:
-        DataError: it is damaged, a member would leave the folder or is no plain file, or it holds too much.
+        DataError: it is damaged, a member would leave the folder or is no plain file, or it holds too much, also in
+            comparison with its size.
     """
     temporary = folder / f".{archive.name}.{uuid.uuid4().hex}.tmp"
     try:
         temporary.mkdir(parents=True)
         written = 0
-        for member in _members(archive):
+        for count, member in enumerate(_members(archive), start=1):
+            if count > _MOST_FILES:
+                raise DataError(f"{archive} holds more than {_MOST_FILES} files: it is refused.")
             _require_room(archive, folder, member.size)
             target = temporary / _safe_path(archive, member.name)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -57,9 +72,11 @@ def extract(archive: Path, folder: Path, max_bytes: int) -> None:
                 target = folder / path.relative_to(temporary)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 path.replace(target)
-    except (OSError, EOFError, tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError) as error:
+    except DataError:
+        raise
+    except Exception as error:  # damage shows as one of a dozen types: of tarfile, zipfile, zlib, OSError, ...
         raise DataError(
-            f"{archive} cannot be unpacked into {folder} ({error}): get it again where it is damaged, or make room."
+            f"{archive} cannot be unpacked into {folder} ({brief(error)}): get it again if it is damaged, or make room."
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -73,18 +90,25 @@ def _members(archive: Path) -> Iterator[_Member]:
 
 
 def _tar_members(archive: Path) -> Iterator[_Member]:
-    with tarfile.open(archive, "r|*") as tar:  # as a stream, in which a compressed file is read once
+    with contextlib.ExitStack() as stack:
+        with archive.open("rb") as start:
+            opener = _OPENERS.get(start.read(2), open)
+        packed = stack.enter_context(opener(archive, "rb"))
+        # as a stream, in which a compressed file is read once
+        content = io.BufferedReader(Bounded(packed, archive), _CHUNK)
+        tar = stack.enter_context(tarfile.open(fileobj=content, mode="r|"))
         for info in tar:
             if info.isdir():
                 continue
-            content = tar.extractfile(info) if info.isreg() else None
-            if content is None:
+            file = tar.extractfile(info) if info.isreg() else None
+            if file is None:
                 raise DataError(f"{archive}: {info.name!r} is a link or no plain file: the archive is refused.")
-            yield _Member(info.name, info.size, lambda content=content: content)  # type: ignore[misc]
+            yield _Member(info.name, info.size, lambda file=file: file)  # type: ignore[misc]
 
 
 def _zip_members(archive: Path) -> Iterator[_Member]:
     with zipfile.ZipFile(archive) as packed:
+        require_bounded(archive, sum(info.file_size for info in packed.infolist()), archive.stat().st_size)
         for info in packed.infolist():
             if info.is_dir():
                 continue

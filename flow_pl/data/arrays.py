@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from flow_pl.data.cache import file_identity
 from flow_pl.data.datamodule import FederatedDataModule
+from flow_pl.data.limits import require_name
 from flow_pl.data.tables import READERS
 from flow_pl.data.writer import ClientData
 from flow_pl.errors import ConfigurationError, DataError
@@ -102,4 +103,6 @@ class ArrayData(FederatedDataModule):
             if not 0 <= value < len(names):
                 raise DataError(f"{self._path}: client {value} is no index into its {len(names)} client_names.")
             value = names[value]
-        return value.decode("utf-8") if isinstance(value, bytes) else str(value)
+        # bytes that are no UTF-8 become what no name may hold
+        name = value.decode("utf-8", errors="surrogateescape") if isinstance(value, bytes) else str(value)
+        return require_name(name, self._path)

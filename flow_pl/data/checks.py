@@ -7,7 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from flow_pl.data.limits import require_name
 from flow_pl.errors import DataError
+
+LARGEST_LABEL = np.iinfo(np.int32).max
+"""A larger label is damage: a model has an output for each class."""
 
 
 def check_client(name: str, x: NDArray[Any], y: NDArray[Any], heldout_rows: int, num_classes: int | None) -> None:
@@ -23,6 +27,7 @@ def check_client(name: str, x: NDArray[Any], y: NDArray[Any], heldout_rows: int,
     Raises:
         DataError: they cannot be used; the message names the client, what was found and the remedy.
     """
+    require_name(name, "the data")
     if x.ndim == 0 or y.ndim == 0 or len(x) != len(y):
         raise unusable(name, f"has features {x.shape} and labels {y.shape}", "there must be one label for each row")
     if len(x) == 0:
@@ -55,10 +60,12 @@ def _check_features(name: str, x: NDArray[Any]) -> None:
 def _check_labels(name: str, y: NDArray[Any], num_classes: int | None) -> None:
     if y.dtype.kind not in "biu" or y.dtype == np.uint64:
         raise unusable(name, f"has labels of type {y.dtype}", "encode them as integers from 0, -1 = to be predicted")
-    wrong = y < -1 if num_classes is None else (y < -1) | (y >= num_classes)
+    wrong = (y < -1) | (y > (LARGEST_LABEL if num_classes is None else num_classes - 1))
     if wrong.any():
         row = int(np.argmax(_rows(wrong).any(axis=1)))
-        expected = "0 or more" if num_classes is None else f"0 to {num_classes - 1} (num_classes is {num_classes})"
+        expected = f"0 to {num_classes - 1} (num_classes is {num_classes})" if num_classes else "0 or more"
+        if num_classes is None and (y > LARGEST_LABEL).any():
+            expected = f"at most {LARGEST_LABEL}"
         raise unusable(name, f"has the label {y[wrong][0]} in row {row}", f"expected {expected}, -1 = to be predicted")
     if not (y != -1).any():
         raise unusable(name, "has no labelled row", "leave it out, or give it a label to learn from")

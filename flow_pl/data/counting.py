@@ -12,7 +12,7 @@ from flow_pl.data.cache import progress
 from flow_pl.data.encoding import Encoding, VocabularySource
 from flow_pl.data.sources import RawClient
 from flow_pl.data.vocabulary import Vocabulary, most_frequent, read_tokens
-from flow_pl.errors import ConfigurationError, DataError
+from flow_pl.errors import ConfigurationError, DataError, brief
 
 
 def kept_vocabularies(
@@ -40,8 +40,8 @@ def kept_vocabularies(
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
         return {name: Vocabulary(stored[name]) for name in wanted}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} is no usable vocabulary ({error}): delete it, it will be rebuilt.") from error
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DataError(f"{path} is no usable vocabulary ({brief(error)}): delete it, it will be rebuilt.") from error
 
 
 def _find(
@@ -87,6 +87,6 @@ def _write(path: Path, tokens: dict[str, list[str]]) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise ConfigurationError(
-            f"the vocabulary {path} cannot be written ({error}): set cache_dir, or the environment variable "
+            f"the vocabulary {path} cannot be written ({brief(error)}): set cache_dir, or the environment variable "
             "FLOW_PL_CACHE, to a folder that can be written to, on a disk with room."
         ) from error

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flow_pl.data.vocabulary import Vocabulary
-from flow_pl.errors import DataError, require_positive
+from flow_pl.errors import DataError, brief, require_positive
 
 Columns = Mapping[str, Sequence[Any]]
 """A client's examples: columns by name, all of one length, of numbers, arrays, texts or what JSON holds."""
@@ -197,7 +197,8 @@ class Vectors(Encoding):
     def encode(self, columns: Columns, vocabularies: Vocabularies) -> Rows:
         """Features [n, ...] in single precision and labels [n]; see `Encoding.encode`."""
         features = _array(columns[self.features], self.features)
-        return Rows(features.astype(np.float32), _labels(columns[self.label], self.label))
+        with np.errstate(over="ignore"):  # what is too large becomes infinite, which is refused when it is stored
+            return Rows(features.astype(np.float32), _labels(columns[self.label], self.label))
 
 
 def texts(columns: Columns, name: str) -> list[str]:
@@ -221,11 +222,25 @@ def texts(columns: Columns, name: str) -> list[str]:
     return found
 
 
+def whole_numbers(labels: NDArray[Any]) -> NDArray[Any]:
+    """Labels as integers where they are integers written as fractions, and otherwise as they are.
+
+    Args:
+        labels: of any numeric type and shape.
+
+    Returns:
+        The labels.
+    """
+    if labels.dtype.kind == "f" and ((labels == np.floor(labels)) & (np.abs(labels) < 2**53)).all():
+        return labels.astype(np.int64)
+    return labels
+
+
 def _array(column: Sequence[Any], name: str) -> NDArray[Any]:
     try:
         values = np.asarray(column)
-    except ValueError as error:  # rows of several lengths
-        raise DataError(f"has rows of several shapes in {name!r} ({error}): make them equal.") from error
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:  # rows of several lengths
+        raise DataError(f"has rows of several shapes in {name!r} ({brief(error)}): make them equal.") from error
     if values.dtype.kind not in "biuf":
         raise DataError(f"has values of type {values.dtype} in {name!r}, expected numbers.")
     return values
@@ -233,7 +248,6 @@ def _array(column: Sequence[Any], name: str) -> NDArray[Any]:
 
 def _labels(column: Sequence[Any], name: str) -> NDArray[Any]:
     labels = _array(column, name)
-    if labels.dtype.kind == "f" and (labels == np.floor(labels)).all():  # JSON files may write 3.0 for 3
-        labels = labels.astype(np.int64)
+    labels = whole_numbers(labels)  # JSON files may write 3.0 for 3
     # files of one label a row may hold it as [n, 1]
     return labels.reshape(len(labels)) if labels.size == len(labels) else labels

@@ -52,9 +52,11 @@ class GrowingArray:
         try:
             npy.read_magic(file)
             (_, *shape), _, dtype = npy.read_array_header_1_0(file)
-        except ValueError:
+            if dtype.kind not in "biuf" or min(shape, default=1) < 1:
+                raise ValueError(f"it has rows of shape {shape} and type {dtype}")
+        except Exception as error:  # damage shows as one of a dozen types
             file.close()
-            raise
+            raise ValueError(f"{path} is damaged ({error})") from error
         return cls(file, dtype, tuple(shape))
 
     def fits(self, rows: NDArray[Any]) -> bool:
@@ -74,6 +76,9 @@ class GrowingArray:
 
     def checksum(self, start: int, count: int) -> int | None:
         """The CRC-32 of rows in the file, or None where it ends before them."""
+        end = self._start + (start + count) * self._row_bytes
+        if not 0 <= count <= end <= os.fstat(self._file.fileno()).st_size:
+            return None
         self._file.seek(self._start + start * self._row_bytes)
         content = self._file.read(count * self._row_bytes)
         return zlib.crc32(content) if len(content) == count * self._row_bytes else None

@@ -109,7 +109,10 @@ class Journal:
         while (line := self._file.readline()).endswith(b"\n"):
             try:
                 entry = Entry(*json.loads(line))
-            except (ValueError, TypeError):
+            except (ValueError, TypeError, RecursionError):
+                return
+            numbers = entry[1:]
+            if not isinstance(entry.name, str) or not all(type(n) is int and -1 <= n < 2**63 for n in numbers):
                 return
             yield entry, self._file.tell()
 

@@ -14,7 +14,8 @@ _LONGEST_PIECE = 16
 class JsonStream:
     """Walks through a JSON text; the caller says what comes next.
 
-    Every method raises `json.JSONDecodeError`, a `ValueError`, where the text is damaged or ends too early.
+    Every method raises `json.JSONDecodeError`, a `ValueError`, where the text is damaged, ends too early or is nested
+    too deeply.
 
     Args:
         file: the text.
@@ -58,6 +59,8 @@ class JsonStream:
                 cut = error.msg.startswith("Unterminated string") or error.pos > len(self._text) - _LONGEST_PIECE
                 if self._ended or not cut:
                     raise
+            except RecursionError:
+                raise self._error("Nested too deeply") from None
             else:
                 if end < len(self._text) or self._ended:  # at the end of what has been read, a number may go on
                     self._at = end

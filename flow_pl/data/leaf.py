@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import io
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,8 +17,9 @@ from typing import Any
 from flow_pl.data.encoding import Encoding
 from flow_pl.data.files import FileData
 from flow_pl.data.json_stream import JsonStream
+from flow_pl.data.limits import Bounded, require_name
 from flow_pl.data.sources import RawClient, Selection, Source
-from flow_pl.errors import DataError
+from flow_pl.errors import DataError, brief
 
 
 class LeafSource(Source):
@@ -79,7 +81,7 @@ class LeafSource(Source):
                     header[key] = stream.value()
                     continue
                 for name in stream.members():
-                    client = self._client(file, name, stream.value())
+                    client = self._client(file, require_name(name, file), stream.value())
                     sizes[name] = len(next(iter(client.columns.values())))
                     if self._selection.keeps(name):
                         self._require_first(file, name)
@@ -102,7 +104,7 @@ class LeafSource(Source):
         missing = [column for column in self._selection.columns if column not in lists]
         if missing:
             raise DataError(
-                f"{file}: client {name!r} has no {' and no '.join(missing)}, only {', '.join(lists) or 'nothing'}: "
+                f"{file}: client {name!r} has no {' and no '.join(missing)}, only {brief(list(lists) or 'nothing')}: "
                 "mend the file, or name the right lists in the encoding."
             )
         columns = {column: lists[column] for column in self._selection.columns}
@@ -114,7 +116,8 @@ class LeafSource(Source):
 
     def _check(self, file: Path, header: dict[str, Any], sizes: dict[str, int]) -> None:
         users, samples = header.get("users"), header.get("num_samples")
-        if not isinstance(users, list) or not isinstance(samples, list) or len(users) != len(samples):
+        users = _names(file, users)
+        if not isinstance(samples, list) or len(users) != len(samples):
             raise DataError(f"{file}: `users` and `num_samples` must be lists of one length: mend the file.")
         if len(set(users)) < len(users):
             twice = next(name for name, count in Counter(users).items() if count > 1)
@@ -126,8 +129,8 @@ class LeafSource(Source):
         for name, expected in zip(users, samples, strict=True):
             if self._check_samples and sizes[name] != expected:
                 raise DataError(
-                    f"{file}: client {name!r} has {sizes[name]} examples, but its `num_samples` is {expected}: mend "
-                    "the file, or set check_samples to false."
+                    f"{file}: client {name!r} has {sizes[name]} examples, but its `num_samples` is "
+                    f"{brief(repr(expected))}: mend the file, or set check_samples to false."
                 )
 
 
@@ -166,12 +169,12 @@ class LeafData(FileData):
 @contextlib.contextmanager
 def _stream(file: Path) -> Iterator[JsonStream]:
     try:
-        with gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else file.open(encoding="utf-8") as text:
-            yield JsonStream(text)
+        with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as packed:
+            yield JsonStream(io.TextIOWrapper(io.BufferedReader(Bounded(packed, file)), encoding="utf-8"))
     except DataError:
         raise
     except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise DataError(f"{file} is no whole LEAF file ({error}): get it again, or mend it.") from error
+        raise DataError(f"{file} is no whole LEAF file ({brief(error)}): get it again, or mend it.") from error
 
 
 def _users(file: Path) -> list[str]:
@@ -180,10 +183,17 @@ def _users(file: Path) -> list[str]:
     with _stream(file) as stream:
         for key in stream.members():
             if key == "users":
-                users = stream.value()
+                users = _names(file, stream.value())
                 break
             for _ in stream.members() if key == "user_data" else ():
                 stream.value()
             if key != "user_data":
                 stream.value()
     return users
+
+
+def _names(file: Path, users: Any) -> list[str]:
+    """The list `users`, whatever the file has in its place."""
+    if not isinstance(users, list) or not all(isinstance(name, str) for name in users):
+        raise DataError(f"{file}: `users` must be a list of names: mend the file.")
+    return [require_name(name, file) for name in users]

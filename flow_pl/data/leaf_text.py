@@ -130,6 +130,8 @@ class TokenSequences(NextToken):
     def _sequences(self, value: Any) -> Sequence[Sequence[str]]:
         if not isinstance(value, list) or not all(isinstance(entry, list) for entry in value):
             raise DataError("has a comment or `target_tokens` that is no list of sequences of tokens")
+        if not all(isinstance(token, str) for sequence in value for token in sequence):
+            raise DataError("has a token that is no text")
         wrong = {len(sequence) for sequence in value} - {self.length}
         if wrong:
             raise DataError(f"has a sequence of {min(wrong)} tokens, expected {self.length}: set length")

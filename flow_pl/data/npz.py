@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.lib import format as npy
 from numpy.typing import NDArray
 
+from flow_pl.data.limits import require_bounded
 from flow_pl.data.optional import import_optional
-from flow_pl.errors import DataError
+from flow_pl.errors import DataError, brief
 
 
 def npz_arrays(path: Path, wanted: Callable[[str], bool]) -> tuple[list[str], dict[str, NDArray[Any]]]:
@@ -24,18 +28,40 @@ def npz_arrays(path: Path, wanted: Callable[[str], bool]) -> tuple[list[str], di
         The names of all arrays, and those that are wanted.
 
     Raises:
-        DataError: the file is damaged, is none of numpy's, or holds objects.
+        DataError: the file is damaged, is none of numpy's, holds objects, or expands to too much.
     """
     try:
-        file = np.load(path, allow_pickle=False)
-        if not isinstance(file, np.lib.npyio.NpzFile):
-            raise ValueError("it holds a single array, without names")
-        with file:
-            return file.files, {name: file[name] for name in file.files if wanted(name)}
+        if not zipfile.is_zipfile(path):
+            raise ValueError("it is damaged, or holds a single array without names, or pickled objects")
+        with zipfile.ZipFile(path) as file:
+            stored = {info.filename.removesuffix(".npy"): info for info in file.infolist()}
+            require_bounded(path, sum(info.file_size for info in file.infolist()), path.stat().st_size)
+            return list(stored), {name: _array(file, info) for name, info in stored.items() if wanted(name)}
+    except DataError:
+        raise
     except Exception as error:  # damage shows as one of a dozen types: of zipfile, of zlib, OSError, ValueError, ...
         raise DataError(
-            f"{path} cannot be read ({error}): write it anew by numpy.savez, with arrays of numbers or texts."
+            f"{path} cannot be read ({brief(error)}): write it anew by numpy.savez, with arrays of numbers or texts."
         ) from error
+
+
+def _array(file: zipfile.ZipFile, info: zipfile.ZipInfo) -> NDArray[Any]:
+    """One array, whose size is checked before there is room made for it."""
+    with file.open(info) as content:
+        version = npy.read_magic(content)
+        read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}.get(version)
+        if read_header is None:
+            raise ValueError(f"{info.filename} is of version {version} of numpy's format, which is for records alone")
+        shape, _, dtype = read_header(content)
+        if dtype.hasobject:
+            raise ValueError("Object arrays are refused, as they can run code when they are read")
+        size = math.prod(shape) * dtype.itemsize
+        # arrays of no bytes may declare any number of rows
+        if content.tell() + size != info.file_size or (not size and shape[:1] != (0,)):
+            raise ValueError(f"{info.filename} has {info.file_size} bytes, but declares shape {shape} and type {dtype}")
+    with file.open(info) as content:
+        values: NDArray[Any] = npy.read_array(content, allow_pickle=False)
+        return values
 
 
 def npz_table(path: Path, columns: Sequence[str], split: str) -> Any:
@@ -63,7 +89,7 @@ def npz_table(path: Path, columns: Sequence[str], split: str) -> Any:
     missing = [column + ending for ending in endings for column in columns if column + ending not in stored]
     if missing:
         raise DataError(
-            f"{path} has no {' and no '.join(missing)}, only {', '.join(stored)}: name the right columns in the "
+            f"{path} has no {' and no '.join(missing)}, only {brief(stored)}: name the right columns in the "
             "encoding, and the right split."
         )
     parts = [_columns(path, arrays, columns, ending) for ending in endings]
@@ -71,7 +97,7 @@ def npz_table(path: Path, columns: Sequence[str], split: str) -> Any:
     try:
         table = {name: np.concatenate([part[name] for part in parts]) for name in names}
     except ValueError as error:
-        raise DataError(f"{path}: the splits {split} do not fit each other ({error}): mend the file.") from error
+        raise DataError(f"{path}: the splits {split} do not fit each other ({brief(error)}): mend the file.") from error
     return import_optional("pyarrow", "parquet").table({name: _arrow(values) for name, values in table.items()})
 
 

@@ -20,9 +20,10 @@ from flow_pl.data.encoded import EncodedData
 from flow_pl.data.encoding import Encoding
 from flow_pl.data.npz import npz_table
 from flow_pl.data.optional import import_optional
+from flow_pl.data.partitioned_files import check_files, require_embedded
 from flow_pl.data.sources import Part, RawClient, Selection, Source
 from flow_pl.data.tables import column_values
-from flow_pl.errors import ConfigurationError, DataError
+from flow_pl.errors import ConfigurationError, DataError, brief
 
 _BUILDERS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json", ".arrow": "arrow"}
 _ARRAYS = ".npz"
@@ -47,7 +48,7 @@ class PartitionedSource(Source):
         missing = [column for column in selection.columns if column not in dataset.column_names]
         if missing:
             raise DataError(
-                f"{name} has no column {' and no '.join(missing)}, only {', '.join(dataset.column_names)}: name the "
+                f"{name} has no column {' and no '.join(missing)}, only {brief(dataset.column_names)}: name the "
                 "right ones in the encoding."
             )
         self._dataset = dataset.select_columns(list(selection.columns))
@@ -71,7 +72,7 @@ class PartitionedSource(Source):
         except DataError:
             raise
         except Exception as error:  # pictures and files that cannot be decoded: errors of Arrow, of Pillow, ...
-            raise DataError(f"{self._name}: client {name!r} cannot be read ({error}).") from error
+            raise DataError(f"{self._name}: client {name!r} cannot be read ({brief(error)}).") from error
         return RawClient(name, columns, self._name)
 
     def names(self) -> Iterable[str]:
@@ -92,6 +93,7 @@ class PartitionedSource(Source):
         if type(feature).__name__ in ("Value", "ClassLabel"):
             # the library's own conversion of nested lists is a hundred times slower
             return column_values(self._name, name, chosen.with_format("arrow")[:][name])
+        require_embedded(chosen.with_format("arrow")[:][name])
         return chosen.with_format("numpy")[:][name]  # pictures, decoded
 
 
@@ -174,14 +176,15 @@ class PartitionedData(EncodedData):
         module, _, name = self._partitioner["class_path"].rpartition(".")
         base = import_optional("flwr_datasets.partitioner", _EXTRA).Partitioner
         try:
-            made = getattr(import_optional(module or "flwr_datasets.partitioner", _EXTRA), name)(
-                **self._partitioner.get("init_args", {})
-            )
+            kind = getattr(import_optional(module or "flwr_datasets.partitioner", _EXTRA), name)
+            # before it is called: what is no partitioner may be anything, a command to the system say
+            if not (isinstance(kind, type) and issubclass(kind, base)):
+                raise ConfigurationError(f"{self._partitioner['class_path']} is no partitioner of flwr_datasets.")
+            return kind(**self._partitioner.get("init_args", {}))
+        except ConfigurationError:
+            raise
         except (AttributeError, TypeError, ValueError) as error:
             raise ConfigurationError(f"the partitioner {self._partitioner} cannot be made: {error}.") from error
-        if not isinstance(made, base):
-            raise ConfigurationError(f"{self._partitioner['class_path']} is no partitioner of flwr_datasets.")
-        return made
 
     def _local(self) -> Path | None:
         """The path, unless it is the name of a data set on the hub."""
@@ -200,6 +203,8 @@ class PartitionedData(EncodedData):
             if local is None:
                 with _network(datasets, self._download):
                     return datasets.load_dataset(self._path, self._name, split=self._split, revision=self._revision)
+            files = _files(local)
+            check_files(local, files)
             if (local / "state.json").is_file() or (local / "dataset_dict.json").is_file():
                 saved = datasets.load_from_disk(str(local))
                 if isinstance(saved, datasets.Dataset):
@@ -207,7 +212,6 @@ class PartitionedData(EncodedData):
                 return datasets.concatenate_datasets([saved[part] for part in self._split.split("+")])
             if local.suffix == _ARRAYS:
                 return datasets.Dataset(npz_table(local, self._encoding.columns, self._split))
-            files = _files(local)
             return datasets.load_dataset(
                 _BUILDERS[files[0].suffix], data_files=[str(file) for file in files], split="train", cache_dir=cache
             )
@@ -219,7 +223,7 @@ class PartitionedData(EncodedData):
                 if local is None and not self._download
                 else "check that it is whole, that it can be reached, and its split"
             )
-            raise DataError(f"the data set {self._path} cannot be read ({error}): {remedy}.") from error
+            raise DataError(f"the data set {self._path} cannot be read ({brief(error)}): {remedy}.") from error
 
 
 def partition(dataset: Any, partitioner: Any, name: str) -> dict[str, NDArray[np.int64]]:
@@ -248,7 +252,7 @@ def partition(dataset: Any, partitioner: Any, name: str) -> dict[str, NDArray[np
             rows[client] = np.asarray(members.with_format("numpy", columns=[_ROW])[:][_ROW], dtype=np.int64)
     except Exception as error:  # partitioners raise what their arithmetic raises
         raise DataError(
-            f"{name} cannot be divided by {type(partitioner).__name__} ({error}): change its init_args."
+            f"{name} cannot be divided by {type(partitioner).__name__} ({brief(error)}): change its init_args."
         ) from error
     return rows
 

@@ -20,7 +20,7 @@ Layout of the folder, with M clients and R rows in all:
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flow_pl.data.checks import check_client
-from flow_pl.errors import DataError
+from flow_pl.errors import DataError, brief
 
 FORMAT_VERSION = 3
 """Version of the layout; a store of another version is not read."""
@@ -105,7 +105,7 @@ class ClientStore:
 
     @classmethod
     def open(cls, path: str | Path) -> ClientStore:
-        """Open a store; reads the headers of its files and nothing else.
+        """Open a store; reads the headers of its files and how many rows each client has, but no row.
 
         Args:
             path: the folder of the store.
@@ -117,7 +117,7 @@ class ClientStore:
             DataError: a file is missing, truncated, or of another version; the message names it and the remedy.
         """
         path = Path(path)
-        meta = _load(path / "meta.json", lambda file: StoreMeta(**json.loads(file.read_text(encoding="utf-8"))))
+        meta: StoreMeta = _load(path / "meta.json", _meta)
         if meta.version != FORMAT_VERSION:
             raise DataError(_broken(path / "meta.json", f"version {meta.version} instead of {FORMAT_VERSION}"))
         lengths = {
@@ -135,9 +135,14 @@ class ClientStore:
             array = _load(path / f"{name}.npy", lambda file: np.load(file, mmap_mode="r", allow_pickle=False))
             if array.shape[:1] != (length,):
                 raise DataError(_broken(path / f"{name}.npy", f"shape {array.shape} instead of {length} entries"))
+            if array.dtype.kind not in _KINDS.get(name, "i") or (name not in ("x", "y") and array.ndim != 1):
+                raise DataError(_broken(path / f"{name}.npy", f"shape {array.shape} and type {array.dtype}"))
             arrays[name] = array
         if arrays["offsets"][-1] != meta.rows:
             raise DataError(_broken(path / "offsets.npy", f"it ends at {arrays['offsets'][-1]}, not at {meta.rows}"))
+        for start in range(0, meta.clients, _CLIENTS_AT_ONCE):
+            for name, problem in _wrong_counts(arrays, slice(start, start + _CLIENTS_AT_ONCE)):
+                raise DataError(_broken(path / f"{name}.npy", problem))
         return cls(path, meta, arrays)
 
     def __reduce__(self) -> tuple[Callable[[str], ClientStore], tuple[str]]:
@@ -192,20 +197,54 @@ class ClientStore:
             check_client(self.name(client), rows.x, rows.y, 0, self.meta.num_classes)
         except DataError as error:
             raise DataError(
-                f"the client store {self.path} is damaged, delete the folder and it is made again ({error})"
+                f"the client store {self.path} is damaged, delete the folder and it is made again ({brief(error)})"
             ) from error
 
     def name(self, client: int) -> str:
         """Name of a client, as in the source data."""
-        return bytes(self._names[client]).decode("utf-8")
+        try:
+            return bytes(self._names[client]).decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(_broken(self.path / "names.npy", brief(error))) from error
+
+
+_KINDS = {"x": "biuf", "names": "S"}
+"""Types of the files; the others hold signed integers."""
+
+
+_CLIENTS_AT_ONCE = 1 << 13
+
+
+def _meta(file: Path) -> StoreMeta:
+    meta = StoreMeta(**json.loads(file.read_text(encoding="utf-8")))
+    if not all(type(value) is int and 0 <= value < 2**62 for value in vars(meta).values()):
+        raise ValueError(f"{meta} holds what is no count")
+    return meta
+
+
+def _wrong_counts(arrays: dict[str, NDArray[Any]], clients: slice) -> Iterator[tuple[str, str]]:
+    """Files whose numbers for some clients lead out of the rows, and what is wrong."""
+    sizes = np.diff(arrays["offsets"][clients.start : clients.stop + 1])
+    labelled, val_rows, test_rows, roles = (
+        arrays[name][clients] for name in ("labelled", "val_rows", "test_rows", "roles")
+    )
+    heldout = np.maximum(val_rows, 0) + np.maximum(test_rows, 0)
+    if arrays["offsets"][0] != 0 or (sizes < 1).any():
+        yield "offsets", "a client has no rows, or fewer"
+    if (labelled < 0).any() or (labelled > sizes).any():
+        yield "labelled", "a client has more labelled rows than rows, or fewer than none"
+    for name, rows in (("val_rows", val_rows), ("test_rows", test_rows)):
+        if (rows < -1).any() or (heldout > labelled).any():
+            yield name, "a client has more rows for validation and testing than labelled ones, or fewer than none"
+    if (roles < 0).any() or (roles >= len(ROLES)).any():
+        yield "roles", f"a client has a role other than {', '.join(ROLES)}"
 
 
 def _load(file: Path, read: Callable[[Path], Any]) -> Any:
-    # numpy and json report damage by ValueError (also truncation, at the memory-mapping), EOFError or TypeError
     try:
         return read(file)
-    except (OSError, ValueError, EOFError, TypeError, OverflowError, RecursionError, MemoryError) as error:
-        raise DataError(_broken(file, str(error))) from error
+    except Exception as error:  # damage shows as one of a dozen types: ValueError, TokenError, OSError, TypeError, ...
+        raise DataError(_broken(file, brief(error))) from error
 
 
 def _broken(file: Path, found: str) -> str:

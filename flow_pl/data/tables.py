@@ -9,9 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from flow_pl.data.encoding import whole_numbers
+from flow_pl.data.limits import require_bounded
 from flow_pl.data.npz import npz_arrays
 from flow_pl.data.optional import import_optional
-from flow_pl.errors import DataError
+from flow_pl.errors import DataError, brief
 
 
 class Table(NamedTuple):
@@ -21,7 +23,7 @@ class Table(NamedTuple):
         x: [n, ...] features.
         y: [n, ...] labels; -1 = to be predicted.
         client: [n] client of each row, integers or texts.
-        names: names that integer clients are indices into, if the file has them.
+        names: [names] that integer clients are indices into, if the file has them.
     """
 
     x: NDArray[Any]
@@ -50,6 +52,10 @@ def read_npz(path: Path, client: str, label: str, features: Sequence[str] | None
     stored, arrays = npz_arrays(path, lambda name: name in needed)
     _require(path, stored, [client, label, *features])
     names = arrays.get("client_names") if arrays[client].dtype.kind in "iu" else None
+    if names is not None and (names.ndim != 1 or names.dtype.kind not in "US"):
+        raise DataError(
+            f"{path}: client_names has type {names.dtype} and shape {names.shape}, expected a list of texts."
+        )
     return _table(path, arrays, client, label, features, names)
 
 
@@ -72,21 +78,60 @@ def read_parquet(path: Path, client: str, label: str, features: Sequence[str] | 
     arrow = import_optional("pyarrow", "parquet")
     parquet = import_optional("pyarrow.parquet", "parquet")
     try:
+        check_parquet(path)
         stored = parquet.read_schema(path).names
         features = features or [name for name in stored if name not in (client, label)]
-        _require(path, stored, [client, label, *features])
-        columns = parquet.read_table(path, columns=[client, label, *features])
-    except (arrow.ArrowException, OSError) as error:
-        raise DataError(f"{path} cannot be read ({error}): write it anew as a Parquet file.") from error
-    if columns.column(client).null_count:
-        raise DataError(f"{path}: column {client!r} has rows without a client: give every row one.")
-    arrays = {name: column_values(path, name, columns.column(name)) for name in [client, *features]}
-    compute = import_optional("pyarrow.compute", "parquet")
-    labels = columns.column(label)
-    arrays[label] = column_values(path, label, labels if _is_list(labels) else compute.fill_null(labels, -1))
-    if arrays[client].dtype.kind == "O":
-        arrays[client] = arrays[client].astype(str)
-    return _table(path, arrays, client, label, features, None)
+        wanted = [client, label, *features]
+        _require(path, stored, wanted)
+        # texts stay as often as they differ, however many rows have the same one
+        columns = parquet.ParquetFile(path, read_dictionary=[client]).read(columns=wanted)
+        columns.validate(full=True)
+        if columns.column(client).null_count:
+            raise DataError(f"{path}: column {client!r} has rows without a client: give every row one.")
+        arrays = {name: column_values(path, name, columns.column(name)) for name in features}
+        arrays[client], names = _client_values(path, client, columns.column(client))
+        compute = import_optional("pyarrow.compute", "parquet")
+        labels = columns.column(label)
+        arrays[label] = column_values(path, label, labels if _is_list(labels) else compute.fill_null(labels, -1))
+    except DataError:
+        raise
+    # damage shows as one of several types; what NumPy cannot hold as another one
+    except (arrow.ArrowException, OSError, ValueError, TypeError, OverflowError, MemoryError) as error:
+        raise DataError(f"{path} cannot be read ({brief(error)}): write it anew as a Parquet file.") from error
+    return _table(path, arrays, client, label, features, names)
+
+
+def check_parquet(path: Path) -> None:
+    """Check by its own description that a Parquet file does not expand to far more than its size.
+
+    Args:
+        path: the file.
+
+    Raises:
+        DataError: it does.
+        pyarrow.ArrowException: the description is damaged.
+    """
+    with import_optional("pyarrow.parquet", "parquet").ParquetFile(path) as file:
+        groups = [file.metadata.row_group(group) for group in range(file.metadata.num_row_groups)]
+        chunks = [group.column(column) for group in groups for column in range(group.num_columns)]
+    # a run of equal values takes no room in the file, thus the number of values counts beside their size
+    expanded = sum(max(chunk.total_uncompressed_size, 8 * chunk.num_values) for chunk in chunks)
+    require_bounded(path, expanded, path.stat().st_size)
+
+
+def _client_values(path: Path, name: str, column: Any) -> tuple[NDArray[Any], NDArray[Any] | None]:
+    """The client of each row; texts as indices into the names, which are in alphabetical order."""
+    types = import_optional("pyarrow.types", "parquet")
+    if not types.is_dictionary(column.type):
+        return column_values(path, name, column), None
+    encoded = column.unify_dictionaries().combine_chunks()
+    names = encoded.dictionary.to_pylist()
+    if not all(isinstance(value, str) for value in names):
+        raise DataError(f"{path}: column {name!r} has clients that are neither integers nor texts: make them texts.")
+    ranks = {value: rank for rank, value in enumerate(sorted(set(names)))}
+    return np.array([ranks[value] for value in names], dtype=np.int64)[encoded.indices.to_numpy()], np.array(
+        list(ranks)
+    )
 
 
 READERS: dict[str, Callable[[Path, str, str, Sequence[str] | None], Table]] = {
@@ -130,7 +175,7 @@ def _require(path: Path, stored: Sequence[str], wanted: Sequence[str]) -> None:
     missing = [name for name in wanted if name not in stored]
     if missing:
         raise DataError(
-            f"{path} has no {' and no '.join(map(repr, missing))}, only {', '.join(map(repr, stored))}: "
+            f"{path} has no {' and no '.join(map(repr, missing))}, only {brief(list(map(repr, stored)))}: "
             "name the right ones by client_column, label_column and feature_columns."
         )
 
@@ -161,7 +206,5 @@ def _table(
         if len(features) > 1 and shapes[name] != shapes[features[0]]:
             raise DataError(f"{path}: the features {shapes} cannot be joined: they must have equal shapes.")
     x = arrays[features[0]] if len(features) == 1 else np.stack([arrays[name] for name in features], axis=-1)
-    y = arrays[label]
-    if y.dtype.kind == "f" and (y == np.floor(y)).all():  # integers with nulls are written as fractions by pandas
-        y = y.astype(np.int64)
+    y = whole_numbers(arrays[label])  # integers with nulls are written as fractions by pandas
     return Table(x if x.ndim > 1 else x[:, None], y, arrays[client], names)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from flow_pl.errors import DataError
+from flow_pl.errors import DataError, brief
 
 PAD, OOV, BOS, EOS = range(4)
 """Numbers of what fills a row up, of a token that is not in the vocabulary, and of a text's beginning and end."""
@@ -106,8 +106,10 @@ def read_tokens(path: Path, size: int) -> list[str]:
             tokens = most_frequent(Counter(json.loads(text)), size)
         else:
             tokens = [line.split(maxsplit=1)[0] for line in text.splitlines() if line.strip()][:size]
-    except (OSError, ValueError, TypeError) as error:
-        raise DataError(f"{path} is no list of tokens ({error}): give lines, or a JSON object of counts.") from error
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise DataError(
+            f"{path} is no list of tokens ({brief(error)}): give lines, or a JSON object of counts."
+        ) from error
     if not tokens:
         raise DataError(f"{path} lists no token: give lines that start with one, or a JSON object of counts.")
     return tokens

@@ -164,6 +164,35 @@ def test_another_checkpoint_is_tested_without_training_again(done, capsys):
     assert curve.stat().st_mtime_ns == trained
 
 
+@pytest.mark.parametrize("name", ["clients.csv", "curve.csv"])
+def test_a_table_that_was_damaged_is_refused_and_made_again(done, capsys, name):
+    """Also one that is shorter by whole rows; what the message says helps."""
+    path = done / "runs" / "fedavg" / "seed0" / name
+    before = path.read_text().splitlines()
+    path.write_text("\n".join(before[:-1]) + "\n")
+    command = ("compare", "--config", "configs/tiny/fedavg.yaml", "--seeds", "0")
+    assert fails(*command) == 1
+    error = capsys.readouterr().err.replace(f"{Path.cwd()}/", "")
+    path = path.relative_to(Path.cwd())
+    assert f"{path} is not what fedavg, seed 0 has written" in error
+    doomed = path.parent if name == "curve.csv" else path.with_name("results.json")
+    assert f"delete {doomed}, and the same command makes it again" in error
+    shutil.rmtree(doomed) if doomed.is_dir() else doomed.unlink()
+    main([*command])
+    after = path.read_text().splitlines()
+    assert len(after) == len(before)
+    if name == "clients.csv":  # the other one has times
+        assert after == before
+
+
+def test_a_run_whose_results_are_damaged_is_made_again(done, capsys):
+    path = done / "runs" / "fedavg" / "seed0" / "results.json"
+    path.write_text(path.read_text()[:-20])
+    main(["compare", "--config", "configs/tiny/fedavg.yaml", "--seeds", "0"])
+    assert "fedavg, seed 0: not at its end, resumed" in capsys.readouterr().out
+    assert json.loads(path.read_text())["round"] == 3
+
+
 def test_results_may_be_moved_and_shown_in_part(done, capsys):
     os.rename(done, "elsewhere")
     main([*ALL, "--out", "elsewhere", "--populations", "new"])

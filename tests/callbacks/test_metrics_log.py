@@ -1,0 +1,142 @@
+"""The log of a run that is broken off and resumed: every round once, as if nothing had been."""
+
+import csv
+import resource
+from pathlib import Path
+
+import pytest
+
+from callbacks.metrics_log import MetricsFile
+from flow_pl.checkpoints import WholeCheckpointIO
+from flow_pl.cli import run
+from flow_pl.errors import FlowError
+from tests.test_cli import config  # noqa: F401 (a fixture)
+
+
+def rows(path):
+    with Path(path).open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def logged(file, **metrics):
+    step = metrics.pop("step")
+    file.log_metrics({name.replace("_", "/", 1): value for name, value in metrics.items()}, step)
+    file.save()
+
+
+def test_a_column_that_comes_later_is_put_into_the_rows_before(tmp_path):
+    file = MetricsFile(str(tmp_path))
+    logged(file, step=1, train_loss=0.5)
+    logged(file, step=1, val_gain=0.25)
+    logged(file, step=2, train_loss=0.125)
+    expected = [("1", "0.5", ""), ("1", "", "0.25"), ("2", "0.125", "")]
+    assert [tuple(row[name] for name in ("step", "train/loss", "val/gain")) for row in rows(file._path)] == expected
+    again = MetricsFile(str(tmp_path))
+    logged(again, step=3, train_loss=1.0)
+    assert [row["step"] for row in rows(file._path)] == ["1", "1", "2", "3"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.csv"]
+
+
+@pytest.mark.parametrize(
+    ("behind", "kept"),
+    [
+        ("", ["1", "2"]),  # killed before the training metrics of round 2 were logged: from the checkpoint
+        ("2,0.2\n", ["1", "2"]),  # behind it
+        ("2,0.2\n3,0.3\n4,0.4\n", ["1", "2"]),
+        ("2,0.2\n3,0.3", ["1", "2"]),  # in the middle of a row
+        ("2,0.", ["1", "2"]),
+    ],
+)
+def test_what_was_logged_behind_the_checkpoint_is_forgotten(tmp_path, behind, kept):
+    (tmp_path / "metrics.csv").write_text("step,train/loss\n1,0.1\n" + behind)
+    MetricsFile(str(tmp_path)).keep(1, 2, {"train/loss": 0.2})
+    assert [row["step"] for row in rows(tmp_path / "metrics.csv")] == kept
+    assert rows(tmp_path / "metrics.csv")[-1]["train/loss"] == "0.2"
+
+
+def test_a_full_disk_leaves_the_rows_of_before_and_is_told(tmp_path):
+    file = MetricsFile(str(tmp_path))
+    logged(file, step=1, train_loss=0.5)
+    before = file._path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 3, limits[1]))
+    try:
+        for metrics in ({"train_loss": 0.25}, {"val_gain": 0.25}):
+            with pytest.raises(FlowError, match=r"metrics\.csv cannot be written"):
+                logged(file, step=2, **metrics)
+            file.save()  # as Lightning does when a run fails
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert file._path.read_bytes() == before
+
+
+class _KilledError(BaseException):
+    pass
+
+
+def _killed_at(monkeypatch, place, number):
+    """Break a run off before or behind the n-th row, or the n-th checkpoint."""
+    seen = []
+
+    def guard(original, before):
+        def call(*args, **settings):
+            seen.append(1)
+            if len(seen) == number and before:
+                raise _KilledError
+            result = original(*args, **settings)
+            if len(seen) == number:
+                raise _KilledError
+            return result
+
+        return call
+
+    cls, name = {
+        "before a row": (MetricsFile, "save"),
+        "behind a row": (MetricsFile, "save"),
+        "behind a checkpoint": (WholeCheckpointIO, "save_checkpoint"),
+    }[place]
+    monkeypatch.setattr(cls, name, guard(getattr(cls, name), place.startswith("before")))
+
+
+@pytest.mark.parametrize(
+    ("place", "number"),
+    [
+        *[("before a row", number) for number in (2, 5)],
+        *[("behind a row", number) for number in (2, 5, 7)],
+        *[("behind a checkpoint", number) for number in (2, 3, 4)],
+    ],
+)
+def test_a_run_broken_off_anywhere_logs_every_round_once(config, tmp_path, monkeypatch, place, number):  # noqa: F811
+    """Every save of a row (also one of nothing) and every checkpoint; round 3 is validated as well as round 1."""
+    words = ["fit", "--config", str(config), "--trainer.max_epochs=3", "--trainer.enable_progress_bar=false"]
+    words += ["--data.cache_dir", str(tmp_path.parent / "cache"), "--trainer.check_val_every_n_epoch=1"]
+    whole = tmp_path.parent / "whole"
+    if not whole.exists():
+        run([*words, f"--trainer.default_root_dir={whole}"])
+    with monkeypatch.context() as patch:
+        _killed_at(patch, place, number)
+        with pytest.raises(_KilledError):
+            run(words)
+    run([*words, "--ckpt_path", "last"])
+    logs = tmp_path / "run" / "logs"
+    # a run that was broken off before its first checkpoint has started anew, with a log of its own
+    last = max(logs.glob("version_*"), key=lambda path: path.name)
+    assert last.name == "version_0" or len(rows(logs / "version_0" / "metrics.csv")) <= 1
+    assert rows(last / "metrics.csv") == rows(whole / "logs" / "version_0" / "metrics.csv")
+
+
+def test_a_fit_from_an_earlier_checkpoint_or_another_run(config, tmp_path):  # noqa: F811
+    """Goes on in the log of its own run, from the checkpoint's round on; of another one's, in a new log."""
+    words = ["fit", "--config", str(config), "--trainer.enable_progress_bar=false"]
+    listed = ["--trainer.callbacks+=ModelCheckpoint", f"--trainer.callbacks.dirpath={tmp_path / 'run' / 'kept'}"]
+    listed += ["--trainer.callbacks.save_top_k=-1", "--trainer.callbacks.filename={epoch}"]
+    listed += ["--trainer.callbacks.save_on_train_epoch_end=true"]
+    run([*words, "--trainer.max_epochs=4", *listed])
+    path = tmp_path / "run" / "logs" / "version_0" / "metrics.csv"
+    before = rows(path)
+    second = str(tmp_path / "run" / "kept" / "epoch=1.ckpt")
+    run([*words, "--trainer.max_epochs=3", "--ckpt_path", second, *listed])
+    assert rows(path) == [row for row in before if row["step"] in "123"]
+    run([*words, "--trainer.max_epochs=3", "--ckpt_path", second, f"--trainer.default_root_dir={tmp_path / 'other'}"])
+    other = rows(tmp_path / "other" / "logs" / "version_0" / "metrics.csv")
+    assert [row["step"] for row in other if row["train/clients"]] == ["3"]
