@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from flow_pl.errors import ConfigurationError
+from flow_pl.errors import ConfigurationError, require_finite
 
 OptimizerFactory = Callable[[Sequence[Tensor]], Optimizer]
 """Makes an optimizer for parameters; in YAML a `class_path` with `init_args`."""
@@ -33,6 +34,9 @@ class StackedOptimizer:
             group["lr"] *= lr_scale
             if not group.get("fused") and group.get("foreach", True) is None:
                 group["foreach"] = True  # one call for all tensors; torch's default on CPU is one call per tensor
+        # What torch puts around a step, for profilers, hooks and its compiler, takes longer than a small model's step.
+        # The loop takes no gradients of steps, and nobody has put a hook on an optimizer that was made here.
+        self._step = inspect.unwrap(type(self._optimizer).step)
 
     def narrow(self, active: int) -> None:
         """Go on with the first clients alone."""
@@ -66,7 +70,7 @@ class StackedOptimizer:
             grads = [g.contiguous() for g in grads]  # torch's fused kernels on CPU take no notice of strides
         for p, g in zip(parameters, grads, strict=True):
             p.grad = g
-        self._optimizer.step()
+        self._step(self._optimizer)
         for p in parameters:
             p.grad = None
         if keep is not None:
@@ -91,7 +95,10 @@ def check_elementwise(factory: OptimizerFactory) -> None:
     stacked, alone = start.clone(), start.clone()
     try:
         together = StackedOptimizer(factory, [stacked])
+        check_numbers(together._optimizer, "client_optimizer")
         each = [StackedOptimizer(factory, [alone[i : i + 1]]) for i in range(len(alone))]
+    except ConfigurationError:
+        raise
     except Exception as error:
         raise ConfigurationError(f"the client optimizer cannot be made ({error}): correct its settings.") from error
     name = f"the client optimizer {type(together._optimizer).__name__}"
@@ -109,6 +116,25 @@ def check_elementwise(factory: OptimizerFactory) -> None:
             f"{name} mixes the clients that are trained side by side, expected an element-wise one: "
             "use e.g. torch.optim.SGD."
         )
+
+
+def check_numbers(optimizer: Optimizer, setting: str) -> None:
+    """Check that what an optimizer is made with is finite: torch's own checks let NaN and infinity pass.
+
+    Args:
+        optimizer: the optimizer.
+        setting: name of the setting that it comes from, for messages.
+
+    Raises:
+        ConfigurationError: a number is not finite.
+    """
+    for group in optimizer.param_groups:
+        for key, value in group.items():
+            if key != "params":
+                numbers = value if isinstance(value, tuple | list) else (value,)
+                for number in numbers:
+                    if isinstance(number, int | float | Tensor):
+                        require_finite(**{f"{setting}.{key}": float(number)})
 
 
 def _like(value: object, p: Tensor) -> bool:

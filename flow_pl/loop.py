@@ -18,7 +18,7 @@ from torch import Tensor
 
 from flow_pl.client_optimizer import OptimizerFactory, StackedOptimizer
 from flow_pl.data.batch import ClientBatch, Examples
-from flow_pl.errors import ConfigurationError, require_positive
+from flow_pl.errors import ConfigurationError, require_choice, require_count
 from flow_pl.evaluation import ClientEvaluation, ClientPredictions, count_client, predict_client
 from flow_pl.methods.base import Derive, Method, Minibatch, Phase
 from flow_pl.routing import Groups
@@ -45,10 +45,18 @@ class ClientUpdate:
     statistics: TrainingStatistics
     kept: Groups
 
-    def weighted_sums(self) -> list[Tensor]:
-        """The weighted sums over clients of what they send, a flat tensor for each parameter."""
+    def add_to(self, sums: Sequence[Tensor]) -> None:
+        """Add the weighted sum over clients to tensors in the shape of what they send, in place."""
         stacked = [(name, p) for name, group in self.difference.items() for p in group.values()]
-        return [torch.mv(p.reshape(len(p), -1).t(), self.weights[name]) for name, p in stacked]
+        for total, (name, p) in zip(sums, stacked, strict=True):
+            total.view(-1).addmv_(p.reshape(len(p), -1).t(), self.weights[name])
+
+    def finite(self) -> Tensor:
+        """Whether all that the clients send and keep is finite; a scalar."""
+        groups = (*self.difference.values(), *self.kept.values())
+        # a sum is finite only if what it is over is
+        sums = [p.sum() for group in groups for p in group.values()]
+        return torch.stack(sums).isfinite().all() if sums else torch.tensor(True)
 
     def reject(self) -> Tensor:
         """Leave out the clients with a value that is not finite: they send nothing, with no weight.
@@ -87,7 +95,8 @@ class FederatedLoop:
         evaluation_batch_size: int = 256,
         trace_after: int | None = 200,
     ) -> None:
-        require_positive(batch_size=batch_size, evaluation_batch_size=evaluation_batch_size)
+        require_count(batch_size=batch_size, evaluation_batch_size=evaluation_batch_size)
+        require_choice(("examples", "uniform"), weighting=weighting)
         self.batch_size = batch_size
         self.client_optimizer = client_optimizer
         self.weighting = weighting

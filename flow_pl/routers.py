@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from flow_pl.errors import ConfigurationError, require_fraction, require_positive
+from flow_pl.errors import ConfigurationError, require_counts, require_fraction, require_some
+from flow_pl.functional import call
 from flow_pl.models.recurrent import Recurrent
 
 Route = Callable[[int, Tensor, Tensor, Tensor], Tensor]
@@ -45,7 +45,7 @@ class Router(nn.Module, ABC):
 
     def call(self, parameters: dict[str, Tensor] | None, *args: Any) -> Any:
         """`forward` under the given parameters."""
-        return self(*args) if parameters is None else functional_call(self, parameters, args)
+        return self(*args) if parameters is None else call(self, parameters, args)
 
 
 class InstanceRouter(Router):
@@ -115,7 +115,7 @@ class SequenceRouter(Router):
             )
         self.cell_state = cell_state
         self.cells = nn.ModuleList([_EarlyExits(1, hidden, dropout) for _ in range(self._cells)])
-        self.behind = _EarlyExits(max(1, len(blocks) - self._cells), hidden_behind, dropout)
+        self.behind = _EarlyExits(max(1, len(blocks) - self._cells), hidden_behind, dropout, "hidden_behind")
 
     def bind(self, parameters: dict[str, Tensor] | None, x: Tensor) -> Route:
         """Decide per token: at every step of a cell, and once for the blocks behind."""
@@ -144,11 +144,10 @@ class SequenceRouter(Router):
 class _EarlyExits(nn.Module):
     """An MLP with 2-way softmax exits on its hidden layers: [..., F] to [..., exits, 2]."""
 
-    def __init__(self, exits: int, hidden: Sequence[int], dropout: float) -> None:
+    def __init__(self, exits: int, hidden: Sequence[int], dropout: float, setting: str = "hidden") -> None:
         super().__init__()
-        if not hidden:
-            raise ConfigurationError("the router's hidden is empty, expected at least one width, e.g. [64].")
-        require_positive(**{f"the router's hidden[{i}]": width for i, width in enumerate(hidden)})
+        require_counts(**{f"the router's {setting}": hidden})
+        require_some(**{f"the router's {setting}": hidden})
         require_fraction(**{"the router's dropout": dropout})
         # The first layer takes its width from the first instance it sees, in FederatedModule.setup.
         self.layers = nn.ModuleList([nn.LazyLinear(hidden[0]), *(nn.Linear(a, b) for a, b in pairwise(hidden))])

@@ -11,9 +11,9 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from flow_pl.errors import ConfigurationError
+from flow_pl.functional import call
 from flow_pl.models.recurrent import Recurrent, has_client_axis
 from flow_pl.routers import Route
 
@@ -80,7 +80,7 @@ class RoutedModel:
     def plain(self, x: Tensor, *groups: Parameters) -> Tensor:
         """The backbone's outputs under the union of parameter groups; later ones win."""
         merged = groups[0] if len(groups) == 1 else {k: v for group in groups for k, v in group.items()}
-        outputs: Tensor = functional_call(self.backbone, merged, (x,))
+        outputs: Tensor = call(self.backbone, merged, (x,))
         return outputs
 
     def body_and_head(self, head_blocks: int) -> tuple[list[str], list[str]]:
@@ -109,7 +109,7 @@ class RoutedModel:
         for name, block in self._blocks.items():
             if name == self.blocks[-1]:
                 break
-            h = functional_call(block, {key: merged[f"{name}.{key}"] for key in self._names[name]}, (h,))
+            h = call(block, {key: merged[f"{name}.{key}"] for key in self._names[name]}, (h,))
         return h
 
     def routed(
@@ -154,7 +154,7 @@ class RoutedModel:
                 continue
             first = {k: global_[f"{name}.{k}"] for k in names}
             if name not in self.blocks:
-                h = functional_call(block, first, (h,))
+                h = call(block, first, (h,))
                 continue
             second = {k: local[f"{name}.{k}"] for k in names}
             asked: list[Tensor] = []
@@ -165,7 +165,7 @@ class RoutedModel:
                 if hard and ahead and not has_client_axis(h):
                     h = _taken(block, h, first, second, decide(h, h, h)[..., 1] > 0)
                 else:
-                    on_global, on_local = functional_call(block, first, (h,)), functional_call(block, second, (h,))
+                    on_global, on_local = call(block, first, (h,)), call(block, second, (h,))
                     q = decide(h, on_global, on_local)
                     q = q.reshape(*q.shape[:-1], *[1] * (on_global.ndim - q.ndim + 1), 2)
                     h = q[..., 0] * on_global + q[..., 1] * on_local
@@ -181,13 +181,13 @@ def _taken(block: nn.Module, h: Tensor, global_: Parameters, local: Parameters, 
     """A block's outputs for inputs h [N, ...], each by the copy it goes through: way [N] bool, True for the local."""
     to_local = way.nonzero().squeeze(1)
     if len(to_local) in (0, len(h)):
-        outputs: Tensor = functional_call(block, local if len(to_local) else global_, (h,))
+        outputs: Tensor = call(block, local if len(to_local) else global_, (h,))
         return outputs
     to_global = (~way).nonzero().squeeze(1)
-    on_global = functional_call(block, global_, (h[to_global],))
+    on_global = call(block, global_, (h[to_global],))
     outputs = on_global.new_empty(len(h), *on_global.shape[1:])
     outputs[to_global] = on_global
-    outputs[to_local] = functional_call(block, local, (h[to_local],))
+    outputs[to_local] = call(block, local, (h[to_local],))
     return outputs
 
 

@@ -54,13 +54,11 @@ class ServerRound:
         Returns:
             [C] bool, False for the clients that are left out; None where none is.
         """
-        accepted, sums = None, update.weighted_sums()
-        if not _known_to_be_finite(sums, update):
+        accepted = None
+        if not _known_to_be_finite(update):
             accepted = update.reject()
             self._accepted.append((update.client, accepted))
-            sums = update.weighted_sums()
-        for total, piece in zip(self._deltas, sums, strict=True):
-            total.view(-1).add_(piece)
+        update.add_to(self._deltas)
         statistics = update.statistics
         clients = len(update.client)
         rejected = torch.zeros_like(statistics.skipped) if accepted is None else clients - accepted.sum()
@@ -131,16 +129,13 @@ class ServerRound:
         return figures
 
 
-def _known_to_be_finite(sums: list[Tensor], update: ClientUpdate) -> bool:
+def _known_to_be_finite(update: ClientUpdate) -> bool:
     """Whether all that clients send and keep is known to be finite, as it nearly always is.
 
-    A sum is finite only if what it is over is, whatever the weights. To ask for that costs little on the CPU, and
-    would make another device wait: there it is never known, and clients are looked at one by one.
+    To ask for that costs little on the CPU, and would make another device wait: there it is never known, and clients
+    are looked at one by one.
     """
-    if update.client.device.type != "cpu":
-        return False
-    kept = (p for group in update.kept.values() for p in group.values())
-    return all(bool(p.sum().isfinite()) for p in (*sums, *kept))
+    return update.client.device.type == "cpu" and bool(update.finite())
 
 
 def sent_parameters(method: Method) -> dict[str, dict[str, nn.Parameter]]:

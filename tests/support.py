@@ -139,9 +139,7 @@ def delta(update: ClientUpdate) -> Groups:
     sums = {
         name: {key: torch.zeros_like(p[0]) for key, p in group.items()} for name, group in update.difference.items()
     }
-    every = [p for group in sums.values() for p in group.values()]
-    for total, piece in zip(every, update.weighted_sums(), strict=True):
-        total.add_(piece.view_as(total))
+    update.add_to([p for group in sums.values() for p in group.values()])
     return sums
 
 
