@@ -27,7 +27,7 @@ from flow_pl.diagnostics import (
     has_global_model,
     observed,
 )
-from flow_pl.errors import require_positive
+from flow_pl.errors import given, require_count
 from flow_pl.files import write_text
 from flow_pl.loop import ClientUpdate, FederatedLoop
 from flow_pl.methods.base import Method
@@ -85,7 +85,7 @@ class ConvergenceDiagnostics(Callback):
         path: str | None = "diagnostics.csv",
         figure: str | None = "figures/diagnostics.png",
     ) -> None:
-        require_positive(every_n_rounds=every_n_rounds, **({} if clients is None else {"clients": clients}))
+        require_count(every_n_rounds=every_n_rounds, **given(clients=clients))
         self.every_n_rounds = every_n_rounds
         self.clients = clients
         self.path = None if path is None else check_ending(path, (".csv",))

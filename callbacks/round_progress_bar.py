@@ -11,7 +11,7 @@ from rich import get_console
 
 from callbacks.federated import federated_data
 from callbacks.progress_display import Pace, ProgressDisplay
-from flow_pl.errors import ConfigurationError
+from flow_pl.errors import require_at_least_zero
 
 ACCURACIES = {"val/generalized_accuracy": "val generalized", "val/personalized_accuracy": "personalized"}
 """Metrics shown behind the training losses of a fit, as they come, and what they are called there."""
@@ -27,13 +27,12 @@ class RoundProgressBar(ProgressBar):
         interval_s: least number of seconds between two lines, where there is no terminal.
 
     Raises:
-        ConfigurationError: `interval_s` is negative.
+        ConfigurationError: `interval_s` is negative or not finite.
     """
 
     def __init__(self, interval_s: float = 10.0) -> None:
         super().__init__()
-        if interval_s < 0:
-            raise ConfigurationError(f"interval_s is {interval_s}, expected 0 (a line every round) or more seconds.")
+        require_at_least_zero(interval_s=interval_s)
         self.interval_s = interval_s
         self._enabled = True
         self._display: ProgressDisplay | None = None

@@ -18,7 +18,7 @@ from callbacks.results_table import percent, result_rows
 from callbacks.wandb_run import wandb_loggers
 from flow_pl.data.batch import ClientBatch
 from flow_pl.data.optional import import_optional
-from flow_pl.errors import require_at_least_zero, require_positive
+from flow_pl.errors import require_count
 from flow_pl.evaluation import ClientEvaluation
 from flow_pl.files import write_text
 from flow_pl.report.agreement import CommonInstances, common_instances, with_common
@@ -66,8 +66,8 @@ class RoutingReport(EvaluationCallback[ClientCounts], ResultsCallback):
         instances: int = 12,
     ) -> None:
         super().__init__()
-        require_positive(clients=clients, instances=instances)
-        require_at_least_zero(common=common)
+        require_count(clients=clients, instances=instances)
+        require_count(0, common=common)
         self.path = check_ending(path, (".html",))
         self.figures = figures
         self.curve = curve

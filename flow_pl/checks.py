@@ -8,12 +8,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from lightning.pytorch import Trainer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from flow_pl.errors import ConfigurationError, FlowError
-from flow_pl.methods.base import Method
+from flow_pl.methods.base import Method, Phase
 
 
 def check_fit(method: Method, example: Tensor, num_classes: int) -> None:
@@ -48,6 +49,26 @@ def check_fit(method: Method, example: Tensor, num_classes: int) -> None:
         for module, mode in zip(modules, modes, strict=True):
             module.train(mode)
     method.objective.check(outputs, num_classes)
+
+
+def check_gradients(method: Method, trainer: Trainer, stage: str) -> None:
+    """Check that a trainer lets a method take gradients where it personalizes clients.
+
+    Args:
+        method: bound to a backbone.
+        trainer: of the run.
+        stage: fit (which never forbids gradients), validate, test or predict.
+
+    Raises:
+        ConfigurationError: the method takes steps, and the trainer forbids gradients.
+    """
+    loops = {"validate": trainer.validate_loop, "test": trainer.test_loop, "predict": trainer.predict_loop}
+    forbidden = getattr(loops.get(stage), "inference_mode", False)
+    if forbidden and any(isinstance(stage, Phase) for stage in method.personal_phases):
+        raise ConfigurationError(
+            f"trainer.inference_mode is true, expected false: {type(method).__name__} personalizes clients by gradient "
+            "steps in validation, test and predict: make the trainer with Trainer(inference_mode=False)."
+        )
 
 
 def check_class_paths(settings: Any) -> None:

@@ -29,7 +29,7 @@ from callbacks.wandb_run import continued_run, make_wandb_logger, sweep_folder
 from flow_pl.checkpoints import WholeCheckpointIO, look_at
 from flow_pl.checks import check_class_paths
 from flow_pl.data import FederatedDataModule
-from flow_pl.errors import ConfigurationError, FlowError
+from flow_pl.errors import ConfigurationError, FlowError, find_cause
 from flow_pl.module import FederatedModule
 from flow_pl.version import __version__
 
@@ -219,10 +219,7 @@ def main(args: ArgsType = None) -> None:
         if lost is not None:
             print(f"error: {LOST[lost]} ({str(error).splitlines()[0]}): {RESUME}.", file=sys.stderr)
             raise SystemExit(1) from error
-        cause: BaseException | None = error
-        # jsonargparse wraps what a constructor raises
-        while cause is not None and not isinstance(cause, (FlowError, MisconfigurationException)):
-            cause = cause.__cause__ or cause.__context__
+        cause = find_cause(error, FlowError, MisconfigurationException)
         if cause is None:
             raise
         print(f"error: {cause}", file=sys.stderr)

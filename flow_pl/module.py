@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from flow_pl.allocator import keep_freed_memory
-from flow_pl.checks import check_checkpoint, check_fit
+from flow_pl.checks import check_checkpoint, check_fit, check_gradients
 from flow_pl.chunking import ChunkSize
 from flow_pl.client_optimizer import check_elementwise
 from flow_pl.client_states import ClientStates
@@ -29,6 +29,7 @@ from flow_pl.methods.base import Method
 from flow_pl.objective import Classification, Objective
 from flow_pl.routing import Groups
 from flow_pl.server import ServerRound, server_groups
+from flow_pl.server_optimizer import check_server_optimizer
 
 
 class RejectedClientWarning(UserWarning):
@@ -114,11 +115,20 @@ class FederatedModule(lightning.LightningModule):
                 f"trainer.precision is {self.trainer.precision}, expected one of {', '.join(PRECISIONS)}: updates and "
                 "their mean are kept in float32."
             )
+        check_gradients(self.method, self.trainer, stage)
         if self.trainer.strategy.root_device.type == "cpu":
             keep_freed_memory()
         data.epochs = self.method.epochs
         check_elementwise(self.loop.client_optimizer)
         check_fit(self.method, data.example(), data.num_classes)
+        if stage == "fit":
+            rounds = self.trainer.max_epochs
+            check_server_optimizer(
+                self.server_optimizer,
+                self.server_scheduler,
+                self.server.parameters(),
+                -1 if rounds is None else rounds,
+            )
         self._open_states(data)
         if data.chunk_size == "auto" and not self._chunks.automatic:
             self._chunks = ChunkSize(True, 4 * sum(p.numel() for p in self.server.parameters()))
@@ -145,11 +155,6 @@ class FederatedModule(lightning.LightningModule):
         if self.server_scheduler is None:
             return optimizer
         scheduler = self.server_scheduler(optimizer)
-        if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
-            raise ConfigurationError(
-                "server_scheduler is ReduceLROnPlateau, expected one that is stepped once a round without a metric: "
-                "use e.g. torch.optim.lr_scheduler.CosineAnnealingLR."
-            )
         return [optimizer], [scheduler]
 
     def on_train_start(self) -> None:
@@ -291,7 +296,7 @@ class FederatedModule(lightning.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Note what the checkpoint was trained with, and what clients keep."""
-        checkpoint["flow_pl"] = self._identity()
+        checkpoint["flow_pl"] = self.identity()
         checkpoint["chunk_size"] = self._chunks.state_dict()
         if self._states is not None and self.trainer.is_global_zero:
             data = self.trainer.datamodule  # type: ignore[attr-defined]
@@ -300,7 +305,7 @@ class FederatedModule(lightning.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another method or backbone; see `check_checkpoint`."""
         check_checkpoint(
-            checkpoint.get("flow_pl", {}), self._identity(), checkpoint["state_dict"], dict(self.state_dict())
+            checkpoint.get("flow_pl", {}), self.identity(), checkpoint["state_dict"], dict(self.state_dict())
         )
         if self._chunks.automatic and checkpoint.get("chunk_size"):
             self._chunks.load_state_dict(checkpoint["chunk_size"])
@@ -311,5 +316,6 @@ class FederatedModule(lightning.LightningModule):
                 self._states.load_state_dict(checkpoint["client_states"], index.get)
             self.trainer.strategy.barrier()
 
-    def _identity(self) -> dict[str, str]:
+    def identity(self) -> dict[str, str]:
+        """What a checkpoint must have been trained with to fit: the class names of the method and the backbone."""
         return {"method": type(self.method).__name__, "backbone": type(self.backbone).__name__}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from flow_pl.errors import ConfigurationError, DataError, require_positive
+from flow_pl.errors import ConfigurationError, DataError, require_count, require_counts
 
 
 class Objective(ABC):
@@ -130,6 +130,8 @@ class NextToken(Objective):
     positions: ClassVar[tuple[str, ...]] = ("position",)
 
     def __init__(self, padding: int = 0, special_tokens: tuple[int, ...] = (1, 3)) -> None:
+        require_count(0, padding=padding)
+        require_counts(0, special_tokens=special_tokens)
         self.padding = padding
         self.special_tokens = tuple(special_tokens)
         self.subset = "without_oov_eos" if self.special_tokens else ""
@@ -183,7 +185,7 @@ class MultiLabel(Objective):
     several_labels: ClassVar[bool] = True
 
     def __init__(self, k: int = 5) -> None:
-        require_positive(k=k)
+        require_count(k=k)
         self.k = k
 
     def counted(self, y: Tensor, mask: Tensor) -> Tensor:

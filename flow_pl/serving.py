@@ -1,19 +1,93 @@
-"""A personalized model for one client, made from a trained server and the client's own examples."""
+"""Serving: a trained server from its files, and a personalized model for one client from its own examples."""
 
 from __future__ import annotations
 
+import argparse
+import os
+from typing import Any
+
 import numpy as np
 import torch
+from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]  # public, by its documentation
+from lightning.pytorch.cli import LightningArgumentParser
 from torch import Tensor, nn
 
+import flow_pl.methods
+import flow_pl.models  # noqa: F401 (imported, their classes go by their bare names in YAML)
+from flow_pl.checkpoints import WholeCheckpointIO
+from flow_pl.checks import check_checkpoint, check_class_paths
+from flow_pl.data import FederatedDataModule
 from flow_pl.data.batch import ClientBatch, Examples
 from flow_pl.data.dataset import draw_part
-from flow_pl.errors import DataError
+from flow_pl.errors import ConfigurationError, DataError, FlowError, find_cause
 from flow_pl.methods.base import Method
 from flow_pl.module import FederatedModule
 from flow_pl.rng import Stream, generator
 from flow_pl.routing import Groups
 from flow_pl.server import server_groups
+
+
+def load(
+    config: str | os.PathLike[str], checkpoint: str | os.PathLike[str], *overrides: str
+) -> tuple[FederatedModule, FederatedDataModule]:
+    """A trained module and its data module, without a trainer.
+
+    Nothing is trained, printed or written, and the generators of random numbers are left as they are. The data need
+    not be there: the router's shapes come from the checkpoint. So the data module is not set up; its `transform` can
+    be used at once, its clients after `prepare_data()` and `setup()`, which a Trainer calls itself.
+
+    What clients of a stateful method kept is in the checkpoint, but is not loaded: give a Trainer the `ckpt_path` for
+    that. For `personalize` every client is one that has not been sampled yet.
+
+    Args:
+        config: YAML file of the run, of `configs` or the one that the run has saved; what it says of the trainer and
+            the seed has no effect.
+        checkpoint: of the run, on the CPU when it is loaded.
+        *overrides: options of the command line for `--model` and `--data`, such as "--data.cache_dir=/tmp/stores".
+
+    Returns:
+        The module in evaluation mode, and the data module.
+
+    Raises:
+        ConfigurationError: the configuration is not valid; or the checkpoint is missing, damaged, none of this project
+            or of another method or backbone.
+    """
+    saved = WholeCheckpointIO().load_checkpoint(os.fspath(checkpoint))
+    with torch.random.fork_rng(devices=[]):  # initial weights are drawn, and replaced at once
+        module, data = instantiate(os.fspath(config), *overrides)
+    check_checkpoint(saved["flow_pl"], module.identity(), saved["state_dict"], dict(module.state_dict()))
+    module.load_state_dict(saved["state_dict"])
+    return module.eval(), data
+
+
+def instantiate(config: str, *overrides: str) -> tuple[FederatedModule, FederatedDataModule]:
+    """The untrained module and the data module of a configuration, as the command line makes them.
+
+    Args:
+        config: YAML file of a run.
+        *overrides: options of the command line for `--model` and `--data`.
+
+    Raises:
+        ConfigurationError: they are not valid.
+    """
+    parser = LightningArgumentParser(exit_on_error=False)
+    parser.add_argument("--config", action=ActionConfigFile)
+    for ignored in ("seed_everything", "trainer", "ckpt_path", "weights_only"):
+        parser.add_argument(f"--{ignored}", type=Any)
+    parser.add_lightning_class_args(FederatedModule, "model")
+    parser.add_lightning_class_args(FederatedDataModule, "data", subclass_mode=True)
+    try:
+        settings = parser.parse_args(["--config", config, *overrides])
+        check_class_paths(settings)
+        made = parser.instantiate_classes(settings)
+    except argparse.ArgumentError as error:
+        raise ConfigurationError(f"{config} cannot be used: {error}") from error
+    except Exception as error:
+        cause = find_cause(error, FlowError)
+        if cause is None:
+            raise
+        raise cause from None
+    return made.model, made.data
 
 
 class PersonalModel(nn.Module):

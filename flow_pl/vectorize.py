@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from flow_pl.errors import ConfigurationError
+from flow_pl.errors import given, require_count
 from flow_pl.methods.base import Minibatch, Step
 from flow_pl.routing import Groups
 from flow_pl.tracing import trace
@@ -96,8 +96,7 @@ class GradientEngine:
     """
 
     def __init__(self, trace_after: int | None = 200) -> None:
-        if trace_after is not None and trace_after < 0:
-            raise ConfigurationError(f"trace_after is {trace_after}, expected 0 or more, or null to never trace.")
+        require_count(0, **given(trace_after=trace_after))
         self.trace_after = trace_after
         self._calls: Counter[Any] = Counter()
         self._traces: OrderedDict[Any, Callable[..., list[Tensor]] | None] = OrderedDict()

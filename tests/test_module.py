@@ -325,3 +325,13 @@ def test_two_processes_give_the_numbers_of_one(tmp_path, cohort):
     torch.testing.assert_close(together, parameters(alone), atol=1e-5, rtol=1e-4)
     for name in ("train/clients", "train/examples", "val/generalized_accuracy", "val/personalized_accuracy"):
         assert metrics[name] == pytest.approx(float(run.callback_metrics[name]), abs=1e-6)
+
+
+@pytest.mark.parametrize("stage", ["validate", "test", "predict"])
+def test_a_trainer_that_forbids_gradients_is_refused(tmp_path, stage):
+    """Before anything is evaluated; where no step is taken, it is none of our business."""
+    settings = {"accelerator": "cpu", "devices": 1, "logger": False, "enable_progress_bar": False}
+    run = getattr(lightning.Trainer(**settings, enable_model_summary=False), stage)
+    with pytest.raises(ConfigurationError, match=r"FineTuning personalizes .* Trainer\(inference_mode=False\)"):
+        run(module(FineTuning(1)), datamodule=data(tmp_path / "cache"))
+    run(module(FedAvg(1)), datamodule=data(tmp_path / "cache"))

@@ -275,3 +275,8 @@ def test_routes_of_a_multi_label_instance_count_once():
     assert counts["routed"] == 2
     assert counts["routed_local"].shape == (2,)
     assert counts["count"] == 3
+
+
+def test_one_way_per_client_needs_a_router_that_sees_no_outputs():
+    with pytest.raises(ConfigurationError, match=r"route_by is 'client', but SequenceRouter .* or use InstanceRouter"):
+        bound(PublishedFlow(1, route_by="client", router=SequenceRouter), NextWordLSTM(TOKENS, 3, 4, 3))

@@ -14,7 +14,7 @@ from flow_pl.data.datamodule import FederatedDataModule
 from flow_pl.data.limits import require_name
 from flow_pl.data.tables import READERS
 from flow_pl.data.writer import ClientData
-from flow_pl.errors import ConfigurationError, DataError
+from flow_pl.errors import ConfigurationError, DataError, given, require_count, require_counts, require_some
 
 
 class ArrayData(FederatedDataModule):
@@ -35,7 +35,7 @@ class ArrayData(FederatedDataModule):
         **kwargs: settings of every data set, see `FederatedDataModule`.
 
     Raises:
-        ConfigurationError: the file is of another kind, or `num_classes` is not positive.
+        ConfigurationError: the file is of another kind, or a setting is out of its range.
     """
 
     def __init__(
@@ -52,8 +52,9 @@ class ArrayData(FederatedDataModule):
         self._path = Path(path).expanduser()
         if self._path.suffix not in READERS:
             raise ConfigurationError(f"path is {path}, expected a file ending on {' or '.join(READERS)}.")
-        if num_classes is not None and num_classes < 1:
-            raise ConfigurationError(f"num_classes is {num_classes}, expected 1 or more, or null to count the labels.")
+        require_count(**given(num_classes=num_classes))
+        require_counts(**given(feature_shape=feature_shape))
+        require_some(**given(feature_shape=feature_shape, feature_columns=feature_columns))
         self._columns = (client_column, label_column, feature_columns)
         self._row_shape = feature_shape
         self._class_count = num_classes

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from flow_pl.errors import require_at_least_zero, require_fraction, require_positive
+from flow_pl.errors import given, require_at_least_zero, require_count, require_fraction
 from flow_pl.rng import Stream, generator
 
 
@@ -44,8 +44,7 @@ class Availability:
     def __init__(self, dropout: float = 0.0, deadline: int | None = None, speed_spread: float = 0.0) -> None:
         require_fraction(dropout=dropout)
         require_at_least_zero(speed_spread=speed_spread)
-        if deadline is not None:
-            require_positive(deadline=deadline)
+        require_count(**given(deadline=deadline))
         self._dropout = dropout
         self._deadline = np.inf if deadline is None else deadline
         self._spread = speed_spread

@@ -20,11 +20,11 @@ from flow_pl.data.availability import Availability
 from flow_pl.data.batch import ClientBatch, Examples
 from flow_pl.data.cache import build_store, store_path
 from flow_pl.data.dataset import ClientDataset
-from flow_pl.data.federation import Federation, Heldout, Ints, Population
+from flow_pl.data.federation import Federation, Heldout, Ints, Population, check_split
 from flow_pl.data.sampler import CohortSampler
 from flow_pl.data.store import ClientStore
 from flow_pl.data.writer import ClientData
-from flow_pl.errors import ConfigurationError, DataError
+from flow_pl.errors import DataError, given, require_choice, require_count
 
 Loader = DataLoader[ClientBatch]
 
@@ -86,9 +86,13 @@ class FederatedDataModule(ABC, L.LightningDataModule):
         cache_dir: str | None = None,
     ) -> None:
         super().__init__()
-        for name, value in (("split_seed", split_seed), ("seed", seed), ("num_workers", num_workers)):
-            if value is not None and value < 0:
-                raise ConfigurationError(f"{name} is {value}, expected 0 or more.")
+        require_count(cohort_size=cohort_size, **given(val_clients=val_clients))
+        if isinstance(chunk_size, str):
+            require_choice(("auto",), chunk_size=chunk_size)
+        else:
+            require_count(chunk_size=chunk_size)
+        check_split(val_fraction, test_fraction, new_client_fraction, min_examples, split_seed)
+        require_count(0, num_workers=num_workers, **given(seed=seed))
         self.cohort_size = cohort_size
         self.chunk_size: int | Literal["auto"] = chunk_size
         self.availability = Availability(dropout, deadline, speed_spread)
@@ -249,6 +253,19 @@ class FederatedDataModule(ABC, L.LightningDataModule):
         client = int(self.federation.seen[0])
         row = self.federation.split(client).train[:1]
         return self.transform(torch.from_numpy(self.federation.store.read(client).x[row]))
+
+    def examples(self, client: int, part: Literal["train", "val", "test", "unlabelled"]) -> tuple[Tensor, Tensor]:
+        """A client's examples, to personalize or to try a model outside a Trainer.
+
+        Args:
+            client: index into the client store, such as one of `federation.seen` or `federation.new`.
+            part: of the client's split.
+
+        Returns:
+            Features [n, ...] as a model gets them, and targets [n] or [n, ...], int64; -1 where there is no label.
+        """
+        rows, stored = getattr(self.federation.split(client), part), self.federation.store.read(client)
+        return self.transform(torch.from_numpy(stored.x[rows])), torch.from_numpy(stored.y[rows]).long()
 
     def client_name(self, client: int) -> str:
         """Name of a client, as in the source data."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -10,7 +12,7 @@ from torch.utils.data import Dataset
 from flow_pl.data.batch import GLOBAL, LOCAL, Chunk, ClientBatch, Examples, part_sizes
 from flow_pl.data.federation import Federation, Heldout, Ints, Split
 from flow_pl.data.store import ClientRows
-from flow_pl.errors import DataError
+from flow_pl.errors import DataError, given, require_choice, require_count
 from flow_pl.rng import Stream, generator
 
 Part = NDArray[np.uint8]
@@ -33,6 +35,9 @@ class ClientDataset(Dataset[ClientBatch]):
     """
 
     def __init__(self, federation: Federation, seed: int, heldout: Heldout | None = None, epochs: int = 1) -> None:
+        require_count(epochs=epochs)
+        require_count(0, seed=seed)
+        require_choice(get_args(Heldout), **given(heldout=heldout))
         self.federation = federation
         self.seed = seed
         self.heldout = heldout

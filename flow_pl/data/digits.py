@@ -19,7 +19,7 @@ from torch.nn import functional as F  # noqa: N812 (the name that torch's own do
 from flow_pl.data.datamodule import FederatedDataModule
 from flow_pl.data.optional import import_optional
 from flow_pl.data.writer import ClientData
-from flow_pl.errors import ConfigurationError, require_positive
+from flow_pl.errors import ConfigurationError, require_at_least_zero, require_count, require_positive
 from flow_pl.rng import Stream, generator
 
 
@@ -48,9 +48,9 @@ class DigitsData(FederatedDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        require_positive(num_clients=num_clients, dirichlet_alpha=dirichlet_alpha, min_size=min_size)
-        if style_strength < 0:
-            raise ConfigurationError(f"style_strength is {style_strength}, expected 0 or more.")
+        require_count(num_clients=num_clients, min_size=min_size)
+        require_positive(dirichlet_alpha=dirichlet_alpha)
+        require_at_least_zero(style_strength=style_strength)
         self._num_clients = num_clients
         self._dirichlet_alpha = dirichlet_alpha
         self._style_strength = style_strength

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from flow_pl.data.archive import extract
-from flow_pl.errors import DataError
+from flow_pl.errors import DataError, require_count
 
 _CHUNK = 1 << 20
 _TIMEOUT = 60.0  # seconds without an answer
@@ -32,11 +32,17 @@ class Archive:
         url: where it is published; http or https.
         sha256: its published checksum; None = none is published.
         max_bytes: an archive that unpacks to more is refused.
+
+    Raises:
+        ConfigurationError: `max_bytes` is not positive.
     """
 
     url: str
     sha256: str | None = None
     max_bytes: int = 200 * 10**9
+
+    def __post_init__(self) -> None:
+        require_count(max_bytes=self.max_bytes)
 
     @property
     def name(self) -> str:

@@ -20,7 +20,7 @@ from flow_pl.data.encoding import Encoding, Rows, UnusableError
 from flow_pl.data.sources import Part, RawClient, Record, Selection, Source, joined, new_clients
 from flow_pl.data.vocabulary import Vocabulary
 from flow_pl.data.writer import ClientData
-from flow_pl.errors import ConfigurationError, DataError, require_fraction, require_positive
+from flow_pl.errors import ConfigurationError, DataError, given, require_choice, require_count
 
 _TRAIN: tuple[Part] = ("train",)
 _log = logging.getLogger(__name__)
@@ -65,13 +65,12 @@ class EncodedData(FederatedDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if max_examples is not None:
-            require_positive(max_examples=max_examples)
+        require_count(**given(max_examples=max_examples))
+        require_choice(("error", "skip"), unusable_clients=unusable_clients)
         if not 0 < client_fraction <= 1:
             raise ConfigurationError(
                 f"client_fraction is {client_fraction}, expected a share greater than 0 and at most 1."
             )
-        require_fraction(new_client_fraction=self.new_client_fraction)
         self._encoding = encoding
         self._selection = Selection(encoding.columns, max_examples, client_fraction, self.split_seed)
         self._same_clients = same_clients

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flow_pl.data.vocabulary import Vocabulary
-from flow_pl.errors import DataError, brief, require_positive
+from flow_pl.errors import DataError, brief, given, require_count
 
 Columns = Mapping[str, Sequence[Any]]
 """A client's examples: columns by name, all of one length, of numbers, arrays, texts or what JSON holds."""
@@ -138,7 +138,7 @@ class Images(Encoding):
         channels: int = 1,
         num_classes: int | None = None,
     ) -> None:
-        require_positive(height=height, width=width, channels=channels)
+        require_count(height=height, width=width, channels=channels, **given(num_classes=num_classes))
         self.image = image
         self.label = label
         self.height = height
@@ -181,6 +181,7 @@ class Vectors(Encoding):
     """
 
     def __init__(self, features: str = "x", label: str = "y", num_classes: int | None = None) -> None:
+        require_count(**given(num_classes=num_classes))
         self.features = features
         self.label = label
         self.num_classes = num_classes

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flow_pl.data.store import ROLES, ClientStore
-from flow_pl.errors import ConfigurationError, require_fraction, require_positive
+from flow_pl.errors import ConfigurationError, require_count, require_fraction
 from flow_pl.rng import Stream, generator
 
 Heldout = Literal["val", "test", "predict"]
@@ -92,15 +92,7 @@ class Federation:
         min_examples: int = 1,
         split_seed: int = 0,
     ) -> None:
-        require_fraction(
-            val_fraction=val_fraction, test_fraction=test_fraction, new_client_fraction=new_client_fraction
-        )
-        require_positive(min_examples=min_examples)
-        if val_fraction + test_fraction >= 1:
-            raise ConfigurationError(
-                f"val_fraction {val_fraction} and test_fraction {test_fraction} leave nothing to train on: "
-                "their sum must be less than 1."
-            )
+        check_split(val_fraction, test_fraction, new_client_fraction, min_examples, split_seed)
         self.store = store
         self._seed = split_seed
         labelled, fixed_val, fixed_test = map(np.asarray, (store.labelled, store.val_rows, store.test_rows))
@@ -169,6 +161,24 @@ class Federation:
         for name, members in (("seen", train), ("validation", validation), ("new", test)):
             population[members] = POPULATIONS.index(name)
         return population
+
+
+def check_split(
+    val_fraction: float, test_fraction: float, new_client_fraction: float, min_examples: int, split_seed: int
+) -> None:
+    """Check the settings of a `Federation`, which documents them.
+
+    Raises:
+        ConfigurationError: one is out of its range, or validation and test leave nothing to train on.
+    """
+    require_fraction(val_fraction=val_fraction, test_fraction=test_fraction, new_client_fraction=new_client_fraction)
+    require_count(min_examples=min_examples)
+    require_count(0, split_seed=split_seed)
+    if val_fraction + test_fraction >= 1:
+        raise ConfigurationError(
+            f"val_fraction is {val_fraction} and test_fraction is {test_fraction}, which leave nothing to train on: "
+            "their sum must be less than 1."
+        )
 
 
 def _split_sizes(

@@ -12,7 +12,7 @@ from flow_pl.data.download import Archive, obtain
 from flow_pl.data.encoded import EncodedData
 from flow_pl.data.encoding import Encoding
 from flow_pl.data.sources import Part, Selection, Source
-from flow_pl.errors import DataError
+from flow_pl.errors import DataError, given, require_some
 
 
 class FileData(EncodedData):
@@ -60,6 +60,7 @@ class FileData(EncodedData):
             "validation": validation,
             "heldout": heldout,
         }
+        require_some(train=train, **given(test=test, validation=validation, heldout=heldout))
         self._paths = {
             part: [Path(path).expanduser() for path in ([paths] if isinstance(paths, str) else paths)]
             for part, paths in parts.items()

@@ -14,7 +14,7 @@ import numpy as np
 from flow_pl.data.encoding import Columns, Rows, Vocabularies, VocabularySource, texts
 from flow_pl.data.text import CHARACTER, CHARACTERS, WORDS, NextCharacter, NextToken, usable_rows
 from flow_pl.data.vocabulary import BOS, EOS, PAD, Vocabulary
-from flow_pl.errors import DataError, require_positive
+from flow_pl.errors import DataError, require_count
 
 MARKS = {"<PAD>": PAD, "<BOS>": BOS, "<EOS>": EOS}
 """How LEAF's Reddit writes the special tokens."""
@@ -87,7 +87,7 @@ class TokenSequences(NextToken):
         length: int = 10,
         vocabulary: str | None = None,
     ) -> None:
-        require_positive(vocab_size=vocab_size, length=length)
+        require_count(vocab_size=vocab_size, length=length)
         self.text = text
         self.target = target
         self.vocab_size = vocab_size

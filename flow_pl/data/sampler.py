@@ -14,7 +14,7 @@ from torch.utils.data.distributed import DistributedSampler
 from flow_pl.data.availability import Availability
 from flow_pl.data.batch import Chunk
 from flow_pl.data.federation import Ints
-from flow_pl.errors import ConfigurationError, require_positive
+from flow_pl.errors import ConfigurationError, given, require_count
 from flow_pl.rng import Stream, generator
 
 
@@ -61,7 +61,8 @@ class CohortSampler(DistributedSampler[Chunk]):
         setting: str = "cohort_size",
         availability: Availability | None = None,
     ) -> None:
-        require_positive(chunk_size=chunk_size, **({} if cohort_size is None else {setting: cohort_size}))
+        require_count(chunk_size=chunk_size, world_size=world_size, **given(**{setting: cohort_size}))
+        require_count(0, seed=seed, rank=rank)
         if cohort_size is not None and cohort_size > len(clients):
             raise ConfigurationError(
                 f"{setting} is {cohort_size}, but there are only {len(clients)} clients to draw from: "

@@ -18,10 +18,20 @@ from numpy.typing import NDArray
 
 from flow_pl.data.datamodule import FederatedDataModule
 from flow_pl.data.writer import ClientData
-from flow_pl.errors import ConfigurationError, require_positive
+from flow_pl.errors import (
+    ConfigurationError,
+    given,
+    require_at_least_zero,
+    require_count,
+    require_finite,
+    require_share,
+)
 from flow_pl.rng import Stream, generator
 
 Floats = NDArray[np.float64]
+
+LARGEST_SIZE = 10**8
+"""Instances of a client: more are a mistake in the settings of the sizes, and would fill memory and disk."""
 
 
 class Concept(NamedTuple):
@@ -62,19 +72,16 @@ class SyntheticClients:
     seed: int
 
     def __post_init__(self) -> None:
-        require_positive(
+        require_count(
             num_clients=self.num_clients,
             num_features=self.num_features,
             num_classes=self.num_classes,
             min_size=self.min_size,
         )
-        for name in ("alpha", "beta", "sigma_log_size"):
-            if getattr(self, name) < 0:
-                raise ConfigurationError(
-                    f"{name} is {getattr(self, name)}, expected 0 or more: it is a standard deviation."
-                )
-        if not 0 <= self.shared_fraction <= 1:
-            raise ConfigurationError(f"shared_fraction is {self.shared_fraction}, expected a share from 0 to 1.")
+        require_at_least_zero(alpha=self.alpha, beta=self.beta, sigma_log_size=self.sigma_log_size)
+        require_share(shared_fraction=self.shared_fraction)
+        require_finite(mean_log_size=self.mean_log_size)
+        require_count(**given(max_size=self.max_size))
         if self.max_size is not None and self.max_size < self.min_size:
             raise ConfigurationError(
                 f"max_size is {self.max_size}, expected at least min_size, which is {self.min_size}: raise it."
@@ -116,9 +123,15 @@ class SyntheticClients:
     def _profile(self, client: int) -> tuple[np.random.Generator, int, Floats]:
         """A client's generator after its first draws, its size, and the mean [features] of its instances."""
         random = generator(self.seed, Stream.SYNTHETIC, client)
-        size = self.min_size + int(random.lognormal(self.mean_log_size, self.sigma_log_size))
+        drawn = random.lognormal(self.mean_log_size, self.sigma_log_size)  # may be infinite
+        size = min(self.min_size + np.floor(drawn), np.inf if self.max_size is None else self.max_size)
+        if size > LARGEST_SIZE:
+            raise ConfigurationError(
+                f"mean_log_size is {self.mean_log_size} and sigma_log_size is {self.sigma_log_size}, by which client "
+                f"{client} has {size:.1e} instances, expected at most {LARGEST_SIZE:.0e}: lower them, or set max_size."
+            )
         mean = random.normal(random.normal(0, self.beta), 1, self.num_features)
-        return random, size if self.max_size is None else min(size, self.max_size), mean
+        return random, int(size), mean
 
     def _concept(self, random: np.random.Generator, mean: float) -> Concept:
         weight = random.normal(mean, 1, (self.num_classes, self.num_features))

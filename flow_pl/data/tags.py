@@ -15,7 +15,7 @@ from torch import Tensor
 from flow_pl.data.encoding import Columns, Encoding, Rows, UnusableError, Vocabularies, VocabularySource, texts
 from flow_pl.data.text import WORDS
 from flow_pl.data.vocabulary import OOV, PAD, SPECIAL
-from flow_pl.errors import require_positive
+from flow_pl.errors import require_count, require_some
 
 TAGS = "tags"
 
@@ -48,7 +48,8 @@ class TagPrediction(Encoding):
         vocabulary: str | None = None,
         tag_vocabulary: str | None = None,
     ) -> None:
-        require_positive(vocab_size=vocab_size, num_tags=num_tags, length=length)
+        require_count(vocab_size=vocab_size, num_tags=num_tags, length=length)
+        require_some(text=text)
         self.text = tuple(text)
         self.tags = tags
         self.vocab_size = vocab_size

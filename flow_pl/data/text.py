@@ -15,7 +15,7 @@ import numpy as np
 
 from flow_pl.data.encoding import Columns, Encoding, Rows, UnusableError, Vocabularies, VocabularySource, texts
 from flow_pl.data.vocabulary import BOS, EOS, OOV, PAD, Vocabulary
-from flow_pl.errors import require_positive
+from flow_pl.errors import require_count, require_some
 
 CHARACTERS = "dhlptx@DHLPTX $(,048cgkoswCGKOSW[_#'/37;?bfjnrvzBFJNRVZ\"&*.26:\naeimquyAEIMQUY]!%)-159\r"
 """The 86 characters of TensorFlow Federated's Shakespeare simulation."""
@@ -48,7 +48,7 @@ class NextWord(NextToken):
     def __init__(
         self, text: str = "tokens", vocab_size: int = 10_000, length: int = 20, vocabulary: str | None = None
     ) -> None:
-        require_positive(vocab_size=vocab_size, length=length)
+        require_count(vocab_size=vocab_size, length=length)
         self.text = text
         self.vocab_size = vocab_size
         self.length = length
@@ -100,7 +100,9 @@ class NextCharacter(NextToken):
         characters: str | None = CHARACTERS,
         vocab_size: int = 86,
     ) -> None:
-        require_positive(length=length, vocab_size=vocab_size)
+        require_count(length=length, vocab_size=vocab_size)
+        if characters is not None:
+            require_some(characters=characters)
         self.text = text
         self.length = length
         self.characters = characters

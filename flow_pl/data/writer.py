@@ -20,7 +20,7 @@ from flow_pl.data.checks import check_client, unusable
 from flow_pl.data.growing import GrowingArray, sync
 from flow_pl.data.journal import Entry, Journal
 from flow_pl.data.store import FORMAT_VERSION, ROLES, Role, StoreMeta
-from flow_pl.errors import ConfigurationError, DataError
+from flow_pl.errors import ConfigurationError, DataError, given, require_count
 
 
 class ClientData(NamedTuple):
@@ -68,6 +68,7 @@ class ClientStoreWriter:
     """
 
     def __init__(self, target: str | Path, num_classes: int | None = None, resume: str | None = None) -> None:
+        require_count(**given(num_classes=num_classes))
         self._target = Path(target)
         self._folder = self._target.parent / f".{self._target.name}.{uuid.uuid4().hex}.tmp"
         self._num_classes = num_classes

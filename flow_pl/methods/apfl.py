@@ -7,7 +7,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from flow_pl.errors import ConfigurationError
+from flow_pl.errors import require_share
 from flow_pl.methods.base import Derive, Method, Minibatch, Phase, Prediction, Step
 from flow_pl.routing import Groups, Parameters
 
@@ -42,8 +42,7 @@ class APFL(Method):
         adaptive: bool = False,
     ) -> None:
         super().__init__(local_epochs, personal_epochs)
-        if not 0 <= alpha <= 1:
-            raise ConfigurationError(f"alpha is {alpha}, expected a share from 0 to 1.")
+        require_share(alpha=alpha)
         self.alpha = alpha
         self.adaptive = adaptive
         if adaptive:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from flow_pl.client_optimizer import OptimizerFactory
-from flow_pl.errors import require_positive
+from flow_pl.errors import given, require_count
 from flow_pl.objective import Objective
 from flow_pl.routing import Groups, Parameters, RoutedModel
 
@@ -139,9 +139,7 @@ class Method(ABC):
     personal_phases: tuple[Phase | Derive, ...]
 
     def __init__(self, local_epochs: int = 3, personal_epochs: int | None = None) -> None:
-        require_positive(local_epochs=local_epochs)
-        if personal_epochs is not None:
-            require_positive(personal_epochs=personal_epochs)
+        require_count(local_epochs=local_epochs, **given(personal_epochs=personal_epochs))
         self.local_epochs = local_epochs
         self.personal_epochs = local_epochs if personal_epochs is None else personal_epochs
 

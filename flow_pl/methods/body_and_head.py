@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from flow_pl.errors import ConfigurationError
+from flow_pl.errors import ConfigurationError, require_count
 from flow_pl.methods.base import Method, Prediction
 from flow_pl.objective import Objective
 from flow_pl.routing import Groups, Parameters
@@ -23,6 +23,7 @@ class BodyAndHead(Method):
 
     def __init__(self, local_epochs: int = 3, personal_epochs: int | None = None, head_blocks: int = 1) -> None:
         super().__init__(local_epochs, personal_epochs)
+        require_count(head_blocks=head_blocks)
         self.head_blocks = head_blocks
 
     def bind(self, backbone: nn.Module, objective: Objective) -> dict[str, nn.Module]:

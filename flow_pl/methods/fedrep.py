@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import MappingProxyType
 
-from flow_pl.errors import require_at_least_zero
+from flow_pl.errors import require_count
 from flow_pl.methods.base import Derive, Phase, Step
 from flow_pl.methods.body_and_head import BodyAndHead
 
@@ -37,7 +37,7 @@ class FedRep(BodyAndHead):
         head_epochs: int = 3,
         head_blocks: int = 1,
     ) -> None:
-        require_at_least_zero(head_epochs=head_epochs)
+        require_count(0, head_epochs=head_epochs)
         if personal_epochs is None and head_epochs:
             personal_epochs = head_epochs
         super().__init__(local_epochs, personal_epochs, head_blocks)

@@ -9,7 +9,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from flow_pl.errors import require_at_least_zero, require_positive
+from flow_pl.errors import ConfigurationError, require_at_least_zero, require_choice, require_positive
 from flow_pl.methods.base import Derive, Method, Minibatch, Part, Phase, Prediction, Step
 from flow_pl.methods.memory import LocalMemory
 from flow_pl.objective import Objective
@@ -72,6 +72,11 @@ class Flow(Method):
         super().__init__(local_epochs, personal_epochs)
         require_positive(epsilon=epsilon, router_lr_scale=router_lr_scale, local_lr_scale=local_lr_scale)
         require_at_least_zero(regularization=regularization)
+        require_choice(("local", "global"), encourage=encourage)
+        require_choice(("parts", "none", "cross"), split=split)
+        require_choice(("hard", "soft"), routing=routing)
+        require_choice(("instance", "client"), route_by=route_by)
+        require_choice(("own", "routed"), train_local=train_local, train_global=train_global)
         self.regularization = regularization
         self.epsilon = epsilon
         self.encourage: Literal["local", "global"] = encourage
@@ -100,9 +105,15 @@ class Flow(Method):
         """As `Method.bind`.
 
         Raises:
-            ConfigurationError: neighbours are to vote where a task has several labels.
+            ConfigurationError: neighbours are to vote where a task has several labels, or a client is to have one way
+                with a router that decides by what the blocks make of an instance.
         """
         modules = super().bind(backbone, objective)
+        if self.route_by == "client" and self.router.sees_outputs:
+            raise ConfigurationError(
+                f"route_by is 'client', but {type(self.router).__name__} decides by the outputs of the blocks, which "
+                "only instances have: set route_by to 'instance', or use InstanceRouter."
+            )
         self.memory.bind(self.model, objective)
         return modules
 

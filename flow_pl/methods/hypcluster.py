@@ -8,7 +8,7 @@ from functools import reduce
 import torch
 from torch import Tensor, nn
 
-from flow_pl.errors import ConfigurationError, require_positive
+from flow_pl.errors import ConfigurationError, require_count
 from flow_pl.methods.base import Derive, Minibatch, Phase, Prediction
 from flow_pl.methods.fedavg import FedAvg
 from flow_pl.methods.pieces import pieces
@@ -37,7 +37,7 @@ class HypCluster(FedAvg):
 
     def __init__(self, local_epochs: int = 3, clusters: int = 2) -> None:
         super().__init__(local_epochs)
-        require_positive(clusters=clusters)
+        require_count(clusters=clusters)
         self.models = ["global", *(f"cluster_{i}" for i in range(1, clusters))]
         self.shared = dict.fromkeys(self.models, "picked")
 

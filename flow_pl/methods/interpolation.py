@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from flow_pl.errors import ConfigurationError
+from flow_pl.errors import require_choice, require_share
 from flow_pl.methods.base import Derive, Minibatch, Phase, Prediction
 from flow_pl.methods.fine_tuning import FineTuning
 from flow_pl.routing import Groups
@@ -39,8 +39,11 @@ class Interpolation(FineTuning):
         personal_lr_scale: float = 1.0,
     ) -> None:
         super().__init__(local_epochs, personal_epochs, personal_lr_scale)
-        if not isinstance(alpha, str) and not 0 <= alpha <= 1:
-            raise ConfigurationError(f"alpha is {alpha}, expected a share from 0 to 1 or 'chosen'.")
+        if isinstance(alpha, str):
+            require_choice(("chosen",), alpha=alpha)
+        else:
+            require_share(alpha=alpha)
+        require_choice(("weights", "probabilities"), average=average)
         self.alpha = alpha
         self.average = average
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flow_pl.errors import ConfigurationError, require_positive
+from flow_pl.errors import ConfigurationError, require_count, require_share
 from flow_pl.methods.base import Derive, Minibatch
 from flow_pl.methods.pieces import pieces
 from flow_pl.objective import Objective
@@ -40,9 +40,8 @@ class LocalMemory:
     """
 
     def __init__(self, neighbours: int, share: float) -> None:
-        require_positive(neighbours=neighbours)
-        if not 0 <= share <= 1:
-            raise ConfigurationError(f"neighbour_weight is {share}, expected a share from 0 to 1.")
+        require_count(neighbours=neighbours)
+        require_share(neighbour_weight=share)
         self.neighbours = neighbours
         self.share = share
 

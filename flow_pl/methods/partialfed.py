@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 (what torch's own documentation calls it)
 
-from flow_pl.errors import require_positive
+from flow_pl.errors import require_count, require_positive
 from flow_pl.methods.base import Derive, Method, Minibatch, Phase, Prediction, Step
 from flow_pl.routing import Groups
 
@@ -53,7 +53,8 @@ class PartialFed(Method):
         strategy_lr_scale: float = 1.0,
     ) -> None:
         super().__init__(local_epochs, personal_epochs)
-        require_positive(strategy_epochs=strategy_epochs, temperature=temperature, strategy_lr_scale=strategy_lr_scale)
+        require_count(strategy_epochs=strategy_epochs)
+        require_positive(temperature=temperature, strategy_lr_scale=strategy_lr_scale)
         self.strategy_epochs = strategy_epochs
         self.temperature = temperature
         self.strategy_lr_scale = strategy_lr_scale

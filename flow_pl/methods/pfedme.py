@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from flow_pl.errors import require_positive
+from flow_pl.errors import require_count, require_positive
 from flow_pl.methods.base import Derive, Method, Minibatch, Phase, Prediction, Step
 from flow_pl.methods.regularizers import half_squared_distance
 from flow_pl.routing import Groups
@@ -45,8 +45,8 @@ class PFedMe(Method):
         global_lr_scale: float = 1.0,
     ) -> None:
         super().__init__(local_epochs, personal_epochs)
-        require_positive(regularization=regularization, inner_steps=inner_steps)
-        require_positive(inner_lr_scale=inner_lr_scale, global_lr_scale=global_lr_scale)
+        require_count(inner_steps=inner_steps)
+        require_positive(regularization=regularization, inner_lr_scale=inner_lr_scale, global_lr_scale=global_lr_scale)
         self.regularization = regularization
         self.inner_steps = inner_steps
         self.inner_lr_scale = inner_lr_scale

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from flow_pl.errors import ConfigurationError, require_count, require_counts, require_fraction
+
 
 class EMNISTCNN(nn.Sequential):
     """Two 3x3 convolutions, pooling and two linear blocks; 1,206,590 parameters for 62 classes.
@@ -16,6 +18,9 @@ class EMNISTCNN(nn.Sequential):
         num_classes: number of classes.
         in_shape: channels, height and width of an image.
         dropout: shares dropped behind the pooling and behind the linear block (published: 0.25 and 0.5).
+
+    Raises:
+        ConfigurationError: a size is not positive, an image too small for the layers, or a share is not in [0, 1).
     """
 
     def __init__(
@@ -24,6 +29,15 @@ class EMNISTCNN(nn.Sequential):
         in_shape: Sequence[int] = (1, 28, 28),
         dropout: tuple[float, float] = (0.25, 0.5),
     ) -> None:
+        require_count(num_classes=num_classes)
+        require_counts(in_shape=in_shape)
+        if len(in_shape) != 3 or min(in_shape[1:]) < 6:
+            raise ConfigurationError(
+                f"in_shape is {list(in_shape)}, expected channels, height and width, with 6 pixels or more a side."
+            )
+        if len(dropout) != 2:
+            raise ConfigurationError(f"dropout is {list(dropout)}, expected two shares.")
+        require_fraction(**{f"dropout[{i}]": share for i, share in enumerate(dropout)})
         channels, height, width = in_shape
         # two valid 3x3 convolutions take 4 pixels off each side length, the pooling halves what is left
         pooled = 64 * ((height - 4) // 2) * ((width - 4) // 2)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from flow_pl.errors import require_count
 from flow_pl.models.recurrent import LSTM
 
 
@@ -23,6 +24,7 @@ class NextWordLSTM(nn.Sequential):
     """
 
     def __init__(self, num_tokens: int = 10_004, embedding: int = 96, hidden: int = 670, projection: int = 96) -> None:
+        require_count(num_tokens=num_tokens, embedding=embedding, hidden=hidden, projection=projection)
         super().__init__()
         self.add_module("embedding", nn.Embedding(num_tokens, embedding))
         self.add_module("lstm", LSTM(embedding, hidden))
@@ -42,6 +44,7 @@ class NextCharacterLSTM(nn.Sequential):
     """
 
     def __init__(self, num_tokens: int = 90, embedding: int = 8, hidden: int = 256) -> None:
+        require_count(num_tokens=num_tokens, embedding=embedding, hidden=hidden)
         super().__init__()
         self.add_module("embedding", nn.Embedding(num_tokens, embedding))
         self.add_module("lstm1", LSTM(embedding, hidden))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from torch import nn
+
+from flow_pl.errors import require_count
+from flow_pl.models.sizes import flat_size
 
 
 class LogisticRegression(nn.Sequential):
@@ -17,7 +19,8 @@ class LogisticRegression(nn.Sequential):
     """
 
     def __init__(self, in_features: int | Sequence[int], num_classes: int) -> None:
-        size = in_features if isinstance(in_features, int) else math.prod(in_features)
+        require_count(num_classes=num_classes)
+        size = flat_size(in_features)
         super().__init__()
         self.add_module("flatten", nn.Flatten())
         self.add_module("linear", nn.Linear(size, num_classes))

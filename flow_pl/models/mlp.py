@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from itertools import pairwise
 
 from torch import nn
+
+from flow_pl.errors import require_count, require_counts
+from flow_pl.models.sizes import flat_size
 
 
 class MLP(nn.Sequential):
@@ -15,11 +17,13 @@ class MLP(nn.Sequential):
     Args:
         in_features: number of features of an example, or their shape.
         num_classes: number of classes.
-        hidden: widths of the hidden layers.
+        hidden: widths of the hidden layers; none = a linear model.
     """
 
     def __init__(self, in_features: int | Sequence[int], num_classes: int, hidden: Sequence[int] = (200,)) -> None:
-        widths = [in_features if isinstance(in_features, int) else math.prod(in_features), *hidden]
+        require_count(num_classes=num_classes)
+        require_counts(hidden=hidden)
+        widths = [flat_size(in_features), *hidden]
         super().__init__()
         self.add_module("flatten", nn.Flatten())
         for i, (fan_in, fan_out) in enumerate(pairwise(widths), start=1):

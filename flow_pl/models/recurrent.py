@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (what torch's own documentation calls it)
 
+from flow_pl.errors import require_count
 from flow_pl.models.recurrence import recur
 
 Decide = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -46,6 +47,7 @@ class LSTM(Recurrent):
     """
 
     def __init__(self, input_size: int, hidden_size: int) -> None:
+        require_count(input_size=input_size, hidden_size=hidden_size)
         super().__init__()
         self.weight_ih = nn.Parameter(torch.empty(4 * hidden_size, input_size))
         self.weight_hh = nn.Parameter(torch.empty(4 * hidden_size, hidden_size))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from flow_pl.errors import ConfigurationError
+from flow_pl.errors import ConfigurationError, require_count
 
 
 class ResNet18(nn.Sequential):
@@ -23,7 +23,8 @@ class ResNet18(nn.Sequential):
     """
 
     def __init__(self, num_classes: int = 10, in_channels: int = 3, groups: int = 32) -> None:
-        if groups < 1 or 64 % groups:
+        require_count(num_classes=num_classes, in_channels=in_channels, groups=groups)
+        if 64 % groups:
             raise ConfigurationError(f"groups is {groups}, expected a divisor of 64, such as 32 or 2.")
         super().__init__()
         stem = nn.Sequential(

@@ -26,8 +26,8 @@ class BareRounds:
         self.model = workload.model()
         self.parameters: list[Tensor] = list(self.model.parameters())
         self.server = [p.detach().clone() for p in self.parameters]
-        examples = sum(len(y) for _, y in clients)
-        self.shares = [len(y) / examples for _, y in clients]
+        # of the round's examples, also where these clients are not all of the round's
+        self.shares = [len(y) / sum(workload.sizes()) for _, y in clients]
 
     def flat(self) -> Tensor:
         """The server's model in one vector."""
@@ -55,7 +55,7 @@ class Sequential(BareRounds):
             torch._foreach_copy_(self.parameters, self.server)
         velocity: list[Tensor] | None = None
         for xs, ys in zip(x.split(work.batch_size), y.split(work.batch_size), strict=True):
-            moves = list(torch.autograd.grad(F.cross_entropy(self.model(xs), ys), self.parameters))
+            moves = list(torch.autograd.grad(work.loss(self.model(xs), ys), self.parameters))
             with torch.no_grad():
                 if work.momentum and velocity is not None:
                     torch._foreach_mul_(velocity, work.momentum)
@@ -79,7 +79,7 @@ class Optimizer(BareRounds):
             optimizer = self.workload.optimizer(self.parameters)
             for xs, ys in zip(x.split(size), y.split(size), strict=True):
                 optimizer.zero_grad()
-                F.cross_entropy(self.model(xs), ys).backward()
+                self.workload.loss(self.model(xs), ys).backward()
                 optimizer.step()
             with torch.no_grad():
                 for p, q in zip(self.parameters, total, strict=True):
@@ -98,8 +98,9 @@ class Vmap(BareRounds):
         self.padded = len({len(y) for _, y in clients}) > 1 or len(clients[0][1]) % size > 0
         assert not (self.padded and workload.momentum), "padded clients would drift"
         longest = -(-max(len(y) for _, y in clients) // size) * size
-        self.x = torch.zeros(len(clients), longest, *workload.shape)
-        self.y = torch.zeros(len(clients), longest, dtype=torch.int64)
+        features, labels = clients[0]
+        self.x = features.new_zeros(len(clients), longest, *features.shape[1:])
+        self.y = labels.new_zeros(len(clients), longest, *labels.shape[1:])
         self.mask = torch.zeros(len(clients), longest)
         for i, (x, y) in enumerate(clients):
             self.x[i, : len(y)], self.y[i, : len(y)], self.mask[i, : len(y)] = x, y, 1.0
@@ -110,7 +111,7 @@ class Vmap(BareRounds):
     def _loss(self, parameters: dict[str, Tensor], x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
         outputs = functional_call(self.model, parameters, (x,))
         if not self.padded:
-            return F.cross_entropy(outputs, y)
+            return self.workload.loss(outputs, y)
         return (F.cross_entropy(outputs, y, reduction="none") * mask).sum() / mask.sum().clamp_min(1.0)
 
     def __call__(self) -> None:

@@ -56,8 +56,8 @@ class Section:
 SECTIONS = (
     Section("load", CohortSampler, "_draw"),
     Section("load", ClientDataset, "__getitem__"),
-    Section("load", WorkloadData, "transfer_batch_to_device"),
-    Section("load", WorkloadData, "on_after_batch_transfer"),
+    Section("move", WorkloadData, "transfer_batch_to_device"),
+    Section("move", WorkloadData, "on_after_batch_transfer"),
     Section("loop, update", FederatedLoop, "train_clients"),
     Section("schedule", flow_pl.loop, "make_schedule"),
     Section("seed", flow_pl.loop, "_seeded", within="loop, update"),
@@ -70,9 +70,10 @@ SECTIONS = (
     Section("optimizer calls", StackedOptimizer, "narrow"),
     Section("optimizer calls", StackedOptimizer, "step"),
     Section("optimizer", import_module("torch.optim.sgd"), "sgd", within="optimizer calls"),
-    Section("reduce, server", ServerRound, "__init__"),
-    Section("reduce, server", ServerRound, "add"),
-    Section("reduce, server", FederatedModule, "_server_step"),
+    Section("reduce", ServerRound, "__init__"),
+    Section("reduce", ServerRound, "add"),
+    Section("reduce", ServerRound, "finish"),
+    Section("server", FederatedModule, "_server_step"),
     Section("log", lightning.LightningModule, "log"),
 )
 

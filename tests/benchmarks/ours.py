@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from flow_pl import FederatedLoop, FederatedModule
 from flow_pl.checks import check_fit
 from flow_pl.data import GLOBAL, LOCAL, ClientBatch, ClientData, Examples, FederatedDataModule, part_sizes
 from flow_pl.methods import FedAvg, Flow, Method
+from flow_pl.routers import InstanceRouter, SequenceRouter
 from flow_pl.server import ServerRound, server_groups
 from tests.benchmarks.workloads import Clients, Workload
 
@@ -24,10 +25,12 @@ TRACE_AFTER = 1
 
 def federated_module(workload: Workload, flow: bool = False) -> FederatedModule:
     """The workload's model, method and loop as a LightningModule."""
-    chosen: Method = Flow(1, split="parts") if flow else FedAvg(1)
+    router = SequenceRouter if workload.tokens else InstanceRouter
+    chosen: Method = Flow(1, split="parts", router=router) if flow else FedAvg(1)
     loop = FederatedLoop(workload.batch_size, workload.optimizer, trace_after=TRACE_AFTER)
-    module = FederatedModule(workload.model(), chosen, loop)
-    check_fit(module.method, torch.zeros(1, *workload.shape), workload.classes)
+    module = FederatedModule(workload.model(), chosen, loop, workload.objective())
+    example = torch.zeros(1, *workload.shape, dtype=torch.int64 if workload.tokens else torch.float32)
+    check_fit(module.method, example, workload.classes)
     return module
 
 
@@ -35,8 +38,7 @@ def chunk(clients: Clients) -> ClientBatch:
     """Clients, the largest first, as the loop takes them: padded, in the order of the data."""
     sizes = tuple(len(y) for _, y in clients)
     count, longest = len(sizes), max(sizes)
-    x = torch.zeros(count, longest, *clients[0][0].shape[1:])
-    y = torch.zeros(count, longest, dtype=torch.int64)
+    x, y = (t.new_zeros(count, longest, *t.shape[1:]) for t in clients[0])
     part = torch.zeros(count, longest, dtype=torch.uint8)
     for i, (features, labels) in enumerate(clients):
         n = len(labels)
@@ -60,10 +62,19 @@ class LoopRounds:
         clients: its data.
         chunk_size: clients trained side by side.
         flow: whether the round is one of Flow, else of FedAvg.
+        reduce: sums a tensor over processes, where each has a share of the clients.
     """
 
-    def __init__(self, workload: Workload, clients: Clients, chunk_size: int, flow: bool = False) -> None:
+    def __init__(
+        self,
+        workload: Workload,
+        clients: Clients,
+        chunk_size: int,
+        flow: bool = False,
+        reduce: Callable[[Tensor], Tensor] = lambda total: total,
+    ) -> None:
         self.module = federated_module(workload, flow)
+        self.reduce = reduce
         self.chunks = [chunk(clients[i : i + chunk_size]) for i in range(0, len(clients), chunk_size)]
         self.optimizer = torch.optim.SGD(self.module.server.parameters(), lr=1.0)
 
@@ -73,7 +84,7 @@ class LoopRounds:
         round_ = ServerRound(method)
         for batch in self.chunks:
             round_.add(loop.train_clients(method, server_groups(method), batch))
-        round_.finish(lambda total: total, 0)
+        round_.finish(self.reduce, 0)
         self.optimizer.step()
         self.optimizer.zero_grad()
 
@@ -130,13 +141,26 @@ class WorkloadData(FederatedDataModule):
 
 
 def fit(
-    workload: Workload, clients: Clients, chunk_size: int, rounds: int, folder: str, callbacks: Sequence[Callback]
+    workload: Workload,
+    clients: Clients,
+    chunk_size: int,
+    rounds: int,
+    folder: str,
+    callbacks: Sequence[Callback],
+    processes: int = 1,
 ) -> None:
     """Train by Lightning's Trainer, as a user does, without loggers, checkpoints and validation."""
-    trainer = lightning.Trainer(
+    data = WorkloadData(workload, clients, chunk_size, folder)
+    trainer(rounds, callbacks, processes).fit(federated_module(workload), datamodule=data)
+
+
+def trainer(rounds: int, callbacks: Sequence[Callback], processes: int = 1) -> lightning.Trainer:
+    """Lightning's Trainer on the CPU; of two processes and more, each has to be started by the caller."""
+    return lightning.Trainer(
         max_epochs=rounds,
         accelerator="cpu",
-        devices=1,
+        devices=processes,
+        strategy="auto" if processes == 1 else "ddp",
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -147,4 +171,3 @@ def fit(
         use_distributed_sampler=False,
         callbacks=list(callbacks),
     )
-    trainer.fit(federated_module(workload), datamodule=WorkloadData(workload, clients, chunk_size, folder))

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import lightning
@@ -16,6 +17,7 @@ from rich.table import Table
 import flow_pl
 from tests.benchmarks.breakdown import MATHS, Breakdown
 from tests.benchmarks.contest import TOLERANCE, Outcome
+from tests.benchmarks.race import OURS, Entry, Race
 
 MEANING = {
     "sequential": "bare, one client at a time: autograd.grad and torch._foreach (the practical limit)",
@@ -23,6 +25,10 @@ MEANING = {
     "vmap": "bare, all clients side by side: torch.func.vmap(grad)",
     "loop": "ours: FederatedLoop, ServerRound, server optimizer",
     "trainer": "ours through lightning.Trainer, reading the store: all that a user pays",
+    "bare": "bare, one client at a time, as sequential",
+    "pfl": "pfl-research",
+    "flwr": "Flower's simulation",
+    "fedjax": "FedJAX",
 }
 
 
@@ -49,6 +55,53 @@ def print_outcome(console: Console, outcome: Outcome) -> None:
     console.print()
 
 
+def print_race(console: Console, race: Race) -> None:
+    """Contenders in processes of their own, each with its best settings."""
+    console.print(f"[bold]{race.workload}[/bold]; every contender in its own processes, with its best settings")
+    table = Table(
+        "contender", "best settings", "ms a round", "over our loop", "over our Trainer", "start, s", "same model"
+    )
+    for name in race.contenders:
+        best, difference = race.best(name), race.difference(name)
+        start = min(seconds for entry, seconds in race.starts.items() if _starts(entry) == _starts(best))
+        verdict = f"{'yes' if difference <= TOLERANCE else '[red]NO[/red]'} ({difference:.0e})"
+        ratios = [_ratio(race.ratios(name, ours)) for ours in OURS]
+        table.add_row(name, best.label, f"{race.milliseconds(best):.1f}", *ratios, f"{start:.1f}", verdict)
+    console.print(table)
+    for name, why in race.failures.items():
+        console.print(f"[red]{name} could not take part[/red]: {why}", markup=True)
+    console.print()
+
+
+def _starts(entry: Entry) -> tuple[object, ...]:
+    return entry.command, entry.processes, entry.environment
+
+
+def race_figures(race: Race) -> tuple[dict[str, float], dict[str, Any]]:
+    """Ratios by `<workload>.<contender>`, over our loop and over our Trainer, and the facts to read them by."""
+    ratios: dict[str, float] = {}
+    for name in race.contenders:
+        if name not in OURS:
+            ratios[f"{race.workload.name}.{name}"] = race.ratios(name, "loop")[1]
+            ratios[f"{race.workload.name}.{name}_over_trainer"] = race.ratios(name, "trainer")[1]
+    facts = {
+        "timed_rounds": len(next(iter(race.seconds.values()), [])),
+        "best_settings": {name: race.best(name).label for name in race.contenders},
+        "milliseconds": {f"{e.contender}, {e.label}": race.milliseconds(e) for e in race.seconds},
+        "processor_milliseconds_of_first_process": {
+            f"{e.contender}, {e.label}": median(s) * 1e3 for e, s in race.processor_seconds.items()
+        },
+        "milliseconds_of_heats": {f"{e.contender}, {e.label}": s * 1e3 for e, s in race.heats.items()},
+        "quartiles_of_time_over_loop": {name: race.ratios(name, "loop") for name in race.contenders},
+        "quartiles_of_time_over_trainer": {name: race.ratios(name, "trainer") for name in race.contenders},
+        "start_to_first_round_seconds": {f"{e.contender}, {e.label}": s for e, s in race.starts.items()},
+        "memory_mb_of_first_process": {f"{e.contender}, {e.label}": s for e, s in race.memory.items()},
+        "same_model": {name: race.difference(name) for name in race.contenders},
+        "could_not_take_part": race.failures,
+    }
+    return ratios, facts
+
+
 def _ratio(quartiles: tuple[float, float, float]) -> str:
     low, middle, high = quartiles
     return f"{middle:.2f} ({low:.2f}-{high:.2f})"
@@ -68,7 +121,9 @@ def print_breakdown(console: Console, name: str, breakdown: Breakdown) -> None:
     console.print(f"overhead, all but {' and '.join(MATHS)}: {breakdown.overhead:.1%}\n")
 
 
-def figures(outcomes: list[Outcome], breakdowns: dict[str, Breakdown]) -> dict[str, Any]:
+def figures(
+    outcomes: list[Outcome], breakdowns: dict[str, Breakdown], races: list[Race], start: dict[str, float]
+) -> dict[str, Any]:
     """What `bench.json` holds: ratios by `<workload>.<contender>`, and the facts to read them by."""
     ratios: dict[str, Any] = {}
     facts: dict[str, Any] = {}
@@ -96,24 +151,48 @@ def figures(outcomes: list[Outcome], breakdowns: dict[str, Breakdown]) -> dict[s
     for name, breakdown in breakdowns.items():
         ratios[f"{name}.overhead"] = breakdown.overhead
         facts[name]["breakdown_milliseconds"] = breakdown.milliseconds
+    for race in races:
+        more, facts[race.workload.name]["in_own_processes"] = race_figures(race)
+        ratios |= more
+    ratios |= {f"digits.{name}": value for name, value in start.items()}
     meaning = {
-        "<workload>.<contender>": "their round time over our loop's, median of the rounds: above 1, we are faster",
+        "<workload>.<contender>": "their round time over our loop's, median of the rounds: above 1, we are faster; "
+        "sequential, optimizer and vmap in one process, the others in their own, each with its best settings",
+        "<workload>.<contender>_over_trainer": "the same over ours through lightning.Trainer",
         "<workload>.trainer": "sequential's round time over that of ours through lightning.Trainer",
         "flow_<workload>.fedavg": "a COST: our Flow round's time over our FedAvg round's on the same examples",
+        "digits.start_seconds": "of flow-pl fit, from the start of the process to its end behind the first round",
+        "digits.start_processor_seconds": "processor time in these",
         "<workload>.overhead": "share of the Trainer's round outside the gradients' and the optimizer's arithmetic",
     }
+    return {**ratios, "meaning": meaning, **surroundings(), "workloads": facts}
+
+
+def surroundings() -> dict[str, Any]:
+    """Versions and machine."""
     versions = {
         "flow_pl": flow_pl.__version__,
         "torch": torch.__version__,
         "lightning": lightning.__version__,
         "python": platform.python_version(),
     }
-    machine = {"cpus": os.cpu_count(), "threads": torch.get_num_threads(), "processor": platform.machine()}
-    return {**ratios, "meaning": meaning, "versions": versions, "machine": machine, "workloads": facts}
+    machine = {
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "processor": platform.machine(),
+        "load_of_the_last_minutes": os.getloadavg(),
+    }
+    return {"versions": versions, "machine": machine}
 
 
 def write(path: Path, content: dict[str, Any]) -> None:
-    """Write JSON so that the file is whole, old or new."""
+    """Write JSON so that the file is whole, old or new; of the scale and of the contests, the other's part stays."""
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    content = {**before, **content} if "scale" in content else {**content, **_part(before, "scale")}
     part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     part.replace(path)
+
+
+def _part(content: dict[str, Any], key: str) -> dict[str, Any]:
+    return {key: content[key]} if key in content else {}

@@ -61,7 +61,7 @@ def test_processes_agree_on_who_reports_back(world_size):
     ("settings", "message"),
     [
         ({"dropout": 1.0}, "dropout is 1.0, expected a share"),
-        ({"deadline": 0}, "deadline is 0, expected a number greater than 0"),
+        ({"deadline": 0}, "deadline is 0, expected a whole number of 1 or more"),
         ({"speed_spread": -1.0}, "speed_spread is -1.0, expected 0 or more"),
     ],
 )

@@ -206,7 +206,7 @@ def test_a_file_that_is_not_there(tmp_path):
 def test_settings_that_cannot_work():
     with pytest.raises(ConfigurationError, match=r"path is a.csv, expected a file ending on .npz or .parquet"):
         ArrayData("a.csv")
-    with pytest.raises(ConfigurationError, match="num_classes is 0, expected 1 or more, or null"):
+    with pytest.raises(ConfigurationError, match="num_classes is 0, expected a whole number of 1 or more"):
         ArrayData("a.npz", num_classes=0)
 
 

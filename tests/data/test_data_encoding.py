@@ -194,5 +194,5 @@ def test_options_tell_encodings_apart():
     ],
 )
 def test_sizes_that_cannot_work(make):
-    with pytest.raises(ConfigurationError, match="expected a number greater than 0"):
+    with pytest.raises(ConfigurationError, match="expected a whole number of 1 or more"):
         make()

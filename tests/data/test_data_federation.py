@@ -120,7 +120,7 @@ def test_copies_for_workers_are_small(make_store):
         ({"test_fraction": 1}, "test_fraction is 1, expected"),
         ({"new_client_fraction": 1.5}, "new_client_fraction is 1.5, expected"),
         ({"val_fraction": 0.5, "test_fraction": 0.5}, "leave nothing to train on: their sum must be less than 1"),
-        ({"min_examples": 0}, "min_examples is 0, expected a number greater than 0"),
+        ({"min_examples": 0}, "min_examples is 0, expected a whole number of 1 or more"),
         ({"min_examples": 6}, "min_examples is 6, but no client has more than 5 labelled rows: lower it"),
     ],
 )

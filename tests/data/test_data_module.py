@@ -257,9 +257,9 @@ def test_lightning_does_not_wrap_the_sampler_in_one_that_drops_clients(make):
         ({"cohort_size": 12}, "cohort_size is 12, but there are only 11 clients"),
         ({"val_clients": 12}, "val_clients is 12, but there are only 11 clients"),
         ({"chunk_size": 0}, "chunk_size is 0"),
-        ({"split_seed": -1}, "split_seed is -1, expected 0 or more"),
-        ({"seed": -1}, "seed is -1, expected 0 or more"),
-        ({"num_workers": -1}, "num_workers is -1, expected 0 or more"),
+        ({"split_seed": -1}, "split_seed is -1, expected a whole number of 0 or more"),
+        ({"seed": -1}, "seed is -1, expected a whole number of 0 or more"),
+        ({"num_workers": -1}, "num_workers is -1, expected a whole number of 0 or more"),
         ({"val_fraction": 2}, "val_fraction is 2"),
     ],
 )
@@ -352,6 +352,26 @@ def test_the_command_line_explains_every_setting(capsys):
     text = " ".join(parser.format_help().split())
     assert "--data.shared_fraction SHARED_FRACTION share of the instances" in text
     assert "--data.cohort_size COHORT_SIZE number of clients sampled in a round" in text
+
+
+def test_a_clients_examples_are_given_as_a_model_gets_them(make):
+    """Each part of the split once, with the features in step with the targets."""
+
+    class Fractions(Squares):
+        def transform(self, x):
+            return x.float() / 255
+
+    data = make(Fractions).prepare()
+    client = int(data.federation.new[0])
+    total = 0
+    for part in ("train", "val", "test"):
+        x, y = data.examples(client, part)
+        assert (x.dtype, y.dtype) == (torch.float32, torch.int64)
+        assert x.shape == (len(y), 1, 2, 2)
+        assert torch.equal(x[:, 0, 0, 0], y.float())  # white = 1
+        total += len(y)
+    assert total == 10 + int(data.client_name(client)[1:])
+    assert len(data.examples(client, "unlabelled")[0]) == 0
 
 
 UNIPEN = Path(__file__).resolve().parents[3] / "shared" / "data" / "unipen_writers_small.npz"

@@ -121,8 +121,8 @@ def test_a_population_without_clients_has_no_chunks():
     [
         ({"cohort_size": 61}, "cohort_size is 61, but there are only 60 clients to draw from: set cohort_size to 60"),
         ({"cohort_size": 61, "setting": "val_clients"}, "val_clients is 61, but there are only 60 clients"),
-        ({"cohort_size": 0}, "cohort_size is 0, expected a number greater than 0"),
-        ({"chunk_size": -1}, "chunk_size is -1, expected a number greater than 0"),
+        ({"cohort_size": 0}, "cohort_size is 0, expected a whole number of 1 or more"),
+        ({"chunk_size": -1}, "chunk_size is -1, expected a whole number of 1 or more"),
     ],
 )
 def test_settings_that_cannot_work(settings, message):

@@ -113,5 +113,5 @@ def test_trains_on_every_task(task):
 
 @pytest.mark.parametrize("setting", ["regularization", "inner_steps", "inner_lr_scale", "global_lr_scale"])
 def test_refuses_settings_that_leave_nothing_to_learn(setting):
-    with pytest.raises(ConfigurationError, match=rf"{setting} is 0, expected a number greater than 0"):
+    with pytest.raises(ConfigurationError, match=rf"{setting} is 0, expected a .*number"):
         PFedMe(**{setting: 0})

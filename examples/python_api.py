@@ -1,0 +1,81 @@
+"""The Python interface, cell by cell: all that the command line does, with Lightning's own Trainer.
+
+Runs in an editor that knows `# %%` cells, as a notebook (`jupytext --to notebook`), or as a script:
+`python examples/python_api.py`. It needs `pip install "flow-pl[digits]"` and a minute.
+"""
+
+# %% The data: handwritten digits, cut into 30 writers.
+import torch
+from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from torch.optim import SGD
+
+import callbacks
+from flow_pl import FederatedLoop, FederatedModule, personalize
+from flow_pl.data import DigitsData
+from flow_pl.methods import Flow
+from flow_pl.models import MLP
+from flow_pl.routers import InstanceRouter
+
+FOLDER = "runs/python_api"
+seed_everything(0)
+torch.set_num_threads(1)  # small tensors: a second thread costs more than it brings
+data = DigitsData(num_clients=30, cohort_size=10, chunk_size=10, new_client_fraction=0.2)
+
+# %% The module: a backbone, a method, and how a client trains.
+module = FederatedModule(
+    MLP(in_features=64, num_classes=10, hidden=[32]),
+    Flow(local_epochs=2, personal_epochs=4, router=lambda blocks: InstanceRouter(blocks, hidden=[16])),
+    FederatedLoop(batch_size=5, client_optimizer=lambda parameters: SGD(parameters, lr=0.05, momentum=0.9)),
+)
+
+
+# %% A callback of one's own is any Lightning callback: this one collects a metric.
+class Curve(Callback):
+    """Personalized accuracy after each validation of the fit."""
+
+    def __init__(self) -> None:
+        self.values: list[float] = []
+
+    def on_validation_end(self, trainer: Trainer, pl_module: FederatedModule) -> None:
+        """Note the accuracy."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self.values.append(trainer.callback_metrics["val/personalized_accuracy"].item())
+
+
+curve = Curve()
+
+# %% The trainer. Clients are personalized by gradient steps in validation and test, hence inference_mode=False.
+trainer = Trainer(
+    max_epochs=10,  # rounds
+    check_val_every_n_epoch=5,
+    inference_mode=False,
+    use_distributed_sampler=False,
+    enable_model_summary=False,
+    log_every_n_steps=1,
+    default_root_dir=FOLDER,
+    callbacks=[
+        callbacks.GeneralizedAccuracy(),
+        callbacks.PersonalizedAccuracy(),
+        callbacks.PersonalizationGain(),
+        callbacks.RoutingStatistics(),
+        callbacks.ResultsTable(),
+        callbacks.PredictionWriter(f"{FOLDER}/predictions.csv"),
+        ModelCheckpoint(f"{FOLDER}/checkpoints", "best", monitor="val/personalized_accuracy", mode="max"),
+        curve,
+    ],
+)
+
+# %% Fit, then validate, test and predict with the best round.
+trainer.fit(module, datamodule=data)
+trainer.validate(module, datamodule=data, ckpt_path="best", verbose=False)
+(seen, new) = trainer.test(module, datamodule=data, ckpt_path="best", verbose=False)
+trainer.predict(module, datamodule=data, ckpt_path="best", return_predictions=False)
+print("personalized accuracy over the rounds:", [round(value, 3) for value in curve.values])
+print("of new clients:", round(new["test/new/personalized_accuracy"], 3))
+
+# %% Serve one client that was never sampled: a model of its own from its training examples.
+client = int(data.federation.new[0])
+model = personalize(module, *data.examples(client, "train"))
+x, y = data.examples(client, "test")
+print(f"{data.client_name(client)}: {int((model(x).argmax(-1) == y).sum())} of {len(y)} test examples right")

@@ -1,0 +1,204 @@
+"""The documentation says what the code does: its code runs, its commands parse, its names are those of the code."""
+
+import inspect
+import os
+import re
+import runpy
+import shlex
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+import callbacks
+import flow_pl.methods
+from flow_pl.cli import main, run
+from flow_pl.methods import Method
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.glob("**/*.md"))
+METHODS = {
+    Path(inspect.getfile(cls)).stem: cls
+    for cls in vars(flow_pl.methods).values()
+    if inspect.isclass(cls) and issubclass(cls, Method) and cls is not Method
+}
+COMMAND = re.compile(r"^    (?:flow-pl|python -m flow_pl) (.*)$", re.MULTILINE)
+CODE = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+SMALL = ["--trainer.max_epochs=1", "--trainer.check_val_every_n_epoch=1", "--trainer.accelerator=cpu"]
+DIGITS = ROOT / "configs" / "digits" / "flow.yaml"
+
+
+def name(path):
+    return str(path.relative_to(DOCS))
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty folder with the configurations, where Python finds modules."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FLOW_PL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    before = set(sys.modules)
+    yield tmp_path
+    for module in set(sys.modules) - before:
+        if (tmp_path / f"{module}.py").exists():
+            del sys.modules[module]
+
+
+def run_page(page):
+    """In the order of the page: code with a file's name in its first line is written there, other code and the commands
+    are run; the metrics of each command."""
+    text, names, metrics = (DOCS / page).read_text(), {}, []
+    pieces = [(match.start(), "code", match[1]) for match in CODE.finditer(text)]
+    pieces += [(match.start(), "command", match[1]) for match in COMMAND.finditer(text)]
+    for _, kind, piece in sorted(pieces):
+        file = re.match(r"# (\w+\.py)\n", piece)
+        if kind == "command":
+            command = shlex.split(piece)
+            cli = run([*command, *(SMALL if command[0] == "fit" else SMALL[2:]), "--trainer.devices=1"])
+            metrics.append(dict(cli.trainer.callback_metrics))
+        elif file:
+            Path(file[1]).write_text(piece)
+        else:
+            exec(compile(piece, page, "exec"), names)
+    return names, metrics
+
+
+def test_what_is_shown_to_extend_works(folder):
+    """The method, the backbone, the data set and the callback, each by the command below it."""
+    _, (method, backbone, data, callback) = run_page("extending.md")
+    assert 0 <= method["val/personalized_accuracy"] <= 1
+    assert method["val/personalized_accuracy"] == method["val/generalized_accuracy"]
+    assert "val/routed_local/conv" in backbone
+    assert data["train/clients"] == 5
+    assert 0 <= callback["val/clients_served"] <= 1
+
+
+def test_the_method_shown_is_fedprox(folder):
+    """With mu = 0 the very numbers of FedAvg, with a large one a smaller step from w_g."""
+    text = (DOCS / "extending.md").read_text()
+    (code,) = [code for code in CODE.findall(text) if code.startswith("# my_method.py")]
+    (folder / "my_method.py").write_text(code)
+    norms = {}
+    for method in ("FedAvg", "my_method.FedProx --model.method.mu=0", "my_method.FedProx --model.method.mu=1"):
+        args = shlex.split(f"fit --config {DIGITS.parent / 'fedavg.yaml'} --model.method {method}")
+        norms[method] = run([*args, *SMALL, "--trainer.devices=1"]).trainer.callback_metrics["train/update_norm"]
+    first, same, smaller = norms.values()
+    assert torch.equal(first, same)
+    assert smaller < first
+
+
+def test_the_callbacks_shown_work(folder, capsys):
+    _, (stopping, _) = run_page("callbacks.md")
+    assert "val/personalized_accuracy" in stopping
+    assert "round 0: the worst tenth is at" in capsys.readouterr().out
+
+
+def test_serving_takes_ten_lines(folder, capsys):
+    run(["fit", "--config", str(DIGITS), *SMALL, "--trainer.devices=1"])
+    random = np.random.default_rng(0)
+    x, new = (random.integers(0, 256, size=(n, 1, 8, 8), dtype=np.uint8) for n in (20, 7))
+    np.savez(folder / "client.npz", x=x, y=np.arange(20) % 10, new=new)
+    capsys.readouterr()
+    (code,) = CODE.findall((DOCS / "serving.md").read_text())
+    assert len([line for line in code.splitlines() if line]) <= 10
+    names, _ = run_page("serving.md")
+    printed = [int(digit) for digit in re.findall(r"\d", capsys.readouterr().out)]
+    assert printed == names["model"](names["data"].transform(torch.from_numpy(new))).argmax(-1).tolist()
+
+
+def test_the_python_interface_takes_ten_lines(folder, capsys):
+    (code,) = CODE.findall((DOCS / "python_api.md").read_text())
+    lines = [line for line in code.splitlines() if line and not line.startswith(("from", "import"))]
+    assert len(lines) <= 10
+    run_page("python_api.md")
+    assert "new clients" in capsys.readouterr().out
+    header, *rows = (folder / "predictions.csv").read_text().splitlines()
+    assert header.startswith("client,")
+    assert rows
+
+
+def test_the_example_runs_from_cell_to_cell(folder):
+    names = runpy.run_path(str(ROOT / "examples" / "python_api.py"))
+    assert len(names["curve"].values) == 2
+    assert names["trainer"].current_epoch == 10
+    assert (folder / "runs/python_api/checkpoints/best.ckpt").exists()
+    assert (folder / "runs/python_api/predictions.csv").exists()
+    assert names["seen"]["test/seen/personalized_accuracy"] > 0.3
+    assert names["new"]["test/new/personalized_accuracy"] > 0.3
+
+
+def test_the_report_is_written_where_the_page_says(folder):
+    run_page("report.md")
+    assert (folder / "runs/digits/flow/report.html").exists()
+    assert list((folder / "runs/digits/flow/figures").glob("*.png"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_commands_parse(page, monkeypatch, capsys):
+    """Those that a page's own test does not run."""
+    monkeypatch.chdir(ROOT)
+    for command in COMMAND.findall(page.read_text()):
+        args = shlex.split(command)
+        if args[0] == "compare" or "my_" in command:
+            continue
+        if "--ckpt_path" in args:
+            at = args.index("--ckpt_path")
+            del args[at : at + 2]
+        with pytest.raises(SystemExit) as stop:
+            main([*args, "--print_config"])
+        assert stop.value.code == 0, command
+        assert "method" in yaml.safe_load(capsys.readouterr().out)["model"]
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)", page.read_text()):
+        file = Path(os.path.normpath(page.parent / target)) if target else page
+        assert file.exists(), target
+        if anchor:
+            titles = re.findall(r"^#+ (.*)$", file.read_text(), re.MULTILINE)
+            anchors = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+            assert anchor in anchors, f"{target}#{anchor}"
+
+
+@pytest.mark.parametrize("stem", sorted(METHODS))
+def test_a_method_has_a_page_with_its_parameters(stem):
+    text = (DOCS / "methods" / f"{stem}.md").read_text()
+    cls = METHODS[stem]
+    assert f"Class `{cls.__name__}`" in re.sub(r"\s+", " ", text)
+    shown = dict(re.findall(r"^\| `([a-z_]+)` \| ([^|]+) \| [^|]+ \|$", text, re.MULTILINE))
+    given = {
+        key: getattr(parameter.default, "__name__", None) or {None: "null"}.get(parameter.default, parameter.default)
+        for key, parameter in inspect.signature(cls).parameters.items()
+    }
+    assert shown == {key: str(value).lower() if isinstance(value, bool) else str(value) for key, value in given.items()}
+    for word in ("**Sent:**", "**Kept:**", "$$"):
+        assert word in text
+    stateless = re.search(r"\*\*Kept:\*\* nothing", text)
+    assert bool(stateless) == (not cls.private)
+    assert f"({stem}.md)" in (DOCS / "methods" / "README.md").read_text()
+
+
+def test_every_metric_is_explained(folder):
+    """Those of a run with all that is logged, by their names without prefixes of populations and models."""
+    options = ["--data.dropout=0.2", "--trainer.callbacks+=ConvergenceDiagnostics"]
+    cli = run(["fit", "--config", str(DIGITS), *SMALL, "--trainer.devices=1", *options])
+    text = (DOCS / "metrics.md").read_text()
+    logged = {re.sub(r"^(val/|diagnostics/)", "", metric) for metric in cli.trainer.callback_metrics}
+    for metric in sorted(logged):
+        general = re.sub(r"^(generalized|personalized)_accuracy_(client_mean|p\d+|worst|client)", r"..._\2", metric)
+        general = re.sub(r"^(train/)\w+_loss$", r"\1<group>_loss", general)
+        general = re.sub(r"/(linear1|head)$", "/<block>", general)
+        assert f"`{general}" in text, metric
+    assert {"train/dropped_clients", "train/late_clients", "gradient_norm", "oracle_captured"} <= logged
+
+
+def test_every_callback_is_listed():
+    text = (DOCS / "callbacks.md").read_text()
+    assert all(f"`{listed}`" in text for listed in callbacks.__all__)
