@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 TORCH_THREADS ?= 1
+TEST_PROCESSES ?= 2
 
 .PHONY: demo test lint bench bench-scale bench-peers fuzz chaos soak clean
 
@@ -17,7 +18,7 @@ demo: $(VENV)/installed
 	OMP_NUM_THREADS=$(TORCH_THREADS) $(BIN)/flow-pl test --config configs/digits/flow.yaml --ckpt_path runs/digits/flow/checkpoints/best.ckpt
 
 test: $(VENV)/installed
-	OMP_NUM_THREADS=$(TORCH_THREADS) $(BIN)/python -m pytest
+	OMP_NUM_THREADS=$(TORCH_THREADS) $(BIN)/python -m pytest -n $(TEST_PROCESSES)
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
