@@ -247,7 +247,8 @@ def test_diverging_clients_stop_the_run(tmp_path):
     lightning.seed_everything(0, verbose=False)
     model = module(FedAvg(1))
     model.loop.client_optimizer = lambda p: torch.optim.SGD(p, lr=1e30)
-    with pytest.raises(FlowError, match=r"round 0: the updates of [56] of 6 clients are not finite.*lower the learning"):
+    message = r"round 0: the updates of [56] of 6 clients are not finite.*lower the learning"
+    with pytest.raises(FlowError, match=message):
         trainer(3).fit(model, datamodule=data(tmp_path))
 
 
