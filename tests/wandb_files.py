@@ -9,6 +9,7 @@ import struct
 import time
 from pathlib import Path
 
+from google.protobuf.message import DecodeError
 from wandb.proto.wandb_internal_pb2 import Record
 
 HEADER, BLOCK, CHUNK = 7, 32 * 1024, struct.Struct("<IHB")
@@ -27,7 +28,10 @@ def records(file: Path) -> list[Record]:
         parts += data[at + CHUNK.size : at + CHUNK.size + length]
         at += CHUNK.size + length
         if kind in (1, 4):
-            found.append(Record.FromString(parts))
+            try:
+                found.append(Record.FromString(parts))
+            except DecodeError:  # still being written
+                return found
             parts = b""
     return found
 
