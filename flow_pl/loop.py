@@ -85,6 +85,8 @@ class FederatedLoop:
         evaluation_batch_size: examples of a client evaluated at once.
         trace_after: steps of a kind after which they are traced once and replayed (a trace costs some hundred
             steps' worth of what it saves on each); null to never trace.
+        channels_last: lay the images of a client that is trained alone out with their channels last. Makes
+            convolutions and pooling faster, and group normalization slower; the numbers stay the same up to rounding.
     """
 
     def __init__(
@@ -94,6 +96,7 @@ class FederatedLoop:
         weighting: Literal["examples", "uniform"] = "examples",
         evaluation_batch_size: int = 256,
         trace_after: int | None = 200,
+        channels_last: bool = False,
     ) -> None:
         require_count(batch_size=batch_size, evaluation_batch_size=evaluation_batch_size)
         require_choice(("examples", "uniform"), weighting=weighting)
@@ -101,6 +104,7 @@ class FederatedLoop:
         self.client_optimizer = client_optimizer
         self.weighting = weighting
         self.evaluation_batch_size = evaluation_batch_size
+        self.channels_last = channels_last
         self.engine = GradientEngine(trace_after)
 
     def train_clients(
@@ -212,7 +216,8 @@ class FederatedLoop:
         with torch.no_grad(), _seeded(batch.seed, batch.client.device), _mode(method, training=True):
             for stage in stages if len(batch) else ():
                 if isinstance(stage, Derive):
-                    examples = Minibatch(batch.train.x, batch.train.y, part_mask(batch, stage.part))
+                    x = self._lay_out(batch.train.x)
+                    examples = Minibatch(x, batch.train.y, part_mask(batch, stage.part))
                     with _mode(method, training=False):
                         groups.put(map_clients(stage.compute, groups, examples))
                 else:
@@ -245,7 +250,7 @@ class FederatedLoop:
             rows = schedule.index[t, :active].reshape(-1)
             shape = (active, self.batch_size)
             minibatch = Minibatch(
-                x.index_select(0, rows).view(*shape, *x.shape[1:]),
+                self._lay_out(x.index_select(0, rows).view(*shape, *x.shape[1:])),
                 y.index_select(0, rows).view(*shape, *y.shape[1:]),
                 schedule.mask[t, :active],
             )
@@ -266,7 +271,14 @@ class FederatedLoop:
         for start in range(0, longest, self.evaluation_batch_size):
             end = min(start + self.evaluation_batch_size, longest)
             active = max(i + 1 for i, n in enumerate(examples.sizes) if n > start) if prefix else len(examples.sizes)
-            yield active, Minibatch(*(t[:active, start:end] for t in (examples.x, examples.y, examples.mask)))
+            x, y, mask = (t[:active, start:end] for t in (examples.x, examples.y, examples.mask))
+            yield active, Minibatch(self._lay_out(x), y, mask)
+
+    def _lay_out(self, x: Tensor) -> Tensor:
+        """Instances [A, B, ...] as they are; images [1, B, channels, height, width] with their channels last."""
+        if not self.channels_last or x.ndim != 5 or len(x) > 1:
+            return x
+        return x[0].to(memory_format=torch.channels_last)[None]
 
 
 @contextmanager

@@ -191,4 +191,7 @@ def _gradients(
         grads = torch.autograd.grad(total, leaves, materialize_grads=True)
     # Autocast keeps its casts of this step's leaves until its context ends: a round's worth of copies of the model.
     torch.clear_autocast_cache()
-    return [*((g.unsqueeze(0) for g in grads) if active == 1 else grads), losses.detach()]
+    if active == 1:
+        # convolutions lay gradients out as their images, which may have their channels last; parameters do not
+        grads = [g.contiguous().unsqueeze(0) for g in grads]
+    return [*grads, losses.detach()]

@@ -1,15 +1,18 @@
 """The engine: a vectorised client equals the same client trained alone."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
+from flow_pl.checks import check_fit
 from flow_pl.client_optimizer import check_elementwise
 from flow_pl.errors import ConfigurationError
 from flow_pl.methods import FedAvg, FineTuning, Flow
 from flow_pl.methods.base import Phase
+from flow_pl.objective import Classification
 from flow_pl.schedule import make_schedule
 from flow_pl.server import server_groups
 from tests.support import (
@@ -92,6 +95,30 @@ def test_chunk_size_changes_nothing(method):
         for name, summed in total(cuts).items():
             torch.testing.assert_close(summed, whole[name], atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(accuracy(cuts), accuracy([range(4)]), atol=1e-5, rtol=1e-4)
+
+
+def test_channels_last_changes_nothing_but_the_layout():
+    """Of a client that is trained alone; side by side they stay as they are."""
+    batch = chunk(SIZES)
+    images = {part: getattr(batch, part) for part in ("train", "heldout")}
+    images = {part: replace(found, x=found.x.view(*found.mask.shape, 1, 2, 3)) for part, found in images.items()}
+    batch = replace(batch, **images)
+    method = PublishedFlow(2, router=lambda blocks: _constant_router(blocks))
+    method.bind(nn.Sequential(nn.Conv2d(1, 4, 2), nn.ReLU(), nn.Flatten(), nn.Linear(8, CLASSES)), Classification())
+    check_fit(method, batch.train.x[0, :1], CLASSES)
+    server, seen = server_groups(method), []
+    method.modules["global"].get_submodule("0").register_forward_pre_hook(lambda _, args: seen.append(args[0].stride()))
+    for clients in ([0], range(4)):
+        part, found = select(batch, clients), {}
+        for flag in (True, False):
+            seen.clear()
+            engine = loop(channels_last=flag)
+            update, counts = engine.train_clients(method, server, part), engine.evaluate_clients(method, server, part)
+            found[flag] = {**delta(update), "counts": {"loss": counts.personalized_loss}}
+            strides = {stride[1] for stride in seen}  # of the channel: of several clients the largest goes on alone
+            assert strides == ({6} if not flag else {1} if len(clients) == 1 else {1, 6})
+        for name, group in found[True].items():
+            torch.testing.assert_close(flat(group), flat(found[False][name]), atol=1e-6, rtol=1e-5)
 
 
 def test_padding_changes_nothing():

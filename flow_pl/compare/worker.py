@@ -9,6 +9,7 @@ from __future__ import annotations
 import _thread
 import importlib.util
 import os
+import signal
 import sys
 import threading
 import time
@@ -58,6 +59,7 @@ def work(
     if one_thread:
         os.environ["OMP_NUM_THREADS"] = "1"
         torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a command in the background of a shell ignores it
     threading.Thread(target=_stop_with, args=(alive,), daemon=True).start()
     # what Lightning starts again for other devices
     sys.argv = [__file__, folder, checkpoint]

@@ -27,7 +27,8 @@ def federated_module(workload: Workload, flow: bool = False) -> FederatedModule:
     """The workload's model, method and loop as a LightningModule."""
     router = SequenceRouter if workload.tokens else InstanceRouter
     chosen: Method = Flow(1, split="parts", router=router) if flow else FedAvg(1)
-    loop = FederatedLoop(workload.batch_size, workload.optimizer, trace_after=TRACE_AFTER)
+    images = len(workload.shape) == 3
+    loop = FederatedLoop(workload.batch_size, workload.optimizer, trace_after=TRACE_AFTER, channels_last=images)
     module = FederatedModule(workload.model(), chosen, loop, workload.objective())
     example = torch.zeros(1, *workload.shape, dtype=torch.int64 if workload.tokens else torch.float32)
     check_fit(module.method, example, workload.classes)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -208,13 +209,17 @@ ROUNDS = 150
 """So many that a run is not through before it is stopped, however fast the machine."""
 
 
-def test_what_was_interrupted_goes_on(tmp_path, monkeypatch, capsys):
+def test_what_was_interrupted_goes_on(tmp_path, monkeypatch, capsys, request):
     """Killed after one of two runs, in the middle of the other, then stopped by Ctrl-C: the same results as without."""
     monkeypatch.chdir(tmp_path)
     write_configs(tmp_path, {"fedavg": METHODS["fedavg"]}, max_epochs=ROUNDS)
     args = [*ALONE, "--seeds", "0", "1"]
     second = tmp_path / "out" / "runs" / "fedavg" / "seed1"
+    # as shells start what runs in the background; a process hands on what it ignores
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     process = subprocess.Popen([sys.executable, "-m", "flow_pl", *args], stdout=subprocess.DEVNULL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(partial(signal.signal, signal.SIGINT, handler))
     wait_for(lambda: rounds_of(second) >= 2)
     process.kill()
     process.wait()
