@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +26,7 @@ from flow_pl.diagnostics import (
     observed,
 )
 from flow_pl.errors import given, require_count
-from flow_pl.files import write_text
+from flow_pl.files import csv_text, write_text
 from flow_pl.loop import ClientUpdate, FederatedLoop
 from flow_pl.methods.base import Method
 from flow_pl.rng import Stream, generator
@@ -132,7 +130,7 @@ class ConvergenceDiagnostics(Callback):
         figures["G"], figures["B"] = dissimilarity_bound(*squares)
         self.rows[-1] |= figures
         if trainer.is_global_zero and self.path is not None:
-            write_text(Path(trainer.default_root_dir) / self.path, _csv(self.rows))
+            write_text(Path(trainer.default_root_dir) / self.path, csv_text(self.rows))
         logged = {f"diagnostics/{name}": torch.tensor(value) for name, value in figures.items()}
         # already reduced: this tells Lightning that every process has the same value
         pl_module.log_dict(logged, on_step=False, on_epoch=True, batch_size=1, sync_dist=True, rank_zero_only=True)
@@ -227,11 +225,3 @@ class _ObservingLoop(FederatedLoop):
         update = super().train_clients(observed(method, server), server, batch, loss_scale, kept)
         self._observations.append(update.kept.pop(OBSERVED))
         return update
-
-
-def _csv(rows: list[dict[str, float]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, dict.fromkeys(name for row in rows for name in row), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import time
 from functools import partial
 from pathlib import Path
@@ -15,7 +13,7 @@ from lightning.pytorch.callbacks import Callback
 from callbacks.base import metric_prefixes
 from callbacks.output_files import check_ending, check_writable
 from flow_pl.data.optional import import_optional
-from flow_pl.files import write_text
+from flow_pl.files import csv_text, write_text
 
 
 class LearningCurves(Callback):
@@ -97,14 +95,4 @@ class LearningCurves(Callback):
     def _add(self, trainer: Trainer, figures: dict[str, float]) -> None:
         self._rows.append({"round": trainer.global_step, "train_seconds": round(self._seconds, 3), **figures})
         if trainer.is_global_zero:
-            write_text(Path(trainer.default_root_dir) / self.path, _csv(self._rows))
-
-
-def _csv(rows: list[dict[str, float]]) -> str:
-    """The rows below one header; a figure that is not there, or not defined, is left empty."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, dict.fromkeys(name for row in rows for name in row), lineterminator="\n")
-    writer.writeheader()
-    # NaN alone differs from itself
-    writer.writerows({name: value for name, value in row.items() if value == value} for row in rows)
-    return text.getvalue()
+            write_text(Path(trainer.default_root_dir) / self.path, csv_text(self._rows))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import csv
+import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -80,3 +82,17 @@ def write_bytes(path: Path, content: bytes) -> None:
     """
     with replacing(path) as file:
         file.write(content)
+
+
+def csv_text(rows: Sequence[Mapping[str, object]]) -> str:
+    """Rows as text below one header, the columns in the order in which the rows first have them.
+
+    Args:
+        rows: values by column; one that is not there, or not a number, is left empty.
+    """
+    text = io.StringIO()
+    writer = csv.DictWriter(text, dict.fromkeys(name for row in rows for name in row), lineterminator="\n")
+    writer.writeheader()
+    # NaN alone differs from itself
+    writer.writerows({name: value for name, value in row.items() if value == value} for row in rows)
+    return text.getvalue()

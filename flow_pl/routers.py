@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from flow_pl.errors import ConfigurationError, require_counts, require_fraction, require_some
 from flow_pl.functional import call
+from flow_pl.models.dropout import Dropout
 from flow_pl.models.recurrent import Recurrent
 
 Route = Callable[[int, Tensor, Tensor, Tensor], Tensor]
@@ -151,7 +152,7 @@ class _EarlyExits(nn.Module):
         require_fraction(**{"the router's dropout": dropout})
         # The first layer takes its width from the first instance it sees, in FederatedModule.setup.
         self.layers = nn.ModuleList([nn.LazyLinear(hidden[0]), *(nn.Linear(a, b) for a, b in pairwise(hidden))])
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         skip = max(0, len(hidden) - exits)
         self._layers_of_exits = [min(i + skip, len(hidden) - 1) for i in range(exits)]
         self.heads = nn.ModuleList([nn.Linear(hidden[layer], 2) for layer in self._layers_of_exits])

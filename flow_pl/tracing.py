@@ -10,7 +10,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
 _aten = torch.ops.aten
-_RESHAPES = {_aten.expand.default, _aten.view.default, _aten._unsafe_view.default}
+_RESHAPES = {_aten.expand.default, _aten.view.default, _aten._unsafe_view.default, _aten.permute.default}
 
 
 def trace(fn: Callable[..., list[Tensor]], arguments: Sequence[Tensor]) -> Callable[..., list[Tensor]]:

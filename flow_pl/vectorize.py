@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from flow_pl.errors import given, require_count
+from flow_pl.linear import ClientLinears
 from flow_pl.methods.base import Minibatch, Step
 from flow_pl.routing import Groups
 from flow_pl.tracing import trace
@@ -84,7 +85,8 @@ def map_clients(fn: Callable[[Groups, Any], Any], groups: ClientGroups, data: An
         one = torch.utils._pytree.tree_map(lambda t: t[0], data)
         return torch.utils._pytree.tree_map(lambda t: t.unsqueeze(0), fn(views, one))
     dims = {name: 0 if name in groups.stacked else None for name in views}
-    return vmap(fn, in_dims=(dims, 0), randomness="different")(views, data)
+    with ClientLinears():
+        return vmap(fn, in_dims=(dims, 0), randomness="different")(views, data)
 
 
 class GradientEngine:
@@ -186,9 +188,10 @@ def _gradients(
             losses = step.objective(groups, Minibatch(*(t[0] for t in minibatch))).unsqueeze(0)
         else:
             dims = {name: 0 if name in stacked else None for name in groups}
-            losses = vmap(step.objective, in_dims=(dims, 0), randomness="different")(groups, minibatch)
+            with ClientLinears():
+                losses = vmap(step.objective, in_dims=(dims, 0), randomness="different")(groups, minibatch)
         total = (losses if scale is None else losses * scale).sum()
-        grads = torch.autograd.grad(total, leaves, materialize_grads=True)
+        grads = list(torch.autograd.grad(total, leaves, materialize_grads=True))
     # Autocast keeps its casts of this step's leaves until its context ends: a round's worth of copies of the model.
     torch.clear_autocast_cache()
     if active == 1:

@@ -61,7 +61,7 @@ AT_LEAST_ZERO = {"Ditto.regularization", "Flow.regularization", "PerFedAvg.alpha
 AT_LEAST_ZERO |= {"interval_s", "sigma_log_size", "speed_spread", "style_strength"}
 SHARE = {"APFL.alpha", "Interpolation.alpha", "neighbour_weight", "shared_fraction"}
 ABOVE_ZERO_SHARE = {"client_fraction"}
-BELOW_ONE_SHARE = {"dropout", "max_rejected", "new_client_fraction", "test_fraction", "val_fraction"}
+BELOW_ONE_SHARE = {"dropout", "max_rejected", "new_client_fraction", "p", "test_fraction", "val_fraction"}
 ANY = {"mean_log_size"}
 
 RANGES = [

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Sequence
 
 from rich import box
@@ -14,6 +12,7 @@ from rich.text import Text
 from flow_pl.compare.results import Comparison, RunResults
 from flow_pl.compare.statistics import LEVEL, Spread, spread
 from flow_pl.compare.table import COLUMNS, Cell, Column, Rows, population_rows
+from flow_pl.files import csv_text
 
 MARK = "†"
 """Behind a figure that differs significantly from the best."""
@@ -95,7 +94,7 @@ def method_csv(comparison: Comparison) -> str:
                 if column.tested is not None:
                     row[f"{name}_p"] = cell.p_value
         rows.append(row | {name: value and value.mean for name, value in _speed(runs).items()})
-    return _csv(rows)
+    return csv_text(rows)
 
 
 def run_csv(comparison: Comparison) -> str:
@@ -108,7 +107,7 @@ def run_csv(comparison: Comparison) -> str:
             for population in comparison.populations:
                 row |= {f"{population}/{name}": value for name, value in run.populations.get(population, {}).items()}
             rows.append(row)
-    return _csv(rows)
+    return csv_text(rows)
 
 
 def _title(comparison: Comparison, population: str) -> str:
@@ -138,11 +137,3 @@ def _train_time(runs: Sequence[RunResults]) -> str:
 
 def _line(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"
-
-
-def _csv(rows: Sequence[dict[str, object]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, dict.fromkeys(name for row in rows for name in row), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()

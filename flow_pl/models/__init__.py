@@ -1,6 +1,7 @@
 """Backbones as sequences of blocks. Any `torch.nn.Sequential` can be routed; these are the ones of the evaluation."""
 
 from flow_pl.models.cnn import EMNISTCNN
+from flow_pl.models.dropout import Dropout
 from flow_pl.models.language import NextCharacterLSTM, NextWordLSTM
 from flow_pl.models.logistic import LogisticRegression
 from flow_pl.models.mlp import MLP
@@ -11,6 +12,7 @@ __all__ = [
     "EMNISTCNN",
     "LSTM",
     "MLP",
+    "Dropout",
     "LogisticRegression",
     "NextCharacterLSTM",
     "NextWordLSTM",

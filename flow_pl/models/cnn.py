@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from flow_pl.errors import ConfigurationError, require_count, require_counts, require_fraction
+from flow_pl.models.dropout import Dropout
 
 
 class EMNISTCNN(nn.Sequential):
@@ -47,9 +48,9 @@ class EMNISTCNN(nn.Sequential):
         self.add_module("conv2", nn.Conv2d(32, 64, 3))
         self.add_module("relu2", nn.ReLU())
         self.add_module("pool", nn.MaxPool2d(2))
-        self.add_module("dropout1", nn.Dropout(dropout[0]))
+        self.add_module("dropout1", Dropout(dropout[0]))
         self.add_module("flatten", nn.Flatten())
         self.add_module("linear", nn.Linear(pooled, 128))
         self.add_module("relu3", nn.ReLU())
-        self.add_module("dropout2", nn.Dropout(dropout[1]))
+        self.add_module("dropout2", Dropout(dropout[1]))
         self.add_module("head", nn.Linear(128, num_classes))

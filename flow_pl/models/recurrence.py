@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flow_pl.functional import mapped_first
+
 
 def recur(gates: Tensor, weight: Tensor) -> Tensor:
     """Hidden states of an LSTM that starts at zero.
@@ -86,8 +88,8 @@ class _Recurrence(torch.autograd.Function):
     def vmap(info: Any, in_dims: tuple[int | None, ...], gates: Tensor, weight: Tensor) -> tuple[Any, Any]:
         """A mapped axis becomes a part of the axis of clients."""
         size = info.batch_size
-        gates = _first(gates, in_dims[0], size).movedim(0, 1)  # [T, size, C, N, 4 H]
-        weight = _first(weight, in_dims[1], size)  # [size, C, 4 H, H]
+        gates = mapped_first(gates, in_dims[0], size).movedim(0, 1)  # [T, size, C, N, 4 H]
+        weight = mapped_first(weight, in_dims[1], size)  # [size, C, 4 H, H]
         outputs = _apply(gates.flatten(1, 2), weight.flatten(0, 1))
         return tuple(out.view(len(out), size, -1, *out.shape[2:]) for out in outputs), (1,) * 4
 
@@ -95,8 +97,3 @@ class _Recurrence(torch.autograd.Function):
 def _apply(gates: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
     outputs: tuple[Tensor, ...] = _Recurrence.apply(gates, weight)  # type: ignore[no-untyped-call]
     return outputs
-
-
-def _first(t: Tensor, dim: int | None, size: int) -> Tensor:
-    """A tensor with its mapped axis first; a tensor that is not mapped is seen by all."""
-    return t.expand(size, *t.shape) if dim is None else t.movedim(dim, 0)

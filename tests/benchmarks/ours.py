@@ -23,10 +23,16 @@ TRACE_AFTER = 1
 """Steps of a kind before its gradient is traced: all are, in the first warm-up rounds."""
 
 
+METHODS: dict[str, Callable[[bool], Method]] = {
+    "FedAvg": lambda tokens: FedAvg(1),
+    "Flow": lambda tokens: Flow(1, split="parts", router=SequenceRouter if tokens else InstanceRouter),
+}
+"""One local epoch of each method that is measured, for instances or for sequences of tokens."""
+
+
 def federated_module(workload: Workload, flow: bool = False) -> FederatedModule:
     """The workload's model, method and loop as a LightningModule."""
-    router = SequenceRouter if workload.tokens else InstanceRouter
-    chosen: Method = Flow(1, split="parts", router=router) if flow else FedAvg(1)
+    chosen = METHODS["Flow" if flow else "FedAvg"](workload.tokens)
     images = len(workload.shape) == 3
     loop = FederatedLoop(workload.batch_size, workload.optimizer, trace_after=TRACE_AFTER, channels_last=images)
     module = FederatedModule(workload.model(), chosen, loop, workload.objective())

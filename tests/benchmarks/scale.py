@@ -71,7 +71,7 @@ AXES = {
     "hidden": _axis("hidden", (64, 512, 4096), rounds=3, cohort=20, chunk=20),
     "processes": _axis("processes", (1, 2)),
     "lstm_examples": _axis("examples", (16, 32, 64), rounds=3, cohort=5, **_LSTM),
-    "lstm_method": _axis("method", ("fedavg", "flow"), rounds=3, cohort=5, examples=32, **_LSTM),
+    "lstm_method": _axis("method", ("FedAvg", "Flow"), rounds=3, cohort=5, examples=32, **_LSTM),
     "lstm_chunk": _axis("chunk", (1, 5, 20), rounds=3, cohort=20, examples=16, **_LSTM),
 }
 """What is varied, by the name of the table."""

@@ -16,11 +16,9 @@ import torch
 
 from flow_pl import FederatedLoop, FederatedModule
 from flow_pl.data import ClientData, FederatedDataModule
-from flow_pl.methods import FedAvg, Flow
 from flow_pl.models import MLP, NextWordLSTM
 from flow_pl.objective import Classification, NextToken
-from flow_pl.routers import InstanceRouter, SequenceRouter
-from tests.benchmarks.ours import TRACE_AFTER, trainer
+from tests.benchmarks.ours import METHODS, TRACE_AFTER, trainer
 from tests.benchmarks.peers.gate import processes
 from tests.benchmarks.peers.run_torch import Turns
 
@@ -40,7 +38,7 @@ class Case:
         chunk: clients side by side.
         hidden: width of the MLP; 0 for the language model.
         processes: that share the cohort, with a thread each.
-        method: fedavg or flow.
+        method: one of `METHODS`.
         batch_size: examples in a minibatch.
     """
 
@@ -50,7 +48,7 @@ class Case:
     chunk: int = 50
     hidden: int = 64
     processes: int = 1
-    method: str = "fedavg"
+    method: str = "FedAvg"
     batch_size: int = 10
 
     def json(self) -> str:
@@ -65,8 +63,7 @@ class Case:
         """Model, method and loop."""
         torch.manual_seed(0)
         backbone = MLP(FEATURES, CLASSES, (self.hidden,)) if self.hidden else NextWordLSTM(TOKENS)
-        router = InstanceRouter if self.hidden else SequenceRouter
-        method = Flow(1, split="parts", router=router) if self.method == "flow" else FedAvg(1)
+        method = METHODS[self.method](not self.hidden)
         loop = FederatedLoop(self.batch_size, partial(torch.optim.SGD, lr=0.01), trace_after=TRACE_AFTER)
         return FederatedModule(backbone, method, loop, Classification() if self.hidden else NextToken())
 
