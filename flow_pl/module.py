@@ -30,6 +30,7 @@ from flow_pl.objective import Classification, Objective
 from flow_pl.routing import Groups
 from flow_pl.server import ServerRound, server_groups
 from flow_pl.server_optimizer import check_server_optimizer
+from flow_pl.tracing import check_compiler
 
 
 class RejectedClientWarning(UserWarning):
@@ -116,8 +117,11 @@ class FederatedModule(lightning.LightningModule):
                 "their mean are kept in float32."
             )
         check_gradients(self.method, self.trainer, stage)
-        if self.trainer.strategy.root_device.type == "cpu":
+        device, mode = self.trainer.strategy.root_device, self.loop.engine.compile_mode
+        if device.type == "cpu":
             keep_freed_memory()
+        if stage == "fit" and mode is not None:
+            check_compiler(device, mode)
         data.epochs = self.method.epochs
         check_elementwise(self.loop.client_optimizer)
         check_fit(self.method, data.example(), data.num_classes)

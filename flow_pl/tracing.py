@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from flow_pl.errors import ConfigurationError
+
+CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
+"""Modes of `torch.compile`; on a GPU the last two replay steps as CUDA graphs."""
+
 _aten = torch.ops.aten
 _RESHAPES = {_aten.expand.default, _aten.view.default, _aten._unsafe_view.default, _aten.permute.default}
 
 
-def trace(fn: Callable[..., list[Tensor]], arguments: Sequence[Tensor]) -> Callable[..., list[Tensor]]:
+def trace(fn: Callable[..., list[Tensor]], arguments: Sequence[Tensor]) -> GraphModule:
     """Trace a function for arguments of these shapes; the trace gives the function's numbers, bit for bit.
 
     Autograd, vmap and autocast inside the function become part of the trace.
@@ -35,8 +41,46 @@ def trace(fn: Callable[..., list[Tensor]], arguments: Sequence[Tensor]) -> Calla
             node.replace_all_uses_with(node.args[0])
     graph.eliminate_dead_code()
     traced.recompile()
-    forward: Callable[..., list[Tensor]] = traced.forward
-    return forward
+    return traced
+
+
+def compiled(traced: GraphModule, mode: CompileMode) -> Callable[..., list[Tensor]]:
+    """A trace compiled by `torch.compile`, at its first call; its numbers differ from the trace's by rounding.
+
+    Args:
+        traced: the trace.
+        mode: of `torch.compile`.
+
+    Raises:
+        ConfigurationError: by the first call, if it cannot be compiled here.
+    """
+    from torch._dynamo.exc import BackendCompilerFailed  # takes a second, which every start would pay
+
+    replay = torch.compile(traced, fullgraph=True, dynamic=False, mode=mode)
+
+    def call(*arguments: Tensor) -> list[Tensor]:
+        # a CUDA graph writes its results where the last ones are, which nothing needs any more
+        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+        try:
+            *grads, losses = replay(*arguments)
+        except BackendCompilerFailed as error:
+            raise ConfigurationError(
+                f"the steps of training cannot be compiled on this machine ({str(error).splitlines()[0]}): install a "
+                "C++ compiler, and Triton for a GPU, or set model.loop.compile_mode to null."
+            ) from error
+        return [*grads, losses.clone()]  # losses are kept until the round ends
+
+    return call
+
+
+def check_compiler(device: torch.device, mode: CompileMode) -> None:
+    """Compile something small, for which the first step of training would be late.
+
+    Raises:
+        ConfigurationError: nothing can be compiled on this machine.
+    """
+    x = torch.ones(2, 2, device=device)
+    compiled(trace(lambda x: [x + 1, x.sum(1)], [x]), mode)(x)
 
 
 def _changes_nothing(node: Node) -> bool:

@@ -10,17 +10,17 @@ from __future__ import annotations
 import warnings
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 from torch.func import vmap
 
-from flow_pl.errors import given, require_count
+from flow_pl.errors import ConfigurationError, given, require_choice, require_count
 from flow_pl.linear import ClientLinears
 from flow_pl.methods.base import Minibatch, Step
 from flow_pl.routing import Groups
-from flow_pl.tracing import trace
+from flow_pl.tracing import CompileMode, compiled, trace
 
 MAX_TRACES = 256
 """Traced gradients kept; the least recently used goes first."""
@@ -95,11 +95,19 @@ class GradientEngine:
     Args:
         trace_after: calls of the same kind (step, shapes, number of clients) after which it is traced and replayed;
             None for never.
+        compile_mode: compile what is traced, by `torch.compile` in this mode; None to replay it as it is.
     """
 
-    def __init__(self, trace_after: int | None = 200) -> None:
+    def __init__(self, trace_after: int | None = 200, compile_mode: CompileMode | None = None) -> None:
         require_count(0, **given(trace_after=trace_after))
+        require_choice(get_args(CompileMode), **given(compile_mode=compile_mode))
+        if compile_mode is not None and trace_after is None:
+            raise ConfigurationError(
+                f"compile_mode is {compile_mode} and trace_after null: what is compiled are traced steps, set "
+                "trace_after to the number of steps after which they are."
+            )
         self.trace_after = trace_after
+        self.compile_mode = compile_mode
         self._calls: Counter[Any] = Counter()
         self._traces: OrderedDict[Any, Callable[..., list[Tensor]] | None] = OrderedDict()
 
@@ -126,7 +134,8 @@ class GradientEngine:
         def gradients(*arguments: Tensor) -> list[Tensor]:
             return _gradients(step, names, stacked, active, arguments)
 
-        if active == 1 or self.trace_after is None:
+        # a client alone gains nothing by a trace, but something by the compiler
+        if self.trace_after is None or (active == 1 and self.compile_mode is None):
             *grads, losses = gradients(*arguments)
             return grads, losses
         key = (
@@ -160,10 +169,12 @@ class GradientEngine:
             return None
         del self._calls[key]  # once dropped, a trace has to be earned anew
         try:
-            self._traces[key] = trace(gradients, arguments)
+            traced = trace(gradients, arguments)
         except Exception as error:
             self._traces[key] = None
             warnings.warn(f"a step cannot be traced and runs untraced, with the same results: {error}", stacklevel=2)
+        else:
+            self._traces[key] = traced.forward if self.compile_mode is None else compiled(traced, self.compile_mode)
         if len(self._traces) > MAX_TRACES:
             self._traces.popitem(last=False)
         return self._traces[key]

@@ -1,0 +1,48 @@
+"""Steps compiled by `torch.compile`: the numbers of the others, up to rounding, or a clear refusal."""
+
+import shutil
+
+import pytest
+import torch
+
+from flow_pl import tracing
+from flow_pl.errors import ConfigurationError
+from flow_pl.loop import FederatedLoop
+from flow_pl.methods import FedAvg
+from flow_pl.server import server_groups
+from tests.support import PublishedFlow, bound, chunk, delta, flat, loop
+from tests.test_module import data, module, trainer
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="no C++ compiler is installed")
+@pytest.mark.parametrize("clients", [1, 3])
+def test_compiled_steps_equal_the_others(clients, monkeypatch):
+    """Router and global steps of Flow, of a client alone too; the losses of all steps are still there at the end."""
+    calls, compiled = [], tracing.compiled
+    monkeypatch.setattr("flow_pl.vectorize.compiled", lambda *args: calls.append(1) or compiled(*args))
+    batch = chunk((16,) * clients, epochs=4)
+    method = bound(PublishedFlow(4))
+    method.router.exits.dropout.p = 0.0
+    eager = loop(trace_after=None).train_clients(method, server_groups(method), batch)
+    found = loop(trace_after=0, compile_mode="default").train_clients(method, server_groups(method), batch)
+    assert len(calls) == 3, "the local, the router's and the global step"
+    for name in method.shared:
+        torch.testing.assert_close(flat(delta(found)[name]), flat(delta(eager)[name]), atol=1e-5, rtol=1e-4)
+    moved = ("local", "router", "global")
+    torch.testing.assert_close(found.statistics.losses(moved), eager.statistics.losses(moved), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_machine_without_a_compiler_is_refused_before_training(tmp_path, monkeypatch):
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, str(tmp_path / "no-compiler")))
+    torch._dynamo.reset()
+    federated = module(FedAvg(1))
+    federated.loop = FederatedLoop(5, compile_mode="default")
+    with pytest.raises(ConfigurationError, match=r"cannot be compiled on this machine.*model\.loop\.compile_mode"):
+        trainer().fit(federated, datamodule=data(tmp_path))
+
+
+def test_compiled_steps_are_traced_ones():
+    with pytest.raises(ConfigurationError, match="compile_mode is default and trace_after null"):
+        FederatedLoop(compile_mode="default", trace_after=None)
