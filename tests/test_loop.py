@@ -3,6 +3,7 @@
 import copy
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -179,6 +180,17 @@ def test_schedule_is_a_shrinking_prefix_in_the_drawn_order():
             real = schedule.mask[t, client]
             assert (schedule.index[t, client][real] - client * n).tolist() == rows
         assert not schedule.mask[len(expected) :, client].any()
+
+
+@pytest.mark.parametrize("chunk_size", [1, 10, 30])
+def test_padding_is_little_on_log_normal_sizes(chunk_size):
+    """30 clients with a mean of 100 examples, sigma 1: what is computed beyond them is at most 15 %."""
+    sizes = sorted(np.random.default_rng(0).lognormal(np.log(100) - 0.5, 1, 30).astype(int) + 1, reverse=True)
+    rows = 0
+    for start in range(0, 30, chunk_size):
+        part = chunk([int(n) for n in sizes[start : start + chunk_size]], epochs=1)
+        rows += 10 * sum(make_schedule(part, Phase("all", 1, ()), batch_size=10).active)
+    assert 1 - sum(sizes) / rows <= 0.15
 
 
 @pytest.mark.parametrize("part", ["local", "global"])

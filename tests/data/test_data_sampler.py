@@ -68,6 +68,16 @@ def test_processes_get_equal_work(epoch):
     assert max(loads) <= 4 / 3 * max(np.mean(loads), largest)
 
 
+@pytest.mark.parametrize("world_size", [2, 3, 4, 8])
+def test_processes_are_within_a_tenth_of_each_other_on_log_normal_sizes(world_size):
+    """100 clients with a mean of 100 examples, sigma 1."""
+    sizes = np.random.default_rng(0).lognormal(np.log(100) - 0.5, 1, 100).astype(int) + 1
+    found = ranks(world_size, np.arange(100), sizes, cohort_size=None, chunk_size=10)
+    loads = [sum(sizes[client] for chunk in chunks for client in chunk.clients) for chunks in found]
+    assert sum(loads) == sizes.sum()
+    assert max(loads) <= 1.1 * min(loads)
+
+
 def test_a_process_gets_no_more_clients_than_its_chunks_hold():
     """One client outweighs all others together, yet the other process cannot take all of those."""
     found = ranks(2, np.arange(16), [1000] + [1] * 15, cohort_size=None, chunk_size=4)
