@@ -88,7 +88,7 @@ def csv_text(rows: Sequence[Mapping[str, object]]) -> str:
     """Rows as text below one header, the columns in the order in which the rows first have them.
 
     Args:
-        rows: values by column; one that is not there, or not a number, is left empty.
+        rows: values by column; one that is not there, None or NaN is left empty.
     """
     text = io.StringIO()
     writer = csv.DictWriter(text, dict.fromkeys(name for row in rows for name in row), lineterminator="\n")

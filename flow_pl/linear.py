@@ -6,6 +6,7 @@ orders, which on a CPU takes longer than the product itself, and its `foreach` k
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,7 +19,10 @@ from flow_pl.functional import mapped_first
 
 
 class ClientLinears(TorchFunctionMode):
-    """A context in which `torch.nn.functional.linear`, and so `torch.nn.Linear`, is that of this module."""
+    """A context in which `torch.nn.functional.linear`, and so `torch.nn.Linear`, is that of this module.
+
+    It has reverse-mode derivatives of any order, and none in forward mode (`torch.func.jvp`).
+    """
 
     def __torch_function__(
         self,
@@ -32,11 +36,19 @@ class ClientLinears(TorchFunctionMode):
 
 
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:  # noqa: A002  # torch's own name
+    if weight.ndim != 2 or (bias is not None and bias.shape != weight.shape[:1]):
+        return functional.linear(input, weight, bias)  # not of a layer
     device = input.device.type
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
-        return _apply(input.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
+        input, weight = _cast(input, dtype), _cast(weight, dtype)  # noqa: A001
+        bias = None if bias is None else _cast(bias, dtype)
     return _apply(input, weight, bias)
+
+
+def _cast(t: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor as torch's autocast has it: float64 and whole numbers are left alone."""
+    return t.to(dtype) if t.is_floating_point() and t.dtype != torch.float64 else t
 
 
 class _Linear(torch.autograd.Function):
@@ -52,7 +64,9 @@ class _Linear(torch.autograd.Function):
             out = torch.bmm(rows, weight.mT)
         else:
             out = torch.baddbmm(bias.unsqueeze(1), rows, weight.mT)
-        return out.view(*x.shape[:-1], weight.shape[-2])
+        # to autograd not a view: what follows may change it in place
+        shaped: Tensor = torch.ops.aten._unsafe_view(out, [*x.shape[:-1], weight.shape[-2]])
+        return shaped
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
@@ -86,12 +100,13 @@ class _Linear(torch.autograd.Function):
             return _apply(x, weight, bias), 0
         # a vmap inside a vmap: its axis becomes a part of the axis of clients
         out = _apply(x.flatten(0, 1), weight.flatten(0, 1), None if bias is None else bias.flatten(0, 1))
-        return out.view(size, -1, *out.shape[1:]), 0
+        return out.view(size, len(out) // size, *out.shape[1:]), 0
 
 
 def _rows(t: Tensor, weight: Tensor) -> Tensor:
     """Vectors [..., size] as rows of a matrix, of one for each client that has weights of its own."""
-    return t.reshape(*weight.shape[:-2], -1, t.shape[-1])
+    clients = weight.shape[:-2]
+    return t.reshape(*clients, math.prod(t.shape[len(clients) : -1]), t.shape[-1])
 
 
 def _apply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

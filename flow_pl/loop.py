@@ -88,9 +88,10 @@ class FederatedLoop:
             steps' worth of what it saves on each); null to never trace.
         channels_last: lay the images of a client that is trained alone out with their channels last. Makes
             convolutions and pooling faster, and group normalization slower; the numbers stay the same up to rounding.
+            Blocks must then flatten or reshape what a convolution gives, not `view` it.
         compile_mode: compile traced steps by `torch.compile` in this mode, for seconds each; on a GPU,
             "reduce-overhead" and "max-autotune" replay them as CUDA graphs. Pays in long runs whose steps have few
-            shapes. The numbers stay the same up to rounding, but a resumed run is not bit-identical any more.
+            shapes. The numbers stay the same up to rounding, so a resumed run is not bit-identical any more.
     """
 
     def __init__(
@@ -221,7 +222,7 @@ class FederatedLoop:
         with torch.no_grad(), _seeded(batch.seed, batch.client.device), _mode(method, training=True):
             for stage in stages if len(batch) else ():
                 if isinstance(stage, Derive):
-                    x = self._lay_out(batch.train.x)
+                    x = self.lay_out(batch.train.x)
                     examples = Minibatch(x, batch.train.y, part_mask(batch, stage.part))
                     with _mode(method, training=False):
                         groups.put(map_clients(stage.compute, groups, examples))
@@ -255,7 +256,7 @@ class FederatedLoop:
             rows = schedule.index[t, :active].reshape(-1)
             shape = (active, self.batch_size)
             minibatch = Minibatch(
-                self._lay_out(x.index_select(0, rows).view(*shape, *x.shape[1:])),
+                self.lay_out(x.index_select(0, rows).view(*shape, *x.shape[1:])),
                 y.index_select(0, rows).view(*shape, *y.shape[1:]),
                 schedule.mask[t, :active],
             )
@@ -277,9 +278,9 @@ class FederatedLoop:
             end = min(start + self.evaluation_batch_size, longest)
             active = max(i + 1 for i, n in enumerate(examples.sizes) if n > start) if prefix else len(examples.sizes)
             x, y, mask = (t[:active, start:end] for t in (examples.x, examples.y, examples.mask))
-            yield active, Minibatch(self._lay_out(x), y, mask)
+            yield active, Minibatch(self.lay_out(x), y, mask)
 
-    def _lay_out(self, x: Tensor) -> Tensor:
+    def lay_out(self, x: Tensor) -> Tensor:
         """Instances [A, B, ...] as they are; images [1, B, channels, height, width] with their channels last."""
         if not self.channels_last or x.ndim != 5 or len(x) > 1:
             return x

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from flow_pl.errors import ConfigurationError
+from flow_pl.errors import ConfigurationError, brief
 
 CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
 """Modes of `torch.compile`; on a GPU the last two replay steps as CUDA graphs."""
@@ -45,29 +46,27 @@ def trace(fn: Callable[..., list[Tensor]], arguments: Sequence[Tensor]) -> Graph
 
 
 def compiled(traced: GraphModule, mode: CompileMode) -> Callable[..., list[Tensor]]:
-    """A trace compiled by `torch.compile`, at its first call; its numbers differ from the trace's by rounding.
+    """A trace that is compiled by `torch.compile` at its first call; its numbers differ from the trace's by rounding.
+
+    What cannot be compiled is replayed as it is, with a warning.
 
     Args:
         traced: the trace.
         mode: of `torch.compile`.
-
-    Raises:
-        ConfigurationError: by the first call, if it cannot be compiled here.
     """
-    from torch._dynamo.exc import BackendCompilerFailed  # takes a second, which every start would pay
-
-    replay = torch.compile(traced, fullgraph=True, dynamic=False, mode=mode)
+    errors = _compiler_errors()
+    replay = _compile(traced, mode)
 
     def call(*arguments: Tensor) -> list[Tensor]:
+        nonlocal replay
         # a CUDA graph writes its results where the last ones are, which nothing needs any more
         torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         try:
             *grads, losses = replay(*arguments)
-        except BackendCompilerFailed as error:
-            raise ConfigurationError(
-                f"the steps of training cannot be compiled on this machine ({str(error).splitlines()[0]}): install a "
-                "C++ compiler, and Triton for a GPU, or set model.loop.compile_mode to null."
-            ) from error
+        except errors as error:
+            replay = traced.forward
+            warnings.warn(f"a step cannot be compiled and runs as it is: {brief(error)}", stacklevel=2)
+            *grads, losses = replay(*arguments)
         return [*grads, losses.clone()]  # losses are kept until the round ends
 
     return call
@@ -80,7 +79,26 @@ def check_compiler(device: torch.device, mode: CompileMode) -> None:
         ConfigurationError: nothing can be compiled on this machine.
     """
     x = torch.ones(2, 2, device=device)
-    compiled(trace(lambda x: [x + 1, x.sum(1)], [x]), mode)(x)
+    try:
+        _compile(trace(lambda x: [x + 1, x.sum(1)], [x]), mode)(x)
+    except _compiler_errors() as error:
+        raise ConfigurationError(
+            f"model.loop.compile_mode is {mode}, but nothing can be compiled on this machine ({brief(error)}): install "
+            "a C++ compiler, and Triton for a GPU, or set it to null."
+        ) from error
+
+
+def _compile(traced: GraphModule, mode: CompileMode) -> Callable[..., list[Tensor]]:
+    # with the draws of torch's own generators, for dropout; torch takes a mode or options, not both
+    options = {**torch._inductor.list_mode_options(mode), "fallback_random": True}
+    # the function itself is new code; modules share theirs, of which torch compiles only so many kinds
+    return torch.compile(traced.forward, fullgraph=True, dynamic=False, options=options)
+
+
+def _compiler_errors() -> tuple[type[Exception], ...]:
+    from torch._dynamo.exc import ShortenTraceback  # takes a second, which every start would pay
+
+    return (ShortenTraceback,)
 
 
 def _changes_nothing(node: Node) -> bool:

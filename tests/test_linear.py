@@ -1,5 +1,7 @@
 """Linear layers side by side: torch's numbers, and gradients that lie in memory as the weights do."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import nn
@@ -45,8 +47,46 @@ def test_gradients_lie_as_the_weights_do():
         assert grads[1].is_contiguous() == mode
 
 
-def test_a_vmap_inside_a_vmap():
-    x, weight, bias = tensors((2, C, 7, IN), (C, OUT, IN), (C, OUT))
+@pytest.mark.parametrize(
+    "shapes",
+    [((C, IN), (IN,)), ((C, C, IN), (OUT, IN), ()), ((C, C, IN), (OUT, IN), (C, OUT)), ((C, 7, IN), (1, IN), (1,))],
+    ids=["a vector of weights", "a scalar bias", "a bias for each row", "one output"],
+)
+def test_what_else_torch_allows(shapes):
+    arguments = tensors(*((C, *shape) if i else shape for i, shape in enumerate(shapes)))
+    torch.testing.assert_close(results(F.linear, 0, arguments), results(F.linear, 0, arguments, mode=False))
+
+
+def test_what_follows_may_change_outputs_in_place():
+    def fn(x, weight, bias):
+        return F.relu(F.linear(x, weight, bias).add_(1), inplace=True)
+
+    arguments = tensors((C, 7, IN), (C, OUT, IN), (C, OUT))
+    torch.testing.assert_close(results(fn, 0, arguments), results(fn, 0, arguments, mode=False))
+
+
+def test_second_derivatives():
+    arguments = tensors((C, 7, IN), (C, OUT, IN), (C, OUT))
+
+    def penalty(mode):
+        with ClientLinears() if mode else nullcontext():
+            out = vmap(lambda *one: F.linear(*one).tanh())(*arguments)
+        grads = torch.autograd.grad(out.square().sum(), arguments, create_graph=True)
+        return torch.autograd.grad(sum(g.square().sum() for g in grads), arguments)
+
+    torch.testing.assert_close(penalty(True), penalty(False))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.int64])
+def test_autocast_leaves_other_types_alone(dtype):
+    x, weight = (t.detach().to(dtype) for t in tensors((C, 7, IN), (C, OUT, IN)))
+    with torch.autocast("cpu", torch.bfloat16), ClientLinears():
+        assert vmap(F.linear)(x, weight).dtype == dtype
+
+
+@pytest.mark.parametrize("rows", [7, 0])
+def test_a_vmap_inside_a_vmap(rows):
+    x, weight, bias = tensors((2, C, rows, IN), (C, OUT, IN), (C, OUT))
 
     def inner(x):
         return vmap(F.linear)(x, weight, bias)

@@ -13,6 +13,7 @@ from flow_pl.client_optimizer import check_elementwise
 from flow_pl.errors import ConfigurationError
 from flow_pl.methods import FedAvg, FineTuning, Flow
 from flow_pl.methods.base import Phase
+from flow_pl.models import Dropout
 from flow_pl.objective import Classification
 from flow_pl.schedule import make_schedule
 from flow_pl.server import server_groups
@@ -154,6 +155,20 @@ def test_traced_steps_equal_eager_ones_bit_for_bit():
     engine = loop(trace_after=2)
     traced = engine.train_clients(method, server_groups(method), batch)
     assert engine.engine._traces, "nothing was traced"
+    for name in method.shared:
+        assert torch.equal(flat(delta(eager)[name]), flat(delta(traced)[name]))
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_traced_steps_of_our_own_modules_equal_eager_ones_bit_for_bit(precision):
+    """Linear layers, activations in place, and dropout by uniform draws; a minibatch that is not full too."""
+    backbone = nn.Sequential(nn.Linear(FEATURES, 5), nn.ReLU(inplace=True), Dropout(0.5), nn.Linear(5, CLASSES))
+    method, batch = bound(PublishedFlow(4), backbone), chunk((18, 18, 18), epochs=4)
+    with torch.autocast("cpu", precision, enabled=precision != torch.float32):
+        eager = loop(trace_after=None).train_clients(method, server_groups(method), batch)
+        engine = loop(trace_after=2)
+        traced = engine.train_clients(method, server_groups(method), batch)
+    assert any(engine.engine._traces.values()), "nothing was traced"
     for name in method.shared:
         assert torch.equal(flat(delta(eager)[name]), flat(delta(traced)[name]))
 

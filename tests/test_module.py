@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import lightning
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
@@ -16,7 +17,7 @@ from torch import nn
 from callbacks import GeneralizedAccuracy, PersonalizedAccuracy
 from flow_pl import FederatedLoop, FederatedModule
 from flow_pl.checks import check_fit
-from flow_pl.data import SyntheticData
+from flow_pl.data import ArrayData, SyntheticData
 from flow_pl.errors import ConfigurationError, FlowError
 from flow_pl.methods import FedAvg, FineTuning, Flow, Local
 from flow_pl.models import MLP
@@ -336,3 +337,20 @@ def test_a_trainer_that_forbids_gradients_is_refused(tmp_path, stage):
     with pytest.raises(ConfigurationError, match=r"FineTuning personalizes .* Trainer\(inference_mode=False\)"):
         run(module(FineTuning(1)), datamodule=data(tmp_path / "cache"))
     run(module(FedAvg(1)), datamodule=data(tmp_path / "cache"))
+
+
+class _Views(nn.Module):
+    def forward(self, x):
+        return x.view(len(x), -1)
+
+
+def test_a_backbone_that_needs_another_layout_is_refused_before_training(tmp_path):
+    """It flattens by `view`, which images with their channels last do not allow."""
+    x = np.random.default_rng(0).normal(size=(40, 16)).astype(np.float32)
+    np.savez(tmp_path / "images.npz", x=x, y=np.arange(40) % 2, client=np.repeat(["a", "b", "c", "d"], 10))
+    path, cache = str(tmp_path / "images.npz"), str(tmp_path / "cache")
+    source = ArrayData(path, feature_shape=(1, 4, 4), num_classes=2, cohort_size=2, chunk_size=1, cache_dir=cache)
+    backbone = nn.Sequential(nn.Conv2d(1, 3, 2), _Views(), nn.Linear(27, 2))
+    with pytest.raises(ConfigurationError, match="view size is not compatible"):
+        trainer().fit(FederatedModule(backbone, FedAvg(1), FederatedLoop(channels_last=True)), datamodule=source)
+    trainer(1).fit(FederatedModule(backbone, FedAvg(1)), datamodule=source)

@@ -217,9 +217,9 @@ def test_what_was_interrupted_goes_on(tmp_path, monkeypatch, capsys, request):
     second = tmp_path / "out" / "runs" / "fedavg" / "seed1"
     # as shells start what runs in the background; a process hands on what it ignores
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    request.addfinalizer(partial(signal.signal, signal.SIGINT, handler))
     process = subprocess.Popen([sys.executable, "-m", "flow_pl", *args], stdout=subprocess.DEVNULL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    request.addfinalizer(partial(signal.signal, signal.SIGINT, handler))
     wait_for(lambda: rounds_of(second) >= 2)
     process.kill()
     process.wait()
