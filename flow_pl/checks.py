@@ -17,13 +17,14 @@ from flow_pl.errors import ConfigurationError, FlowError
 from flow_pl.methods.base import Method, Phase
 
 
-def check_fit(method: Method, example: Tensor, num_classes: int) -> None:
+def check_fit(method: Method, example: Tensor, num_classes: int, label_shape: tuple[int, ...] | None = None) -> None:
     """Check that features, backbone, router and targets fit together; gives lazy modules their shapes.
 
     Args:
         method: bound to a backbone.
         example: one instance [1, ...].
         num_classes: number of classes of the data.
+        label_shape: of an instance's label; None if it is not known.
 
     Raises:
         ConfigurationError: the backbone cannot take the features or predict the targets.
@@ -49,6 +50,13 @@ def check_fit(method: Method, example: Tensor, num_classes: int) -> None:
         for module, mode in zip(modules, modes, strict=True):
             module.train(mode)
     method.objective.check(outputs, num_classes)
+    expected = method.objective.label_shape(outputs)
+    if label_shape is not None and label_shape != expected:
+        raise ConfigurationError(
+            f"a label of the data has shape {list(label_shape)}, {type(method.objective).__name__} with outputs "
+            f"{list(outputs.shape[1:])} of the backbone expects {list(expected)}: set model.objective to the task of "
+            "the data, and the backbone to its number of classes."
+        )
 
 
 def check_gradients(method: Method, trainer: Trainer, stage: str) -> None:

@@ -124,7 +124,8 @@ class FederatedModule(lightning.LightningModule):
             check_compiler(device, mode)
         data.epochs = self.method.epochs
         check_elementwise(self.loop.client_optimizer)
-        check_fit(self.method, self.loop.lay_out(data.example()[None])[0], data.num_classes)
+        example, label_shape = self.loop.lay_out(data.example()[None])[0], data.federation.store.label_shape
+        check_fit(self.method, example, data.num_classes, label_shape)
         if stage == "fit":
             rounds = self.trainer.max_epochs
             check_server_optimizer(

@@ -68,6 +68,10 @@ class Objective(ABC):
             ConfigurationError: the backbone cannot predict the data's targets.
         """
 
+    def label_shape(self, outputs: Tensor) -> tuple[int, ...]:
+        """Shape of an example's label for a model's outputs for one example [1, ...]; by default all but the scores."""
+        return tuple(outputs.shape[1:-1])
+
     def loss(self, outputs: Tensor, y: Tensor, mask: Tensor) -> Tensor:
         """Mean over the targets of `in_loss`; 0 where there is none."""
         weight = self.in_loss(y, mask).to(torch.float32)
@@ -218,6 +222,10 @@ class MultiLabel(Objective):
         """The log-odds of each label [N, labels]; see `Objective.outputs`."""
         kind = torch.finfo(probabilities.dtype)
         return probabilities.clamp_min(kind.tiny).log() - (-probabilities).clamp_min(kind.eps - 1).log1p()
+
+    def label_shape(self, outputs: Tensor) -> tuple[int, ...]:
+        """A zero or one for each output; see `Objective.label_shape`."""
+        return tuple(outputs.shape[1:])
 
     def check(self, outputs: Tensor, num_classes: int) -> None:
         """Check for one score per label; see `Objective.check`."""

@@ -223,7 +223,7 @@ def draw_module(draw: Draw, folder: Path) -> tuple[FederatedModule, FederatedDat
     method = draw.one("method", *METHODS, flow_pl.methods.Flow)
     own = {"router": st.just(draw_router(draw, parts["router"]))} if method is flow_pl.methods.Flow else {}
     trace_after, never = st.sampled_from([None, 0, 1, 200]), st.none()  # compiling takes minutes
-    loop_settings = draw.of(FederatedLoop, batch_size=st.integers(1, 9), trace_after=trace_after, compile=never)
+    loop_settings = draw.of(FederatedLoop, batch_size=st.integers(1, 9), trace_after=trace_after, compile_mode=never)
     loop = FederatedLoop(client_optimizer=client_optimizer, **loop_settings)
     backbone = draw_backbone(draw, parts["backbone"])
     objective = draw_objective(draw, parts["objective"])

@@ -5,8 +5,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from flow_pl.checks import check_fit
 from flow_pl.data.batch import ClientBatch, Examples
 from flow_pl.errors import ConfigurationError
+from flow_pl.methods import FedAvg
 from flow_pl.methods.base import Method, Prediction
 from flow_pl.objective import Classification, MultiLabel, NextToken
 from tests.support import loop
@@ -160,3 +162,20 @@ def _real(n):
 def test_more_predicted_labels_than_there_are_is_refused():
     with pytest.raises(ConfigurationError, match=r"k is 5, but the backbone has 3 outputs.*objective\.k"):
         MultiLabel(k=5).check(torch.zeros(1, 3), num_classes=2)
+
+
+@pytest.mark.parametrize(
+    ("objective", "label_shape", "expected"),
+    [(Classification(), (3,), r"\[\]"), (MultiLabel(k=2), (), r"\[3\]"), (MultiLabel(k=2), (2,), r"\[3\]")],
+)
+def test_labels_of_another_task_are_refused(objective, label_shape, expected):
+    method = FedAvg(1)
+    method.bind(nn.Sequential(nn.Linear(4, 3)), objective)
+    name = type(objective).__name__
+    with pytest.raises(ConfigurationError, match=rf"label of the data has shape .*, {name} .* expects {expected}"):
+        check_fit(method, torch.zeros(1, 4), 2, label_shape)
+    check_fit(method, torch.zeros(1, 4), 2, (3,) if isinstance(objective, MultiLabel) else ())
+
+
+def test_tokens_have_a_label_each():
+    assert NextToken().label_shape(torch.zeros(1, 7, 9)) == (7,)
