@@ -293,13 +293,13 @@ from pathlib import Path
 from tests.test_module import data, module, trainer
 from flow_pl.methods import Flow
 from flow_pl.routers import InstanceRouter
-cache, out, cohort = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+cache, out, cohort, processes = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 lightning.seed_everything(0, verbose=False)
 model = module(Flow(1, router=lambda blocks: InstanceRouter(blocks, hidden=(6,), dropout=0.0)))
 run = trainer(2)
-run = lightning.Trainer(max_epochs=2, accelerator="cpu", devices=2, strategy="ddp", inference_mode=False, logger=False,
-    enable_checkpointing=False, use_distributed_sampler=False, enable_progress_bar=False, enable_model_summary=False,
-    num_sanity_val_steps=0, callbacks=run.callbacks[:2])
+run = lightning.Trainer(max_epochs=2, accelerator="cpu", devices=processes, strategy="ddp", inference_mode=False,
+    logger=False, enable_checkpointing=False, use_distributed_sampler=False, enable_progress_bar=False,
+    enable_model_summary=False, num_sanity_val_steps=0, callbacks=run.callbacks[:2])
 run.fit(model, datamodule=data(cache, cohort_size=cohort))
 if run.is_global_zero:
     metrics = {k: float(v) for k, v in run.callback_metrics.items()}
@@ -308,8 +308,8 @@ if run.is_global_zero:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("cohort", [1, 5])
-def test_two_processes_give_the_numbers_of_one(tmp_path, cohort):
+@pytest.mark.parametrize(("processes", "cohort"), [(2, 1), (2, 5), (3, 2), (3, 7)])
+def test_several_processes_give_the_numbers_of_one(tmp_path, processes, cohort):
     """gloo on CPU; an uneven cohort, and one with fewer clients than processes."""
 
     def method():
@@ -320,7 +320,7 @@ def test_two_processes_give_the_numbers_of_one(tmp_path, cohort):
     script.write_text(SCRIPT)
     root = Path(__file__).resolve().parents[1]
     env = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(script), str(tmp_path / "cache"), str(out), str(cohort)]
+    command = [sys.executable, str(script), str(tmp_path / "cache"), str(out), str(cohort), str(processes)]
     done = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
     together, metrics = torch.load(out)
