@@ -42,6 +42,8 @@ class CohortSampler(DistributedSampler[Chunk]):
 
     Attributes:
         absent: numbers of clients of the current cohort that do not report back, by reason; empty where all do.
+        served: for each chunk of the current cohort the number of clients in those of all processes, this one's and
+            those that the others have at the same time.
 
     Raises:
         ConfigurationError: a size is not positive, or the cohort is larger than the population.
@@ -76,6 +78,7 @@ class CohortSampler(DistributedSampler[Chunk]):
         self._training = training
         self._availability = availability
         self.absent: dict[str, int] = {}
+        self.served: list[int] = []
 
     def __len__(self) -> int:
         """Number of chunks of each process, the same in every round."""
@@ -85,9 +88,12 @@ class CohortSampler(DistributedSampler[Chunk]):
 
     def __iter__(self) -> Iterator[Chunk]:
         """Yield the chunks of this process in the current round, the largest clients first."""
-        share = self._share(self._arrived(self._draw()))
+        shares = self._shares(self._arrived(self._draw()))
+        starts = range(0, len(self) * self._chunk_size, self._chunk_size)
+        self.served = [sum(len(share[start : start + self._chunk_size]) for share in shares) for start in starts]
+        share = shares[self.rank]
         round_ = self.epoch if self._training else -1
-        for start in range(0, len(self) * self._chunk_size, self._chunk_size):
+        for start in starts:
             yield Chunk(round_, tuple(self._clients[share[start : start + self._chunk_size]].tolist()))
 
     def _draw(self) -> Ints:
@@ -111,10 +117,10 @@ class CohortSampler(DistributedSampler[Chunk]):
         self.absent = {"dropped": arrivals.dropped, "late": arrivals.late}
         return cohort[arrivals.in_time]
 
-    def _share(self, cohort: Ints) -> Ints:
-        """The part of the cohort that falls to this process."""
+    def _shares(self, cohort: Ints) -> list[Ints]:
+        """The parts of the cohort that fall to the processes."""
         if self.num_replicas == 1:
-            return cohort
+            return [cohort]
         room = len(self) * self._chunk_size
         loads = [(0, rank) for rank in range(self.num_replicas)]
         shares: list[list[int]] = [[] for _ in loads]
@@ -123,4 +129,4 @@ class CohortSampler(DistributedSampler[Chunk]):
             shares[rank].append(position)
             if len(shares[rank]) < room:
                 heapq.heappush(loads, (load + int(self._sizes[position]), rank))
-        return np.array(shares[self.rank], dtype=np.int64)
+        return [np.array(share, dtype=np.int64) for share in shares]
