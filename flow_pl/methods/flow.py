@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from flow_pl.errors import ConfigurationError, require_at_least_zero, require_choice, require_positive
 from flow_pl.methods.base import Derive, Method, Minibatch, Part, Phase, Prediction, Step
 from flow_pl.methods.memory import LocalMemory
-from flow_pl.objective import Objective
 from flow_pl.routers import InstanceRouter, Route, Router
 from flow_pl.routing import Groups, Parameters, one_hot_routes, routing_regularizer
 
@@ -99,23 +98,27 @@ class Flow(Method):
     def server_modules(self) -> dict[str, nn.Module]:
         """The router, which the server averages like w_g."""
         self.router = self.make_router([getattr(self.model.backbone, block) for block in self.model.blocks])
+        self._routed_blocks = self.model.blocks
         return {"router": self.router}
 
-    def bind(self, backbone: nn.Module, objective: Objective) -> dict[str, nn.Module]:
-        """As `Method.bind`.
+    def prepare(self) -> None:
+        """Give the memory the model and the task, and look at the router.
 
         Raises:
-            ConfigurationError: neighbours are to vote where a task has several labels, or a client is to have one way
-                with a router that decides by what the blocks make of an instance.
+            ConfigurationError: neighbours are to vote where a task has several labels, a client is to have one way
+                with a router that decides by what the blocks make of an instance, or the router is for other blocks.
         """
-        modules = super().bind(backbone, objective)
+        if self._routed_blocks != self.model.blocks:
+            raise ConfigurationError(
+                f"the router was made for the blocks {self._routed_blocks}, but those that are not frozen are "
+                f"{self.model.blocks}: freeze parameters (requires_grad=False) before the FederatedModule is made."
+            )
         if self.route_by == "client" and self.router.sees_outputs:
             raise ConfigurationError(
                 f"route_by is 'client', but {type(self.router).__name__} decides by the outputs of the blocks, which "
                 "only instances have: set route_by to 'instance', or use InstanceRouter."
             )
-        self.memory.bind(self.model, objective)
-        return modules
+        self.memory = self.memory.bind(self.model, self.objective)
 
     def initialize(self, x: Tensor) -> None:
         """Route the instances once, with the server's own parameters."""
