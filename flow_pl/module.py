@@ -22,7 +22,7 @@ from flow_pl.engine.client_optimizer import check_elementwise
 from flow_pl.engine.client_states import ClientStates
 from flow_pl.engine.loop import ClientUpdate, FederatedLoop
 from flow_pl.engine.loss_scale import LossScale
-from flow_pl.engine.server_round import ServerRound, server_groups
+from flow_pl.engine.server_round import ServerRound, changed_parameters, server_groups, trained_parameters
 from flow_pl.engine.tracing import check_compiler
 from flow_pl.errors import ConfigurationError
 from flow_pl.evaluation.counts import ClientEvaluation, ClientPredictions, concatenate
@@ -49,7 +49,7 @@ class FederatedModule(lightning.LightningModule):
 
     Args:
         backbone: a `torch.nn.Sequential` of blocks.
-        method: the federated algorithm.
+        method: the federated algorithm; a bound copy of it is kept.
         loop: how clients are trained.
         objective: the task.
         server_optimizer: any torch optimizer, on the pseudo-gradient. SGD with lr 1.0 is FedAvg, with momentum
@@ -72,10 +72,10 @@ class FederatedModule(lightning.LightningModule):
         super().__init__()
         require_fraction(max_rejected=max_rejected)
         self.automatic_optimization = False
-        self.method = method
         self.loop = FederatedLoop() if loop is None else loop
         self.objective = Classification() if objective is None else objective
-        self.server = nn.ModuleDict(method.bind(backbone, self.objective))
+        self.method = method.bind(backbone, self.objective)
+        self.server = nn.ModuleDict(self.method.modules)
         self.server_optimizer = server_optimizer
         self.server_scheduler = server_scheduler
         self.max_rejected = max_rejected
@@ -122,6 +122,8 @@ class FederatedModule(lightning.LightningModule):
             keep_freed_memory()
         if stage == "fit" and mode is not None:
             check_compiler(device, mode)
+        if stage == "fit" and changed_parameters(self.method):
+            self.method.plan()
         data.epochs = self.method.epochs
         check_elementwise(self.loop.client_optimizer)
         example, label_shape = self.loop.lay_out(data.example()[None])[0], data.federation.store.label_shape
@@ -131,12 +133,16 @@ class FederatedModule(lightning.LightningModule):
             check_server_optimizer(
                 self.server_optimizer,
                 self.server_scheduler,
-                self.server.parameters(),
+                self._trained(),
                 -1 if rounds is None else rounds,
             )
         self._open_states(data)
         if data.chunk_size == "auto" and not self._chunks.automatic:
-            self._chunks = ChunkSize(True, 4 * sum(p.numel() for p in self.server.parameters()))
+            self._chunks = ChunkSize(True, 4 * sum(p.numel() for p in self._trained()))
+
+    def _trained(self) -> list[nn.Parameter]:
+        """The server's parameters that are not frozen."""
+        return [p for group in trained_parameters(self.method).values() for p in group.values()]
 
     def _open_states(self, data: FederatedDataModule) -> None:
         """Make room for what clients keep, unless it is there from an earlier stage."""
@@ -156,7 +162,7 @@ class FederatedModule(lightning.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The server's optimizer and scheduler."""
-        optimizer = self.server_optimizer(self.server.parameters())
+        optimizer = self.server_optimizer(self._trained())
         if self.server_scheduler is None:
             return optimizer
         scheduler = self.server_scheduler(optimizer)
@@ -172,7 +178,18 @@ class FederatedModule(lightning.LightningModule):
             )
 
     def on_train_epoch_start(self) -> None:
-        """Begin the round from nothing, whatever an interrupted one has left."""
+        """Begin the round from nothing, whatever an interrupted one has left.
+
+        Raises:
+            ConfigurationError: a callback has frozen or unfrozen parameters.
+        """
+        changed = changed_parameters(self.method)
+        if changed:
+            raise ConfigurationError(
+                f"{', '.join(changed[:3])} {'has' if len(changed) == 1 else 'have'} been frozen or unfrozen after the "
+                "fit has begun, expected requires_grad to stay as it is: leave out callbacks that change it "
+                "(BackboneFinetuning), and fit anew for each phase of the training."
+            )
         self._round = None
         if self._states is not None:
             self._states.discard()
@@ -207,7 +224,7 @@ class FederatedModule(lightning.LightningModule):
         scaler = self._scaler
         if scaler is not None:
             # Lightning takes the scaler's factor off every gradient, and wants one; the pseudo-gradient never had it.
-            for p in self.server.parameters():
+            for p in self._trained():
                 if p.grad is not None or not self.method.shared:
                     p.grad = scaler.scale(torch.zeros_like(p) if p.grad is None else p.grad)
             self.loss_scale.adapt(figures["skipped_steps"])

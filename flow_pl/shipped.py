@@ -73,7 +73,9 @@ def match(pattern: str) -> list[Path]:
     if not any(sign in pattern for sign in "*?["):
         return [find(pattern)]
     here = sorted(path for path in Path().glob(pattern) if path.is_file()) if not os.path.isabs(pattern) else []
-    found = here or [FOLDER / f"{name}.yaml" for name in names() if fnmatch.fnmatch(name, pattern.removesuffix(".yaml"))]
+    found = here or [
+        FOLDER / f"{name}.yaml" for name in names() if fnmatch.fnmatch(name, pattern.removesuffix(".yaml"))
+    ]
     if not found:
         raise ConfigurationError(
             f"{pattern} matches no file, neither here nor among the shipped ones: `flow-pl configs` lists those."

@@ -83,7 +83,7 @@ def network(seed: int = 0, dropout: float = 0.0) -> nn.Sequential:
 def bound(method: Method, backbone: nn.Module | None = None) -> Method:
     """A method bound to a backbone, with lazy modules in shape."""
     torch.manual_seed(1)
-    method.bind(network() if backbone is None else backbone, Classification())
+    method = method.bind(network() if backbone is None else backbone, Classification())
     check_fit(method, torch.zeros(1, FEATURES), CLASSES)
     return method
 

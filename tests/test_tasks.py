@@ -29,9 +29,7 @@ class Scripted(Method):
 
 
 def scripted(task):
-    method = Scripted(1)
-    method.bind(nn.Sequential(nn.Linear(1, 1)), task)
-    return method
+    return Scripted(1).bind(nn.Sequential(nn.Linear(1, 1)), task)
 
 
 def clients(x, y, mask):
@@ -141,7 +139,7 @@ def test_a_way_of_an_instance_is_that_of_its_tokens():
             return Prediction(found.generalized, found.personalized, routes=first)
 
     method = BySentence(1)
-    method.bind(nn.Sequential(nn.Linear(1, 1)), NextToken())
+    method = method.bind(nn.Sequential(nn.Linear(1, 1)), NextToken())
     found = loop().predict_clients(method, {"global": {}}, sentences())
     assert found.routes[0, :, :, 0].tolist() == [[True] * 4, [False] * 4]
 
@@ -170,7 +168,7 @@ def test_more_predicted_labels_than_there_are_is_refused():
 )
 def test_labels_of_another_task_are_refused(objective, label_shape, expected):
     method = FedAvg(1)
-    method.bind(nn.Sequential(nn.Linear(4, 3)), objective)
+    method = method.bind(nn.Sequential(nn.Linear(4, 3)), objective)
     name = type(objective).__name__
     with pytest.raises(ConfigurationError, match=rf"label of the data has shape .*, {name} .* expects {expected}"):
         check_fit(method, torch.zeros(1, 4), 2, label_shape)

@@ -140,11 +140,28 @@ def _known_to_be_finite(update: ClientUpdate) -> bool:
 
 def sent_parameters(method: Method) -> dict[str, dict[str, nn.Parameter]]:
     """The server's parameters that clients send an update of, by group and name, in the order of the updates."""
-    server = {name: dict(method.modules[name].named_parameters()) for name in method.modules}
+    server = trained_parameters(method)
     client = method.start(server_groups(method))
     return {name: {key: server[name][key] for key in client[source]} for name, source in method.shared.items()}
 
 
+def changed_parameters(method: Method) -> list[str]:
+    """Names of the server's parameters that were frozen or unfrozen since the method was bound."""
+    return [
+        f"{group}.{name}"
+        for group, module in method.modules.items()
+        for name, p in module.named_parameters()
+        if p.requires_grad != (name in method.trained[group])
+    ]
+
+
 def server_groups(method: Method) -> Groups:
-    """The server's parameters by group, as plain tensors: clients never write them nor take gradients of them."""
-    return {name: {key: p.detach() for key, p in module.named_parameters()} for name, module in method.modules.items()}
+    """The trained parameters by group, as plain tensors: clients never write them nor take gradients of them."""
+    return {name: {key: p.detach() for key, p in group.items()} for name, group in trained_parameters(method).items()}
+
+
+def trained_parameters(method: Method) -> dict[str, dict[str, nn.Parameter]]:
+    """The server's parameters by group and name, but for frozen ones: these are in no group and never move."""
+    return {
+        name: {key: method.modules[name].get_parameter(key) for key in keys} for name, keys in method.trained.items()
+    }

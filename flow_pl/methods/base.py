@@ -6,21 +6,24 @@ loop vectorises its functions over clients and hands it one client's tensors.
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
 
+from flow_pl.errors import ConfigurationError
 from flow_pl.models.routed import RoutedModel
 from flow_pl.tasks import Objective
 from flow_pl.utils.groups import Groups, OptimizerFactory, Parameters
-from flow_pl.utils.validation import given, require_count
+from flow_pl.utils.validation import given, require_choice, require_count, require_positive
 
 Part = Literal["all", "local", "global"]
+M = TypeVar("M", bound="Method")
 
 
 class Minibatch(NamedTuple):
@@ -47,6 +50,9 @@ class Step:
         lr_scale: factor on the client optimizer's learning rate.
         bounds: smallest and largest value that the group may take; it is clamped after each step.
         optimizer: makes the step's optimizer; None for the client optimizer.
+
+    Raises:
+        ConfigurationError: `lr_scale` is not positive, or the bounds are not in order.
     """
 
     moves: str
@@ -54,6 +60,14 @@ class Step:
     lr_scale: float = 1.0
     bounds: tuple[float, float] | None = None
     optimizer: OptimizerFactory | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what no step can be made with."""
+        require_positive(**{f"lr_scale of the step of '{self.moves}'": self.lr_scale})
+        if self.bounds is not None and not self.bounds[0] <= self.bounds[1]:
+            raise ConfigurationError(
+                f"bounds of the step of '{self.moves}' are {self.bounds}, expected the smaller value first."
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,12 +83,23 @@ class Phase:
         steps: what is done on each minibatch; every step has an optimizer of its own, fresh in each phase, and one
             that stands there several times is taken as often, with one optimizer.
         first_order: the order of the first epoch, for a phase that must not follow another one's minibatches.
+
+    Raises:
+        ConfigurationError: there is no such part, no epoch, or something else than steps.
     """
 
     part: Part
     epochs: int
     steps: tuple[Step, ...]
     first_order: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what the loop could not run."""
+        require_choice(get_args(Part), **{"part of a Phase": self.part})
+        require_count(**{"epochs of a Phase": self.epochs})
+        require_count(0, **{"first_order of a Phase": self.first_order})
+        if not isinstance(self.steps, tuple) or not all(isinstance(step, Step) for step in self.steps):
+            raise ConfigurationError(f"steps of a Phase are {self.steps!r}, expected a tuple of Steps.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,10 +109,17 @@ class Derive:
     Attributes:
         part: which share of the data.
         compute: maps (groups, examples) to new or replaced groups.
+
+    Raises:
+        ConfigurationError: there is no such part.
     """
 
     part: Part
     compute: Callable[[Groups, Minibatch], Groups]
+
+    def __post_init__(self) -> None:
+        """Refuse a part that there is not."""
+        require_choice(get_args(Part), **{"part of a Derive": self.part})
 
 
 @dataclass(frozen=True)
@@ -130,6 +162,8 @@ class Method(ABC):
         phases: what `training` returned when the method was bound.
         personal_phases: what `personalization` returned then.
         modules: the server's modules by group.
+        trained: for each group of the server the names of its parameters that are trained. Frozen ones
+            (`requires_grad` is False) are in no group: all clients use the server's, which never move.
     """
 
     shared: Mapping[str, str] = MappingProxyType({"global": "global"})
@@ -137,26 +171,66 @@ class Method(ABC):
     participation: ClassVar[str | None] = None
     phases: tuple[Phase | Derive, ...]
     personal_phases: tuple[Phase | Derive, ...]
+    model: RoutedModel
+    objective: Objective
+    modules: dict[str, nn.Module]
+    trained: dict[str, tuple[str, ...]]
 
     def __init__(self, local_epochs: int = 3, personal_epochs: int | None = None) -> None:
         require_count(local_epochs=local_epochs, **given(personal_epochs=personal_epochs))
         self.local_epochs = local_epochs
         self.personal_epochs = local_epochs if personal_epochs is None else personal_epochs
 
-    def bind(self, backbone: nn.Module, objective: Objective) -> dict[str, nn.Module]:
-        """Bind the method to a backbone and a task. Called once, by the FederatedModule.
+    def bind(self: M, backbone: nn.Module, objective: Objective) -> M:
+        """A copy of the method for a backbone and a task; the method itself stays as it is, and can be bound again.
 
         Returns:
-            The server's modules by group; the FederatedModule owns their parameters.
+            The bound copy. Its `modules` are the server's; the FederatedModule owns their parameters.
+
+        Raises:
+            ConfigurationError: the method cannot work with this backbone or task, or names a group that there is not.
         """
-        self.model = RoutedModel(backbone)
-        self.objective = objective
-        self.modules = {"global": backbone, **self.server_modules()}
+        bound = copy.copy(self)
+        bound.model = RoutedModel(backbone)
+        bound.objective = objective
+        bound.modules = {"global": backbone, **bound.server_modules()}
         # Lazy modules are initialised later, when the data is known: by a seed of now, not by whatever was drawn since.
-        self.lazy_seed = int(torch.randint(2**31, ()))
-        self.phases = self.training()
-        self.personal_phases = self.personalization()
-        return self.modules
+        bound.lazy_seed = int(torch.randint(2**31, ()))
+        bound.plan()
+        return bound
+
+    def plan(self) -> None:
+        """Set what depends on which parameters are frozen; for a bound method, when it is bound and when that changes.
+
+        Raises:
+            ConfigurationError: as `bind`.
+        """
+        self.trained = {name: trained_names(module) for name, module in self.modules.items()}
+        self.model = RoutedModel(self.modules["global"])
+        self.prepare()
+        self.phases = tuple(self.training())
+        self.personal_phases = tuple(self.personalization())
+        check_groups(self)
+
+    def prepare(self) -> None:  # noqa: B027  # most methods have no such parts
+        """Bind a method's own parts to `model` and `objective`, before its phases are made.
+
+        What has a state must be made anew here: `bind` copies the method alone, not its parts.
+
+        Raises:
+            ConfigurationError: the method cannot work with this backbone or task.
+        """
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the phases, whose steps refer to this very method: a deep copy makes its own."""
+        return {name: value for name, value in vars(self).items() if name not in ("phases", "personal_phases")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Make the phases anew, where the method is bound."""
+        self.__dict__.update(state)
+        if "modules" in state:
+            self.prepare()
+            self.phases, self.personal_phases = tuple(self.training()), tuple(self.personalization())
 
     @property
     def epochs(self) -> int:
@@ -216,3 +290,53 @@ class Method(ABC):
     def train_step(self, group: str) -> Step:
         """A step on the task's loss of the backbone under `group` (over the global embedding tables)."""
         return Step(group, lambda groups, minibatch: self.loss(minibatch, groups["global"], groups[group]))
+
+
+def trained_names(module: nn.Module) -> tuple[str, ...]:
+    """Names of the parameters that are not frozen."""
+    return tuple(name for name, p in module.named_parameters() if p.requires_grad)
+
+
+def check_groups(method: Method) -> None:
+    """Check that what a bound method says of its groups by name is there.
+
+    What a `Derive` makes is not known before it is run: from there on, `flow_pl.checks.check_stages` knows.
+
+    Raises:
+        ConfigurationError: a group is not there; names the choices.
+    """
+    parameters = {group: dict(module.named_parameters()) for group, module in method.modules.items()}
+    if any(isinstance(p, nn.UninitializedParameter) for group in parameters.values() for p in group.values()):
+        return  # what a client starts with is known once the data is
+    server = {group: {key: parameters[group][key].detach() for key in keys} for group, keys in method.trained.items()}
+    name, known = type(method).__name__, tuple(method.start(server))
+    for setting, groups, choices in (
+        ("shared, of the server,", method.shared, tuple(method.modules)),
+        ("private, at the start,", method.private, known),
+    ):
+        for group in groups:
+            require_group(choices, f"{name}.{setting} names", group)
+    for stages in (method.phases, method.personal_phases):
+        made = list(known)
+        for stage in stages:
+            if isinstance(stage, Derive):
+                break
+            for step in stage.steps:
+                require_group(made, f"a step of {name} moves", step.moves)
+    if not any(isinstance(stage, Derive) for stage in method.phases):
+        for setting, groups in (("shared", method.shared), ("private", method.private)):
+            for group in groups.values():
+                require_group(known, f"{name}.{setting} names", group)
+        if method.participation is not None:
+            require_group(known, f"{name}.participation names", method.participation)
+
+
+def require_group(choices: Iterable[str], where: str, group: str) -> None:
+    """Check that a group is among some.
+
+    Raises:
+        ConfigurationError: it is not.
+    """
+    choices = list(choices)
+    if group not in choices:
+        raise ConfigurationError(f"{where} the group '{group}', expected {' or '.join(map(repr, choices))}.")

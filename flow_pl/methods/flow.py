@@ -15,7 +15,6 @@ from flow_pl.methods.parts.local_memory import LocalMemory
 from flow_pl.methods.parts.regularizers import routing_regularizer
 from flow_pl.models.routed import one_hot_routes
 from flow_pl.models.routers import InstanceRouter, Route, Router
-from flow_pl.tasks import Objective
 from flow_pl.utils.groups import Groups, Parameters
 from flow_pl.utils.validation import require_at_least_zero, require_choice, require_positive
 
@@ -102,23 +101,27 @@ class Flow(Method):
     def server_modules(self) -> dict[str, nn.Module]:
         """The router, which the server averages like w_g."""
         self.router = self.make_router([getattr(self.model.backbone, block) for block in self.model.blocks])
+        self._routed_blocks = self.model.blocks
         return {"router": self.router}
 
-    def bind(self, backbone: nn.Module, objective: Objective) -> dict[str, nn.Module]:
-        """As `Method.bind`.
+    def prepare(self) -> None:
+        """Give the memory the model and the task, and look at the router.
 
         Raises:
-            ConfigurationError: neighbours are to vote where a task has several labels, or a client is to have one way
-                with a router that decides by what the blocks make of an instance.
+            ConfigurationError: neighbours are to vote where a task has several labels, a client is to have one way
+                with a router that decides by what the blocks make of an instance, or the router is for other blocks.
         """
-        modules = super().bind(backbone, objective)
+        if self._routed_blocks != self.model.blocks:
+            raise ConfigurationError(
+                f"the router was made for the blocks {self._routed_blocks}, but those that are not frozen are "
+                f"{self.model.blocks}: freeze parameters (requires_grad=False) before the FederatedModule is made."
+            )
         if self.route_by == "client" and self.router.sees_outputs:
             raise ConfigurationError(
                 f"route_by is 'client', but {type(self.router).__name__} decides by the outputs of the blocks, which "
                 "only instances have: set route_by to 'instance', or use InstanceRouter."
             )
-        self.memory.bind(self.model, objective)
-        return modules
+        self.memory = self.memory.bind(self.model, self.objective)
 
     def initialize(self, x: Tensor) -> None:
         """Route the instances once, with the server's own parameters."""

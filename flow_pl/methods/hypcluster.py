@@ -104,10 +104,14 @@ class HypCluster(FedAvg):
 
 
 def _reinitialized(backbone: nn.Module) -> nn.Module:
-    """A copy with new initial weights, in every module that can draw them."""
+    """A copy with new initial weights, in every module that can draw them; frozen ones are the backbone's own."""
     other = copy.deepcopy(backbone)
     for module in other.modules():
         reset = getattr(module, "reset_parameters", None)
         if callable(reset):
             reset()
+    for name, p in backbone.named_parameters():
+        if not p.requires_grad:
+            owner, _, key = name.rpartition(".")
+            setattr(other.get_submodule(owner), key, p)
     return other

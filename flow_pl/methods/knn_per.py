@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from flow_pl.methods.base import Derive, Phase, Prediction
 from flow_pl.methods.fedavg import FedAvg
 from flow_pl.methods.parts.local_memory import LocalMemory
-from flow_pl.tasks import Objective
 from flow_pl.utils.groups import Groups
 
 
@@ -29,15 +28,13 @@ class KNNPer(FedAvg):
         super().__init__(local_epochs)
         self.memory = LocalMemory(neighbours, neighbour_weight)
 
-    def bind(self, backbone: nn.Module, objective: Objective) -> dict[str, nn.Module]:
-        """As `Method.bind`.
+    def prepare(self) -> None:
+        """Give the memory the model and the task.
 
         Raises:
             ConfigurationError: the task has several labels, where a neighbour has no single one to vote for.
         """
-        modules = super().bind(backbone, objective)
-        self.memory.bind(self.model, objective)
-        return modules
+        self.memory = self.memory.bind(self.model, self.objective)
 
     def personalization(self) -> tuple[Phase | Derive, ...]:
         """Stores the client's training examples; nothing where they have no share."""

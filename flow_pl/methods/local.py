@@ -6,6 +6,7 @@ from types import MappingProxyType
 
 from flow_pl.methods.base import Derive, Phase
 from flow_pl.methods.fine_tuning import FineTuning
+from flow_pl.utils.groups import Groups
 
 
 class Local(FineTuning):
@@ -23,6 +24,10 @@ class Local(FineTuning):
 
     def __init__(self, local_epochs: int = 30) -> None:
         super().__init__(local_epochs)
+
+    def start(self, server: Groups) -> Groups:
+        """The server's model, and one of the client's own: there is no other to share the embedding tables with."""
+        return {**server, "local": server["global"]}
 
     def training(self) -> tuple[Phase | Derive, ...]:
         """Nothing: there is no communication."""

@@ -23,7 +23,8 @@ class RoutedModel:
 
     Owns no parameters. The backbone never mentions global, local or router: its children are the blocks, in order.
     A child with parameters is routed; a child without any (activation, pooling, dropout) is applied once, behind the
-    mixture. Embedding tables are not routed: they belong to the global group alone.
+    mixture. Embedding tables are not routed: they belong to the global group alone. Frozen parameters
+    (`requires_grad` is False) count as none: they are in no group, and both copies use the backbone's own.
 
     Args:
         backbone: a `torch.nn.Sequential`; nested modules are one block each.
@@ -60,12 +61,18 @@ class RoutedModel:
         self.backbone = backbone
         # not named_children, which leaves out a block that stands twice (one activation for all, say)
         self._blocks = {name: block for name, block in backbone._modules.items() if block is not None}
-        self._names = {name: [key for key, _ in block.named_parameters()] for name, block in self._blocks.items()}
+        self._names = {
+            name: [key for key, p in block.named_parameters() if p.requires_grad]
+            for name, block in self._blocks.items()
+        }
         self.blocks = [
             name for name, block in self._blocks.items() if self._names[name] and not isinstance(block, nn.Embedding)
         ]
         if not self.blocks:
-            raise ConfigurationError(f"the backbone {type(backbone).__name__} has no block with parameters to train.")
+            raise ConfigurationError(
+                f"the backbone {type(backbone).__name__} has no block with parameters to train, beside embedding "
+                "tables and what is frozen (requires_grad=False): give it one."
+            )
         self.local_names = [f"{block}.{key}" for block in self.blocks for key in self._names[block]]
 
     def local_copy(self, parameters: Mapping[str, Tensor]) -> Parameters:

@@ -79,7 +79,7 @@ def test_any_elementwise_optimizer(optimizer):
 def test_chunk_size_changes_nothing(method):
     """One chunk of four, chunks of 3 and 1, and four chunks of one: the same sums."""
     batch = chunk(SIZES)
-    bound(method)
+    method = bound(method)
     if isinstance(method, Flow):
         method.router.exits.dropout.p = 0.0
     server = server_groups(method)
@@ -106,7 +106,8 @@ def test_channels_last_changes_nothing_but_the_layout():
     images = {part: replace(found, x=found.x.view(*found.mask.shape, 1, 2, 3)) for part, found in images.items()}
     batch = replace(batch, **images)
     method = PublishedFlow(2, router=lambda blocks: _constant_router(blocks))
-    method.bind(nn.Sequential(nn.Conv2d(1, 4, 2), nn.ReLU(), nn.Flatten(), nn.Linear(8, CLASSES)), Classification())
+    backbone = nn.Sequential(nn.Conv2d(1, 4, 2), nn.ReLU(), nn.Flatten(), nn.Linear(8, CLASSES))
+    method = method.bind(backbone, Classification())
     check_fit(method, batch.train.x[0, :1], CLASSES)
     server, seen = server_groups(method), []
     method.modules["global"].get_submodule("0").register_forward_pre_hook(lambda _, args: seen.append(args[0].stride()))

@@ -90,7 +90,7 @@ def test_several_labels_have_gradients_of_all_of_them():
     batch = with_tags(chunk((6, 4)))
     method = FedAvg(1)
     torch.manual_seed(0)
-    method.bind(torch.nn.Sequential(torch.nn.Linear(FEATURES, TAGS)), MultiLabel(k=2))
+    method = method.bind(torch.nn.Sequential(torch.nn.Linear(FEATURES, TAGS)), MultiLabel(k=2))
     sums = gradient_sums(method, server_groups(method), batch, "uniform")
     backbone, total = method.modules["global"], 0
     for client, n in enumerate(batch.train.sizes):

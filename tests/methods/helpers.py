@@ -53,11 +53,11 @@ def on_task(method: Method, task: str) -> tuple[ClientUpdate, ClientEvaluation]:
     """Two tiny clients of a task: a round, and an evaluation on the very examples that they train on."""
     if task == "next token":
         batch = test_sequences.batch((6, 5), method.local_epochs)
-        test_sequences.bound(method)
+        method = test_sequences.bound(method)
     else:
         batch = with_tags(chunk((11, 6), method.local_epochs))
         torch.manual_seed(0)
-        method.bind(nn.Sequential(nn.Linear(FEATURES, 8), nn.ReLU(), nn.Linear(8, TAGS)), MultiLabel(k=2))
+        method = method.bind(nn.Sequential(nn.Linear(FEATURES, 8), nn.ReLU(), nn.Linear(8, TAGS)), MultiLabel(k=2))
         check_fit(method, torch.zeros(1, FEATURES), TAGS)
     server = server_groups(method)
     batch = replace(batch, heldout=batch.train)

@@ -79,7 +79,7 @@ def test_adaptive_alpha_stays_a_share():
 def test_alpha_0_is_fedavg():
     batch, updates, results = chunk(SIZES, heldout=20), [], []
     for method in (APFL(2, alpha=0.0), FedAvg(2)):
-        bound(method)
+        method = bound(method)
         updates.append(delta(loop().train_clients(method, server_groups(method), batch)))
         results.append(loop().evaluate_clients(method, server_groups(method), batch))
     assert set(updates[0]) == {"global"}
@@ -92,7 +92,7 @@ def test_alpha_1_trains_v_alone():
     """As Ditto does without its regulariser."""
     batch, kept = chunk(SIZES), []
     for method in (APFL(2, alpha=1.0), Ditto(2, regularization=0.0)):
-        bound(method)
+        method = bound(method)
         kept.append(loop().train_clients(method, server_groups(method), batch).kept["personal"])
     torch.testing.assert_close(flat(kept[0]), flat(kept[1]), atol=1e-6, rtol=1e-6)
 

@@ -38,7 +38,7 @@ def test_fedavg_has_no_personal_model():
 def test_methods_built_on_fedavg_send_what_it_sends():
     batch, updates = chunk(SIZES), []
     for method in (FedAvg(2), FineTuning(2), Interpolation(2)):
-        bound(method, network())
+        method = bound(method, network())
         updates.append(flat(delta(loop().train_clients(method, server_groups(method), batch))["global"]))
     assert torch.equal(updates[0], updates[1])
     assert torch.equal(updates[0], updates[2])
@@ -116,7 +116,7 @@ def test_interpolation_chooses_alpha_on_data_its_probe_has_not_seen():
 def test_an_average_of_label_probabilities_has_their_loss():
     """With several labels an output is a log-odds, not a log-probability."""
     method, batch = Interpolation(1, alpha=0.0, average="probabilities"), chunk(SIZES, heldout=20)
-    method.bind(network(), MultiLabel(k=2))
+    method = method.bind(network(), MultiLabel(k=2))
     assert batch.heldout is not None
     for part in (batch.train, batch.heldout):
         part.y = F.one_hot(part.y, CLASSES)

@@ -46,7 +46,7 @@ def test_clients_keep_the_personal_models_of_two_rounds(trace_after):
 def test_sends_what_fedavg_sends(regularization):
     batch, updates = chunk(SIZES), []
     for method in (Ditto(2, regularization=regularization), FedAvg(2)):
-        bound(method)
+        method = bound(method)
         updates.append(delta(loop().train_clients(method, server_groups(method), batch)))
     assert set(updates[0]) == {"global"}
     assert torch.equal(flat(updates[0]["global"]), flat(updates[1]["global"]))

@@ -109,7 +109,7 @@ def test_one_model_is_fedavg_bit_for_bit(sizes):
     """Dropout included: picking draws nothing."""
     batch, updates, evaluations = chunk(sizes, heldout=20), [], []
     for method in (FedAvg(2), HypCluster(2, clusters=1)):
-        bound(method, network(dropout=0.5))
+        method = bound(method, network(dropout=0.5))
         assert set(method.modules) == {"global"}
         updates.append(loop().train_clients(method, server_groups(method), batch))
         evaluations.append(loop().evaluate_clients(method, server_groups(method), batch))
@@ -144,7 +144,7 @@ def test_models_start_from_weights_of_their_own(backbone):
 @pytest.mark.parametrize("model", [lambda: EMNISTCNN(3), lambda: ResNet18(3), lambda: NextCharacterLSTM(9)])
 def test_every_block_of_the_projects_backbones_draws_new_weights(model):
     method = HypCluster(1)
-    method.bind(model(), NextToken())
+    method = method.bind(model(), NextToken())
     same = [
         key
         for key, p in method.modules["global"].named_parameters()
@@ -185,7 +185,7 @@ def test_it_trains_on_sequences():
 def test_several_labels_have_mean_probabilities_too():
     """Outputs of a mixture give back its probabilities, so that its binary cross-entropy is that of the mean."""
     method = HypCluster(1)
-    method.bind(MLP(4, 3, (5,)), MultiLabel(k=1))
+    method = method.bind(MLP(4, 3, (5,)), MultiLabel(k=1))
     method.initialize(torch.zeros(1, 4))
     x, groups = torch.randn(6, 4), method.start(server_groups(method))
     mean = sum(method.modules[name](x).sigmoid() for name in method.models) / 2

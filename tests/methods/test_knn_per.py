@@ -162,7 +162,7 @@ def test_characters_train_and_predict():
 def test_feature_maps_are_flattened():
     head = nn.Sequential(nn.Flatten(), nn.Linear(2 * 4 * 4, CLASSES))
     method = KNNPer(1)
-    method.bind(nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), head), Classification())
+    method = method.bind(nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), head), Classification())
     examples = Minibatch(torch.randn(70, 1, 6, 6), torch.arange(70) % CLASSES, torch.ones(70) > 0)
     groups = server_groups(method)
     memory = method.memory._memorize(groups, examples)["memory"]

@@ -201,7 +201,7 @@ def test_it_trains_on_sequences_with_an_embedding_table_of_its_own():
 
 def test_it_trains_on_several_labels():
     method, batch = PartialFed(1), chunk(SIZES)
-    method.bind(MLP(6, 3, (5,)), MultiLabel(k=1))
+    method = method.bind(MLP(6, 3, (5,)), MultiLabel(k=1))
     check_fit(method, torch.zeros(1, 6), 3)
     for part in (batch.train, batch.heldout):
         part.y = F.one_hot(part.y, 3)

@@ -77,7 +77,7 @@ def test_the_personal_model_takes_plain_steps_of_alpha():
 def test_alpha_0_on_single_examples_is_fedavg():
     batch, updates = chunk(SIZES), []
     for method in (PerFedAvg(2, alpha=0.0), FedAvg(2)):
-        bound(method)
+        method = bound(method)
         updates.append(flat(delta(loop(batch_size=1).train_clients(method, server_groups(method), batch))["global"]))
     torch.testing.assert_close(*updates)
     result = loop().evaluate_clients(bound(PerFedAvg(2, alpha=0.0)), server_groups(method), batch)
@@ -130,7 +130,7 @@ def step_on(name, alpha=ALPHA):
     """The step of a bound method, its parameters, and minibatches of two clients, one of them partly filled."""
     torch.manual_seed(0)
     method, language = PerFedAvg(1, alpha=alpha), name in ("words", "characters")
-    method.bind(BACKBONES[name](), NextToken() if language else Classification())
+    method = method.bind(BACKBONES[name](), NextToken() if language else Classification())
     x = torch.randint(4, TOKENS, (2, 5, 6)) if language else torch.rand(2, 5, 1, 8, 8)
     y = torch.randint(1, TOKENS, (2, 5, 6)) if language else torch.randint(CLASSES, (2, 5))
     check_fit(method, x[0], TOKENS if language else CLASSES)
@@ -193,7 +193,7 @@ def test_autocast_changes_little(name, alone, dtype):
 def test_small_inner_gradients_survive_float16():
     """8e-8, what one instance sends back to the first block, has not two digits in float16; its loss is scaled up."""
     method, n = PerFedAvg(1), 64
-    method.bind(nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 2)), Classification())
+    method = method.bind(nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 2)), Classification())
     w = {"0.weight": torch.ones(1, 1), "0.bias": torch.zeros(1), "1.weight": torch.tensor([[0.0], [1e-5]])}
     w["1.bias"] = torch.zeros(2)
     minibatch = Minibatch(torch.rand(n, 1), torch.ones(n, dtype=torch.long), torch.ones(n, dtype=torch.bool))

@@ -81,7 +81,7 @@ def test_one_inner_step_and_eta_lambda_1_is_fedavg():
     """theta = w - eta grad f(w), and w <- theta: the distance is always 0 where theta's gradient is taken."""
     batch, sent = chunk(SIZES), []
     for method in (PFedMe(2, regularization=1 / LR, inner_steps=1, inner_lr_scale=1.0), FedAvg(2)):
-        bound(method)
+        method = bound(method)
         update = loop(client_optimizer=plain_sgd).train_clients(method, server_groups(method), batch)
         sent.append(flat(delta(update)["global"]))
     torch.testing.assert_close(sent[0], sent[1], atol=1e-5, rtol=1e-5)

@@ -57,7 +57,7 @@ def batch(sizes, epochs=1):
 
 
 def bound(method, backbone=None):
-    method.bind(small_words() if backbone is None else backbone, NextToken())
+    method = method.bind(small_words() if backbone is None else backbone, NextToken())
     check_fit(method, sequences(1, 1)[0][0], TOKENS)
     return method
 
@@ -266,7 +266,7 @@ def test_multi_label_recall_has_the_true_labels_as_its_denominator():
 def test_routes_of_a_multi_label_instance_count_once():
     """Two instances of three labels in two blocks: routed is 2, not the number of true labels."""
     method = PublishedFlow(1)
-    method.bind(MLP(T, 3, (4,)), MultiLabel(k=1))
+    method = method.bind(MLP(T, 3, (4,)), MultiLabel(k=1))
     check_fit(method, torch.zeros(1, T), 3)
     server = server_groups(method)
     groups = method.start(server)

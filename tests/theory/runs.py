@@ -59,7 +59,7 @@ def gradient_descent(lr: float, batch_size: int = 1000, weight_decay: float = 0.
 def on_quadratics(method: Method, problem: Quadratics) -> Method:
     """The method bound to a linear model, started at 0."""
     d = problem.c.shape[1]
-    method.bind(linear(d), LeastSquares())
+    method = method.bind(linear(d), LeastSquares())
     check_fit(method, torch.zeros(1, d), 1)
     return method
 
@@ -70,7 +70,7 @@ def on_logistic(method: Method, problem: Logistic) -> Method:
     backbone = LogisticRegression(d, 2)
     for p in backbone.parameters():
         nn.init.zeros_(p)
-    method.bind(backbone, Classification())
+    method = method.bind(backbone, Classification())
     check_fit(method, torch.zeros(1, d), 2)
     return method
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from flow_pl.errors import ConfigurationError
 from flow_pl.methods.base import Method, Prediction
-from flow_pl.tasks import Objective
 from flow_pl.utils.groups import Groups, Parameters
 from flow_pl.utils.validation import require_count
 
@@ -27,20 +26,19 @@ class BodyAndHead(Method):
         require_count(head_blocks=head_blocks)
         self.head_blocks = head_blocks
 
-    def bind(self, backbone: nn.Module, objective: Objective) -> dict[str, nn.Module]:
-        """Bind the method; see `Method.bind`.
+    def prepare(self) -> None:
+        """Cut the backbone.
 
         Raises:
             ConfigurationError: the backbone has one block, or `head_blocks` leaves none for the body or the head.
         """
-        modules = super().bind(backbone, objective)
         if len(self.model.blocks) == 1:
+            backbone = type(self.model.backbone).__name__
             raise ConfigurationError(
-                f"{type(self).__name__} cuts the backbone into body and head, {type(backbone).__name__} has a single "
+                f"{type(self).__name__} cuts the backbone into body and head, {backbone} has a single "
                 "block with parameters: use a backbone of two or more, such as MLP, or another method, such as Ditto."
             )
         self._body, self._head = self.model.body_and_head(self.head_blocks)
-        return modules
 
     def start(self, server: Groups) -> Groups:
         """The server's model, and its two parts."""

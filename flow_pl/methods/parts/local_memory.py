@@ -5,6 +5,8 @@ Source: Marfoq et al., Personalized Federated Learning through Local Memorizatio
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor
 
@@ -47,8 +49,8 @@ class LocalMemory:
         self.neighbours = neighbours
         self.share = share
 
-    def bind(self, model: RoutedModel, objective: Objective) -> None:
-        """Take the model and the task of a method.
+    def bind(self, model: RoutedModel, objective: Objective) -> LocalMemory:
+        """A copy for the model and the task of a method.
 
         Raises:
             ConfigurationError: the task has several labels, where a neighbour has no single one to vote for.
@@ -58,7 +60,9 @@ class LocalMemory:
                 f"neighbours vote for one label, the task {type(objective).__name__} has several for an example: set "
                 "neighbour_weight to 0, or use another method in place of kNN-Per (Interpolation, FineTuning)."
             )
-        self._model, self._objective = model, objective
+        bound = copy.copy(self)
+        bound._model, bound._objective = model, objective
+        return bound
 
     def stages(self) -> tuple[Derive, ...]:
         """Of personalization: stores the client's training examples; none where they have no share."""
