@@ -94,6 +94,11 @@ class FederatedModule(lightning.LightningModule):
         """Names of the routed blocks; empty for a method that does not route."""
         return self.method.route_names
 
+    @property
+    def orders(self) -> int:
+        """How many orders of its examples a client needs; the data module draws as many."""
+        return self.loop.orders(self.method)
+
     def forward(self, x: Tensor) -> Tensor:
         """Outputs of the global model for instances x [N, ...]."""
         outputs: Tensor = self.backbone(x)
@@ -124,7 +129,6 @@ class FederatedModule(lightning.LightningModule):
             check_compiler(device, mode)
         if stage == "fit" and changed_parameters(self.method):
             self.method.plan()
-        data.epochs = self.method.epochs
         check_elementwise(self.loop.client_optimizer)
         example, label_shape = self.loop.lay_out(data.example()[None])[0], data.federation.store.label_shape
         check_fit(self.method, example, data.num_classes, label_shape)

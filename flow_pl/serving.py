@@ -141,7 +141,7 @@ def personalize(module: FederatedModule, x: Tensor, y: Tensor, seed: int = 0) ->
         raise DataError(f"x has {len(x)} examples and y {len(y)} targets, expected one for each, and at least one.")
     n, method = len(x), module.method
     random = generator(seed, Stream.EVALUATION_ORDER, 0)
-    orders = np.stack([random.permutation(n) for _ in range(method.epochs)])
+    orders = np.stack([random.permutation(n) for _ in range(module.loop.orders(method))])
     device = next(module.parameters()).device
     batch = ClientBatch(
         client=torch.zeros(1, dtype=torch.int64),

@@ -62,9 +62,6 @@ class FederatedDataModule(ABC, L.LightningDataModule):
         cache_dir: folder of the client stores; null = the environment variable FLOW_PL_CACHE, or else
             ~/.cache/flow_pl.
 
-    Attributes:
-        epochs: number of local epochs to draw an order of the examples for; set before the loaders are made.
-
     Raises:
         ConfigurationError: a setting is out of its range, as soon as it can be told.
     """
@@ -106,8 +103,13 @@ class FederatedDataModule(ABC, L.LightningDataModule):
         self.seed = seed
         self.num_workers = num_workers
         self.cache_dir = cache_dir
-        self.epochs = 1
         self._federation: Federation | None = None
+
+    @property
+    def orders(self) -> int:
+        """Orders that are drawn of each client's examples: as many as the trainer's module needs, 1 without one."""
+        module = None if self.trainer is None else self.trainer.lightning_module
+        return int(getattr(module, "orders", 1))
 
     @abstractmethod
     def options(self) -> dict[str, Any]:
@@ -321,7 +323,7 @@ class FederatedDataModule(ABC, L.LightningDataModule):
             availability=None if heldout is not None or self.availability.all_arrive else self.availability,
         )
         return DataLoader(
-            ClientDataset(self.federation, seed, heldout, self.epochs),
+            ClientDataset(self.federation, seed, heldout, self.orders),
             sampler=sampler,
             batch_size=None,  # the sampler yields whole chunks
             num_workers=self.num_workers,

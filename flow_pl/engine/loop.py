@@ -27,7 +27,7 @@ from flow_pl.errors import ConfigurationError
 from flow_pl.evaluation.counts import ClientEvaluation, ClientPredictions, count_client, predict_client
 from flow_pl.methods.base import Derive, Method, Minibatch, Phase
 from flow_pl.utils.groups import Groups, OptimizerFactory
-from flow_pl.utils.validation import require_choice, require_count
+from flow_pl.utils.validation import given, require_choice, require_count
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,8 @@ class FederatedLoop:
     """Trains, personalizes and evaluates chunks of clients for any method.
 
     Args:
+        local_epochs: epochs over a client's data in a round (E), for every method alike.
+        personal_epochs: epochs when a client is personalized for evaluation; None for `local_epochs`.
         batch_size: examples in a minibatch of a client.
         client_optimizer: any element-wise torch optimizer; a fresh one for every client, phase and step.
         weighting: a client's weight in the server's mean: its number of training examples, or 1.
@@ -98,6 +100,8 @@ class FederatedLoop:
 
     def __init__(
         self,
+        local_epochs: int = 3,
+        personal_epochs: int | None = None,
         batch_size: int = 20,
         client_optimizer: OptimizerFactory = lambda params: torch.optim.SGD(params, lr=0.05, momentum=0.9),
         weighting: Literal["examples", "uniform"] = "examples",
@@ -106,14 +110,40 @@ class FederatedLoop:
         channels_last: bool = False,
         compile_mode: CompileMode | None = None,
     ) -> None:
+        require_count(local_epochs=local_epochs, **given(personal_epochs=personal_epochs))
         require_count(batch_size=batch_size, evaluation_batch_size=evaluation_batch_size)
         require_choice(("examples", "uniform"), weighting=weighting)
+        self.local_epochs = local_epochs
+        self.personal_epochs = local_epochs if personal_epochs is None else personal_epochs
         self.batch_size = batch_size
         self.client_optimizer = client_optimizer
         self.weighting = weighting
         self.evaluation_batch_size = evaluation_batch_size
         self.channels_last = channels_last
         self.engine = GradientEngine(trace_after, compile_mode)
+
+    def orders(self, method: Method) -> int:
+        """How many orders of its examples a client needs, for a round or for its personalization."""
+        plans = [*self._plan(method.phases, training=True), *self._plan(method.personal_phases, training=False)]
+        return max([1, *(orders.stop for _, orders in plans if orders is not None)])
+
+    def _plan(self, stages: Sequence[Phase | Derive], training: bool) -> list[tuple[Phase | Derive, range | None]]:
+        """Which of the drawn orders each phase visits, one an epoch.
+
+        The last phase of a round visits the first orders, as FedAvg's only one does, so that methods that send the
+        same model see the same minibatches. Phases before it visit those behind: two models born from w_g would
+        else take the very same steps. Personalization has orders of its own, which every phase visits from the first.
+        """
+        budget = self.local_epochs if training else self.personal_epochs
+        last = max((i for i, stage in enumerate(stages) if isinstance(stage, Phase)), default=0)
+        plan: list[tuple[Phase | Derive, range | None]] = []
+        for i, stage in enumerate(stages):
+            if isinstance(stage, Phase):
+                first = self.local_epochs if training and i < last else 0
+                plan.append((stage, range(first, first + (budget if stage.epochs is None else stage.epochs))))
+            else:
+                plan.append((stage, None))
+        return plan
 
     def train_clients(
         self,
@@ -136,7 +166,7 @@ class FederatedLoop:
         Returns:
             What the clients send and keep.
         """
-        groups, statistics = self._run(method, server, method.phases, batch, loss_scale, kept)
+        groups, statistics = self._run(method, server, batch, True, loss_scale, kept)
         sizes = batch.train.mask.sum(1).to(torch.float32)
         weights = sizes if self.weighting == "examples" else torch.ones_like(sizes)
         factors = {} if method.participation is None else groups.groups[method.participation]
@@ -165,7 +195,7 @@ class FederatedLoop:
     ) -> ClientEvaluation:
         """Personalize a chunk of clients and evaluate w_g and their models on the held-out examples."""
         heldout = _heldout(batch)
-        groups, _ = self._run(method, server, method.personal_phases, batch, kept=kept)
+        groups, _ = self._run(method, server, batch, False, kept=kept)
         zeros = torch.zeros(len(batch), device=batch.client.device)
         totals: dict[str, Tensor] = {}
         with _mode(method, training=False):
@@ -186,7 +216,7 @@ class FederatedLoop:
 
     def personalize(self, method: Method, server: Groups, batch: ClientBatch) -> Groups:
         """The groups of one client after its personalization, without a client axis; copies of what it changed."""
-        groups, _ = self._run(method, server, method.personal_phases, batch)
+        groups, _ = self._run(method, server, batch, False)
         return groups.prefix(1)
 
     def predict_clients(
@@ -194,7 +224,7 @@ class FederatedLoop:
     ) -> ClientPredictions:
         """Personalize a chunk of clients and predict their held-out and unlabelled examples, one by one."""
         heldout = _heldout(batch)
-        groups, _ = self._run(method, server, method.personal_phases, batch, kept=kept)
+        groups, _ = self._run(method, server, batch, False, kept=kept)
         with _mode(method, training=False):
             slices = [
                 map_clients(partial(predict_client, method), groups, examples)
@@ -211,37 +241,40 @@ class FederatedLoop:
         self,
         method: Method,
         server: Groups,
-        stages: Sequence[Phase | Derive],
         batch: ClientBatch,
+        training: bool,
         loss_scale: Tensor | None = None,
         kept: Groups | None = None,
     ) -> tuple[ClientGroups, TrainingStatistics]:
-        """Take a chunk of clients through the stages, from the server's groups and what the clients kept."""
+        """Take a chunk of clients through a round or their personalization, from what the server and they have."""
+        plan = self._plan(method.phases if training else method.personal_phases, training)
         groups = ClientGroups(method.start(server), len(batch))
         if kept is not None:
             groups.put(kept)
         statistics = TrainingStatistics(batch.client.device)
         with torch.no_grad(), _seeded(batch.seed, batch.client.device), _mode(method, training=True):
-            for stage in stages if len(batch) else ():
+            for stage, orders in plan if len(batch) else ():
                 if isinstance(stage, Derive):
                     x = self.lay_out(batch.train.x)
                     examples = Minibatch(x, batch.train.y, part_mask(batch, stage.part))
                     with _mode(method, training=False):
                         groups.put(map_clients(stage.compute, groups, examples))
                 else:
-                    self._run_phase(groups, stage, batch, loss_scale, statistics)
+                    assert orders is not None
+                    self._run_phase(groups, stage, orders, batch, loss_scale, statistics)
         return groups, statistics
 
     def _run_phase(
         self,
         groups: ClientGroups,
         phase: Phase,
+        orders: range,
         batch: ClientBatch,
         loss_scale: Tensor | None,
         statistics: TrainingStatistics,
     ) -> None:
         """All minibatches of a phase, for all clients of the chunk."""
-        schedule = make_schedule(batch, phase, self.batch_size)
+        schedule = make_schedule(batch, phase.part, orders, self.batch_size)
         optimizers = {
             step: StackedOptimizer(step.optimizer or self.client_optimizer, groups.stack(step.moves), step.lr_scale)
             for step in dict.fromkeys(phase.steps)

@@ -24,8 +24,6 @@ class APFL(Method):
     and the alpha given here.
 
     Args:
-        local_epochs: epochs over a client's data in a round (E), for w_g and for v.
-        personal_epochs: epochs of v when a client is evaluated; None for `local_epochs`.
         alpha: share of v, 0 to 1 (published by Flow's authors for this baseline: 0.25). 0 is FedAvg, and v never
             moves; 1 trains v alone.
         adaptive: whether every client finds its own alpha, starting from `alpha`: before each step of v, alpha takes
@@ -36,12 +34,9 @@ class APFL(Method):
 
     def __init__(
         self,
-        local_epochs: int = 3,
-        personal_epochs: int | None = None,
         alpha: float = 0.25,
         adaptive: bool = False,
     ) -> None:
-        super().__init__(local_epochs, personal_epochs)
         require_share(alpha=alpha)
         self.alpha = alpha
         self.adaptive = adaptive
@@ -56,11 +51,11 @@ class APFL(Method):
 
     def training(self) -> tuple[Phase | Derive, ...]:
         """On every minibatch the steps of alpha, v and w; w last, or the others would see it moved."""
-        return (Phase("all", self.local_epochs, (*self._personal_steps(), self.train_step("global"))),)
+        return (Phase("all", (*self._personal_steps(), self.train_step("global"))),)
 
     def personalization(self) -> tuple[Phase | Derive, ...]:
         """The steps of alpha and v alone."""
-        return (Phase("all", self.personal_epochs, self._personal_steps()),)
+        return (Phase("all", self._personal_steps()),)
 
     def predict(self, groups: Groups, x: Tensor) -> Prediction:
         """The mixture predicts; v is the client's local model."""

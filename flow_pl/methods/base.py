@@ -20,7 +20,7 @@ from flow_pl.errors import ConfigurationError
 from flow_pl.models.routed import RoutedModel
 from flow_pl.tasks import Objective
 from flow_pl.utils.groups import Groups, OptimizerFactory, Parameters
-from flow_pl.utils.validation import given, require_choice, require_count, require_positive
+from flow_pl.utils.validation import require_choice, require_count, require_positive
 
 Part = Literal["all", "local", "global"]
 M = TypeVar("M", bound="Method")
@@ -74,30 +74,28 @@ class Step:
 class Phase:
     """Epochs over a part of a client's training data, with the same steps, in order, on every minibatch.
 
-    Epoch e of a phase visits its examples in the order e that was drawn for the client, whatever the phase, so that
-    methods that make the same steps see the same minibatches.
+    How often and in which order a client's examples are visited is the loop's business: what is compared trains alike.
 
     Attributes:
         part: which share of the data.
-        epochs: passes over it.
         steps: what is done on each minibatch; every step has an optimizer of its own, fresh in each phase, and one
             that stands there several times is taken as often, with one optimizer.
-        first_order: the order of the first epoch, for a phase that must not follow another one's minibatches.
+        epochs: passes over it, where that is the method's own; None for the loop's budget, `local_epochs` in a round
+            and `personal_epochs` in personalization.
 
     Raises:
         ConfigurationError: there is no such part, no epoch, or something else than steps.
     """
 
     part: Part
-    epochs: int
     steps: tuple[Step, ...]
-    first_order: int = 0
+    epochs: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse what the loop could not run."""
         require_choice(get_args(Part), **{"part of a Phase": self.part})
-        require_count(**{"epochs of a Phase": self.epochs})
-        require_count(0, **{"first_order of a Phase": self.first_order})
+        if self.epochs is not None:
+            require_count(**{"epochs of a Phase": self.epochs})
         if not isinstance(self.steps, tuple) or not all(isinstance(step, Step) for step in self.steps):
             raise ConfigurationError(f"steps of a Phase are {self.steps!r}, expected a tuple of Steps.")
 
@@ -145,11 +143,8 @@ class Method(ABC):
     """A federated algorithm.
 
     Subclasses say what a client does in a round (`training`) and what makes its personalized model
-    (`personalization`), and predict with the groups that result.
-
-    Args:
-        local_epochs: epochs over a client's data in a round (E).
-        personal_epochs: epochs when a client is personalized for evaluation; None for `local_epochs`.
+    (`personalization`), and predict with the groups that result. Its budget (epochs, batch size, optimizer) is the
+    loop's.
 
     Attributes:
         shared: what clients send and the server averages: for a group of the server, the client's group that is its
@@ -175,11 +170,6 @@ class Method(ABC):
     objective: Objective
     modules: dict[str, nn.Module]
     trained: dict[str, tuple[str, ...]]
-
-    def __init__(self, local_epochs: int = 3, personal_epochs: int | None = None) -> None:
-        require_count(local_epochs=local_epochs, **given(personal_epochs=personal_epochs))
-        self.local_epochs = local_epochs
-        self.personal_epochs = local_epochs if personal_epochs is None else personal_epochs
 
     def bind(self: M, backbone: nn.Module, objective: Objective) -> M:
         """A copy of the method for a backbone and a task; the method itself stays as it is, and can be bound again.
@@ -231,12 +221,6 @@ class Method(ABC):
         if "modules" in state:
             self.prepare()
             self.phases, self.personal_phases = tuple(self.training()), tuple(self.personalization())
-
-    @property
-    def epochs(self) -> int:
-        """How many minibatch orders a client needs."""
-        stages = (*self.phases, *self.personal_phases)
-        return max([1, *(stage.first_order + stage.epochs for stage in stages if isinstance(stage, Phase))])
 
     @property
     def route_names(self) -> list[str]:

@@ -18,16 +18,13 @@ class Ditto(Method):
     Stateful: a client keeps its personal model. A client that has not been sampled yet starts from w_g.
 
     Args:
-        local_epochs: epochs over a client's data in a round (E), for w_g and for the personal model.
-        personal_epochs: epochs of the personal model when a client is evaluated; None for `local_epochs`.
         regularization: weight of the distance to w_g (lambda; published by Flow's authors for this baseline: 0.1,
             CIFAR 0.01); 0 trains the personal model alone.
     """
 
     private = MappingProxyType({"personal": "personal"})
 
-    def __init__(self, local_epochs: int = 3, personal_epochs: int | None = None, regularization: float = 0.1) -> None:
-        super().__init__(local_epochs, personal_epochs)
+    def __init__(self, regularization: float = 0.1) -> None:
         require_at_least_zero(regularization=regularization)
         self.regularization = regularization
 
@@ -37,11 +34,11 @@ class Ditto(Method):
 
     def training(self) -> tuple[Phase | Derive, ...]:
         """On every minibatch a step of w_g and one of the personal model."""
-        return (Phase("all", self.local_epochs, (self.train_step("global"), self._personal_step())),)
+        return (Phase("all", (self.train_step("global"), self._personal_step())),)
 
     def personalization(self) -> tuple[Phase | Derive, ...]:
         """The personal model's steps alone."""
-        return (Phase("all", self.personal_epochs, (self._personal_step(),)),)
+        return (Phase("all", (self._personal_step(),)),)
 
     def predict(self, groups: Groups, x: Tensor) -> Prediction:
         """The personal model predicts."""

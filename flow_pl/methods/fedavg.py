@@ -6,15 +6,8 @@ from flow_pl.methods.base import Derive, Method, Phase
 
 
 class FedAvg(Method):
-    """E epochs from w_g on all of a client's data; sends w_g. There is no personal model.
-
-    Args:
-        local_epochs: epochs over a client's data in a round (E).
-    """
-
-    def __init__(self, local_epochs: int = 3) -> None:
-        super().__init__(local_epochs)
+    """E epochs from w_g on all of a client's data; sends w_g. There is no personal model."""
 
     def training(self) -> tuple[Phase | Derive, ...]:
         """Epochs over all the data, on w_g."""
-        return (Phase("all", self.local_epochs, (self.train_step("global"),)),)
+        return (Phase("all", (self.train_step("global"),)),)

@@ -15,15 +15,10 @@ class FineTuning(Method):
     """Trains as FedAvg; the personal model is w_g fine-tuned on all of the client's data. Stateless.
 
     Args:
-        local_epochs: epochs over a client's data in a round (E).
-        personal_epochs: epochs of fine-tuning; None for `local_epochs`.
         personal_lr_scale: factor on the client optimizer's learning rate for fine-tuning.
     """
 
-    def __init__(
-        self, local_epochs: int = 3, personal_epochs: int | None = None, personal_lr_scale: float = 1.0
-    ) -> None:
-        super().__init__(local_epochs, personal_epochs)
+    def __init__(self, personal_lr_scale: float = 1.0) -> None:
         require_positive(personal_lr_scale=personal_lr_scale)
         self.personal_lr_scale = personal_lr_scale
 
@@ -33,7 +28,7 @@ class FineTuning(Method):
 
     def training(self) -> tuple[Phase | Derive, ...]:
         """Epochs over all the data, on w_g."""
-        return (Phase("all", self.local_epochs, (self.train_step("global"),)),)
+        return (Phase("all", (self.train_step("global"),)),)
 
     def personalization(self) -> tuple[Phase | Derive, ...]:
         """Epochs over all the data, on the local model."""
@@ -42,7 +37,7 @@ class FineTuning(Method):
     def fine_tune(self, part: Part, group: str) -> Phase:
         """Epochs over a part of the data, on a model born from w_g."""
         step = replace(self.train_step(group), lr_scale=self.personal_lr_scale)
-        return Phase(part, self.personal_epochs, (step,))
+        return Phase(part, (step,))
 
     def predict(self, groups: Groups, x: Tensor) -> Prediction:
         """The fine-tuned model is the personalized one."""

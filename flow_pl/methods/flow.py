@@ -14,7 +14,7 @@ from flow_pl.methods.base import Derive, Method, Minibatch, Part, Phase, Predict
 from flow_pl.methods.parts.local_memory import LocalMemory
 from flow_pl.methods.parts.regularizers import routing_regularizer
 from flow_pl.models.routed import one_hot_routes
-from flow_pl.models.routers import InstanceRouter, Route, Router
+from flow_pl.models.routers import Route, Router, fitting_router
 from flow_pl.utils.groups import Groups, Parameters
 from flow_pl.utils.validation import require_at_least_zero, require_choice, require_positive
 
@@ -26,8 +26,6 @@ class Flow(Method):
     settings are `split: parts`, `encourage: local`, `routing: hard` and a `regularization` of 0.01 (EMNIST) or 0.001.
 
     Args:
-        local_epochs: epochs over a client's data in a round (E).
-        personal_epochs: epochs when a client is personalized; None for `local_epochs`.
         regularization: weight of the routing regulariser (lambda); 0 for none.
         epsilon: floor in the regulariser's logarithm (published: 1e-6).
         encourage: which way the regulariser pushes. "local" keeps the router from collapsing onto the better
@@ -43,7 +41,8 @@ class Flow(Method):
             in which w_g and the router stand still, and so becomes what the mixture lacks.
         train_global: "own" path of w_g, or "routed": w_g learns through the personalized model.
         adapt_router: whether the router takes its steps when a client is personalized.
-        router: makes the router from the routed blocks.
+        router: makes the router from the routed blocks; by default a SequenceRouter for recurrent blocks, and an
+            InstanceRouter for others.
         router_lr_scale: factor on the client optimizer's learning rate for the router.
         local_lr_scale: factor on it for the local model.
         neighbours: stored training examples of the client that have a vote beside the routed model, as in kNN-Per.
@@ -54,8 +53,6 @@ class Flow(Method):
 
     def __init__(
         self,
-        local_epochs: int = 3,
-        personal_epochs: int | None = None,
         regularization: float = 0.1,
         epsilon: float = 1e-6,
         encourage: Literal["local", "global"] = "global",
@@ -65,13 +62,12 @@ class Flow(Method):
         train_local: Literal["own", "routed"] = "own",
         train_global: Literal["own", "routed"] = "own",
         adapt_router: bool = True,
-        router: Callable[[Sequence[nn.Module]], Router] = InstanceRouter,
+        router: Callable[[Sequence[nn.Module]], Router] = fitting_router,
         router_lr_scale: float = 1.0,
         local_lr_scale: float = 1.0,
         neighbours: int = 10,
         neighbour_weight: float = 0.0,
     ) -> None:
-        super().__init__(local_epochs, personal_epochs)
         require_positive(epsilon=epsilon, router_lr_scale=router_lr_scale, local_lr_scale=local_lr_scale)
         require_at_least_zero(regularization=regularization)
         require_choice(("local", "global"), encourage=encourage)
@@ -138,21 +134,19 @@ class Flow(Method):
         """Algorithm 1: the local model, then the router and w_g in turn on every minibatch."""
         first, second = self._parts()
         move_global = self.train_step("global") if self.train_global == "own" else self._routed_step("global")
-        # On the same data in the same order, w_l and w_g would take the very same steps.
-        own_order = self.local_epochs if self.split == "none" else 0
-        local = Phase(first, self.local_epochs, (self._local_step(self._opponent),), first_order=own_order)
+        local = Phase(first, (self._local_step(self._opponent),))
         if self.split != "cross":
-            both = Phase(second, self.local_epochs, (self._routed_step("router"), move_global))
+            both = Phase(second, (self._routed_step("router"), move_global))
             return (*self._client_features(), local, both)
-        router = Phase(second, self.local_epochs, (self._routed_step("router"),))
-        return (*self._client_features(), local, router, Phase("all", self.local_epochs, (move_global,)))
+        router = Phase(second, (self._routed_step("router"),))
+        return (*self._client_features(), local, router, Phase("all", (move_global,)))
 
     def personalization(self) -> tuple[Phase | Derive, ...]:
         """The local model and the router; w_g never moves. With `cross`, then a local model on all the data."""
         first, second = self._parts()
-        local = Phase(first, self.personal_epochs, (self._local_step(self._opponent),))
-        router = Phase(second, self.personal_epochs, (self._routed_step("router"),))
-        whole = Phase("all", self.personal_epochs, (self._local_step("local"),))
+        local = Phase(first, (self._local_step(self._opponent),))
+        router = Phase(second, (self._routed_step("router"),))
+        whole = Phase("all", (self._local_step("local"),))
         if self.split == "cross":
             stages = ((local, router) if self.adapt_router else ()) + (whole,)
         else:

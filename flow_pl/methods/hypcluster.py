@@ -27,7 +27,6 @@ class HypCluster(FedAvg):
     The first model is the backbone; the others start from initial weights of their own.
 
     Args:
-        local_epochs: epochs over a client's data in a round (E).
         clusters: number of global models (K); 1 is FedAvg.
 
     Raises:
@@ -36,8 +35,7 @@ class HypCluster(FedAvg):
 
     participation = "participation"
 
-    def __init__(self, local_epochs: int = 3, clusters: int = 2) -> None:
-        super().__init__(local_epochs)
+    def __init__(self, clusters: int = 2) -> None:
         require_count(clusters=clusters)
         self.models = ["global", *(f"cluster_{i}" for i in range(1, clusters))]
         self.shared = dict.fromkeys(self.models, "picked")
@@ -69,7 +67,7 @@ class HypCluster(FedAvg):
 
     def training(self) -> tuple[Phase | Derive, ...]:
         """Picks a model and trains it on all the data."""
-        return (Derive("all", self._pick), Phase("all", self.local_epochs, (self.train_step("picked"),)))
+        return (Derive("all", self._pick), Phase("all", (self.train_step("picked"),)))
 
     def personalization(self) -> tuple[Phase | Derive, ...]:
         """Picks a model."""

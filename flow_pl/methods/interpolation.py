@@ -22,8 +22,6 @@ class Interpolation(FineTuning):
     Trains as FedAvg. The personal model is (1 - alpha) w_g + alpha * fine-tuned, in weights or in probabilities.
 
     Args:
-        local_epochs: epochs over a client's data in a round (E).
-        personal_epochs: epochs of fine-tuning; None for `local_epochs`.
         alpha: share of the fine-tuned model, 0 to 1, or "chosen": each client picks the value of 0, 0.1, ..., 1 that
             has the lowest loss on the global half of its data for a model fine-tuned on the local half.
         average: what is averaged.
@@ -32,13 +30,11 @@ class Interpolation(FineTuning):
 
     def __init__(
         self,
-        local_epochs: int = 3,
-        personal_epochs: int | None = None,
         alpha: float | Literal["chosen"] = 0.5,
         average: Literal["weights", "probabilities"] = "weights",
         personal_lr_scale: float = 1.0,
     ) -> None:
-        super().__init__(local_epochs, personal_epochs, personal_lr_scale)
+        super().__init__(personal_lr_scale)
         if isinstance(alpha, str):
             require_choice(("chosen",), alpha=alpha)
         else:

@@ -16,7 +16,6 @@ class KNNPer(FedAvg):
     p = neighbour_weight * p_kNN + (1 - neighbour_weight) * p_w_g; see `LocalMemory` for p_kNN and what it costs.
 
     Args:
-        local_epochs: epochs over a client's data in a round (E).
         neighbours: stored examples that have a vote (k); where a client has fewer, all of them.
         neighbour_weight: share of the neighbours in the mixture (lambda), 0 to 1; 0 is FedAvg.
 
@@ -24,8 +23,7 @@ class KNNPer(FedAvg):
         ConfigurationError: `neighbours` or `neighbour_weight` is out of range.
     """
 
-    def __init__(self, local_epochs: int = 3, neighbours: int = 10, neighbour_weight: float = 0.4) -> None:
-        super().__init__(local_epochs)
+    def __init__(self, neighbours: int = 10, neighbour_weight: float = 0.4) -> None:
         self.memory = LocalMemory(neighbours, neighbour_weight)
 
     def prepare(self) -> None:

@@ -20,8 +20,6 @@ class LGFedAvg(BodyAndHead):
     an untrained body, and says little. A client that has not been sampled yet starts from that body.
 
     Args:
-        local_epochs: epochs over a client's data in a round (E).
-        personal_epochs: epochs when a client is evaluated; None for `local_epochs`.
         head_blocks: how many of the last blocks with parameters are the head.
     """
 
@@ -30,15 +28,15 @@ class LGFedAvg(BodyAndHead):
 
     def training(self) -> tuple[Phase | Derive, ...]:
         """Epochs on the whole model."""
-        return self._train(self.local_epochs)
+        return self._train()
 
     def personalization(self) -> tuple[Phase | Derive, ...]:
         """As in a round."""
-        return self._train(self.personal_epochs)
+        return self._train()
 
-    def _train(self, epochs: int) -> tuple[Phase | Derive, ...]:
+    def _train(self) -> tuple[Phase | Derive, ...]:
         """Both parts as one group, since they move in the same steps."""
-        return (Derive("all", _join), Phase("all", epochs, (self.train_step("model"),)), Derive("all", self._part))
+        return (Derive("all", _join), Phase("all", (self.train_step("model"),)), Derive("all", self._part))
 
     def _part(self, groups: Groups, examples: Minibatch) -> Groups:
         return self.parts(groups["model"])

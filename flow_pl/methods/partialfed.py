@@ -31,8 +31,6 @@ class PartialFed(Method):
     yet keeps w_g, so there is nothing to choose and its personal model is that of FedAvg-FT.
 
     Args:
-        local_epochs: epochs over a client's data in a round (E).
-        personal_epochs: epochs on the weights when a client is evaluated; None for `local_epochs`.
         strategy_epochs: epochs on the strategy, before those on the weights.
         temperature: of the Gumbel-softmax; the lower, the closer a draw is to a choice.
         strategy_lr_scale: factor on the client optimizer's learning rate for the strategy.
@@ -46,13 +44,10 @@ class PartialFed(Method):
 
     def __init__(
         self,
-        local_epochs: int = 3,
-        personal_epochs: int | None = None,
         strategy_epochs: int = 1,
         temperature: float = 1.0,
         strategy_lr_scale: float = 1.0,
     ) -> None:
-        super().__init__(local_epochs, personal_epochs)
         require_count(strategy_epochs=strategy_epochs)
         require_positive(temperature=temperature, strategy_lr_scale=strategy_lr_scale)
         self.strategy_epochs = strategy_epochs
@@ -67,20 +62,20 @@ class PartialFed(Method):
 
     def training(self) -> tuple[Phase | Derive, ...]:
         """The strategy, the choice, and the weights of what was chosen."""
-        return self._stages(self.local_epochs)
+        return self._stages()
 
     def personalization(self) -> tuple[Phase | Derive, ...]:
         """As in a round; nothing of it is kept."""
-        return self._stages(self.personal_epochs)
+        return self._stages()
 
     def predict(self, groups: Groups, x: Tensor) -> Prediction:
         """The client's model predicts, the same for all instances."""
         personal = self.model.plain(x, groups["model"])
         return Prediction(self.model.plain(x, groups["global"]), personal, local=personal)
 
-    def _stages(self, epochs: int) -> tuple[Phase | Derive, ...]:
-        strategy = Phase("all", self.strategy_epochs, (self._strategy_step(),))
-        return (strategy, Derive("all", _assemble), Phase("all", epochs, (self.train_step("model"),)))
+    def _stages(self) -> tuple[Phase | Derive, ...]:
+        strategy = Phase("all", (self._strategy_step(),), self.strategy_epochs)
+        return (strategy, Derive("all", _assemble), Phase("all", (self.train_step("model"),)))
 
     def _strategy_step(self) -> Step:
         """A step on the loss of the mixture, with respect to the logits."""

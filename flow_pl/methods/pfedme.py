@@ -26,8 +26,6 @@ class PFedMe(Method):
     holds theta so close to w that little but its last minibatch shows.
 
     Args:
-        local_epochs: epochs over a client's data in a round; the paper's R is their number of minibatches.
-        personal_epochs: epochs of theta when a client is evaluated; None for `local_epochs`.
         regularization: weight of the distance of theta to w (lambda).
         inner_steps: steps of theta on each minibatch (K; published: 5).
         inner_lr_scale: factor on the client optimizer's learning rate for theta; by 1 / K theta moves on a minibatch
@@ -37,14 +35,11 @@ class PFedMe(Method):
 
     def __init__(
         self,
-        local_epochs: int = 3,
-        personal_epochs: int | None = None,
         regularization: float = 1.0,
         inner_steps: int = 5,
         inner_lr_scale: float = 0.2,
         global_lr_scale: float = 1.0,
     ) -> None:
-        super().__init__(local_epochs, personal_epochs)
         require_count(inner_steps=inner_steps)
         require_positive(regularization=regularization, inner_lr_scale=inner_lr_scale, global_lr_scale=global_lr_scale)
         self.regularization = regularization
@@ -58,11 +53,11 @@ class PFedMe(Method):
 
     def training(self) -> tuple[Phase | Derive, ...]:
         """On every minibatch K steps of theta and one of w."""
-        return (Phase("all", self.local_epochs, (*self._inner_steps(), self._global_step())),)
+        return (Phase("all", (*self._inner_steps(), self._global_step())),)
 
     def personalization(self) -> tuple[Phase | Derive, ...]:
         """The steps of theta alone."""
-        return (Phase("all", self.personal_epochs, self._inner_steps()),)
+        return (Phase("all", self._inner_steps()),)
 
     def predict(self, groups: Groups, x: Tensor) -> Prediction:
         """The personal model predicts."""

@@ -16,13 +16,10 @@ class BodyAndHead(Method):
     The body is the first blocks and the embedding tables, the head the last blocks with parameters.
 
     Args:
-        local_epochs: epochs over a client's data in a round (E).
-        personal_epochs: epochs when a client is evaluated; None for `local_epochs`.
         head_blocks: how many of the last blocks with parameters are the head.
     """
 
-    def __init__(self, local_epochs: int = 3, personal_epochs: int | None = None, head_blocks: int = 1) -> None:
-        super().__init__(local_epochs, personal_epochs)
+    def __init__(self, head_blocks: int = 1) -> None:
         require_count(head_blocks=head_blocks)
         self.head_blocks = head_blocks
 
