@@ -267,6 +267,13 @@ class Method(ABC):
         outputs = self.model.plain(x, groups["global"])
         return Prediction(outputs, outputs)
 
+    def local_probability(self, groups: Groups, x: Tensor) -> Tensor | None:
+        """The router's probabilities of the local blocks for one client's instances, of `predict` and in its shape.
+
+        Asked for in training too, where a method that needs more for `predict` than a round leaves must override it.
+        """
+        return self.predict(groups, x).local_probability
+
     def loss(self, minibatch: Minibatch, *parameters: Parameters) -> Tensor:
         """The task's loss of the backbone under the union of parameter groups; later ones win."""
         return self.objective.loss(self.model.plain(minibatch.x, *parameters), minibatch.y, minibatch.mask)

@@ -168,12 +168,20 @@ class Flow(Method):
         """Outputs of the routed model alone."""
         return self._routed(groups, x)[0]
 
+    def local_probability(self, groups: Groups, x: Tensor) -> Tensor:
+        """As `Method.local_probability`; no neighbours have to be known."""
+        return self._mixture(groups, x)[1][..., 1]
+
     def _routed(self, groups: Groups, x: Tensor) -> tuple[Tensor, Tensor]:
         """Outputs of the personalized model in evaluation, and the probabilities of its ways."""
+        outputs, q = self._mixture(groups, x)
+        return self.memory.mix(groups, x, outputs)[0], q
+
+    def _mixture(self, groups: Groups, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Outputs of the routed model in evaluation, before neighbours vote, and the probabilities of its ways."""
         route, hard = self._route(groups, x), self.routing == "hard"
         ahead = not self.router.sees_outputs
-        outputs, q = self.model.routed(x, groups["global"], groups["local"], route, hard=hard, ahead=ahead)
-        return self.memory.mix(groups, x, outputs)[0], q
+        return self.model.routed(x, groups["global"], groups["local"], route, hard=hard, ahead=ahead)
 
     @property
     def _opponent(self) -> str:

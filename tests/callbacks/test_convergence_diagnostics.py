@@ -97,8 +97,11 @@ def test_progress_of_one_client_is_the_length_of_the_servers_step(tmp_path):
 
 @pytest.mark.parametrize(
     "make",
-    [flow, lambda: flow(split="parts"), lambda: flow(split="cross"), lambda: flow(route_by="client"), APFL, FedRep],
-    ids=["none", "parts", "cross", "by client", "APFL", "FedRep"],
+    [
+        *(flow, lambda: flow(split="parts"), lambda: flow(split="cross"), lambda: flow(route_by="client")),
+        *(lambda: flow(neighbour_weight=0.5), lambda: flow(routing="hard", neighbour_weight=1.0), APFL, FedRep),
+    ],
+    ids=["none", "parts", "cross", "by client", "neighbours", "neighbours alone", "APFL", "FedRep"],
 )
 def test_training_is_the_same_bit_for_bit(tmp_path, make):
     """Dropout in the router and what clients keep included; and the module has its own loop again."""
