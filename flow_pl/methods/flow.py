@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from flow_pl.errors import ConfigurationError, require_at_least_zero, require_choice, require_positive
 from flow_pl.methods.base import Derive, Method, Minibatch, Part, Phase, Prediction, Step
-from flow_pl.methods.memory import LocalMemory
 from flow_pl.objective import Objective
 from flow_pl.routers import InstanceRouter, Route, Router
 from flow_pl.routing import Groups, Parameters, one_hot_routes, routing_regularizer
@@ -44,8 +43,6 @@ class Flow(Method):
         router: makes the router from the routed blocks.
         router_lr_scale: factor on the client optimizer's learning rate for the router.
         local_lr_scale: factor on it for the local model.
-        neighbours: stored training examples of the client that have a vote beside the routed model, as in kNN-Per.
-        neighbour_weight: their share in the personalized model's prediction, 0 to 1; 0 (published) for none.
     """
 
     shared = MappingProxyType({"global": "global", "router": "router"})
@@ -66,8 +63,6 @@ class Flow(Method):
         router: Callable[[Sequence[nn.Module]], Router] = InstanceRouter,
         router_lr_scale: float = 1.0,
         local_lr_scale: float = 1.0,
-        neighbours: int = 10,
-        neighbour_weight: float = 0.0,
     ) -> None:
         super().__init__(local_epochs, personal_epochs)
         require_positive(epsilon=epsilon, router_lr_scale=router_lr_scale, local_lr_scale=local_lr_scale)
@@ -89,7 +84,6 @@ class Flow(Method):
         self.make_router = router
         self.router_lr_scale = router_lr_scale
         self.local_lr_scale = local_lr_scale
-        self.memory = LocalMemory(neighbours, neighbour_weight)
 
     @property
     def route_names(self) -> list[str]:
@@ -105,8 +99,8 @@ class Flow(Method):
         """As `Method.bind`.
 
         Raises:
-            ConfigurationError: neighbours are to vote where a task has several labels, or a client is to have one way
-                with a router that decides by what the blocks make of an instance.
+            ConfigurationError: a client is to have one way with a router that decides by what the blocks make of an
+                instance.
         """
         modules = super().bind(backbone, objective)
         if self.route_by == "client" and self.router.sees_outputs:
@@ -114,7 +108,6 @@ class Flow(Method):
                 f"route_by is 'client', but {type(self.router).__name__} decides by the outputs of the blocks, which "
                 "only instances have: set route_by to 'instance', or use InstanceRouter."
             )
-        self.memory.bind(self.model, objective)
         return modules
 
     def initialize(self, x: Tensor) -> None:
@@ -151,7 +144,7 @@ class Flow(Method):
             stages = ((local, router) if self.adapt_router else ()) + (whole,)
         else:
             stages = (local, router) if self.adapt_router else (local,)
-        return (*self._client_features(), *stages, *self.memory.stages())
+        return (*self._client_features(), *stages)
 
     def predict(self, groups: Groups, x: Tensor) -> Prediction:
         """w_g, the routed model and the local model."""
@@ -172,8 +165,7 @@ class Flow(Method):
         """Outputs of the personalized model in evaluation, and the probabilities of its ways."""
         route, hard = self._route(groups, x), self.routing == "hard"
         ahead = not self.router.sees_outputs
-        outputs, q = self.model.routed(x, groups["global"], groups["local"], route, hard=hard, ahead=ahead)
-        return self.memory.mix(groups, x, outputs)[0], q
+        return self.model.routed(x, groups["global"], groups["local"], route, hard=hard, ahead=ahead)
 
     @property
     def _opponent(self) -> str:
