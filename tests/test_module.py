@@ -292,7 +292,7 @@ import sys, torch, lightning
 from pathlib import Path
 from tests.test_module import data, module, trainer
 from flow_pl.methods import Flow
-from flow_pl.routers import InstanceRouter
+from flow_pl.models.routers import InstanceRouter
 cache, out, cohort, processes = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 lightning.seed_everything(0, verbose=False)
 model = module(Flow(1, router=lambda blocks: InstanceRouter(blocks, hidden=(6,), dropout=0.0)))

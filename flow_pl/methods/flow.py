@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from flow_pl.errors import ConfigurationError
 from flow_pl.methods.base import Derive, Method, Minibatch, Part, Phase, Prediction, Step
-from flow_pl.methods.parts.local_memory import LocalMemory
 from flow_pl.methods.parts.regularizers import routing_regularizer
 from flow_pl.models.routed import one_hot_routes
 from flow_pl.models.routers import Route, Router, fitting_router
@@ -45,8 +44,6 @@ class Flow(Method):
             InstanceRouter for others.
         router_lr_scale: factor on the client optimizer's learning rate for the router.
         local_lr_scale: factor on it for the local model.
-        neighbours: stored training examples of the client that have a vote beside the routed model, as in kNN-Per.
-        neighbour_weight: their share in the personalized model's prediction, 0 to 1; 0 (published) for none.
     """
 
     shared = MappingProxyType({"global": "global", "router": "router"})
@@ -65,8 +62,6 @@ class Flow(Method):
         router: Callable[[Sequence[nn.Module]], Router] = fitting_router,
         router_lr_scale: float = 1.0,
         local_lr_scale: float = 1.0,
-        neighbours: int = 10,
-        neighbour_weight: float = 0.0,
     ) -> None:
         require_positive(epsilon=epsilon, router_lr_scale=router_lr_scale, local_lr_scale=local_lr_scale)
         require_at_least_zero(regularization=regularization)
@@ -87,7 +82,6 @@ class Flow(Method):
         self.make_router = router
         self.router_lr_scale = router_lr_scale
         self.local_lr_scale = local_lr_scale
-        self.memory = LocalMemory(neighbours, neighbour_weight)
 
     @property
     def route_names(self) -> list[str]:
@@ -101,11 +95,11 @@ class Flow(Method):
         return {"router": self.router}
 
     def prepare(self) -> None:
-        """Give the memory the model and the task, and look at the router.
+        """Look at the router.
 
         Raises:
-            ConfigurationError: neighbours are to vote where a task has several labels, a client is to have one way
-                with a router that decides by what the blocks make of an instance, or the router is for other blocks.
+            ConfigurationError: a client is to have one way with a router that decides by what the blocks make of an
+                instance, or the router is for other blocks.
         """
         if self._routed_blocks != self.model.blocks:
             raise ConfigurationError(
@@ -117,7 +111,6 @@ class Flow(Method):
                 f"route_by is 'client', but {type(self.router).__name__} decides by the outputs of the blocks, which "
                 "only instances have: set route_by to 'instance', or use InstanceRouter."
             )
-        self.memory = self.memory.bind(self.model, self.objective)
 
     def initialize(self, x: Tensor) -> None:
         """Route the instances once, with the server's own parameters."""
@@ -151,7 +144,7 @@ class Flow(Method):
             stages = ((local, router) if self.adapt_router else ()) + (whole,)
         else:
             stages = (local, router) if self.adapt_router else (local,)
-        return (*self._client_features(), *stages, *self.memory.stages())
+        return (*self._client_features(), *stages)
 
     def predict(self, groups: Groups, x: Tensor) -> Prediction:
         """w_g, the routed model and the local model."""
@@ -169,16 +162,11 @@ class Flow(Method):
         return self._routed(groups, x)[0]
 
     def local_probability(self, groups: Groups, x: Tensor) -> Tensor:
-        """As `Method.local_probability`; no neighbours have to be known."""
-        return self._mixture(groups, x)[1][..., 1]
+        """As `Method.local_probability`."""
+        return self._routed(groups, x)[1][..., 1]
 
     def _routed(self, groups: Groups, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Outputs of the personalized model in evaluation, and the probabilities of its ways."""
-        outputs, q = self._mixture(groups, x)
-        return self.memory.mix(groups, x, outputs)[0], q
-
-    def _mixture(self, groups: Groups, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Outputs of the routed model in evaluation, before neighbours vote, and the probabilities of its ways."""
+        """Outputs of the routed model in evaluation, and the probabilities of its ways."""
         route, hard = self._route(groups, x), self.routing == "hard"
         ahead = not self.router.sees_outputs
         return self.model.routed(x, groups["global"], groups["local"], route, hard=hard, ahead=ahead)

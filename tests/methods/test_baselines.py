@@ -9,9 +9,9 @@ from torch.nn import functional as F
 from flow_pl.data.batch import GLOBAL, LOCAL
 from flow_pl.engine.server_round import server_groups
 from flow_pl.errors import ConfigurationError
-from flow_pl.methods import FedAvg, FineTuning, Interpolation, Local
+from flow_pl.methods import FedAvg, FineTuning, Interpolation, KNNPer, Local
 from flow_pl.tasks import MultiLabel
-from tests.support import CLASSES, bound, chunk, delta, flat, loop, network, train_alone
+from tests.support import CLASSES, bound, chunk, delta, flat, loop, minibatches, network, sgd, train_alone
 
 SIZES = (11, 6)
 
@@ -111,6 +111,73 @@ def test_interpolation_chooses_alpha_on_data_its_probe_has_not_seen():
             losses.append(F.cross_entropy(mean(x), y))
         assert groups.groups["alpha"]["alpha"][client] == pytest.approx(torch.stack(losses).argmin().item() / 10)
     assert evaluated(method, batch).personalized.shape == (2,)
+
+
+@pytest.mark.parametrize("average", ["weights", "probabilities"])
+def test_interpolation_learns_alpha_on_data_its_probe_has_not_seen(average):
+    """By the client optimizer's steps on one number, clamped after each."""
+    method, batch = bound(Interpolation(2, alpha="learned", average=average)), chunk((11, 6), heldout=20)
+    groups, _ = loop()._run(method, server_groups(method), method.personal_phases, batch)
+    for client in range(2):
+        w_g, probe = method.modules["global"], fine_tuned(method, batch, client, epochs=2, bit=LOCAL)
+        alpha = torch.tensor(0.5, requires_grad=True)
+        steps = sgd([alpha])
+        for rows in minibatches(batch, client, 2, 4, bit=GLOBAL):
+            x, y = batch.train.x[client, rows], batch.train.y[client, rows]
+            if average == "weights":
+                pairs = zip(w_g.named_parameters(), probe.parameters(), strict=True)
+                mean = {name: (1 - alpha) * p.detach() + alpha * q.detach() for (name, p), q in pairs}
+                loss = F.cross_entropy(torch.func.functional_call(w_g, mean, x), y)
+            else:
+                p = (1 - alpha) * w_g(x).softmax(-1).detach() + alpha * probe(x).softmax(-1).detach()
+                loss = F.nll_loss(p.log(), y)
+            steps.zero_grad()
+            loss.backward()
+            steps.step()
+            alpha.data.clamp_(0, 1)
+        assert groups.groups["alpha"]["alpha"][client].item() == pytest.approx(alpha.item(), abs=1e-5)
+        assert alpha.item() != 0.5
+    tuned = evaluated(bound(FineTuning(2)), batch)
+    assert torch.equal(evaluated(method, batch).oracle, tuned.oracle), "the local model is tuned on all the data"
+
+
+def test_neighbours_vote_beside_the_average():
+    """Shares of 0.3, 0.3 and 0.4 of three models, each of which has a method of its own."""
+    batch = chunk(SIZES, heldout=20)
+    control = bound(Interpolation(2, alpha=0.5, average="probabilities", neighbours=3, neighbour_weight=0.4))
+    tuned, votes = bound(FineTuning(2)), bound(KNNPer(2, neighbours=3, neighbour_weight=1.0))
+    result, losses = evaluated(control, batch), torch.zeros(len(SIZES))
+    predicted = {}
+    for name, method in (("tuned", tuned), ("votes", votes)):
+        groups, _ = loop()._run(method, server_groups(method), method.personal_phases, batch)
+        for client in range(2):
+            views = {group: {k: p[client] if group in groups.stacked else p for k, p in parameters.items()}
+                     for group, parameters in groups.groups.items()}  # fmt: skip
+            predicted[name, client] = method.predict(views, batch.heldout.x[client])
+    for client in range(2):
+        w_g, w_l = predicted["tuned", client].generalized, predicted["tuned", client].personalized
+        p = 0.3 * w_g.softmax(-1) + 0.3 * w_l.softmax(-1) + 0.4 * predicted["votes", client].personalized.softmax(-1)
+        losses[client] = F.nll_loss(p.log(), batch.heldout.y[client], reduction="sum")
+    torch.testing.assert_close(result.personalized_loss, losses, rtol=1e-4, atol=1e-5)
+
+
+def test_neighbours_beside_w_g_alone_are_knn_per():
+    settings, batch = {"neighbours": 3, "neighbour_weight": 0.4}, chunk(SIZES, heldout=20)
+    control, knn = bound(Interpolation(2, alpha=0.0, **settings)), bound(KNNPer(2, **settings))
+    ours, theirs = evaluated(control, batch), evaluated(knn, batch)
+    torch.testing.assert_close(ours.personalized_loss, theirs.personalized_loss)
+    assert torch.equal(ours.personalized, theirs.personalized)
+
+
+def test_nothing_is_stored_for_neighbours_without_a_share():
+    method, batch = bound(Interpolation(1)), chunk(SIZES)
+    groups, _ = loop()._run(method, server_groups(method), method.personal_phases, batch)
+    assert "memory" not in groups.groups
+
+
+def test_neighbours_of_several_labels_are_refused():
+    with pytest.raises(ConfigurationError, match="neighbours vote for one label, the task MultiLabel"):
+        Interpolation(1, neighbour_weight=0.1).bind(network(), MultiLabel(k=2))
 
 
 def test_an_average_of_label_probabilities_has_their_loss():

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from flow_pl.data.batch import GLOBAL, LOCAL
 from flow_pl.engine.server_round import server_groups
 from flow_pl.errors import ConfigurationError
-from flow_pl.methods import FedAvg, Flow, KNNPer
+from flow_pl.methods import FedAvg, Flow
 from flow_pl.models.routers import InstanceRouter, Router
 from tests.support import PublishedFlow, bound, chunk, delta, flat, loop, minibatches, network, select, sgd, train_alone
 
@@ -168,24 +168,6 @@ def test_a_router_that_is_not_adapted_stays_the_servers():
     groups, _ = loop()._run(method, server_groups(method), method.personal_phases, chunk((11, 6)))
     assert "router" not in groups.stacked
     assert "local" in groups.stacked
-
-
-def test_neighbours_vote_beside_the_routed_model():
-    """Where every instance goes the global way, Flow with neighbours is kNN-Per."""
-    settings, batch = {"neighbours": 3, "neighbour_weight": 0.4}, chunk((9, 5), heldout=7)
-    flow, knn = bound(Flow(1, router=AllGlobal, adapt_router=False, **settings)), bound(KNNPer(1, **settings))
-    flow.modules["global"].load_state_dict(knn.modules["global"].state_dict())
-    found, expected = (loop().evaluate_clients(m, server_groups(m), batch) for m in (flow, knn))
-    torch.testing.assert_close(found.personalized_loss, expected.personalized_loss)
-    assert torch.equal(found.personalized, expected.personalized)
-    assert not torch.allclose(found.personalized_loss, found.generalized_loss)
-
-
-@pytest.mark.parametrize("split", ["none", "cross"])
-def test_nothing_is_stored_for_neighbours_without_a_share(split):
-    method, batch = bound(Flow(1, router=small_router, split=split)), chunk((9, 5))
-    groups, _ = loop()._run(method, server_groups(method), method.personal_phases, batch)
-    assert "memory" not in groups.groups
 
 
 def test_w_g_never_moves_in_personalization():
