@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -22,13 +23,16 @@ from flow_pl.engine.server_round import server_groups
 from flow_pl.errors import ConfigurationError, DataError, FlowError, find_cause
 from flow_pl.methods.base import Method
 from flow_pl.module import FederatedModule
+from flow_pl.shipped import find
 from flow_pl.utils.checkpoints import WholeCheckpointIO
 from flow_pl.utils.groups import Groups
 from flow_pl.utils.rng import Stream, generator
 
 
 def load(
-    config: str | os.PathLike[str], checkpoint: str | os.PathLike[str], *overrides: str
+    config: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    checkpoint: str | os.PathLike[str],
+    *overrides: str,
 ) -> tuple[FederatedModule, FederatedDataModule]:
     """A trained module and its data module, without a trainer.
 
@@ -40,8 +44,8 @@ def load(
     that. For `personalize` every client is one that has not been sampled yet.
 
     Args:
-        config: YAML file of the run, of `configs` or the one that the run has saved; what it says of the trainer and
-            the seed has no effect.
+        config: YAML file that the run has saved, or the files or names of shipped ones that it was put together
+            from (`["task/digits", "method/flow"]`); what they say of the trainer and the seed has no effect.
         checkpoint: of the run, on the CPU when it is loaded.
         *overrides: options of the command line for `--model` and `--data`, such as "--data.cache_dir=/tmp/stores".
 
@@ -54,22 +58,26 @@ def load(
     """
     saved = WholeCheckpointIO().load_checkpoint(os.fspath(checkpoint))
     with torch.random.fork_rng(devices=[]):  # initial weights are drawn, and replaced at once
-        module, data = instantiate(os.fspath(config), *overrides)
+        module, data = instantiate(config, *overrides)
     check_checkpoint(saved["flow_pl"], module.identity(), saved["state_dict"], dict(module.state_dict()))
     module.load_state_dict(saved["state_dict"])
     return module.eval(), data
 
 
-def instantiate(config: str, *overrides: str) -> tuple[FederatedModule, FederatedDataModule]:
+def instantiate(
+    config: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], *overrides: str
+) -> tuple[FederatedModule, FederatedDataModule]:
     """The untrained module and the data module of a configuration, as the command line makes them.
 
     Args:
-        config: YAML file of a run.
+        config: YAML file of a run, or several; names of shipped ones are found.
         *overrides: options of the command line for `--model` and `--data`.
 
     Raises:
         ConfigurationError: they are not valid.
     """
+    listed = [config] if isinstance(config, str | os.PathLike) else config
+    files = [find(os.fspath(each)) for each in listed]
     parser = LightningArgumentParser(exit_on_error=False)
     parser.add_argument("--config", action=ActionConfigFile)
     for ignored in ("seed_everything", "trainer", "ckpt_path", "weights_only"):
@@ -77,11 +85,11 @@ def instantiate(config: str, *overrides: str) -> tuple[FederatedModule, Federate
     parser.add_lightning_class_args(FederatedModule, "model")
     parser.add_lightning_class_args(FederatedDataModule, "data", subclass_mode=True)
     try:
-        settings = parser.parse_args(["--config", config, *overrides])
+        settings = parser.parse_args([*(f"--config={file}" for file in files), *overrides])
         check_class_paths(settings)
         made = parser.instantiate_classes(settings)
     except argparse.ArgumentError as error:
-        raise ConfigurationError(f"{config} cannot be used: {error}") from error
+        raise ConfigurationError(f"{', '.join(map(str, files))} cannot be used: {error}") from error
     except Exception as error:
         cause = find_cause(error, FlowError)
         if cause is None:

@@ -28,7 +28,7 @@ RECORDS = {"ClientBatch", "ClientStore", "Derive", "Examples", "Phase", "Predict
 """What the code itself makes and hands on, besides the named tuples; nobody configures them."""
 
 REQUIRED: dict[str, dict[str, Any]] = {
-    "FederatedModule": {"backbone": MLP(2, 2), "method": FedAvg(1)},
+    "FederatedModule": {"backbone": MLP(2, 2), "method": FedAvg()},
     "InstanceRouter": {"blocks": [nn.Linear(2, 2)]},
     "SequenceRouter": {"blocks": [LSTM(2, 2), nn.Linear(2, 2)]},
     "MLP": {"in_features": 2, "num_classes": 2},

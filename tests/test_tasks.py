@@ -142,7 +142,7 @@ def test_padded_rows_never_count_in_a_step(reduction):
     """A client alone and beside a longer one, whose padding holds garbage: a plain loop's steps on the real rows."""
     task = MultiLabel(k=2, reduction=reduction)
     batch = with_tags(chunk((7, 3), epochs=2))
-    method = FedAvg(2)
+    method = FedAvg()
     torch.manual_seed(0)
     method.bind(nn.Sequential(nn.Linear(FEATURES, TAGS)), task)
     before = server_groups(method)
@@ -214,7 +214,7 @@ def test_more_predicted_labels_than_there_are_is_refused():
     [(Classification(), (3,), r"\[\]"), (MultiLabel(k=2), (), r"\[3\]"), (MultiLabel(k=2), (2,), r"\[3\]")],
 )
 def test_labels_of_another_task_are_refused(objective, label_shape, expected):
-    method = FedAvg(1)
+    method = FedAvg()
     method = method.bind(nn.Sequential(nn.Linear(4, 3)), objective)
     name = type(objective).__name__
     with pytest.raises(ConfigurationError, match=rf"label of the data has shape .*, {name} .* expects {expected}"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -62,10 +62,11 @@ def parse(args: Sequence[str]) -> Options:
     given, passed_on = _make_parser().parse_known_args(args)
     _check(given, passed_on)
     common = [shipped.find(name) for name in given.config]
-    name = given.out.name if given.out else shipped.run_name(common)
+    methods = find_methods(given.methods)
+    name = given.out.name if given.out else comparison_name(common, methods.values())
     return Options(
         common=common,
-        methods=find_methods(given.methods),
+        methods=methods,
         seeds=given.seeds,
         folder=given.out or Path("runs", "compare", name),
         name=name,
@@ -90,7 +91,7 @@ def _make_parser() -> argparse.ArgumentParser:
         "-c",
         "--config",
         action="append",
-        required=True,
+        default=[],
         metavar="NAME",
         help="configuration of every run, such as task/digits; may be given several times",
     )
@@ -151,3 +152,19 @@ def find_methods(patterns: Sequence[str]) -> dict[str, Path]:
             )
         methods[path.stem] = path
     return methods
+
+
+def comparison_name(common: Sequence[Path], methods: Iterable[Path]) -> str:
+    """The name of a comparison: that of what all runs have in common, or else of the methods' folder.
+
+    Args:
+        common: configurations of every run.
+        methods: of each method.
+
+    Raises:
+        ConfigurationError: there is nothing in common, and the methods are in several folders.
+    """
+    folders = {path.resolve().parent.name for path in methods}
+    if not common and len(folders) > 1:
+        raise ConfigurationError("the configurations are in several folders: say where the results go with --out.")
+    return shipped.run_name(common) or folders.pop()

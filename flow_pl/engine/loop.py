@@ -166,7 +166,7 @@ class FederatedLoop:
         Returns:
             What the clients send and keep.
         """
-        groups, statistics = self._run(method, server, batch, True, loss_scale, kept)
+        groups, statistics = self.run(method, server, batch, True, loss_scale, kept)
         sizes = batch.train.mask.sum(1).to(torch.float32)
         weights = sizes if self.weighting == "examples" else torch.ones_like(sizes)
         factors = {} if method.participation is None else groups.groups[method.participation]
@@ -195,7 +195,7 @@ class FederatedLoop:
     ) -> ClientEvaluation:
         """Personalize a chunk of clients and evaluate w_g and their models on the held-out examples."""
         heldout = _heldout(batch)
-        groups, _ = self._run(method, server, batch, False, kept=kept)
+        groups, _ = self.run(method, server, batch, False, kept=kept)
         zeros = torch.zeros(len(batch), device=batch.client.device)
         totals: dict[str, Tensor] = {}
         with _mode(method, training=False):
@@ -216,7 +216,7 @@ class FederatedLoop:
 
     def personalize(self, method: Method, server: Groups, batch: ClientBatch) -> Groups:
         """The groups of one client after its personalization, without a client axis; copies of what it changed."""
-        groups, _ = self._run(method, server, batch, False)
+        groups, _ = self.run(method, server, batch, False)
         return groups.prefix(1)
 
     def predict_clients(
@@ -224,7 +224,7 @@ class FederatedLoop:
     ) -> ClientPredictions:
         """Personalize a chunk of clients and predict their held-out and unlabelled examples, one by one."""
         heldout = _heldout(batch)
-        groups, _ = self._run(method, server, batch, False, kept=kept)
+        groups, _ = self.run(method, server, batch, False, kept=kept)
         with _mode(method, training=False):
             slices = [
                 map_clients(partial(predict_client, method), groups, examples)
@@ -237,7 +237,7 @@ class FederatedLoop:
         columns = {name: torch.cat([part[name] for part in slices], dim=1) for name in slices[0]}
         return ClientPredictions(batch.client, **columns)
 
-    def _run(
+    def run(
         self,
         method: Method,
         server: Groups,

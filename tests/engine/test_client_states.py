@@ -122,7 +122,7 @@ def test_which_methods_keep_something():
 
 
 def ditto():
-    return Ditto(1, regularization=0.3)
+    return Ditto(regularization=0.3)
 
 
 def personal(model):

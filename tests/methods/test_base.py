@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from functools import partial
 from types import MappingProxyType
 
 import pytest
@@ -32,20 +33,20 @@ from flow_pl.methods import (
     Step,
 )
 from flow_pl.tasks import Classification
-from tests import test_sequences as sequences
+from tests.models import test_sequences as sequences
 from tests.support import CLASSES, FEATURES, bound, chunk, delta, loop, network, select
 
 SIZES = (11, 6)
 METHODS = [
-    APFL, Ditto, FedAvg, FedRep, FineTuning, Flow, HypCluster, Interpolation, KNNPer, LGFedAvg, Local, PartialFed,
-    PerFedAvg, PFedMe,
+    APFL, Ditto, FedAvg, FedRep, FineTuning, Flow, HypCluster, Interpolation, KNNPer, LGFedAvg, partial(Local, 4),
+    PartialFed, PerFedAvg, PFedMe,
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("make", METHODS)
 def test_a_bound_method_is_a_copy(make):
     """One method in two modules: the first evaluates its own weights, with parts of its own."""
-    method = make(1)
+    method = make()
     before = dict(vars(method))
     first = FederatedModule(network(seed=0), method)
     second = FederatedModule(network(seed=1), method)
@@ -59,17 +60,17 @@ def test_a_bound_method_is_a_copy(make):
     check_fit(first.method, torch.zeros(1, FEATURES), CLASSES)
     check_fit(second.method, torch.zeros(1, FEATURES), CLASSES)
     batch = chunk(SIZES, epochs=4)
-    again = bound(make(1), network(seed=0))
+    again = bound(make(), network(seed=0))
     again.modules["global"].load_state_dict(first.backbone.state_dict())
     for name, module in again.modules.items():
         module.load_state_dict(first.server[name].state_dict())
-    results = [loop().evaluate_clients(m, server_groups(m), batch) for m in (first.method, again)]
+    results = [loop(local_epochs=1).evaluate_clients(m, server_groups(m), batch) for m in (first.method, again)]
     assert torch.equal(results[0].personalized_loss, results[1].personalized_loss)
     assert torch.equal(results[0].generalized_loss, results[1].generalized_loss)
 
 
 def test_a_bound_method_can_be_bound_again():
-    method = bound(FineTuning(1), network(seed=0))
+    method = bound(FineTuning(), network(seed=0))
     again = method.bind(network(seed=1), Classification())
     assert method.modules["global"] is not again.modules["global"]
     assert again.phases[0] is not method.phases[0]
@@ -79,14 +80,14 @@ def test_a_bound_method_can_be_bound_again():
 @pytest.mark.parametrize("how", [copy.deepcopy, lambda method: pickle.loads(pickle.dumps(method))])
 def test_a_deep_copy_of_a_bound_method_is_its_own(make, how):
     """Its steps refer to the copy's backbone, not to that of the original."""
-    method, batch = bound(make(1)), chunk(SIZES, epochs=4)
+    method, batch = bound(make()), chunk(SIZES, epochs=4)
     copied = how(method)
     assert copied.modules["global"] is copied.model.backbone
     assert copied.model.backbone is not method.model.backbone
-    expected = loop().evaluate_clients(method, server_groups(method), batch)
+    expected = loop(local_epochs=1).evaluate_clients(method, server_groups(method), batch)
     for p in method.modules["global"].parameters():
         nn.init.zeros_(p)
-    found = loop().evaluate_clients(copied, server_groups(copied), batch)
+    found = loop(local_epochs=1).evaluate_clients(copied, server_groups(copied), batch)
     assert torch.equal(found.personalized_loss, expected.personalized_loss)
 
 
@@ -94,13 +95,12 @@ class Named(FedAvg):
     """FedAvg with groups of any name."""
 
     def __init__(self, moves="global", part="all", **names):
-        super().__init__(1)
         self.moves, self.part = moves, part
         for name, value in names.items():
             setattr(self, name, value)
 
     def training(self):
-        return (Phase(self.part, 1, (Step(self.moves, lambda groups, minibatch: 0.0),)),)
+        return (Phase(self.part, (Step(self.moves, lambda groups, minibatch: 0.0),)),)
 
 
 @pytest.mark.parametrize(
@@ -124,9 +124,8 @@ def test_unknown_names_are_refused_when_the_method_is_bound(settings, expected):
 @pytest.mark.parametrize(
     ("make", "expected"),
     [
-        (lambda: Phase("all", 0, ()), "epochs of a Phase is 0, expected a whole number of 1 or more"),
-        (lambda: Phase("all", 1, (), first_order=-1), "first_order of a Phase is -1"),
-        (lambda: Phase("all", 1, Step("global", len)), "steps of a Phase are Step.*expected a tuple of Steps"),
+        (lambda: Phase("all", (), 0), "epochs of a Phase is 0, expected a whole number of 1 or more"),
+        (lambda: Phase("all", Step("global", len)), "steps of a Phase are Step.*expected a tuple of Steps"),
         (lambda: Derive("half", len), "part of a Derive is half"),
         (lambda: Step("global", len, lr_scale=0.0), "lr_scale of the step of 'global' is 0.0"),
         (lambda: Step("global", len, bounds=(1.0, 0.0)), "bounds .* smaller value first"),
@@ -163,7 +162,7 @@ FROZEN = {"0.weight", "0.bias", "2.bias"}
 @pytest.mark.parametrize("make", METHODS)
 def test_frozen_parameters_are_in_no_group(make):
     """Never stacked, sent, kept or moved, and side by side the numbers are those of one client at a time."""
-    method, batch = bound(make(1), partly_frozen()), chunk(SIZES, epochs=4)
+    method, batch = bound(make(), partly_frozen()), chunk(SIZES, epochs=4)
     if isinstance(method, Flow):
         method.router.exits.dropout.p = 0.0
         assert method.route_names == ["2", "4", "6"]
@@ -174,8 +173,8 @@ def test_frozen_parameters_are_in_no_group(make):
         for name, g in method.initial_state(server).items()
     }
     torch.manual_seed(0)
-    update = loop().train_clients(method, server, batch, kept=kept or None)
-    evaluation = loop().evaluate_clients(method, server, batch)
+    update = loop(local_epochs=1).train_clients(method, server, batch, kept=kept or None)
+    evaluation = loop(local_epochs=1).evaluate_clients(method, server, batch)
     groups = [*server.values(), *method.start(server).values(), *update.difference.values(), *update.kept.values()]
     for group in (*groups, *sent_parameters(method).values()):
         assert not FROZEN & group.keys()
@@ -183,14 +182,14 @@ def test_frozen_parameters_are_in_no_group(make):
     if isinstance(method, PartialFed):
         return  # its strategy is drawn per chunk
     for client in range(2):
-        alone = loop().evaluate_clients(method, server, select(batch, [client]))
+        alone = loop(local_epochs=1).evaluate_clients(method, server, select(batch, [client]))
         torch.testing.assert_close(alone.personalized_loss[0], evaluation.personalized_loss[client])
 
 
 def test_a_frozen_block_trains_as_a_plain_loop_has_it():
     from tests.support import train_alone
 
-    method, batch = bound(FedAvg(2), partly_frozen()), chunk(SIZES)
+    method, batch = bound(FedAvg(), partly_frozen()), chunk(SIZES)
     update = delta(loop().train_clients(method, server_groups(method), batch))["global"]
     total = {name: torch.zeros_like(p) for name, p in method.modules["global"].named_parameters()}
     for client, size in enumerate(SIZES):
@@ -213,7 +212,7 @@ def test_a_frozen_block_trains_as_a_plain_loop_has_it():
 
 
 def test_models_of_hypcluster_have_the_same_frozen_parameters():
-    method = HypCluster(1, clusters=3).bind(partly_frozen(), Classification())
+    method = HypCluster(clusters=3).bind(partly_frozen(), Classification())
     for name in ("cluster_1", "cluster_2"):
         for key, p in method.modules["global"].named_parameters():
             assert (p is method.modules[name].get_parameter(key)) == (key in FROZEN)
@@ -221,7 +220,7 @@ def test_models_of_hypcluster_have_the_same_frozen_parameters():
 
 def test_a_backbone_that_is_frozen_whole_is_refused():
     with pytest.raises(ConfigurationError, match=r"no block with parameters to train.*frozen"):
-        FedAvg(1).bind(network().requires_grad_(False), Classification())
+        FedAvg().bind(network().requires_grad_(False), Classification())
 
 
 def test_private_and_shared_may_be_read_only():

@@ -38,7 +38,7 @@ def mixed(base, query, stored, labels, k, share):
 
 def test_the_neighbours_vote_beside_w_g():
     """Client 1 has 3 examples for k = 5, and padding full of garbage that is nobody's neighbour."""
-    method, batch = bound(KNNPer(1, neighbours=5, neighbour_weight=0.4)), chunk(SIZES, heldout=7)
+    method, batch = bound(KNNPer(neighbours=5, neighbour_weight=0.4)), chunk(SIZES, heldout=7)
     result = evaluated(method, batch)
     body, head = method.modules["global"][:2], method.modules["global"][3]
     for client, n in enumerate(SIZES):
@@ -55,7 +55,7 @@ def test_the_neighbours_vote_beside_w_g():
 
 
 def test_a_stored_instance_gets_its_own_label_from_one_neighbour():
-    method, batch = bound(KNNPer(1, neighbours=1, neighbour_weight=1.0)), chunk(SIZES)
+    method, batch = bound(KNNPer(neighbours=1, neighbour_weight=1.0)), chunk(SIZES)
     batch.heldout = batch.train
     result = evaluated(method, batch)
     assert result.personalized.tolist() == list(SIZES)
@@ -64,8 +64,8 @@ def test_a_stored_instance_gets_its_own_label_from_one_neighbour():
 
 
 def test_it_trains_as_fedavg_and_keeps_nothing():
-    method, batch = bound(KNNPer(2)), chunk(SIZES)
-    fedavg = bound(FedAvg(2))
+    method, batch = bound(KNNPer()), chunk(SIZES)
+    fedavg = bound(FedAvg())
     update = loop().train_clients(method, server_groups(method), batch)
     expected = loop().train_clients(fedavg, server_groups(fedavg), batch)
     assert torch.equal(flat(delta(update)["global"]), flat(delta(expected)["global"]))
@@ -74,7 +74,7 @@ def test_it_trains_as_fedavg_and_keeps_nothing():
 
 
 def test_without_weight_it_is_fedavg():
-    method, fedavg, batch = bound(KNNPer(2, neighbour_weight=0.0)), bound(FedAvg(2)), chunk(SIZES, heldout=20)
+    method, fedavg, batch = bound(KNNPer(neighbour_weight=0.0)), bound(FedAvg()), chunk(SIZES, heldout=20)
     ours, theirs = evaluated(method, batch), evaluated(fedavg, batch)
     for name, value in vars(theirs).items():
         assert value is None if getattr(ours, name) is None else torch.equal(getattr(ours, name), value)
@@ -82,7 +82,7 @@ def test_without_weight_it_is_fedavg():
 
 @pytest.mark.parametrize("sizes", [(11, 8, 3), (11,)])
 def test_neither_chunks_nor_slices_nor_turns_change_anything(sizes, monkeypatch):
-    method, batch = bound(KNNPer(1, neighbours=4)), chunk(sizes, heldout=9)
+    method, batch = bound(KNNPer(neighbours=4)), chunk(sizes, heldout=9)
     whole = evaluated(method, batch)
     sliced = evaluated(method, batch, evaluation_batch_size=2)
     monkeypatch.setattr(memory_module, "BUDGET", 60)  # three queries at once
@@ -125,9 +125,9 @@ def test_distances_are_exact_where_representations_are_large():
 
 
 def test_each_token_is_stored_and_padding_never():
-    method = sequences.bound(KNNPer(1, neighbours=3, neighbour_weight=0.5))
+    method = sequences.bound(KNNPer(neighbours=3, neighbour_weight=0.5))
     batch = sequences.batch((6, 4))
-    groups, _ = loop()._run(method, server_groups(method), method.personal_phases, batch)
+    groups, _ = loop(local_epochs=1).run(method, server_groups(method), batch, training=False)
     result = evaluated(method, batch)
     *body, head = method.modules["global"].eval()
     body = nn.Sequential(*body)
@@ -144,7 +144,7 @@ def test_each_token_is_stored_and_padding_never():
 
 
 def test_a_client_without_a_single_token_has_w_g():
-    method, batch = sequences.bound(KNNPer(1)), sequences.batch((6, 4))
+    method, batch = sequences.bound(KNNPer()), sequences.batch((6, 4))
     batch.train.y[1] = 0
     result = evaluated(method, batch)
     assert result.personalized[1] == result.generalized[1] == result.oracle[1]
@@ -153,15 +153,20 @@ def test_a_client_without_a_single_token_has_w_g():
 
 
 def test_characters_train_and_predict():
-    method = sequences.bound(KNNPer(1), NextCharacterLSTM(sequences.TOKENS, embedding=3, hidden=4))
+    method = sequences.bound(KNNPer(), NextCharacterLSTM(sequences.TOKENS, embedding=3, hidden=4))
     batch = sequences.batch((4, 3))
-    assert delta(loop().train_clients(method, server_groups(method), batch))["global"]["head.bias"].abs().sum() > 0
+    assert (
+        delta(loop(local_epochs=1).train_clients(method, server_groups(method), batch))["global"]["head.bias"]
+        .abs()
+        .sum()
+        > 0
+    )
     assert torch.isfinite(evaluated(method, batch).personalized_loss).all()
 
 
 def test_feature_maps_are_flattened():
     head = nn.Sequential(nn.Flatten(), nn.Linear(2 * 4 * 4, CLASSES))
-    method = KNNPer(1)
+    method = KNNPer()
     method = method.bind(nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), head), Classification())
     examples = Minibatch(torch.randn(70, 1, 6, 6), torch.arange(70) % CLASSES, torch.ones(70) > 0)
     groups = server_groups(method)
@@ -173,24 +178,22 @@ def test_feature_maps_are_flattened():
 
 
 def test_predictions_are_made_for_unlabelled_instances():
-    method, batch = bound(KNNPer(1)), chunk(SIZES)
+    method, batch = bound(KNNPer()), chunk(SIZES)
     held = batch.heldout
     batch = ClientBatch(
         batch.client, batch.train, batch.part, batch.order,
         Examples(held.x, torch.full_like(held.y, -1), held.mask, held.sizes), 0,
     )  # fmt: skip
-    assert loop().predict_clients(method, server_groups(method), batch).prediction.shape == (2, 5)
+    assert loop(local_epochs=1).predict_clients(method, server_groups(method), batch).prediction.shape == (2, 5)
 
 
 def test_several_labels_are_refused():
     with pytest.raises(ConfigurationError, match=r"neighbours vote for one label, the task MultiLabel.*Interpolation"):
-        KNNPer(1).bind(MLP(4, 3, (5,)), MultiLabel(k=1))
-    KNNPer(1).bind(MLP(4, 3, (5,)), NextToken())
+        KNNPer().bind(MLP(4, 3, (5,)), MultiLabel(k=1))
+    KNNPer().bind(MLP(4, 3, (5,)), NextToken())
 
 
-@pytest.mark.parametrize(
-    "settings", [{"neighbours": 0}, {"neighbour_weight": 1.5}, {"neighbour_weight": -0.1}, {"local_epochs": 0}]
-)
+@pytest.mark.parametrize("settings", [{"neighbours": 0}, {"neighbour_weight": 1.5}, {"neighbour_weight": -0.1}])
 def test_bad_settings_are_refused(settings):
     (name, value), = settings.items()  # fmt: skip
     with pytest.raises(ConfigurationError, match=f"{name} is {value}"):
