@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import ClassVar, Literal, NamedTuple
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from flow_pl.client_optimizer import OptimizerFactory
-from flow_pl.errors import given, require_count
+from flow_pl.errors import given, require_count, require_positive
 from flow_pl.objective import Objective
 from flow_pl.routing import Groups, Parameters, RoutedModel
 
@@ -118,6 +118,8 @@ class Method(ABC):
     Args:
         local_epochs: epochs over a client's data in a round (E).
         personal_epochs: epochs when a client is personalized for evaluation; None for `local_epochs`.
+        personal_lr_scale: factor on the client optimizer's learning rate for the steps that make the personal model,
+            of a method that has one; see `personal_step`.
 
     Attributes:
         shared: what clients send and the server averages: for a group of the server, the client's group that is its
@@ -138,9 +140,13 @@ class Method(ABC):
     phases: tuple[Phase | Derive, ...]
     personal_phases: tuple[Phase | Derive, ...]
 
-    def __init__(self, local_epochs: int = 3, personal_epochs: int | None = None) -> None:
+    def __init__(
+        self, local_epochs: int = 3, personal_epochs: int | None = None, personal_lr_scale: float = 1.0
+    ) -> None:
         require_count(local_epochs=local_epochs, **given(personal_epochs=personal_epochs))
+        require_positive(personal_lr_scale=personal_lr_scale)
         self.local_epochs = local_epochs
+        self.personal_lr_scale = personal_lr_scale
         self.personal_epochs = local_epochs if personal_epochs is None else personal_epochs
 
     def bind(self, backbone: nn.Module, objective: Objective) -> dict[str, nn.Module]:
@@ -157,6 +163,10 @@ class Method(ABC):
         self.phases = self.training()
         self.personal_phases = self.personalization()
         return self.modules
+
+    def in_round(self, number: int) -> Method:
+        """The method of a round of training: this one, unless its first rounds are another's."""
+        return self
 
     @property
     def epochs(self) -> int:
@@ -216,3 +226,7 @@ class Method(ABC):
     def train_step(self, group: str) -> Step:
         """A step on the task's loss of the backbone under `group` (over the global embedding tables)."""
         return Step(group, lambda groups, minibatch: self.loss(minibatch, groups["global"], groups[group]))
+
+    def personal_step(self, step: Step) -> Step:
+        """A step that makes the personal model: with `personal_lr_scale` on top of its own factor."""
+        return replace(step, lr_scale=step.lr_scale * self.personal_lr_scale)

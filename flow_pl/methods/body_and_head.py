@@ -19,10 +19,17 @@ class BodyAndHead(Method):
         local_epochs: epochs over a client's data in a round (E).
         personal_epochs: epochs when a client is evaluated; None for `local_epochs`.
         head_blocks: how many of the last blocks with parameters are the head.
+        personal_lr_scale: see `Method`.
     """
 
-    def __init__(self, local_epochs: int = 3, personal_epochs: int | None = None, head_blocks: int = 1) -> None:
-        super().__init__(local_epochs, personal_epochs)
+    def __init__(
+        self,
+        local_epochs: int = 3,
+        personal_epochs: int | None = None,
+        head_blocks: int = 1,
+        personal_lr_scale: float = 1.0,
+    ) -> None:
+        super().__init__(local_epochs, personal_epochs, personal_lr_scale)
         require_count(head_blocks=head_blocks)
         self.head_blocks = head_blocks
 

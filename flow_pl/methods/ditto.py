@@ -22,12 +22,19 @@ class Ditto(Method):
         personal_epochs: epochs of the personal model when a client is evaluated; None for `local_epochs`.
         regularization: weight of the distance to w_g (lambda; published by Flow's authors for this baseline: 0.1,
             CIFAR 0.01); 0 trains the personal model alone.
+        personal_lr_scale: factor on the client optimizer's learning rate for the personal model.
     """
 
     private = MappingProxyType({"personal": "personal"})
 
-    def __init__(self, local_epochs: int = 3, personal_epochs: int | None = None, regularization: float = 0.1) -> None:
-        super().__init__(local_epochs, personal_epochs)
+    def __init__(
+        self,
+        local_epochs: int = 3,
+        personal_epochs: int | None = None,
+        regularization: float = 0.1,
+        personal_lr_scale: float = 1.0,
+    ) -> None:
+        super().__init__(local_epochs, personal_epochs, personal_lr_scale)
         require_at_least_zero(regularization=regularization)
         self.regularization = regularization
 
@@ -56,4 +63,4 @@ class Ditto(Method):
             distance = half_squared_distance(groups["personal"], groups["received"])
             return self.loss(minibatch, groups["personal"]) + regularization * distance
 
-        return Step("personal", loss)
+        return self.personal_step(Step("personal", loss))

@@ -25,6 +25,7 @@ class FedRep(BodyAndHead):
         head_epochs: epochs of the head in a round, before those of the body (published: 10). 0 leaves it as initialised
             until a client is evaluated: FedBABU (Oh et al., ICLR 2022).
         head_blocks: how many of the last blocks with parameters are the head.
+        personal_lr_scale: factor on the client optimizer's learning rate for the head.
     """
 
     shared = MappingProxyType({"global": "body"})
@@ -36,21 +37,26 @@ class FedRep(BodyAndHead):
         personal_epochs: int | None = None,
         head_epochs: int = 3,
         head_blocks: int = 1,
+        personal_lr_scale: float = 1.0,
     ) -> None:
         require_count(0, head_epochs=head_epochs)
         if personal_epochs is None and head_epochs:
             personal_epochs = head_epochs
-        super().__init__(local_epochs, personal_epochs, head_blocks)
+        super().__init__(local_epochs, personal_epochs, head_blocks, personal_lr_scale)
         self.head_epochs = head_epochs
 
     def training(self) -> tuple[Phase | Derive, ...]:
         """The head on a frozen body, then the body below the frozen head."""
-        head = (Phase("all", self.head_epochs, (self._step("head"),)),) if self.head_epochs else ()
+        head = (Phase("all", self.head_epochs, (self._head_step(),)),) if self.head_epochs else ()
         return (*head, Phase("all", self.local_epochs, (self._step("body"),)))
 
     def personalization(self) -> tuple[Phase | Derive, ...]:
         """The head's steps alone: the body is the server's."""
-        return (Phase("all", self.personal_epochs, (self._step("head"),)),)
+        return (Phase("all", self.personal_epochs, (self._head_step(),)),)
+
+    def _head_step(self) -> Step:
+        """A step of what a client has of its own."""
+        return self.personal_step(self._step("head"))
 
     def _step(self, moves: str) -> Step:
         """A step of one part on the loss of both."""

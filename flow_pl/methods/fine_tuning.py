@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from torch import Tensor
 
-from flow_pl.errors import require_positive
 from flow_pl.methods.base import Derive, Method, Part, Phase, Prediction
 from flow_pl.routing import Groups
 
@@ -23,9 +20,7 @@ class FineTuning(Method):
     def __init__(
         self, local_epochs: int = 3, personal_epochs: int | None = None, personal_lr_scale: float = 1.0
     ) -> None:
-        super().__init__(local_epochs, personal_epochs)
-        require_positive(personal_lr_scale=personal_lr_scale)
-        self.personal_lr_scale = personal_lr_scale
+        super().__init__(local_epochs, personal_epochs, personal_lr_scale)
 
     def start(self, server: Groups) -> Groups:
         """w_g, and a local model born from it."""
@@ -41,8 +36,7 @@ class FineTuning(Method):
 
     def fine_tune(self, part: Part, group: str) -> Phase:
         """Epochs over a part of the data, on a model born from w_g."""
-        step = replace(self.train_step(group), lr_scale=self.personal_lr_scale)
-        return Phase(part, self.personal_epochs, (step,))
+        return Phase(part, self.personal_epochs, (self.personal_step(self.train_step(group)),))
 
     def predict(self, groups: Groups, x: Tensor) -> Prediction:
         """The fine-tuned model is the personalized one."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from types import MappingProxyType
 from typing import Literal
 
@@ -42,7 +41,7 @@ class Flow(Method):
         adapt_router: whether the router takes its steps when a client is personalized.
         router: makes the router from the routed blocks.
         router_lr_scale: factor on the client optimizer's learning rate for the router.
-        local_lr_scale: factor on it for the local model.
+        personal_lr_scale: factor on it for the local model.
     """
 
     shared = MappingProxyType({"global": "global", "router": "router"})
@@ -62,10 +61,10 @@ class Flow(Method):
         adapt_router: bool = True,
         router: Callable[[Sequence[nn.Module]], Router] = InstanceRouter,
         router_lr_scale: float = 1.0,
-        local_lr_scale: float = 1.0,
+        personal_lr_scale: float = 1.0,
     ) -> None:
-        super().__init__(local_epochs, personal_epochs)
-        require_positive(epsilon=epsilon, router_lr_scale=router_lr_scale, local_lr_scale=local_lr_scale)
+        super().__init__(local_epochs, personal_epochs, personal_lr_scale)
+        require_positive(epsilon=epsilon, router_lr_scale=router_lr_scale)
         require_at_least_zero(regularization=regularization)
         require_choice(("local", "global"), encourage=encourage)
         require_choice(("parts", "none", "cross"), split=split)
@@ -83,7 +82,6 @@ class Flow(Method):
         self.adapt_router = adapt_router
         self.make_router = router
         self.router_lr_scale = router_lr_scale
-        self.local_lr_scale = local_lr_scale
 
     @property
     def route_names(self) -> list[str]:
@@ -179,7 +177,7 @@ class Flow(Method):
     def _local_step(self, group: str) -> Step:
         """A step of a local model, on its own path or through the mixture."""
         step = self.train_step(group) if self.train_local == "own" else self._routed_step(group, group)
-        return replace(step, lr_scale=self.local_lr_scale)
+        return self.personal_step(step)
 
     def _routed_step(self, moves: str, local: str | None = None) -> Step:
         """A step on f(w_p), soft routing, with a local model; for the router with its regulariser."""

@@ -17,12 +17,13 @@ class Local(FineTuning):
 
     Args:
         local_epochs: epochs of a client's own training in all.
+        personal_lr_scale: factor on the client optimizer's learning rate.
     """
 
     shared = MappingProxyType[str, str]({})
 
-    def __init__(self, local_epochs: int = 30) -> None:
-        super().__init__(local_epochs)
+    def __init__(self, local_epochs: int = 30, personal_lr_scale: float = 1.0) -> None:
+        super().__init__(local_epochs, personal_lr_scale=personal_lr_scale)
 
     def training(self) -> tuple[Phase | Derive, ...]:
         """Nothing: there is no communication."""

@@ -214,7 +214,7 @@ def small_steps(params):
 
 @pytest.mark.parametrize("train_local", ["own", "routed"])
 def test_the_local_model_takes_steps_of_its_own_size_alone_or_through_the_mixture(train_local):
-    method = bound(Flow(2, router=small_router, adapt_router=False, train_local=train_local, local_lr_scale=0.3))
+    method = bound(Flow(2, router=small_router, adapt_router=False, train_local=train_local, personal_lr_scale=0.3))
     batch = chunk((11, 6))
     groups, _ = loop()._run(method, server_groups(method), method.personal_phases, batch)
     w_g, router = method.modules["global"], method.modules["router"]
