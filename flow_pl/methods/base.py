@@ -97,7 +97,9 @@ class Prediction:
     Attributes:
         generalized: of the server's model.
         personalized: of the client's personalized model.
-        local: of the client's local model, where the method has one beside the personalized one (for the oracle).
+        local: of a model of the client's own, to be compared and mixed with the server's; None where there is none, or
+            where the server's is not trained, which makes both pointless.
+        memory: of the vote of the client's stored examples, where that is an expert beside the two.
         routes: [N, blocks] bool, True where an instance went through (or leans to) the local block.
         local_probability: in the shape of `routes`, the router's probabilities of the local blocks.
     """
@@ -105,6 +107,7 @@ class Prediction:
     generalized: Tensor
     personalized: Tensor
     local: Tensor | None = None
+    memory: Tensor | None = None
     routes: Tensor | None = None
     local_probability: Tensor | None = None
 

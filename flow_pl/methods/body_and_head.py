@@ -60,6 +60,6 @@ class BodyAndHead(Method):
         }
 
     def predict(self, groups: Groups, x: Tensor) -> Prediction:
-        """The client's head on the client's body predicts."""
+        """The client's head on the client's body predicts. A part of the server's model is never trained."""
         own = self.model.plain(x, groups["body"], groups["head"])
-        return Prediction(self.model.plain(x, groups["global"]), own, local=own)
+        return Prediction(self.model.plain(x, groups["global"]), own)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from types import MappingProxyType
 
-from flow_pl.methods.base import Derive, Phase
+from torch import Tensor
+
+from flow_pl.methods.base import Derive, Phase, Prediction
 from flow_pl.methods.fine_tuning import FineTuning
+from flow_pl.routing import Groups
 
 
 class Local(FineTuning):
@@ -28,3 +31,8 @@ class Local(FineTuning):
     def training(self) -> tuple[Phase | Derive, ...]:
         """Nothing: there is no communication."""
         return ()
+
+    def predict(self, groups: Groups, x: Tensor) -> Prediction:
+        """The client's own model predicts. The server's is never trained."""
+        predicted = super().predict(groups, x)
+        return Prediction(predicted.generalized, predicted.personalized)

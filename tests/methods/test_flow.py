@@ -99,7 +99,7 @@ def test_personalized_model_equals_the_published_one(routing):
         assert evaluated.personalized[client] == right_p.sum()
         assert evaluated.generalized[client] == right_g.sum()
         assert evaluated.both[client] == (right_g & right_p).sum()
-        assert evaluated.oracle[client] == (right_g | right_l).sum()
+        assert evaluated.global_or_local[client] == (right_g | right_l).sum()
         if routing == "hard":
             assert torch.equal(evaluated.routed_local[client], q[..., 1].sum(0))
         torch.testing.assert_close(evaluated.personalized_loss[client], F.cross_entropy(outputs, y, reduction="sum"))

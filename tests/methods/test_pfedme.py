@@ -74,7 +74,7 @@ def test_is_evaluated_with_theta_made_anew(optimizer):
         for found, model in ((result.personalized_loss, theta), (result.generalized_loss, w_g)):
             torch.testing.assert_close(found[client], F.cross_entropy(model(x), y, reduction="sum"))
         right_g, right_p = (model(x).argmax(-1) == y for model in (w_g, theta))
-        assert result.oracle[client] == (right_g | right_p).sum()
+        assert result.global_or_local[client] == (right_g | right_p).sum()
 
 
 def test_one_inner_step_and_eta_lambda_1_is_fedavg():
