@@ -44,8 +44,9 @@ GROUPS: dict[str, tuple[Row, ...]] = {
     "Gain of personalization": (
         Row("gain", "over examples", signed=True),
         Row("gain_client_mean", "mean over clients", signed=True),
-        Row("oracle_accuracy", "oracle accuracy"),
-        Row("oracle_captured", "share of the oracle captured"),
+        Row("best_mixture_accuracy", "best fixed mixture"),
+        Row("gain_over_mixture", "over the best fixed mixture", signed=True),
+        Row("global_or_local_accuracy", "global or local model right"),
     ),
     "Clients": (
         Row("clients_helped", "helped"),

@@ -158,11 +158,11 @@ class FederatedModule(lightning.LightningModule):
         root, share = trainer.default_root_dir, trainer.strategy.broadcast
         self._states = ClientStates(initial, population, root, share, first=trainer.is_global_zero)
 
-    def _kept(self, server: Groups, batch: ClientBatch) -> Groups | None:
+    def _kept(self, method: Method, server: Groups, batch: ClientBatch) -> Groups | None:
         """What the clients of a chunk kept from their last round."""
-        if self._states is None or not len(batch):
+        if self._states is None or not method.private or not len(batch):
             return None
-        return self._states.read(batch.client, self.method.initial_state(server))
+        return self._states.read(batch.client, method.initial_state(server))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The server's optimizer and scheduler."""
@@ -200,16 +200,17 @@ class FederatedModule(lightning.LightningModule):
 
     def training_step(self, batch: ClientBatch, batch_idx: int) -> None:
         """Train a chunk of clients; with the last one of the round, make the server's step."""
+        method = self.method.in_round(self.current_epoch)
         if self._round is None:
-            self._round = ServerRound(self.method, self.max_rejected)
+            self._round = ServerRound(method, self.max_rejected)
         self._round.reject(batch.unusable)
         if len(batch):
             scaler = self._scaler
             scale = None if scaler is None else self.loss_scale.value
             server = server_groups(self.method)
-            for update in self._chunks.run(batch, partial(self._train, server, scale)):
+            for update in self._chunks.run(batch, partial(self._train, method, server, scale)):
                 accepted = self._round.add(update)
-                if self._states is not None:
+                if self._states is not None and method.private:
                     self._states.write(update.client, update.kept, accepted)
         if self.trainer.is_last_batch:
             if self._states is not None:
@@ -218,8 +219,8 @@ class FederatedModule(lightning.LightningModule):
             self._round = None
             self._chunks.end_round()
 
-    def _train(self, server: Groups, scale: Tensor | None, piece: ClientBatch) -> ClientUpdate:
-        return self.loop.train_clients(self.method, server, piece, scale, self._kept(server, piece))
+    def _train(self, method: Method, server: Groups, scale: Tensor | None, piece: ClientBatch) -> ClientUpdate:
+        return self.loop.train_clients(method, server, piece, scale, self._kept(method, server, piece))
 
     def _server_step(self, round_: ServerRound) -> None:
         figures = round_.finish(
@@ -299,7 +300,7 @@ class FederatedModule(lightning.LightningModule):
         server = server_groups(self.method)
 
         def evaluate(piece: ClientBatch) -> ClientEvaluation:
-            return self.loop.evaluate_clients(self.method, server, piece, self._kept(server, piece))
+            return self.loop.evaluate_clients(self.method, server, piece, self._kept(self.method, server, piece))
 
         return concatenate(list(self._chunks.run(batch, evaluate))) if len(batch) else evaluate(batch)
 
@@ -314,7 +315,7 @@ class FederatedModule(lightning.LightningModule):
         server = server_groups(self.method)
 
         def predict(piece: ClientBatch) -> ClientPredictions:
-            return self.loop.predict_clients(self.method, server, piece, self._kept(server, piece))
+            return self.loop.predict_clients(self.method, server, piece, self._kept(self.method, server, piece))
 
         pieces = list(self._chunks.run(batch, predict)) if len(batch) else [predict(batch)]
         # those without any example have no axes to put together

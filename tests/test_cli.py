@@ -92,7 +92,14 @@ def test_fit_then_validate_test_and_predict_from_the_best_checkpoint(config, tmp
     table = ["--trainer.callbacks+=ResultsTable", f"--trainer.callbacks.path={results}"]
     main(["test", "--config", str(config), "--ckpt_path", str(best), *table])
     printed = capsys.readouterr().out
-    for words in ("Flow with MLP", "seen clients", "new clients", "Generalized accuracy", "10th percentile", "oracle"):
+    for words in (
+        "Flow with MLP",
+        "seen clients",
+        "new clients",
+        "Generalized accuracy",
+        "10th percentile",
+        "best fixed mixture",
+    ):
         assert words in printed
     assert json.loads(results.read_text())
 

@@ -195,7 +195,7 @@ def test_every_metric_is_explained(folder):
         general = re.sub(r"^(train/)\w+_loss$", r"\1<group>_loss", general)
         general = re.sub(r"/(linear1|head)$", "/<block>", general)
         assert f"`{general}" in text, metric
-    assert {"train/dropped_clients", "train/late_clients", "gradient_norm", "oracle_captured"} <= logged
+    assert {"train/dropped_clients", "train/late_clients", "gradient_norm", "gain_over_mixture"} <= logged
 
 
 def test_every_callback_is_listed():

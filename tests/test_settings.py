@@ -49,13 +49,13 @@ REQUIRED: dict[str, dict[str, Any]] = {
 }
 
 FROM_ZERO = {"common", "head_epochs", "num_workers", "padding", "rank", "seed", "special_tokens", "split_seed"}
-FROM_ZERO |= {"trace_after"}
+FROM_ZERO |= {"pretrain_rounds", "trace_after"}
 """Whole numbers that may be 0; the others are counts of 1 or more."""
 
 EMPTY = {"MLP.hidden", "NextToken.special_tokens"}
 """Lists that may be empty: a linear model, no second accuracy."""
 
-POSITIVE = {"dirichlet_alpha", "epsilon", "global_lr_scale", "inner_lr_scale", "local_lr_scale", "personal_lr_scale"}
+POSITIVE = {"dirichlet_alpha", "epsilon", "global_lr_scale", "personal_lr_scale"}
 POSITIVE |= {"router_lr_scale", "strategy_lr_scale", "temperature", "PFedMe.regularization"}
 AT_LEAST_ZERO = {"Ditto.regularization", "Flow.regularization", "PerFedAvg.alpha", "SyntheticData.alpha", "beta"}
 AT_LEAST_ZERO |= {"interval_s", "sigma_log_size", "speed_spread", "style_strength"}

@@ -28,6 +28,7 @@ class APFL(Method):
             moves; 1 trains v alone.
         adaptive: whether every client finds its own alpha, starting from `alpha`: before each step of v, alpha takes
             one on the same loss, with the same optimizer and learning rate, and is clamped to 0 to 1.
+        personal_lr_scale: factor on the client optimizer's learning rate for v, and for alpha.
     """
 
     private = MappingProxyType({"personal": "personal"})
@@ -36,7 +37,9 @@ class APFL(Method):
         self,
         alpha: float = 0.25,
         adaptive: bool = False,
+        personal_lr_scale: float = 1.0,
     ) -> None:
+        super().__init__(personal_lr_scale)
         require_share(alpha=alpha)
         self.alpha = alpha
         self.adaptive = adaptive
@@ -72,7 +75,7 @@ class APFL(Method):
             return self.loss(minibatch, self._mixture(groups))
 
         mixing = (Step("mixing", loss, bounds=(0.0, 1.0)),) if self.adaptive else ()
-        return (*mixing, Step("personal", loss))
+        return tuple(map(self.personal_step, (*mixing, Step("personal", loss))))
 
     @staticmethod
     def _mixture(groups: Groups) -> Parameters:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, get_args
 
@@ -127,7 +127,9 @@ class Prediction:
     Attributes:
         generalized: of the server's model.
         personalized: of the client's personalized model.
-        local: of the client's local model, where the method has one beside the personalized one (for the oracle).
+        local: of a model of the client's own, to be compared and mixed with the server's; None where there is none, or
+            where the server's is not trained, which makes both pointless.
+        memory: of the vote of the client's stored examples, where that is an expert beside the two.
         routes: [N, blocks] bool, True where an instance went through (or leans to) the local block.
         local_probability: in the shape of `routes`, the router's probabilities of the local blocks.
     """
@@ -135,6 +137,7 @@ class Prediction:
     generalized: Tensor
     personalized: Tensor
     local: Tensor | None = None
+    memory: Tensor | None = None
     routes: Tensor | None = None
     local_probability: Tensor | None = None
 
@@ -145,6 +148,10 @@ class Method(ABC):
     Subclasses say what a client does in a round (`training`) and what makes its personalized model
     (`personalization`), and predict with the groups that result. Its budget (epochs, batch size, optimizer) is the
     loop's.
+
+    Args:
+        personal_lr_scale: factor on the client optimizer's learning rate for the steps that make the personal model,
+            of a method that has one; see `personal_step`.
 
     Attributes:
         shared: what clients send and the server averages: for a group of the server, the client's group that is its
@@ -170,6 +177,10 @@ class Method(ABC):
     objective: Objective
     modules: dict[str, nn.Module]
     trained: dict[str, tuple[str, ...]]
+
+    def __init__(self, personal_lr_scale: float = 1.0) -> None:
+        require_positive(personal_lr_scale=personal_lr_scale)
+        self.personal_lr_scale = personal_lr_scale
 
     def bind(self: M, backbone: nn.Module, objective: Objective) -> M:
         """A copy of the method for a backbone and a task; the method itself stays as it is, and can be bound again.
@@ -221,6 +232,10 @@ class Method(ABC):
         if "modules" in state:
             self.prepare()
             self.phases, self.personal_phases = tuple(self.training()), tuple(self.personalization())
+
+    def in_round(self, number: int) -> Method:
+        """The method of a round of training: this one, unless its first rounds are another's."""
+        return self
 
     @property
     def route_names(self) -> list[str]:
@@ -281,6 +296,10 @@ class Method(ABC):
     def train_step(self, group: str) -> Step:
         """A step on the task's loss of the backbone under `group` (over the global embedding tables)."""
         return Step(group, lambda groups, minibatch: self.loss(minibatch, groups["global"], groups[group]))
+
+    def personal_step(self, step: Step) -> Step:
+        """A step that makes the personal model: with `personal_lr_scale` on top of its own factor."""
+        return replace(step, lr_scale=step.lr_scale * self.personal_lr_scale)
 
 
 def trained_names(module: nn.Module) -> tuple[str, ...]:

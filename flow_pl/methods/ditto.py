@@ -20,11 +20,13 @@ class Ditto(Method):
     Args:
         regularization: weight of the distance to w_g (lambda; published by Flow's authors for this baseline: 0.1,
             CIFAR 0.01); 0 trains the personal model alone.
+        personal_lr_scale: factor on the client optimizer's learning rate for the personal model.
     """
 
     private = MappingProxyType({"personal": "personal"})
 
-    def __init__(self, regularization: float = 0.1) -> None:
+    def __init__(self, regularization: float = 0.1, personal_lr_scale: float = 1.0) -> None:
+        super().__init__(personal_lr_scale)
         require_at_least_zero(regularization=regularization)
         self.regularization = regularization
 
@@ -53,4 +55,4 @@ class Ditto(Method):
             distance = half_squared_distance(groups["personal"], groups["received"])
             return self.loss(minibatch, groups["personal"]) + regularization * distance
 
-        return Step("personal", loss)
+        return self.personal_step(Step("personal", loss))

@@ -22,6 +22,7 @@ class FedRep(BodyAndHead):
         head_epochs: epochs of the head in a round, before those of the body (published: 10); None for as many as the
             body gets. 0 leaves it as initialised until a client is evaluated.
         head_blocks: how many of the last blocks with parameters are the head.
+        personal_lr_scale: factor on the client optimizer's learning rate for the head.
     """
 
     shared = MappingProxyType({"global": "body"})
@@ -31,19 +32,24 @@ class FedRep(BodyAndHead):
         self,
         head_epochs: int | None = None,
         head_blocks: int = 1,
+        personal_lr_scale: float = 1.0,
     ) -> None:
         require_count(0, **given(head_epochs=head_epochs))
-        super().__init__(head_blocks)
+        super().__init__(head_blocks, personal_lr_scale)
         self.head_epochs = head_epochs
 
     def training(self) -> tuple[Phase | Derive, ...]:
         """The head on a frozen body, then the body below the frozen head."""
-        head = () if self.head_epochs == 0 else (Phase("all", (self._step("head"),), self.head_epochs),)
+        head = () if self.head_epochs == 0 else (Phase("all", (self._head_step(),), self.head_epochs),)
         return (*head, Phase("all", (self._step("body"),)))
 
     def personalization(self) -> tuple[Phase | Derive, ...]:
         """The head's steps alone: the body is the server's."""
-        return (Phase("all", (self._step("head"),)),)
+        return (Phase("all", (self._head_step(),)),)
+
+    def _head_step(self) -> Step:
+        """A step of what a client has of its own."""
+        return self.personal_step(self._step("head"))
 
     def _step(self, moves: str) -> Step:
         """A step of one part on the loss of both."""

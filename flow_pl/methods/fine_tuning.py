@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from torch import Tensor
 
 from flow_pl.methods.base import Derive, Method, Part, Phase, Prediction
 from flow_pl.utils.groups import Groups
-from flow_pl.utils.validation import require_positive
 
 
 class FineTuning(Method):
@@ -17,10 +14,6 @@ class FineTuning(Method):
     Args:
         personal_lr_scale: factor on the client optimizer's learning rate for fine-tuning.
     """
-
-    def __init__(self, personal_lr_scale: float = 1.0) -> None:
-        require_positive(personal_lr_scale=personal_lr_scale)
-        self.personal_lr_scale = personal_lr_scale
 
     def start(self, server: Groups) -> Groups:
         """w_g, and a local model born from it."""
@@ -36,8 +29,7 @@ class FineTuning(Method):
 
     def fine_tune(self, part: Part, group: str) -> Phase:
         """Epochs over a part of the data, on a model born from w_g."""
-        step = replace(self.train_step(group), lr_scale=self.personal_lr_scale)
-        return Phase(part, (step,))
+        return Phase(part, (self.personal_step(self.train_step(group)),))
 
     def predict(self, groups: Groups, x: Tensor) -> Prediction:
         """The fine-tuned model is the personalized one."""

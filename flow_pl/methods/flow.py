@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from types import MappingProxyType
 from typing import Literal
 
@@ -43,7 +42,7 @@ class Flow(Method):
         router: makes the router from the routed blocks; by default a SequenceRouter for recurrent blocks, and an
             InstanceRouter for others.
         router_lr_scale: factor on the client optimizer's learning rate for the router.
-        local_lr_scale: factor on it for the local model.
+        personal_lr_scale: factor on it for the local model.
     """
 
     shared = MappingProxyType({"global": "global", "router": "router"})
@@ -61,9 +60,10 @@ class Flow(Method):
         adapt_router: bool = True,
         router: Callable[[Sequence[nn.Module]], Router] = fitting_router,
         router_lr_scale: float = 1.0,
-        local_lr_scale: float = 1.0,
+        personal_lr_scale: float = 1.0,
     ) -> None:
-        require_positive(epsilon=epsilon, router_lr_scale=router_lr_scale, local_lr_scale=local_lr_scale)
+        super().__init__(personal_lr_scale)
+        require_positive(epsilon=epsilon, router_lr_scale=router_lr_scale)
         require_at_least_zero(regularization=regularization)
         require_choice(("local", "global"), encourage=encourage)
         require_choice(("parts", "none", "cross"), split=split)
@@ -81,7 +81,6 @@ class Flow(Method):
         self.adapt_router = adapt_router
         self.make_router = router
         self.router_lr_scale = router_lr_scale
-        self.local_lr_scale = local_lr_scale
 
     @property
     def route_names(self) -> list[str]:
@@ -183,7 +182,7 @@ class Flow(Method):
     def _local_step(self, group: str) -> Step:
         """A step of a local model, on its own path or through the mixture."""
         step = self.train_step(group) if self.train_local == "own" else self._routed_step(group, group)
-        return replace(step, lr_scale=self.local_lr_scale)
+        return self.personal_step(step)
 
     def _routed_step(self, moves: str, local: str | None = None) -> Step:
         """A step on f(w_p), soft routing, with a local model; for the router with its regulariser."""

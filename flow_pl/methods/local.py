@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from types import MappingProxyType
 
-from flow_pl.methods.base import Derive, Phase
+from torch import Tensor
+
+from flow_pl.methods.base import Derive, Phase, Prediction
 from flow_pl.methods.fine_tuning import FineTuning
 from flow_pl.utils.groups import Groups
 from flow_pl.utils.validation import require_count
@@ -20,15 +22,16 @@ class Local(FineTuning):
 
     Args:
         epochs: of a client's own training in all.
+        personal_lr_scale: factor on the client optimizer's learning rate.
 
     Raises:
-        ConfigurationError: `epochs` is not positive.
+        ConfigurationError: a value is not positive.
     """
 
     shared = MappingProxyType[str, str]({})
 
-    def __init__(self, epochs: int = 30) -> None:
-        super().__init__()
+    def __init__(self, epochs: int = 30, personal_lr_scale: float = 1.0) -> None:
+        super().__init__(personal_lr_scale)
         require_count(epochs=epochs)
         self.epochs = epochs
 
@@ -43,3 +46,8 @@ class Local(FineTuning):
     def personalization(self) -> tuple[Phase | Derive, ...]:
         """All the training that there is."""
         return (replace(self.fine_tune("all", "local"), epochs=self.epochs),)
+
+    def predict(self, groups: Groups, x: Tensor) -> Prediction:
+        """The client's own model predicts. The server's is never trained."""
+        predicted = super().predict(groups, x)
+        return Prediction(predicted.generalized, predicted.personalized)

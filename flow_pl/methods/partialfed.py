@@ -34,6 +34,7 @@ class PartialFed(Method):
         strategy_epochs: epochs on the strategy, before those on the weights.
         temperature: of the Gumbel-softmax; the lower, the closer a draw is to a choice.
         strategy_lr_scale: factor on the client optimizer's learning rate for the strategy.
+        personal_lr_scale: factor on it for the weights when a client is evaluated; in a round they are what it sends.
 
     Raises:
         ConfigurationError: a number is not positive.
@@ -47,7 +48,9 @@ class PartialFed(Method):
         strategy_epochs: int = 1,
         temperature: float = 1.0,
         strategy_lr_scale: float = 1.0,
+        personal_lr_scale: float = 1.0,
     ) -> None:
+        super().__init__(personal_lr_scale)
         require_count(strategy_epochs=strategy_epochs)
         require_positive(temperature=temperature, strategy_lr_scale=strategy_lr_scale)
         self.strategy_epochs = strategy_epochs
@@ -62,20 +65,20 @@ class PartialFed(Method):
 
     def training(self) -> tuple[Phase | Derive, ...]:
         """The strategy, the choice, and the weights of what was chosen."""
-        return self._stages()
+        return self._stages(self.train_step("model"))
 
     def personalization(self) -> tuple[Phase | Derive, ...]:
         """As in a round; nothing of it is kept."""
-        return self._stages()
+        return self._stages(self.personal_step(self.train_step("model")))
 
     def predict(self, groups: Groups, x: Tensor) -> Prediction:
         """The client's model predicts, the same for all instances."""
         personal = self.model.plain(x, groups["model"])
         return Prediction(self.model.plain(x, groups["global"]), personal, local=personal)
 
-    def _stages(self) -> tuple[Phase | Derive, ...]:
+    def _stages(self, step: Step) -> tuple[Phase | Derive, ...]:
         strategy = Phase("all", (self._strategy_step(),), self.strategy_epochs)
-        return (strategy, Derive("all", _assemble), Phase("all", (self.train_step("model"),)))
+        return (strategy, Derive("all", _assemble), Phase("all", (step,)))
 
     def _strategy_step(self) -> Step:
         """A step on the loss of the mixture, with respect to the logits."""

@@ -28,7 +28,7 @@ class PFedMe(Method):
     Args:
         regularization: weight of the distance of theta to w (lambda).
         inner_steps: steps of theta on each minibatch (K; published: 5).
-        inner_lr_scale: factor on the client optimizer's learning rate for theta; by 1 / K theta moves on a minibatch
+        personal_lr_scale: factor on the client optimizer's learning rate for theta; by 1 / K theta moves on a minibatch
             about as far as in one step of FedAvg.
         global_lr_scale: factor on it for w (eta).
     """
@@ -37,14 +37,14 @@ class PFedMe(Method):
         self,
         regularization: float = 1.0,
         inner_steps: int = 5,
-        inner_lr_scale: float = 0.2,
+        personal_lr_scale: float = 0.2,
         global_lr_scale: float = 1.0,
     ) -> None:
+        super().__init__(personal_lr_scale)
         require_count(inner_steps=inner_steps)
-        require_positive(regularization=regularization, inner_lr_scale=inner_lr_scale, global_lr_scale=global_lr_scale)
+        require_positive(regularization=regularization, global_lr_scale=global_lr_scale)
         self.regularization = regularization
         self.inner_steps = inner_steps
-        self.inner_lr_scale = inner_lr_scale
         self.global_lr_scale = global_lr_scale
 
     def start(self, server: Groups) -> Groups:
@@ -72,7 +72,7 @@ class PFedMe(Method):
             distance = half_squared_distance(groups["personal"], groups["global"])
             return self.loss(minibatch, groups["personal"]) + regularization * distance
 
-        return (Step("personal", loss, self.inner_lr_scale),) * self.inner_steps
+        return (self.personal_step(Step("personal", loss)),) * self.inner_steps
 
     def _global_step(self) -> Step:
         """A step on lambda / 2 * ||w - theta||^2: its gradient is lambda (w - theta)."""

@@ -236,7 +236,16 @@ def test_evaluation_in_slices_equals_evaluation_at_once():
     server = server_groups(method)
     whole = loop(local_epochs=1).evaluate_clients(method, server, batch)
     sliced = loop(local_epochs=1, evaluation_batch_size=2).evaluate_clients(method, server, batch)
-    for name in ("count", "generalized", "personalized", "both", "oracle", "routed", "routed_local"):
+    for name in (
+        "count",
+        "generalized",
+        "personalized",
+        "both",
+        "global_or_local",
+        "mixtures",
+        "routed",
+        "routed_local",
+    ):
         assert torch.equal(getattr(whole, name), getattr(sliced, name))
     one_by_one = loop(local_epochs=1, evaluation_batch_size=2).predict_clients(method, server, batch)
     assert torch.equal(one_by_one.personalized_correct.sum(1).float(), whole.personalized)

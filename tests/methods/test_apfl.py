@@ -122,7 +122,7 @@ def test_is_evaluated_mixed_with_the_received_model(seen, adaptive):
             torch.testing.assert_close(found[client], F.cross_entropy(expected, y, reduction="sum"))
         assert result.personalized[client] == (outputs.argmax(-1) == y).sum()
         right_g, right_v = (model(x).argmax(-1) == y for model in (w_g, v))
-        assert result.oracle[client] == (right_g | right_v).sum()
+        assert result.global_or_local[client] == (right_g | right_v).sum()
 
 
 @pytest.mark.parametrize("adaptive", [False, True], ids=["fixed", "adaptive"])

@@ -9,7 +9,8 @@ from torch.nn import functional as F
 from flow_pl.data.batch import GLOBAL, LOCAL
 from flow_pl.engine.server_round import server_groups
 from flow_pl.errors import ConfigurationError
-from flow_pl.methods import FedAvg, FineTuning, Interpolation, KNNPer, Local
+from flow_pl.evaluation.counts import mixture_shares
+from flow_pl.methods import FedAvg, FedRep, FineTuning, Interpolation, KNNPer, LGFedAvg, Local
 from flow_pl.tasks import MultiLabel
 from tests.support import CLASSES, bound, chunk, delta, flat, loop, minibatches, network, sgd, train_alone
 
@@ -29,7 +30,7 @@ def test_fedavg_has_no_personal_model():
     result = evaluated(method, batch)
     assert torch.equal(result.generalized, result.personalized)
     assert torch.equal(result.generalized, result.both)
-    assert result.oracle is None
+    assert result.global_or_local is None
     assert result.routed_local is None
     right = method.modules["global"](batch.heldout.x).argmax(-1) == batch.heldout.y
     assert torch.equal(result.generalized, right.sum(1).float())
@@ -54,7 +55,28 @@ def test_fine_tuning_predicts_with_w_g_trained_on_the_client():
             result.personalized_loss[client], F.cross_entropy(tuned(x), y, reduction="sum"), rtol=1e-4, atol=1e-5
         )
         right_g = method.modules["global"](x).argmax(-1) == y
-        assert result.oracle[client] == (right_g | (tuned(x).argmax(-1) == y)).sum()
+        assert result.global_or_local[client] == (right_g | (tuned(x).argmax(-1) == y)).sum()
+
+
+def test_fixed_mixtures_are_counted_where_there_are_two_trained_models():
+    method, batch = bound(FineTuning(2)), chunk(SIZES, heldout=40)
+    result = evaluated(method, batch)
+    assert result.mixtures.shape == (2, 6)
+    for client in range(2):
+        x, y = batch.heldout.x[client], batch.heldout.y[client]
+        w_g, w_l = (model(x).softmax(-1) for model in (method.modules["global"], fine_tuned(method, batch, client, 2)))
+        for i, (global_, local) in enumerate(mixture_shares(2)):
+            right = (global_ / 5 * w_g + local / 5 * w_l).argmax(-1) == y
+            assert result.mixtures[client, i] == right.sum()
+    assert len(mixture_shares(3)) == 21
+
+
+@pytest.mark.parametrize("make", [Local, FedRep, LGFedAvg])
+def test_nothing_is_mixed_with_a_server_model_that_is_not_trained(make):
+    result = evaluated(bound(make(2)), chunk(SIZES, epochs=3))
+    assert result.global_or_local is None
+    assert result.mixtures is None
+    assert result.personalized is not None
 
 
 def test_fine_tuning_may_take_smaller_steps():
@@ -138,7 +160,9 @@ def test_interpolation_learns_alpha_on_data_its_probe_has_not_seen(average):
         assert groups.groups["alpha"]["alpha"][client].item() == pytest.approx(alpha.item(), abs=1e-5)
         assert alpha.item() != 0.5
     tuned = evaluated(bound(FineTuning()), batch)
-    assert torch.equal(evaluated(method, batch).oracle, tuned.oracle), "the local model is tuned on all the data"
+    assert torch.equal(evaluated(method, batch).global_or_local, tuned.global_or_local), (
+        "the local model is tuned on all the data"
+    )
 
 
 def test_neighbours_vote_beside_the_average():

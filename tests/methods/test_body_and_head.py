@@ -11,6 +11,8 @@ from flow_pl.models import LogisticRegression
 from tests.methods.helpers import TASKS, client_of, copied, filled, next_server, on_task
 from tests.models import test_sequences
 from tests.support import CLASSES, FEATURES, bound, chunk, delta, flat, loop, select, sgd, snapshot, train_alone
+from tests.test_module import data, fitted, module, trainer
+from tests.test_module import parameters as module_parameters
 
 SIZES = (11, 6, 1)
 BODY, HEAD = 0, 3
@@ -129,6 +131,30 @@ def test_lg_fedavg_in_a_clients_first_round_is_fedavg():
         assert torch.equal(p, whole[name])
     for name, p in update.difference["global"].items():
         assert torch.equal(p, whole[name] - server_groups(fedavg)["global"][name])
+
+
+def test_lg_fedavg_may_start_from_a_model_of_fedavg(tmp_path):
+    """Two rounds that are FedAvg's; in the third the head alone is sent, and bodies are kept."""
+    fedavg, _ = fitted(tmp_path, FedAvg(1), rounds=2)
+    pretrained, run = fitted(tmp_path, LGFedAvg(1, pretrain_rounds=2), rounds=2)
+    assert torch.equal(module_parameters(pretrained), module_parameters(fedavg))
+    assert run.callback_metrics["train/clients_with_state"] == 0
+    gone_on, run = fitted(tmp_path, LGFedAvg(1, pretrain_rounds=2), rounds=3)
+    before, after = dict(fedavg.backbone.named_parameters()), dict(gone_on.backbone.named_parameters())
+    moved = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {"head"}
+    assert run.callback_metrics["train/clients_with_state"] == 6
+    assert run.callback_metrics["val/personalized_accuracy"] != run.callback_metrics["val/generalized_accuracy"]
+
+
+def test_a_run_killed_in_pretraining_ends_as_one_that_was_not(tmp_path):
+    settings = {"trainer_settings": {"enable_checkpointing": True, "default_root_dir": str(tmp_path)}}
+    whole, _ = fitted(tmp_path, LGFedAvg(1, pretrain_rounds=2), rounds=3)
+    _, run = fitted(tmp_path, LGFedAvg(1, pretrain_rounds=2), rounds=1, **settings)
+    run.save_checkpoint(tmp_path / "one.ckpt")
+    resumed, again = module(LGFedAvg(1, pretrain_rounds=2)), trainer(3)
+    again.fit(resumed, datamodule=data(tmp_path / "cache"), ckpt_path=str(tmp_path / "one.ckpt"))
+    assert torch.equal(module_parameters(resumed), module_parameters(whole))
 
 
 @pytest.mark.parametrize("make", [FedRep, LGFedAvg])

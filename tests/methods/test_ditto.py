@@ -86,7 +86,7 @@ def test_is_evaluated_with_the_kept_model_trained_on(seen):
         for found, model in ((result.personalized_loss, v), (result.generalized_loss, w_g)):
             torch.testing.assert_close(found[client], F.cross_entropy(model(x), y, reduction="sum"))
         right_g, right_v = (model(x).argmax(-1) == y for model in (w_g, v))
-        assert result.oracle[client] == (right_g | right_v).sum()
+        assert result.global_or_local[client] == (right_g | right_v).sum()
 
 
 @pytest.mark.parametrize("task", TASKS)

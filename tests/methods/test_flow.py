@@ -99,7 +99,7 @@ def test_personalized_model_equals_the_published_one(routing):
         assert evaluated.personalized[client] == right_p.sum()
         assert evaluated.generalized[client] == right_g.sum()
         assert evaluated.both[client] == (right_g & right_p).sum()
-        assert evaluated.oracle[client] == (right_g | right_l).sum()
+        assert evaluated.global_or_local[client] == (right_g | right_l).sum()
         if routing == "hard":
             assert torch.equal(evaluated.routed_local[client], q[..., 1].sum(0))
         torch.testing.assert_close(evaluated.personalized_loss[client], F.cross_entropy(outputs, y, reduction="sum"))
@@ -216,7 +216,7 @@ def small_steps(params):
 
 @pytest.mark.parametrize("train_local", ["own", "routed"])
 def test_the_local_model_takes_steps_of_its_own_size_alone_or_through_the_mixture(train_local):
-    method = bound(Flow(router=small_router, adapt_router=False, train_local=train_local, local_lr_scale=0.3))
+    method = bound(Flow(router=small_router, adapt_router=False, train_local=train_local, personal_lr_scale=0.3))
     batch = chunk((11, 6))
     groups, _ = loop().run(method, server_groups(method), batch, training=False)
     w_g, router = method.modules["global"], method.modules["router"]

@@ -92,7 +92,7 @@ def test_the_picked_model_predicts_and_the_mean_is_the_general_one():
         right_p, right_g = picked.argmax(-1) == y, mean.argmax(-1) == y
         assert result.personalized[client] == right_p.sum() == 20
         assert result.generalized[client] == right_g.sum()
-        assert result.oracle[client] == 20
+        assert result.global_or_local[client] == 20
 
 
 def test_chunks_change_nothing():

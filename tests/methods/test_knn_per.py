@@ -60,7 +60,7 @@ def test_a_stored_instance_gets_its_own_label_from_one_neighbour():
     result = evaluated(method, batch)
     assert result.personalized.tolist() == list(SIZES)
     assert result.personalized_loss.tolist() == [0.0, 0.0]
-    assert torch.equal(result.oracle, result.personalized)
+    assert torch.equal(result.global_or_local, result.personalized)
 
 
 def test_it_trains_as_fedavg_and_keeps_nothing():
@@ -87,7 +87,7 @@ def test_neither_chunks_nor_slices_nor_turns_change_anything(sizes, monkeypatch)
     sliced = evaluated(method, batch, evaluation_batch_size=2)
     monkeypatch.setattr(memory_module, "BUDGET", 60)  # three queries at once
     in_turns = evaluated(method, batch)
-    for name in ("personalized", "personalized_loss", "oracle"):
+    for name in ("personalized", "personalized_loss", "global_or_local"):
         torch.testing.assert_close(getattr(sliced, name), getattr(whole, name))
         torch.testing.assert_close(getattr(in_turns, name), getattr(whole, name))
 
@@ -147,7 +147,7 @@ def test_a_client_without_a_single_token_has_w_g():
     method, batch = sequences.bound(KNNPer()), sequences.batch((6, 4))
     batch.train.y[1] = 0
     result = evaluated(method, batch)
-    assert result.personalized[1] == result.generalized[1] == result.oracle[1]
+    assert result.personalized[1] == result.generalized[1] == result.global_or_local[1]
     torch.testing.assert_close(result.personalized_loss[1], result.generalized_loss[1])
     assert result.personalized_loss[0] != result.generalized_loss[0]
 

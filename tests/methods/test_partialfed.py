@@ -120,7 +120,7 @@ def test_with_everything_received_it_is_fedavg_with_fine_tuning():
     assert torch.equal(flat(delta(update)["global"]), flat(delta(expected)["global"]))
     result = loop().evaluate_clients(method, server_groups(method), batch, kept=kept_by(method, batch, received))
     reference = loop().evaluate_clients(tuned, server_groups(tuned), batch)
-    for name in ("personalized", "personalized_loss", "oracle"):
+    for name in ("personalized", "personalized_loss", "global_or_local"):
         assert torch.equal(getattr(result, name), getattr(reference, name))
 
 

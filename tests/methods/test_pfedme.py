@@ -38,7 +38,7 @@ def reference(w, batch, client, epochs, optimizer, train_global=True):
 
 
 def pfedme(**settings):
-    scales = {"inner_lr_scale": INNER, "global_lr_scale": ETA / LR}
+    scales = {"personal_lr_scale": INNER, "global_lr_scale": ETA / LR}
     return bound(PFedMe(regularization=LAMBDA, inner_steps=K, **scales, **settings))
 
 
@@ -76,13 +76,13 @@ def test_is_evaluated_with_theta_made_anew(optimizer):
         for found, model in ((result.personalized_loss, theta), (result.generalized_loss, w_g)):
             torch.testing.assert_close(found[client], F.cross_entropy(model(x), y, reduction="sum"))
         right_g, right_p = (model(x).argmax(-1) == y for model in (w_g, theta))
-        assert result.oracle[client] == (right_g | right_p).sum()
+        assert result.global_or_local[client] == (right_g | right_p).sum()
 
 
 def test_one_inner_step_and_eta_lambda_1_is_fedavg():
     """theta = w - eta grad f(w), and w <- theta: the distance is always 0 where theta's gradient is taken."""
     batch, sent = chunk(SIZES), []
-    for method in (PFedMe(regularization=1 / LR, inner_steps=1, inner_lr_scale=1.0), FedAvg()):
+    for method in (PFedMe(regularization=1 / LR, inner_steps=1, personal_lr_scale=1.0), FedAvg()):
         method = bound(method)
         update = loop(client_optimizer=plain_sgd).train_clients(method, server_groups(method), batch)
         sent.append(flat(delta(update)["global"]))
@@ -113,7 +113,7 @@ def test_trains_on_every_task(task):
     assert (result.personalized_loss < result.generalized_loss).all()
 
 
-@pytest.mark.parametrize("setting", ["regularization", "inner_steps", "inner_lr_scale", "global_lr_scale"])
+@pytest.mark.parametrize("setting", ["regularization", "inner_steps", "personal_lr_scale", "global_lr_scale"])
 def test_refuses_settings_that_leave_nothing_to_learn(setting):
     with pytest.raises(ConfigurationError, match=rf"{setting} is 0, expected a .*number"):
         PFedMe(**{setting: 0})

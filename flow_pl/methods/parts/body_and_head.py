@@ -17,9 +17,11 @@ class BodyAndHead(Method):
 
     Args:
         head_blocks: how many of the last blocks with parameters are the head.
+        personal_lr_scale: see `Method`.
     """
 
-    def __init__(self, head_blocks: int = 1) -> None:
+    def __init__(self, head_blocks: int = 1, personal_lr_scale: float = 1.0) -> None:
+        super().__init__(personal_lr_scale)
         require_count(head_blocks=head_blocks)
         self.head_blocks = head_blocks
 
@@ -49,6 +51,6 @@ class BodyAndHead(Method):
         }
 
     def predict(self, groups: Groups, x: Tensor) -> Prediction:
-        """The client's head on the client's body predicts."""
+        """The client's head on the client's body predicts. A part of the server's model is never trained."""
         own = self.model.plain(x, groups["body"], groups["head"])
-        return Prediction(self.model.plain(x, groups["global"]), own, local=own)
+        return Prediction(self.model.plain(x, groups["global"]), own)
