@@ -155,6 +155,7 @@ def command(args: Sequence[str]) -> int:
     if given.command == "copy":
         source = find(given.name)
         target = given.folder / source.name
+        given.folder.mkdir(parents=True, exist_ok=True)
         if target.exists():
             raise ConfigurationError(f"{target} is there already: choose another folder, or remove it first.")
         write_text(target, source.read_text(encoding="utf-8"))
@@ -166,7 +167,7 @@ def command(args: Sequence[str]) -> int:
         if kind != last:
             sys.stdout.write(f"{'' if not last else chr(10)}{kind}/  {KINDS[kind]}\n")
             last = kind
-        sys.stdout.write(f"  {name:<38}{title(name)}\n")
+        sys.stdout.write(f"  {name:<46}{title(name)}\n")
     return 0
 
 

@@ -98,7 +98,7 @@ class _Scarce(FederatedLoop):
 
 
 def scarce(holds):
-    made = _Scarce(5, sgd)
+    made = _Scarce(1, None, 5, sgd)
     made.holds, made.asked = holds, []
     return made
 

@@ -59,7 +59,7 @@ def test_fine_tuning_predicts_with_w_g_trained_on_the_client():
 
 
 def test_fixed_mixtures_are_counted_where_there_are_two_trained_models():
-    method, batch = bound(FineTuning(2)), chunk(SIZES, heldout=40)
+    method, batch = bound(FineTuning()), chunk(SIZES, heldout=40)
     result = evaluated(method, batch)
     assert result.mixtures.shape == (2, 6)
     for client in range(2):
@@ -73,7 +73,7 @@ def test_fixed_mixtures_are_counted_where_there_are_two_trained_models():
 
 @pytest.mark.parametrize("make", [Local, FedRep, LGFedAvg])
 def test_nothing_is_mixed_with_a_server_model_that_is_not_trained(make):
-    result = evaluated(bound(make(2)), chunk(SIZES, epochs=3))
+    result = evaluated(bound(make()), chunk(SIZES, epochs=15))
     assert result.global_or_local is None
     assert result.mixtures is None
     assert result.personalized is not None

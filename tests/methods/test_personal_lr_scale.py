@@ -24,8 +24,8 @@ PERSONAL = {
 
 
 def make(method, scale):
-    single = {PFedMe: {"inner_steps": 1}, FedRep: {"head_epochs": 1}}
-    return bound(method(1, personal_lr_scale=scale, **single.get(method, {})))
+    single = {PFedMe: {"inner_steps": 1}, Local: {"epochs": 1}}
+    return bound(method(personal_lr_scale=scale, **single.get(method, {})))
 
 
 def plain(params):
@@ -38,7 +38,9 @@ def test_a_first_step_is_proportional_to_it(method):
     moved = []
     for scale in (1.0, 0.25):
         one = make(method, scale)
-        groups, _ = loop(client_optimizer=plain)._run(one, server_groups(one), one.personal_phases, chunk((1,)))
+        groups, _ = loop(local_epochs=1, client_optimizer=plain).run(
+            one, server_groups(one), chunk((1,)), training=False
+        )
         start = server_groups(one)["global"]
         moved.append({name: p[0] - start[name] for name, p in groups.groups[PERSONAL[method]].items()})
     assert all(p.abs().sum() > 0 for p in moved[0].values())
