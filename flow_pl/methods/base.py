@@ -6,11 +6,12 @@ loop vectorises its functions over clients and hands it one client's tensors.
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,9 @@ from flow_pl.client_optimizer import OptimizerFactory
 from flow_pl.errors import given, require_count
 from flow_pl.objective import Objective
 from flow_pl.routing import Groups, Parameters, RoutedModel
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 Part = Literal["all", "local", "global"]
 
@@ -130,11 +134,17 @@ class Method(ABC):
         phases: what `training` returned when the method was bound.
         personal_phases: what `personalization` returned then.
         modules: the server's modules by group.
+        models: the groups of the server that its own predictions need.
+        scratch: groups that personalization needs and the personalized model does not.
+        training_only: attributes that no prediction needs.
     """
 
     shared: Mapping[str, str] = MappingProxyType({"global": "global"})
     private: Mapping[str, str] = MappingProxyType({})
     participation: ClassVar[str | None] = None
+    models: Sequence[str] = ("global",)
+    scratch: ClassVar[tuple[str, ...]] = ()
+    training_only: ClassVar[tuple[str, ...]] = ("phases", "personal_phases")
     phases: tuple[Phase | Derive, ...]
     personal_phases: tuple[Phase | Derive, ...]
 
@@ -142,6 +152,14 @@ class Method(ABC):
         require_count(local_epochs=local_epochs, **given(personal_epochs=personal_epochs))
         self.local_epochs = local_epochs
         self.personal_epochs = local_epochs if personal_epochs is None else personal_epochs
+
+    def __init_subclass__(cls) -> None:
+        """Let `predict` decide where a subclass overrides it: what it inherits would serve another model."""
+        super().__init_subclass__()
+        if "predict" in vars(cls):
+            for shortcut in ("personal", "personalized"):
+                if shortcut not in vars(cls):
+                    setattr(cls, shortcut, getattr(Method, shortcut))
 
     def bind(self, backbone: nn.Module, objective: Objective) -> dict[str, nn.Module]:
         """Bind the method to a backbone and a task. Called once, by the FederatedModule.
@@ -189,9 +207,39 @@ class Method(ABC):
         start = self.start(server)
         return {name: start[name] for name in self.private}
 
+    def personal(self, groups: Groups) -> Parameters | None:
+        """The backbone's parameters that alone are the personalized model; None where it is made of several models.
+
+        A subclass with a `predict` of its own does not inherit it, nor `personalized`.
+        """
+        return None
+
     def personalized(self, groups: Groups, x: Tensor) -> Tensor:
         """Outputs of the personalized model alone, for serving it."""
-        return self.predict(groups, x).personalized
+        personal = self.personal(groups)
+        return self.predict(groups, x).personalized if personal is None else self.model.plain(x, personal)
+
+    def generalized(self, groups: Groups, x: Tensor) -> Tensor:
+        """Outputs of the server's model alone, from the groups of `models`."""
+        return self.model.plain(x, groups["global"])
+
+    def predictor(self) -> Self:
+        """A copy that predicts with the groups it is given, and holds no weights; it can be copied and pickled.
+
+        Buffers of its modules are copies.
+        """
+        other = copy.copy(self)
+        for name in self.training_only:
+            vars(other).pop(name, None)
+        # stand-ins without data, for a block may ask for a weight's shape; else all weights would be copied
+        stand_ins = {id(p): p.detach().to("meta") for m in self.modules.values() for p in m.parameters()}
+        other = copy.deepcopy(other, stand_ins)
+        for module in (part for whole in other.modules.values() for part in whole.modules()):
+            for name, stand_in in module._parameters.items():
+                vars(module)[name] = stand_in  # as no parameter, or it could not be moved
+            module._parameters.clear()
+            module.training = False
+        return other
 
     @abstractmethod
     def training(self) -> tuple[Phase | Derive, ...]:

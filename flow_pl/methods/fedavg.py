@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from flow_pl.methods.base import Derive, Method, Phase
+from flow_pl.routing import Groups, Parameters
 
 
 class FedAvg(Method):
@@ -18,3 +19,7 @@ class FedAvg(Method):
     def training(self) -> tuple[Phase | Derive, ...]:
         """Epochs over all the data, on w_g."""
         return (Phase("all", self.local_epochs, (self.train_step("global"),)),)
+
+    def personal(self, groups: Groups) -> Parameters | None:
+        """w_g."""
+        return groups["global"]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from flow_pl.errors import require_positive
 from flow_pl.methods.base import Derive, Method, Part, Phase, Prediction
-from flow_pl.routing import Groups
+from flow_pl.routing import Groups, Parameters
 
 
 class FineTuning(Method):
@@ -44,7 +44,11 @@ class FineTuning(Method):
         step = replace(self.train_step(group), lr_scale=self.personal_lr_scale)
         return Phase(part, self.personal_epochs, (step,))
 
+    def personal(self, groups: Groups) -> Parameters | None:
+        """The fine-tuned model."""
+        return {**groups["global"], **groups["local"]}
+
     def predict(self, groups: Groups, x: Tensor) -> Prediction:
         """The fine-tuned model is the personalized one."""
-        local = self.model.plain(x, groups["global"], groups["local"])
+        local = self.model.plain(x, {**groups["global"], **groups["local"]})
         return Prediction(self.model.plain(x, groups["global"]), local, local=local)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from flow_pl.errors import require_choice, require_share
 from flow_pl.methods.base import Derive, Minibatch, Phase, Prediction
 from flow_pl.methods.fine_tuning import FineTuning
-from flow_pl.routing import Groups
+from flow_pl.routing import Groups, Parameters
 
 GRID = 11
 """Candidates for a chosen alpha: 0, 0.1, ..., 1."""
@@ -29,6 +29,8 @@ class Interpolation(FineTuning):
         average: what is averaged.
         personal_lr_scale: factor on the client optimizer's learning rate for fine-tuning.
     """
+
+    scratch: ClassVar[tuple[str, ...]] = ("probe",)
 
     def __init__(
         self,
@@ -60,19 +62,33 @@ class Interpolation(FineTuning):
             return super().personalization()
         return (self.fine_tune("local", "probe"), Derive("global", self._choose_alpha), *super().personalization())
 
+    def personal(self, groups: Groups) -> Parameters | None:
+        """The average of the weights; None where probabilities are averaged."""
+        return self._mean(groups, "local", self._alpha(groups)) if self.average == "weights" else None
+
+    def personalized(self, groups: Groups, x: Tensor) -> Tensor:
+        """Outputs of the average of w_g and the fine-tuned model."""
+        return self._mixed(groups, x, "local", self._alpha(groups))
+
     def predict(self, groups: Groups, x: Tensor) -> Prediction:
         """The average of w_g and the fine-tuned model."""
         tuned = super().predict(groups, x)
-        alpha = groups["alpha"]["alpha"] if isinstance(self.alpha, str) else self.alpha
-        return Prediction(tuned.generalized, self._mixed(groups, x, "local", alpha), local=tuned.local)
+        return Prediction(tuned.generalized, self.personalized(groups, x), local=tuned.local)
+
+    def _alpha(self, groups: Groups) -> float | Tensor:
+        """The share of the fine-tuned model."""
+        return groups["alpha"]["alpha"] if isinstance(self.alpha, str) else self.alpha
+
+    @staticmethod
+    def _mean(groups: Groups, other: str, alpha: float | Tensor) -> Parameters:
+        """The average of the weights of w_g and of another group."""
+        w = groups["global"]
+        return {**w, **{name: w[name].lerp(p, torch.as_tensor(alpha).to(p)) for name, p in groups[other].items()}}
 
     def _mixed(self, groups: Groups, x: Tensor, other: str, alpha: float | Tensor) -> Tensor:
         """Outputs of the average of w_g and another group; of probabilities where these are averaged."""
         if self.average == "weights":
-            mean = {
-                name: groups["global"][name].lerp(p, torch.as_tensor(alpha).to(p)) for name, p in groups[other].items()
-            }
-            return self.model.plain(x, groups["global"], mean)
+            return self.model.plain(x, self._mean(groups, other, alpha))
         base = self.objective.probabilities(self.model.plain(x, groups["global"]))
         tuned = self.objective.probabilities(self.model.plain(x, groups["global"], groups[other]))
         return self.objective.outputs((1 - alpha) * base + alpha * tuned)

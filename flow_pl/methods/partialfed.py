@@ -11,7 +11,7 @@ from torch.nn import functional as F  # noqa: N812 (what torch's own documentati
 
 from flow_pl.errors import require_count, require_positive
 from flow_pl.methods.base import Derive, Method, Minibatch, Phase, Prediction, Step
-from flow_pl.routing import Groups
+from flow_pl.routing import Groups, Parameters
 
 
 class PartialFed(Method):
@@ -73,9 +73,13 @@ class PartialFed(Method):
         """As in a round; nothing of it is kept."""
         return self._stages(self.personal_epochs)
 
+    def personal(self, groups: Groups) -> Parameters | None:
+        """The client's model, the same for all instances."""
+        return groups["model"]
+
     def predict(self, groups: Groups, x: Tensor) -> Prediction:
         """The client's model predicts, the same for all instances."""
-        personal = self.model.plain(x, groups["model"])
+        personal = self.personalized(groups, x)
         return Prediction(self.model.plain(x, groups["global"]), personal, local=personal)
 
     def _stages(self, epochs: int) -> tuple[Phase | Derive, ...]:
