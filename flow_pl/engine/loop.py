@@ -214,9 +214,9 @@ class FederatedLoop:
         always = {name: totals.pop(name, zeros) for name in names}
         return ClientEvaluation(client=batch.client, **always, **totals)
 
-    def personalize(self, method: Method, server: Groups, batch: ClientBatch) -> Groups:
+    def personalize(self, method: Method, server: Groups, batch: ClientBatch, kept: Groups | None = None) -> Groups:
         """The groups of one client after its personalization, without a client axis; copies of what it changed."""
-        groups, _ = self.run(method, server, batch, False)
+        groups, _ = self.run(method, server, batch, False, kept=kept)
         return groups.prefix(1)
 
     def predict_clients(

@@ -60,11 +60,15 @@ class APFL(Method):
         """The steps of alpha and v alone."""
         return (Phase("all", self._personal_steps()),)
 
+    def personal(self, groups: Groups) -> Parameters | None:
+        """The mixture of v and w."""
+        return self._mixture(groups)
+
     def predict(self, groups: Groups, x: Tensor) -> Prediction:
         """The mixture predicts; v is the client's local model."""
         return Prediction(
             generalized=self.model.plain(x, groups["global"]),
-            personalized=self.model.plain(x, self._mixture(groups)),
+            personalized=self.personalized(groups, x),
             local=self.model.plain(x, groups["personal"]),
         )
 

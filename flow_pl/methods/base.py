@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,9 @@ from flow_pl.models.routed import RoutedModel
 from flow_pl.tasks import Objective
 from flow_pl.utils.groups import Groups, OptimizerFactory, Parameters
 from flow_pl.utils.validation import require_choice, require_count, require_positive
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 Part = Literal["all", "local", "global"]
 M = TypeVar("M", bound="Method")
@@ -166,11 +169,17 @@ class Method(ABC):
         modules: the server's modules by group.
         trained: for each group of the server the names of its parameters that are trained. Frozen ones
             (`requires_grad` is False) are in no group: all clients use the server's, which never move.
+        models: the groups of the server that its own predictions need.
+        scratch: groups that personalization needs and the personalized model does not.
+        training_only: attributes that no prediction needs.
     """
 
     shared: Mapping[str, str] = MappingProxyType({"global": "global"})
     private: Mapping[str, str] = MappingProxyType({})
     participation: ClassVar[str | None] = None
+    models: Sequence[str] = ("global",)
+    scratch: ClassVar[tuple[str, ...]] = ()
+    training_only: ClassVar[tuple[str, ...]] = ("phases", "personal_phases")
     phases: tuple[Phase | Derive, ...]
     personal_phases: tuple[Phase | Derive, ...]
     model: RoutedModel
@@ -181,6 +190,14 @@ class Method(ABC):
     def __init__(self, personal_lr_scale: float = 1.0) -> None:
         require_positive(personal_lr_scale=personal_lr_scale)
         self.personal_lr_scale = personal_lr_scale
+
+    def __init_subclass__(cls) -> None:
+        """Let `predict` decide where a subclass overrides it: what it inherits would serve another model."""
+        super().__init_subclass__()
+        if "predict" in vars(cls):
+            for shortcut in ("personal", "personalized"):
+                if shortcut not in vars(cls):
+                    setattr(cls, shortcut, getattr(Method, shortcut))
 
     def bind(self: M, backbone: nn.Module, objective: Objective) -> M:
         """A copy of the method for a backbone and a task; the method itself stays as it is, and can be bound again.
@@ -262,9 +279,39 @@ class Method(ABC):
         start = self.start(server)
         return {name: start[name] for name in self.private}
 
+    def personal(self, groups: Groups) -> Parameters | None:
+        """The backbone's parameters that alone are the personalized model; None where it is made of several models.
+
+        A subclass with a `predict` of its own does not inherit it, nor `personalized`.
+        """
+        return None
+
     def personalized(self, groups: Groups, x: Tensor) -> Tensor:
         """Outputs of the personalized model alone, for serving it."""
-        return self.predict(groups, x).personalized
+        personal = self.personal(groups)
+        return self.predict(groups, x).personalized if personal is None else self.model.plain(x, personal)
+
+    def generalized(self, groups: Groups, x: Tensor) -> Tensor:
+        """Outputs of the server's model alone, from the groups of `models`."""
+        return self.model.plain(x, groups["global"])
+
+    def predictor(self) -> Self:
+        """A copy that predicts with the groups it is given, and holds no weights; it can be copied and pickled.
+
+        Buffers of its modules are copies.
+        """
+        other = copy.copy(self)
+        for name in self.training_only:
+            vars(other).pop(name, None)
+        # stand-ins without data, for a block may ask for a weight's shape; else all weights would be copied
+        stand_ins = {id(p): p.detach().to("meta") for m in self.modules.values() for p in m.parameters()}
+        other = copy.deepcopy(other, stand_ins)
+        for module in (part for whole in other.modules.values() for part in whole.modules()):
+            for name, stand_in in module._parameters.items():
+                vars(module)[name] = stand_in  # as no parameter, or it could not be moved
+            module._parameters.clear()
+            module.training = False
+        return other
 
     @abstractmethod
     def training(self) -> tuple[Phase | Derive, ...]:

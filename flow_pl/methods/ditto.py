@@ -8,7 +8,7 @@ from torch import Tensor
 
 from flow_pl.methods.base import Derive, Method, Minibatch, Phase, Prediction, Step
 from flow_pl.methods.parts.regularizers import half_squared_distance
-from flow_pl.utils.groups import Groups
+from flow_pl.utils.groups import Groups, Parameters
 from flow_pl.utils.validation import require_at_least_zero
 
 
@@ -42,9 +42,13 @@ class Ditto(Method):
         """The personal model's steps alone."""
         return (Phase("all", (self._personal_step(),)),)
 
+    def personal(self, groups: Groups) -> Parameters | None:
+        """The personal model."""
+        return groups["personal"]
+
     def predict(self, groups: Groups, x: Tensor) -> Prediction:
         """The personal model predicts."""
-        personal = self.model.plain(x, groups["personal"])
+        personal = self.personalized(groups, x)
         return Prediction(self.model.plain(x, groups["global"]), personal, local=personal)
 
     def _personal_step(self) -> Step:

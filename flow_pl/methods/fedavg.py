@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from flow_pl.methods.base import Derive, Method, Phase
+from flow_pl.utils.groups import Groups, Parameters
 
 
 class FedAvg(Method):
@@ -11,3 +12,7 @@ class FedAvg(Method):
     def training(self) -> tuple[Phase | Derive, ...]:
         """Epochs over all the data, on w_g."""
         return (Phase("all", (self.train_step("global"),)),)
+
+    def personal(self, groups: Groups) -> Parameters | None:
+        """w_g."""
+        return groups["global"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from flow_pl.methods.base import Derive, Method, Part, Phase, Prediction
-from flow_pl.utils.groups import Groups
+from flow_pl.utils.groups import Groups, Parameters
 
 
 class FineTuning(Method):
@@ -31,7 +31,11 @@ class FineTuning(Method):
         """Epochs over a part of the data, on a model born from w_g."""
         return Phase(part, (self.personal_step(self.train_step(group)),))
 
+    def personal(self, groups: Groups) -> Parameters | None:
+        """The fine-tuned model."""
+        return {**groups["global"], **groups["local"]}
+
     def predict(self, groups: Groups, x: Tensor) -> Prediction:
         """The fine-tuned model is the personalized one."""
-        local = self.model.plain(x, groups["global"], groups["local"])
+        local = self.model.plain(x, {**groups["global"], **groups["local"]})
         return Prediction(self.model.plain(x, groups["global"]), local, local=local)

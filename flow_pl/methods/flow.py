@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from types import MappingProxyType
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -46,6 +46,8 @@ class Flow(Method):
     """
 
     shared = MappingProxyType({"global": "global", "router": "router"})
+    scratch: ClassVar[tuple[str, ...]] = ("probe",)
+    training_only: ClassVar[tuple[str, ...]] = (*Method.training_only, "make_router")
 
     def __init__(
         self,
@@ -155,6 +157,10 @@ class Flow(Method):
             routes=one_hot_routes(q)[..., 1].bool(),
             local_probability=q[..., 1],
         )
+
+    def personal(self, groups: Groups) -> Parameters | None:
+        """None: every instance takes a way of its own through two models."""
+        return None
 
     def personalized(self, groups: Groups, x: Tensor) -> Tensor:
         """Outputs of the routed model alone."""

@@ -12,7 +12,7 @@ from flow_pl.errors import ConfigurationError
 from flow_pl.methods.base import Derive, Minibatch, Phase, Prediction
 from flow_pl.methods.fedavg import FedAvg
 from flow_pl.methods.parts.pieces import pieces
-from flow_pl.utils.groups import Groups
+from flow_pl.utils.groups import Groups, Parameters
 from flow_pl.utils.validation import require_count
 
 
@@ -73,14 +73,21 @@ class HypCluster(FedAvg):
         """Picks a model."""
         return (Derive("all", self._pick),)
 
+    def personal(self, groups: Groups) -> Parameters | None:
+        """The picked model."""
+        return groups["picked"]
+
+    def generalized(self, groups: Groups, x: Tensor) -> Tensor:
+        """All models together: the mean of their probabilities."""
+        if len(self.models) == 1:
+            return super().generalized(groups, x)
+        probabilities = (self.objective.probabilities(self.model.plain(x, groups[name])) for name in self.models)
+        return self.objective.outputs(reduce(torch.add, probabilities) / len(self.models))
+
     def predict(self, groups: Groups, x: Tensor) -> Prediction:
         """All models together, and the picked one."""
-        picked = self.model.plain(x, groups["picked"])
-        if len(self.models) == 1:
-            return Prediction(self.model.plain(x, groups["global"]), picked, local=picked)
-        probabilities = (self.objective.probabilities(self.model.plain(x, groups[name])) for name in self.models)
-        together = self.objective.outputs(reduce(torch.add, probabilities) / len(self.models))
-        return Prediction(together, picked, local=picked)
+        picked = self.personalized(groups, x)
+        return Prediction(self.generalized(groups, x), picked, local=picked)
 
     def _pick(self, groups: Groups, examples: Minibatch) -> Groups:
         """The model with the lowest loss on the examples, the first of equals, and which one it is (1, else 0)."""

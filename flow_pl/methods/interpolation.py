@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from flow_pl.methods.base import Derive, Minibatch, Phase, Prediction, Step
 from flow_pl.methods.fine_tuning import FineTuning
 from flow_pl.methods.parts.local_memory import LocalMemory
-from flow_pl.utils.groups import Groups
+from flow_pl.utils.groups import Groups, Parameters
 from flow_pl.utils.validation import require_choice, require_share
 
 GRID = 11
@@ -34,6 +34,8 @@ class Interpolation(FineTuning):
         neighbour_weight: share of the neighbours in the prediction, 0 to 1; 0 for no memory. Where a client finds
             alpha itself, it does so without them.
     """
+
+    scratch: ClassVar[tuple[str, ...]] = ("probe",)
 
     def __init__(
         self,
@@ -79,12 +81,20 @@ class Interpolation(FineTuning):
         learn = Phase("global", (self._alpha_step(),))
         return (self.fine_tune("local", "probe"), choose if self.alpha == "chosen" else learn, *stages)
 
+    def personal(self, groups: Groups) -> Parameters | None:
+        """The average of the weights; None where probabilities are averaged, or neighbours vote."""
+        if self.average != "weights" or self.memory.share:
+            return None
+        return self._mean(groups, "local", self._alpha(groups))
+
+    def personalized(self, groups: Groups, x: Tensor) -> Tensor:
+        """Outputs of the average of w_g and the fine-tuned model, beside which neighbours vote."""
+        return self.memory.mix(groups, x, self._mixed(groups, x, "local", self._alpha(groups)))[0]
+
     def predict(self, groups: Groups, x: Tensor) -> Prediction:
         """The average of w_g and the fine-tuned model, and the neighbours' vote where they have a share."""
         tuned = super().predict(groups, x)
-        alpha = groups["alpha"]["alpha"] if isinstance(self.alpha, str) else self.alpha
-        mixture, _ = self.memory.mix(groups, x, self._mixed(groups, x, "local", alpha))
-        return Prediction(tuned.generalized, mixture, local=tuned.local)
+        return Prediction(tuned.generalized, self.personalized(groups, x), local=tuned.local)
 
     def _alpha_step(self) -> Step:
         """A step of alpha on the loss of the average with the probe."""
@@ -95,13 +105,20 @@ class Interpolation(FineTuning):
 
         return Step("alpha", loss, bounds=(0.0, 1.0))
 
+    def _alpha(self, groups: Groups) -> float | Tensor:
+        """The share of the fine-tuned model."""
+        return groups["alpha"]["alpha"] if isinstance(self.alpha, str) else self.alpha
+
+    @staticmethod
+    def _mean(groups: Groups, other: str, alpha: float | Tensor) -> Parameters:
+        """The average of the weights of w_g and of another group."""
+        w = groups["global"]
+        return {**w, **{name: w[name].lerp(p, torch.as_tensor(alpha).to(p)) for name, p in groups[other].items()}}
+
     def _mixed(self, groups: Groups, x: Tensor, other: str, alpha: float | Tensor) -> Tensor:
         """Outputs of the average of w_g and another group; of probabilities where these are averaged."""
         if self.average == "weights":
-            mean = {
-                name: groups["global"][name].lerp(p, torch.as_tensor(alpha).to(p)) for name, p in groups[other].items()
-            }
-            return self.model.plain(x, groups["global"], mean)
+            return self.model.plain(x, self._mean(groups, other, alpha))
         base = self.objective.probabilities(self.model.plain(x, groups["global"]))
         tuned = self.objective.probabilities(self.model.plain(x, groups["global"], groups[other]))
         return self.objective.outputs((1 - alpha) * base + alpha * tuned)

@@ -7,7 +7,7 @@ from torch import Tensor
 from flow_pl.methods.base import Derive, Phase, Prediction
 from flow_pl.methods.fedavg import FedAvg
 from flow_pl.methods.parts.local_memory import LocalMemory
-from flow_pl.utils.groups import Groups
+from flow_pl.utils.groups import Groups, Parameters
 
 
 class KNNPer(FedAvg):
@@ -37,6 +37,10 @@ class KNNPer(FedAvg):
     def personalization(self) -> tuple[Phase | Derive, ...]:
         """Stores the client's training examples; nothing where they have no share."""
         return self.memory.stages()
+
+    def personal(self, groups: Groups) -> Parameters | None:
+        """w_g where no neighbour votes."""
+        return None if self.memory.share else groups["global"]
 
     def predict(self, groups: Groups, x: Tensor) -> Prediction:
         """The mixture of the neighbours' vote and w_g; without a stored example, w_g. The vote is the local model."""

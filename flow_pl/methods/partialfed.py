@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 (what torch's own documentation calls it)
 
 from flow_pl.methods.base import Derive, Method, Minibatch, Phase, Prediction, Step
-from flow_pl.utils.groups import Groups
+from flow_pl.utils.groups import Groups, Parameters
 from flow_pl.utils.validation import require_count, require_positive
 
 
@@ -71,9 +71,13 @@ class PartialFed(Method):
         """As in a round; nothing of it is kept."""
         return self._stages(self.personal_step(self.train_step("model")))
 
+    def personal(self, groups: Groups) -> Parameters | None:
+        """The client's model, the same for all instances."""
+        return groups["model"]
+
     def predict(self, groups: Groups, x: Tensor) -> Prediction:
         """The client's model predicts, the same for all instances."""
-        personal = self.model.plain(x, groups["model"])
+        personal = self.personalized(groups, x)
         return Prediction(self.model.plain(x, groups["global"]), personal, local=personal)
 
     def _stages(self, step: Step) -> tuple[Phase | Derive, ...]:

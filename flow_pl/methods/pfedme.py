@@ -6,7 +6,7 @@ from torch import Tensor
 
 from flow_pl.methods.base import Derive, Method, Minibatch, Phase, Prediction, Step
 from flow_pl.methods.parts.regularizers import half_squared_distance
-from flow_pl.utils.groups import Groups
+from flow_pl.utils.groups import Groups, Parameters
 from flow_pl.utils.validation import require_count, require_positive
 
 
@@ -59,9 +59,13 @@ class PFedMe(Method):
         """The steps of theta alone."""
         return (Phase("all", self._inner_steps()),)
 
+    def personal(self, groups: Groups) -> Parameters | None:
+        """The personal model, theta."""
+        return groups["personal"]
+
     def predict(self, groups: Groups, x: Tensor) -> Prediction:
         """The personal model predicts."""
-        personal = self.model.plain(x, groups["personal"])
+        personal = self.personalized(groups, x)
         return Prediction(self.model.plain(x, groups["global"]), personal, local=personal)
 
     def _inner_steps(self) -> tuple[Step, ...]:

@@ -164,19 +164,29 @@ class RoutedModel:
                 h = block.routed(h, first, second, decide)
                 decisions.append(torch.stack(asked, dim=1))
             else:
-                if hard and ahead and not has_client_axis(h):
+                # a program that is exported has no shapes that depend on the instances' ways
+                if hard and ahead and not has_client_axis(h) and not torch.compiler.is_exporting():
                     h = _taken(block, h, first, second, decide(h, h, h)[..., 1] > 0)
                 else:
                     on_global, on_local = call(block, first, (h,)), call(block, second, (h,))
                     q = decide(h, on_global, on_local)
                     q = q.reshape(*q.shape[:-1], *[1] * (on_global.ndim - q.ndim + 1), 2)
-                    h = q[..., 0] * on_global + q[..., 1] * on_local
+                    if hard:
+                        h = torch.where(q[..., 1] > 0, on_local, on_global)
+                    else:
+                        h = q[..., 0] * on_global + q[..., 1] * on_local
+                    h = h.to(_dtype(first))
                 decisions.append(asked[0])
         most = max(q.ndim for q in decisions)
         shape = max(q.shape for q in decisions if q.ndim == most)
         # a decision per instance holds for each of its tokens
         per_token = [q if q.ndim == most else q.unsqueeze(1).expand(shape) for q in decisions]
         return h, torch.stack(per_token, dim=-2)
+
+
+def _dtype(parameters: Parameters) -> torch.dtype:
+    """What a block computes in outside autocast: the router's probabilities are float32, whatever its weights are."""
+    return next(iter(parameters.values())).dtype
 
 
 def _taken(block: nn.Module, h: Tensor, global_: Parameters, local: Parameters, way: Tensor) -> Tensor:

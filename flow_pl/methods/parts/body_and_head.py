@@ -50,7 +50,11 @@ class BodyAndHead(Method):
             "head": {name: model[name] for name in self._head},
         }
 
+    def personal(self, groups: Groups) -> Parameters | None:
+        """The client's head on the client's body."""
+        return {**groups["body"], **groups["head"]}
+
     def predict(self, groups: Groups, x: Tensor) -> Prediction:
         """The client's head on the client's body predicts. A part of the server's model is never trained."""
-        own = self.model.plain(x, groups["body"], groups["head"])
+        own = self.personalized(groups, x)
         return Prediction(self.model.plain(x, groups["global"]), own)

@@ -125,7 +125,9 @@ def nearest(queries: Tensor, memory: Parameters, neighbours: int) -> tuple[Tenso
     offset = stored.square().sum(-1) + TIE * torch.arange(size, device=stored.device)
     offset = offset.masked_fill(~memory["real"], torch.inf)
     labels, weights = [], []
-    for piece in torch.split(queries, max(1, BUDGET // max(1, size))):
+    # the number of pieces would depend on that of the queries, which an exported program leaves open
+    rows = max(1, BUDGET // max(1, size))
+    for piece in (queries,) if torch.compiler.is_exporting() else torch.split(queries, rows):
         least, index = (offset - 2 * piece @ stored.t()).topk(min(neighbours, size), largest=False)
         squares = least - TIE * index + piece.square().sum(-1, keepdim=True)
         labels.append(memory["label"][index])
