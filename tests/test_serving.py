@@ -38,6 +38,7 @@ from tests.models import test_sequences
 from tests.test_module import module as trained
 
 CONFIGS = ("task/synthetic", "tuned/synthetic/flow")
+DITTO = ("task/synthetic", "method/ditto")
 X, Y = torch.randn(11, 8), torch.arange(11) % 3
 
 
@@ -54,9 +55,9 @@ METHODS = {
     "flow": small_flow,
     "flow_hard": lambda: small_flow(routing="hard", split="cross"),
     "flow_by_client": lambda: small_flow(route_by="client"),
-    "flow_with_votes": lambda: small_flow(neighbours=3, neighbour_weight=0.4),
     "hypcluster": lambda: HypCluster(),
     "interpolation": lambda: Interpolation(),
+    "interpolation_votes": lambda: Interpolation(average="probabilities", neighbours=3, neighbour_weight=0.4),
     "interpolation_chosen": lambda: Interpolation(alpha="chosen", average="probabilities"),
     "knn_per": lambda: KNNPer(neighbours=3),
     "lg_fedavg": lambda: LGFedAvg(),
@@ -288,9 +289,9 @@ def test_what_clients_kept_is_loaded_by_name(tmp_path):
     """A round of Ditto with all clients: each one's v is the one that the loop's own evaluation reads."""
     options = ["--trainer.max_epochs=1", f"--trainer.default_root_dir={tmp_path}", f"--data.cache_dir={tmp_path}/cache"]
     options += ["--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.limit_val_batches=0"]
-    cli = run(["fit", f"--config={CONFIGS / 'ditto.yaml'}", *options])
+    cli = run(["fit", *(f"--config={name}" for name in DITTO), *options])
     checkpoint = tmp_path / "checkpoints" / "last.ckpt"
-    module, _ = load(CONFIGS / "ditto.yaml", checkpoint)
+    module, _ = load(DITTO, checkpoint)
     states, data = cli.model._states, cli.datamodule
     sampled = states.known().tolist()
     initial = module.method.initial_state(server_groups(module.method))
@@ -301,7 +302,7 @@ def test_what_clients_kept_is_loaded_by_name(tmp_path):
         assert isinstance(personalize(module, *data.examples(client, "train"), kept=kept), PersonalModel)
     with pytest.raises(DataError, match=r"client 'nobody' keeps nothing in the checkpoint, which has the state of"):
         load_kept(module, checkpoint, "nobody")
-    other, _ = load(CONFIGS / "ditto.yaml", checkpoint)
+    other, _ = load(DITTO, checkpoint)
     other.method.private = {"received": "received", "personal": "personal"}
     with pytest.raises(ConfigurationError, match="the checkpoint's clients keep"):
         load_kept(other, checkpoint, data.client_name(sampled[0]))

@@ -33,15 +33,16 @@ class LGFedAvg(BodyAndHead):
 
     shared = MappingProxyType({"global": "head"})
     private = MappingProxyType({"body": "body"})
+    training_only = (*BodyAndHead.training_only, "_pretraining")
 
     def __init__(self, head_blocks: int = 1, personal_lr_scale: float = 1.0, pretrain_rounds: int = 0) -> None:
         super().__init__(head_blocks, personal_lr_scale)
         require_count(0, pretrain_rounds=pretrain_rounds)
         self.pretrain_rounds = pretrain_rounds
 
-    def prepare(self) -> None:
-        """Bind the method of the first rounds to the same backbone; see `BodyAndHead.prepare`."""
-        super().prepare()
+    def plan(self) -> None:
+        """Plan the first rounds, too."""
+        super().plan()
         self._pretraining = FedAvg().bind(self.modules["global"], self.objective)
 
     def in_round(self, number: int) -> Method:
