@@ -244,7 +244,8 @@ class FederatedLoop:
             step: StackedOptimizer(step.optimizer or self.client_optimizer, groups.stack(step.moves), step.lr_scale)
             for step in dict.fromkeys(phase.steps)
         }
-        x, y = batch.train.x.flatten(0, 1), batch.train.y.flatten(0, 1)
+        data = {"x": batch.train.x, "y": batch.train.y} if phase.examples is None else groups.take(phase.examples)
+        x, y = data["x"].flatten(0, 1), data["y"].flatten(0, 1)
         scales = None if loss_scale is None else loss_scale.expand(len(batch)).clone()
         active = 0
         for t, now in enumerate(schedule.active):

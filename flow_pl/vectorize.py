@@ -19,7 +19,7 @@ from torch.func import vmap
 from flow_pl.errors import ConfigurationError, given, require_choice, require_count
 from flow_pl.linear import ClientLinears
 from flow_pl.methods.base import Minibatch, Step
-from flow_pl.routing import Groups
+from flow_pl.routing import Groups, Parameters
 from flow_pl.tracing import CompileMode, compiled, trace
 
 MAX_TRACES = 256
@@ -55,6 +55,11 @@ class ClientGroups:
             # what was made of shared groups alone is one tensor seen by all clients, which no step could move
             self.groups[name] = {key: p.contiguous() for key, p in group.items()}
         self.stacked.update(groups)
+
+    def take(self, name: str) -> Parameters:
+        """Take a stacked group out; returns its tensors [C, ...]."""
+        self.stacked.remove(name)
+        return self.groups.pop(name)
 
     def prefix(self, active: int) -> Groups:
         """Views on the first clients' groups; without a client axis where there is one client."""

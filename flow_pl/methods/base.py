@@ -69,12 +69,16 @@ class Phase:
         steps: what is done on each minibatch; every step has an optimizer of its own, fresh in each phase, and one
             that stands there several times is taken as often, with one optimizer.
         first_order: the order of the first epoch, for a phase that must not follow another one's minibatches.
+        examples: a group with a row for each training example, made by a `Derive`: its `x` [N, ...] and `y` [N, ...]
+            take the place of the training data in the minibatches, and the group is gone after the phase. None for the
+            training data themselves.
     """
 
     part: Part
     epochs: int
     steps: tuple[Step, ...]
     first_order: int = 0
+    examples: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
