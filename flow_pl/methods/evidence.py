@@ -103,7 +103,7 @@ def add_to_statistics(statistics: Parameters, rows: Tensor, counted: Tensor) -> 
     Args:
         statistics: `EvidenceStatistics` as received.
         rows: evidence [..., F].
-        counted: [...] bool, which rows count; without any, the statistics stay as they are.
+        counted: [...] bool, which rows count; without any, the client's own are zero.
     """
     weight = counted.unsqueeze(-1).to(rows.dtype)
     total = weight.sum().clamp_min(1.0)
@@ -112,8 +112,7 @@ def add_to_statistics(statistics: Parameters, rows: Tensor, counted: Tensor) -> 
         "square": (rows.square() * weight).flatten(0, -2).sum(0) / total,
         "weight": torch.ones_like(statistics["weight"]),
     }
-    share = MOMENTUM * counted.any().to(rows.dtype)
-    return {name: p.lerp(own[name], share) for name, p in statistics.items()}, own
+    return {name: p.lerp(own[name], MOMENTUM) for name, p in statistics.items()}, own
 
 
 def standardise(rows: Tensor, statistics: Parameters, before: Parameters | None = None) -> Tensor:

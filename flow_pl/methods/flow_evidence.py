@@ -66,7 +66,8 @@ class EvidenceFlow(FineTuning):
         hidden: widths of the router's hidden layers.
         dropout: share of the router's hidden units dropped in training.
         router_epochs: epochs of the router over a client's data in a round.
-        router_lr: learning rate of the router's Adam.
+        router_lr: learning rate of the router's AdamW: with Adam's weight decay, a weight whose gradient is zero
+            would decay by whole steps.
         router_weight_decay: its weight decay.
 
     Raises:
@@ -74,6 +75,7 @@ class EvidenceFlow(FineTuning):
     """
 
     shared = MappingProxyType({"global": "global", "router": "router", "statistics": "statistics"})
+    participation = "participation"
 
     def __init__(
         self,
@@ -199,7 +201,13 @@ class EvidenceFlow(FineTuning):
         statistics, own = add_to_statistics(groups["statistics"], torch.cat(rows), real)
         found = standardise(torch.cat(rows), groups["statistics"], own)
         known = torch.cat([torch.cat(targets), real.unsqueeze(-1).to(found.dtype)], dim=-1)
-        return {"statistics": statistics, "evidence": {"x": found[place], "y": known[place]}, "half": {}}
+        some = real.any().to(found.dtype)
+        return {
+            "statistics": statistics,
+            "evidence": {"x": found[place], "y": known[place]},
+            "participation": {"router": some, "statistics": some},
+            "half": {},
+        }
 
     def _router_step(self) -> Step:
         """A step on the negative log likelihood of the pooled prediction, over collected evidence."""
@@ -212,5 +220,5 @@ class EvidenceFlow(FineTuning):
             weight = counted * mask
             return -(likelihood.clamp_min(LEAST).log() * weight).sum() / weight.sum().clamp_min(1.0)
 
-        adam = partial(torch.optim.Adam, lr=self.router_lr, weight_decay=self.router_weight_decay)
+        adam = partial(torch.optim.AdamW, lr=self.router_lr, weight_decay=self.router_weight_decay)
         return Step("router", loss, optimizer=adam)

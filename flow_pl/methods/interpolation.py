@@ -90,8 +90,9 @@ class Interpolation(FineTuning):
         """The average of w_g and the fine-tuned model, and the neighbours' vote where they have a share."""
         tuned = super().predict(groups, x)
         alpha = groups["alpha"]["alpha"] if isinstance(self.alpha, str) else self.alpha
-        mixture, _ = self.memory.mix(groups, x, self._mixed(groups, x, "local", alpha))
-        return Prediction(tuned.generalized, mixture, local=tuned.local)
+        mixture, votes = self.memory.mix(groups, x, self._mixed(groups, x, "local", alpha))
+        memory = votes if self.memory.share else None
+        return Prediction(tuned.generalized, mixture, local=tuned.local, memory=memory)
 
     def _alpha_step(self) -> Step:
         """A step of alpha on the loss of the average with the probe."""
