@@ -145,8 +145,9 @@ class FederatedModule(lightning.LightningModule):
             self._chunks = ChunkSize(True, 4 * sum(p.numel() for p in self._trained()))
 
     def _trained(self) -> list[nn.Parameter]:
-        """The server's parameters that are not frozen."""
-        return [p for group in trained_parameters(self.method).values() for p in group.values()]
+        """The server's parameters that its optimizer moves: neither frozen nor averaged as they are."""
+        groups = trained_parameters(self.method).values()
+        return [p for group in groups for p in group.values() if p.requires_grad]
 
     def _open_states(self, data: FederatedDataModule) -> None:
         """Make room for what clients keep, unless it is there from an earlier stage."""

@@ -56,10 +56,10 @@ EMPTY = {"MLP.hidden", "NextToken.special_tokens"}
 """Lists that may be empty: a linear model, no second accuracy."""
 
 POSITIVE = {"dirichlet_alpha", "epsilon", "global_lr_scale", "personal_lr_scale"}
-POSITIVE |= {"router_lr_scale", "strategy_lr_scale", "temperature", "PFedMe.regularization"}
+POSITIVE |= {"router_lr", "router_lr_scale", "strategy_lr_scale", "temperature", "PFedMe.regularization"}
 AT_LEAST_ZERO = {"Ditto.regularization", "Flow.regularization", "PerFedAvg.alpha", "SyntheticData.alpha", "beta"}
-AT_LEAST_ZERO |= {"interval_s", "sigma_log_size", "speed_spread", "style_strength"}
-SHARE = {"APFL.alpha", "Interpolation.alpha", "neighbour_weight", "shared_fraction"}
+AT_LEAST_ZERO |= {"interval_s", "router_weight_decay", "sigma_log_size", "speed_spread", "style_strength"}
+SHARE = {"APFL.alpha", "EvidenceFlow.alpha", "Interpolation.alpha", "neighbour_weight", "shared_fraction"}
 ABOVE_ZERO_SHARE = {"client_fraction"}
 BELOW_ONE_SHARE = {"dropout", "max_rejected", "new_client_fraction", "p", "test_fraction", "val_fraction"}
 ANY = {"mean_log_size"}

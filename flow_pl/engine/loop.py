@@ -124,22 +124,24 @@ class FederatedLoop:
 
     def orders(self, method: Method) -> int:
         """How many orders of its examples a client needs, for a round or for its personalization."""
-        plans = [*self._plan(method.phases, training=True), *self._plan(method.personal_phases, training=False)]
+        plans = [*self._plan(method, training=True), *self._plan(method, training=False)]
         return max([1, *(orders.stop for _, orders in plans if orders is not None)])
 
-    def _plan(self, stages: Sequence[Phase | Derive], training: bool) -> list[tuple[Phase | Derive, range | None]]:
+    def _plan(self, method: Method, training: bool) -> list[tuple[Phase | Derive, range | None]]:
         """Which of the drawn orders each phase visits, one an epoch.
 
-        The last phase of a round visits the first orders, as FedAvg's only one does, so that methods that send the
-        same model see the same minibatches. Phases before it visit those behind: two models born from w_g would
-        else take the very same steps. Personalization has orders of its own, which every phase visits from the first.
+        Phases that move what is sent, and the last one of a round, visit the first orders, as FedAvg's only phase
+        does: methods that send the same model see the same minibatches. Other phases visit those behind, or two models
+        born from w_g would take the very same steps. Personalization has orders of its own.
         """
+        stages = method.phases if training else method.personal_phases
         budget = self.local_epochs if training else self.personal_epochs
         last = max((i for i, stage in enumerate(stages) if isinstance(stage, Phase)), default=0)
         plan: list[tuple[Phase | Derive, range | None]] = []
         for i, stage in enumerate(stages):
             if isinstance(stage, Phase):
-                first = self.local_epochs if training and i < last else 0
+                sent = any(step.moves in method.shared.values() for step in stage.steps)
+                first = self.local_epochs if training and i < last and not sent else 0
                 plan.append((stage, range(first, first + (budget if stage.epochs is None else stage.epochs))))
             else:
                 plan.append((stage, None))
@@ -247,7 +249,7 @@ class FederatedLoop:
         kept: Groups | None = None,
     ) -> tuple[ClientGroups, TrainingStatistics]:
         """Take a chunk of clients through a round or their personalization, from what the server and they have."""
-        plan = self._plan(method.phases if training else method.personal_phases, training)
+        plan = self._plan(method, training)
         groups = ClientGroups(method.start(server), len(batch))
         if kept is not None:
             groups.put(kept)
@@ -279,7 +281,8 @@ class FederatedLoop:
             step: StackedOptimizer(step.optimizer or self.client_optimizer, groups.stack(step.moves), step.lr_scale)
             for step in dict.fromkeys(phase.steps)
         }
-        x, y = batch.train.x.flatten(0, 1), batch.train.y.flatten(0, 1)
+        data = {"x": batch.train.x, "y": batch.train.y} if phase.examples is None else groups.take(phase.examples)
+        x, y = data["x"].flatten(0, 1), data["y"].flatten(0, 1)
         scales = None if loss_scale is None else loss_scale.expand(len(batch)).clone()
         active = 0
         for t, now in enumerate(schedule.active):

@@ -84,6 +84,9 @@ class ServerRound:
     def finish(self, reduce: Callable[[Tensor], Tensor], number: int) -> dict[str, Tensor]:
         """Sum over processes, and leave the pseudo-gradient (server - mean of clients) in the server's `.grad`.
 
+        Parameters that require no gradient (running statistics) become the clients' mean at once: no server optimizer
+        may scale their change.
+
         Args:
             reduce: sums a tensor over processes.
             number: of the round, for messages.
@@ -114,7 +117,11 @@ class ServerRound:
             )
         start = 0
         for p in (p for group in self._parameters.values() for p in group.values()):
-            p.grad = pseudo_gradient[start : start + p.numel()].view(p.shape)
+            difference = pseudo_gradient[start : start + p.numel()].view(p.shape)
+            if p.requires_grad:
+                p.grad = difference
+            else:
+                p.sub_(difference)
             start += p.numel()
         figures = {
             "clients": clients,
@@ -151,7 +158,7 @@ def changed_parameters(method: Method) -> list[str]:
         f"{group}.{name}"
         for group, module in method.modules.items()
         for name, p in module.named_parameters()
-        if p.requires_grad != (name in method.trained[group])
+        if not getattr(module, "averaged", False) and p.requires_grad != (name in method.trained[group])
     ]
 
 

@@ -85,6 +85,9 @@ class Phase:
             that stands there several times is taken as often, with one optimizer.
         epochs: passes over it, where that is the method's own; None for the loop's budget, `local_epochs` in a round
             and `personal_epochs` in personalization.
+        examples: a group with a row for each training example, made by a `Derive`: its `x` [N, ...] and `y` [N, ...]
+            take the place of the training data in the minibatches, and the group is gone after the phase. None for the
+            training data themselves.
 
     Raises:
         ConfigurationError: there is no such part, no epoch, or something else than steps.
@@ -93,6 +96,7 @@ class Phase:
     part: Part
     steps: tuple[Step, ...]
     epochs: int | None = None
+    examples: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse what the loop could not run."""
@@ -350,8 +354,12 @@ class Method(ABC):
 
 
 def trained_names(module: nn.Module) -> tuple[str, ...]:
-    """Names of the parameters that are not frozen."""
-    return tuple(name for name, p in module.named_parameters() if p.requires_grad)
+    """Names of the parameters that are not frozen, and of those that the server averages without an optimizer.
+
+    The latter are all of a module with an attribute `averaged` that is true (running statistics, say).
+    """
+    averaged = getattr(module, "averaged", False)
+    return tuple(name for name, p in module.named_parameters() if p.requires_grad or averaged)
 
 
 def check_groups(method: Method) -> None:

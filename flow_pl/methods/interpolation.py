@@ -89,12 +89,18 @@ class Interpolation(FineTuning):
 
     def personalized(self, groups: Groups, x: Tensor) -> Tensor:
         """Outputs of the average of w_g and the fine-tuned model, beside which neighbours vote."""
-        return self.memory.mix(groups, x, self._mixed(groups, x, "local", self._alpha(groups)))[0]
+        return self._voted(groups, x)[0]
 
     def predict(self, groups: Groups, x: Tensor) -> Prediction:
         """The average of w_g and the fine-tuned model, and the neighbours' vote where they have a share."""
         tuned = super().predict(groups, x)
-        return Prediction(tuned.generalized, self.personalized(groups, x), local=tuned.local)
+        personalized, votes = self._voted(groups, x)
+        memory = votes if self.memory.share else None
+        return Prediction(tuned.generalized, personalized, local=tuned.local, memory=memory)
+
+    def _voted(self, groups: Groups, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Outputs of the average beside which neighbours vote, and of the neighbours alone."""
+        return self.memory.mix(groups, x, self._mixed(groups, x, "local", self._alpha(groups)))
 
     def _alpha_step(self) -> Step:
         """A step of alpha on the loss of the average with the probe."""

@@ -183,6 +183,8 @@ def test_neighbours_vote_beside_the_average():
         p = 0.3 * w_g.softmax(-1) + 0.3 * w_l.softmax(-1) + 0.4 * predicted["votes", client].personalized.softmax(-1)
         losses[client] = F.nll_loss(p.log(), batch.heldout.y[client], reduction="sum")
     torch.testing.assert_close(result.personalized_loss, losses, rtol=1e-4, atol=1e-5)
+    assert result.mixtures.shape == (2, 21), "the memory is one of three models"
+    assert torch.equal(result.mixtures[:, mixture_shares(3).index((0, 0, 5))], evaluated(votes, batch).personalized)
 
 
 def test_neighbours_beside_w_g_alone_are_knn_per():

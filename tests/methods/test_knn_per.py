@@ -110,8 +110,8 @@ def test_distances_are_bounded(monkeypatch):
     memory = {"representation": stored, "label": torch.zeros(3000, dtype=torch.long), "real": torch.ones(3000) > 0}
     monkeypatch.setattr(memory_module, "BUDGET", 30_000)
     with Largest() as largest:
-        labels, weights = nearest(queries, memory, 3)
-    assert labels.shape == weights.shape == (2000, 3)
+        labels, weights, distances = nearest(queries, memory, 3)
+    assert labels.shape == weights.shape == distances.shape == (2000, 3)
     assert largest.numel == 30_000
 
 
@@ -119,7 +119,8 @@ def test_distances_are_exact_where_representations_are_large():
     """|q|^2 of 1e8 leaves no digit of a distance of 1 in float32; the nearest is at 0, the next at 1."""
     q = torch.full((1, 1), 1e4)
     memory = {"representation": torch.tensor([[1e4], [1e4 + 1]]), "label": torch.tensor([0, 1])}
-    labels, weights = nearest(q, memory | {"real": torch.tensor([True, True])}, 2)
+    labels, weights, distances = nearest(q, memory | {"real": torch.tensor([True, True])}, 2)
+    assert distances.tolist() == [[0.0, 1.0]]
     by_label = weights[0][labels[0].argsort()]
     torch.testing.assert_close(by_label, torch.tensor([1.0, math.exp(-1)]) / (1 + math.exp(-1)))
 
@@ -170,7 +171,7 @@ def test_feature_maps_are_flattened():
     method = method.bind(nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), head), Classification())
     examples = Minibatch(torch.randn(70, 1, 6, 6), torch.arange(70) % CLASSES, torch.ones(70) > 0)
     groups = server_groups(method)
-    memory = method.memory._memorize(groups, examples)["memory"]
+    memory = method.memory.store(groups, examples)["memory"]
     assert memory["representation"].shape == (70, 32)
     torch.testing.assert_close(memory["representation"], method.model.backbone[:2](examples.x).flatten(1))
     predicted = method.predict({**groups, "memory": memory}, examples.x[:5])
