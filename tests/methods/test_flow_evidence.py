@@ -59,15 +59,15 @@ def consulted(w_g, w_l, stored, labels, x):
     return experts, torch.tensor(numbers)
 
 
-def tuned(w_g, batch, client, epochs, bit=0):
-    return train_alone(copy.deepcopy(w_g), batch, client, epochs, 4, bit=bit)
+def tuned(w_g, batch, client, epochs, bit=0, first=0):
+    return train_alone(copy.deepcopy(w_g), batch, client, epochs, 4, bit=bit, first=first)
 
 
 def reference_evidence(w_g, batch, client, epochs):
     """For each training example: evidence, and what each expert gives its label; none has seen the example."""
     table = {}
     for bit, other in ((LOCAL, GLOBAL), (GLOBAL, LOCAL)):
-        w_l = tuned(w_g, batch, client, epochs, bit=other)
+        w_l = tuned(w_g, batch, client, epochs, bit=other, first=epochs)
         seen = (batch.part[client] & other).bool()
         stored, labels = batch.train.x[client, seen], batch.train.y[client, seen]
         for row in (batch.part[client] & bit).nonzero()[:, 0].tolist():
@@ -78,7 +78,7 @@ def reference_evidence(w_g, batch, client, epochs):
 
 def test_a_round_equals_a_plain_loop():
     """Two halves, evidence on each by the other's models, its statistics, Adam on the router; w_g as FedAvg."""
-    method, batch = bound(EvidenceFlow(2, **SETTINGS)), chunk(SIZES)
+    method, batch = bound(EvidenceFlow(**SETTINGS)), chunk(SIZES)
     server = snapshot(method)
     server["statistics"] = {
         "mean": 0.2 * torch.arange(len(EVIDENCE)) / 10,
@@ -126,11 +126,11 @@ def test_a_round_equals_a_plain_loop():
 
 
 def test_what_predicts_weighs_three_models_by_the_evidence():
-    method, batch = bound(EvidenceFlow(1, personal_epochs=2, **SETTINGS)), chunk(SIZES, heldout=20)
+    method, batch = bound(EvidenceFlow(**SETTINGS)), chunk(SIZES, heldout=20)
     server = snapshot(method)
     nn.init.normal_(method.modules["router"].head.weight, std=3, generator=torch.Generator().manual_seed(5))
     server["router"] = {name: p.detach().clone() for name, p in method.modules["router"].named_parameters()}
-    result = loop().evaluate_clients(method, server, batch)
+    result = loop(local_epochs=1, personal_epochs=2).evaluate_clients(method, server, batch)
     w_g = method.modules["global"]
     for client, n in enumerate(SIZES):
         w_l, loss, right = tuned(w_g, batch, client, 2), 0.0, 0
@@ -149,7 +149,7 @@ def test_what_predicts_weighs_three_models_by_the_evidence():
 def test_a_router_that_has_learned_nothing_is_the_control(task, alpha, neighbour_weight):
     """Of a client without a stored target too, the last one of the sequences."""
     shares = {"alpha": alpha, "neighbours": K, "neighbour_weight": neighbour_weight}
-    methods = EvidenceFlow(2, **shares), Interpolation(average="probabilities", **shares)
+    methods = EvidenceFlow(**shares), Interpolation(average="probabilities", **shares)
     if task == "classification":
         methods, batch = [bound(method, network()) for method in methods], chunk(SIZES, heldout=20)
     else:
@@ -164,8 +164,8 @@ def test_a_router_that_has_learned_nothing_is_the_control(task, alpha, neighbour
 def test_w_g_trains_exactly_as_in_fedavg():
     """With dropout in the backbone too: its masks are drawn in the same order."""
     batch, sent = chunk(SIZES), []
-    for method in (EvidenceFlow(2), FedAvg()):
-        bound(method, network(dropout=0.3))
+    for method in (EvidenceFlow(), FedAvg()):
+        method = bound(method, network(dropout=0.3))
         sent.append(delta(loop().train_clients(method, server_groups(method), batch))["global"])
     assert torch.equal(flat(sent[0]), flat(sent[1]))
 
@@ -174,10 +174,10 @@ def test_w_g_trains_exactly_as_in_fedavg():
 @pytest.mark.parametrize("trace_after", [None, 0])
 def test_clients_of_a_chunk_are_those_of_chunks_of_one(task, trace_after):
     if task == "classification":
-        method, batch = bound(EvidenceFlow(2, **SETTINGS)), chunk(SIZES, pad_to=14)
+        method, batch = bound(EvidenceFlow(**SETTINGS)), chunk(SIZES, pad_to=14)
         one = lambda i: select(batch, [i])  # noqa: E731
     else:
-        method, batch = test_sequences.bound(EvidenceFlow(2, **SETTINGS)), test_sequences.batch((6, 4, 3), 2)
+        method, batch = test_sequences.bound(EvidenceFlow(**SETTINGS)), test_sequences.batch((6, 4, 3), 2)
         one = lambda i: test_sequences._one(batch, i)  # noqa: E731
     server = server_groups(method)
     together = loop(trace_after=trace_after).train_clients(method, server, batch)
@@ -196,9 +196,9 @@ def test_clients_of_a_chunk_are_those_of_chunks_of_one(task, trace_after):
 
 def test_a_half_without_a_target_stores_nothing_and_judges_all_the_same():
     """The first half of the sequences is all padding: no vote, so the models share what the memory would have."""
-    method, batch = test_sequences.bound(EvidenceFlow(1, **SETTINGS)), test_sequences.batch((6, 4), 2)
+    method, batch = test_sequences.bound(EvidenceFlow(**SETTINGS)), test_sequences.batch((6, 4), 2)
     batch.train.y[0][(batch.part[0] & LOCAL).bool()] = 0
-    update = loop().train_clients(method, server_groups(method), batch)
+    update = loop(local_epochs=1).train_clients(method, server_groups(method), batch)
     assert all(p.isfinite().all() for group in update.difference.values() for p in group.values())
     assert update.difference["router"]["head.bias"].abs().sum(1).min() > 0
 
@@ -233,7 +233,7 @@ def test_the_servers_optimizer_scales_no_statistics(server, tmp_path):
     """They are the mean of what clients sent; the router takes the pseudo-gradient like w_g."""
     make = {"sgd": None, "adam": lambda params: torch.optim.Adam(params, lr=0.01)}[server]
     settings = {} if make is None else {"module_settings": {"server_optimizer": make}}
-    model, _ = fitted(tmp_path, EvidenceFlow(1, router_lr=0.01), rounds=1, **settings)
+    model, _ = fitted(tmp_path, EvidenceFlow(router_lr=0.01), rounds=1, **settings)
     assert model.server["statistics"].weight.item() == pytest.approx(MOMENTUM)
     mean = model.server["statistics"].mean / MOMENTUM
     assert 0 < mean[EVIDENCE.index("largest_global")] < 1
@@ -242,20 +242,20 @@ def test_the_servers_optimizer_scales_no_statistics(server, tmp_path):
 
 
 def test_runs_in_other_chunks_end_the_same(tmp_path):
-    whole, _ = fitted(tmp_path, EvidenceFlow(1, dropout=0.0), rounds=2)
-    small, _ = fitted(tmp_path, EvidenceFlow(1, dropout=0.0), rounds=2, chunk_size=1)
+    whole, _ = fitted(tmp_path, EvidenceFlow(dropout=0.0), rounds=2)
+    small, _ = fitted(tmp_path, EvidenceFlow(dropout=0.0), rounds=2, chunk_size=1)
     for name, p in whole.server.named_parameters():
         torch.testing.assert_close(dict(small.server.named_parameters())[name], p, atol=2e-3, rtol=1e-2)
 
 
 def test_it_learns_whom_to_trust():
     """Labels that w_g and the local model cannot know but the nearest example does: the memory's share grows."""
-    method = bound(EvidenceFlow(1, neighbours=1, router_lr=0.05, router_epochs=2, dropout=0.0))
+    method = bound(EvidenceFlow(neighbours=1, router_lr=0.05, router_epochs=2, dropout=0.0))
     batch = chunk((40,))
     x = torch.randn(20, batch.train.x.shape[-1], generator=torch.Generator().manual_seed(0))
     batch.train.x[0], batch.train.y[0] = x.repeat(2, 1), (torch.arange(20) % CLASSES).repeat(2)
     batch.part[0] = torch.tensor([LOCAL, GLOBAL]).repeat_interleave(20)
-    update = loop().train_clients(method, server_groups(method), batch)
+    update = loop(local_epochs=1).train_clients(method, server_groups(method), batch)
     router = copy.deepcopy(method.modules["router"])
     router.load_state_dict({k: p + update.difference["router"][k][0] for k, p in router.state_dict().items()})
     shares = (router(torch.zeros(len(EVIDENCE))) + torch.tensor(SHARES).log()).softmax(-1)
@@ -264,7 +264,7 @@ def test_it_learns_whom_to_trust():
 
 def test_several_labels_are_refused():
     with pytest.raises(ConfigurationError, match=r"the task MultiLabel has several labels.*EvidenceFlow weighs"):
-        EvidenceFlow(1).bind(network(), MultiLabel(k=1))
+        EvidenceFlow().bind(network(), MultiLabel(k=1))
 
 
 @pytest.mark.parametrize(
