@@ -1,5 +1,6 @@
 """Callbacks for federated runs: what is measured on the clients, shown, and written to disk."""
 
+from callbacks.backdoor_success import BackdoorSuccess
 from callbacks.client_results import ClientResults
 from callbacks.convergence_diagnostics import ConvergenceDiagnostics
 from callbacks.generalized_accuracy import GeneralizedAccuracy
@@ -15,6 +16,7 @@ from callbacks.wandb_results import WandbResults
 from callbacks.wandb_run import WandbRun
 
 __all__ = [
+    "BackdoorSuccess",
     "ClientResults",
     "ConvergenceDiagnostics",
     "GeneralizedAccuracy",
