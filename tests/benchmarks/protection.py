@@ -22,7 +22,8 @@ from flow_pl.cli import run
 
 METHODS = ("fedavg", "fine_tuning", "flow")
 UNIFORM = ["--model.loop.init_args.weighting=uniform"]
-SIMULATED = {"delta": "1e-6", "noise_cohort_size": "1000", "population": "1000000"}
+SIMULATED = {"delta": "1e-5", "noise_cohort_size": "1000", "population": "10000"}
+"""The deployment whose noise and epsilon a run has: 1,000 of 10,000 clients in a round, simulated with 50."""
 AGGREGATIONS = {
     "Mean": [],
     "NormBound": ["NormBound", "norm=1.0"],
@@ -55,12 +56,16 @@ def chosen(option: str, words: list[str]) -> list[str]:
 
 
 def privacy() -> Iterator[tuple[str, list[str]]]:
-    """Every method at every epsilon."""
-    for method, epsilon in itertools.product(METHODS, ("inf", "8", "4", "2")):
-        words = [] if epsilon == "inf" else ["GaussianMechanism", f"epsilon={epsilon}"]
-        words += [f"{name}={value}" for name, value in SIMULATED.items()] if words else []
-        words += ["clipping=FixedClipping", "clipping.init_args.norm=1.0"] if words else []
-        yield f"{method} | {epsilon}", [method, "--data.sampling=poisson", *UNIFORM, *chosen("privacy", words)]
+    """Every method at every epsilon; clipped without noise, and neither."""
+    clipping = ["clipping=FixedClipping", "clipping.init_args.norm=1.0"]
+    simulated = [f"{name}={value}" for name, value in SIMULATED.items()]
+    for method, epsilon in itertools.product(METHODS, ("inf", "inf, clipped", "8", "4", "2")):
+        settings = [method, "--data.sampling=poisson", "--data.cohort_size=50", *UNIFORM]
+        if epsilon == "inf, clipped":
+            settings += chosen("aggregation", AGGREGATIONS["NormBound"])
+        elif epsilon != "inf":
+            settings += chosen("privacy", ["GaussianMechanism", f"epsilon={epsilon}", *simulated, *clipping])
+        yield f"{method} | {epsilon}", settings
 
 
 def robustness() -> Iterator[tuple[str, list[str]]]:

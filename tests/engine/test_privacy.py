@@ -166,9 +166,7 @@ def test_adaptive_clipping_costs_what_the_round_is_accounted_for(sensitivity):
 
 
 def mechanism(noise=1.0, norm=0.5, sampling=None, seed=7, **settings):
-    made = GaussianMechanism(
-        1e-4, noise_multiplier=noise, clipping=FixedClipping(norm), accountant="rdp", **settings
-    )
+    made = GaussianMechanism(1e-4, noise_multiplier=noise, clipping=FixedClipping(norm), accountant="rdp", **settings)
     made.plan(Sampling("poisson", 100, 20) if sampling is None else sampling, 4, seed)
     return made
 
@@ -330,13 +328,13 @@ def test_a_norm_that_is_not_positive_is_refused(make, norm):
 
 def test_what_does_not_fit_the_run_is_refused():
     plain = {"delta": 1e-4, "noise_multiplier": 1.0}
-    with pytest.raises(ConfigurationError, match="set data.sampling to poisson"):
+    with pytest.raises(ConfigurationError, match=r"set data.sampling to poisson"):
         GaussianMechanism(**plain).plan(FIXED, 10, 0)
-    with pytest.raises(ConfigurationError, match="set trainer.max_epochs"):
+    with pytest.raises(ConfigurationError, match=r"set trainer.max_epochs"):
         GaussianMechanism(1e-4, epsilon=1.0).plan(POISSON, None, 0)
     with pytest.raises(ConfigurationError, match="1000 clients cannot be drawn from 100"):
         GaussianMechanism(**plain, noise_cohort_size=1000).plan(Sampling("poisson", 100, 20), 10, 0)
-    with pytest.raises(ConfigurationError, match="count_noise is 0.1, expected more than 0.5"):
+    with pytest.raises(ConfigurationError, match=r"count_noise is 0.1, expected more than 0.5"):
         GaussianMechanism(**plain, clipping=AdaptiveClipping(count_noise=0.1)).plan(POISSON, 10, 0)
 
 
