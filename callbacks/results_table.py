@@ -85,9 +85,14 @@ class ResultsTable(ResultsCallback):
         module = federated_module(pl_module)
         names = {"method": type(module.method).__name__, "backbone": type(module.backbone).__name__}
         title = f"{names['method']} with {names['backbone']}, round {rounds}"
-        get_console().print(results_table(title, results, module.route_names))
+        table, privacy = results_table(title, results, module.route_names), module.privacy
+        spent = {} if privacy is None else {"privacy/epsilon": privacy.epsilon, "privacy/delta": privacy.delta}
+        if privacy is not None:
+            table.caption = f"{table.caption}\nprivacy: epsilon {privacy.epsilon:.4g} at delta {privacy.delta:g}"
+        get_console().print(table)
         if self.path is not None:
-            run = {**names, "round": rounds, "results": results}
+            run = {**names, "round": rounds, **spent, "results": results}
+            results = {population: {**metrics, **spent} for population, metrics in results.items()}
             write_text(self.path, _csv(results) if self.path.suffix == ".csv" else json.dumps(run, indent=2) + "\n")
 
 

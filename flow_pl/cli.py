@@ -38,6 +38,7 @@ DEFAULT_CALLBACKS = (
     callbacks.PersonalizedAccuracy,
     callbacks.PersonalizationGain,
     callbacks.RoutingStatistics,
+    callbacks.BackdoorSuccess,
     callbacks.RoundProgressBar,
     callbacks.ResultsTable,
     callbacks.PredictionWriter,

@@ -42,6 +42,10 @@ class Stream(IntEnum):
     """Whether a sampled client reports back, and how fast it is; keys: round, client."""
     DIAGNOSIS = 14
     """The clients on which the gradient is measured; keys: round."""
+    NOISE = 40
+    """The noise of a private round; keys: private rounds before it, what the noise is for."""
+    ATTACKERS = 41
+    """Which clients attack; no key."""
 
 
 def generator(seed: int, stream: Stream, *keys: int) -> np.random.Generator:
