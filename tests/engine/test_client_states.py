@@ -111,7 +111,18 @@ def test_a_folder_that_cannot_be_used_is_told(tmp_path):
         states(tmp_path / "file")
 
 
-STATELESS = {"FedAvg", "FineTuning", "Flow", "HypCluster", "Interpolation", "KNNPer", "Local", "PFedMe", "PerFedAvg"}
+STATELESS = {
+    "EvidenceFlow",
+    "FedAvg",
+    "FineTuning",
+    "Flow",
+    "HypCluster",
+    "Interpolation",
+    "KNNPer",
+    "Local",
+    "PFedMe",
+    "PerFedAvg",
+}
 
 
 def test_which_methods_keep_something():

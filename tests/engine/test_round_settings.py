@@ -45,7 +45,7 @@ def private(**settings):
 
 def module(method=None, weighting="uniform", **settings):
     torch.manual_seed(3)
-    loop = FederatedLoop(5, lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9), weighting)
+    loop = FederatedLoop(1, None, 5, lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9), weighting)
     model = FederatedModule(MLP(8, 3, (6,)), FedAvg() if method is None else method, loop, **settings)
     check_fit(model.method, torch.zeros(1, 8), num_classes=3)
     return model
@@ -284,9 +284,8 @@ def test_attackers_are_not_evaluated_and_the_backdoor_is_measured(tmp_path):
 
 def test_the_command_line_logs_epsilon_and_writes_it_with_the_results(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    configs = Path(__file__).resolve().parents[2] / "configs" / "synthetic" / "fedavg.yaml"
     common = [
-        f"--config={configs}", "--trainer.max_epochs=2", "--trainer.accelerator=cpu", "--trainer.devices=1",
+        "--config=task/synthetic", "--config=method/fedavg", "--trainer.max_epochs=2", "--trainer.accelerator=cpu", "--trainer.devices=1",
         "--data.num_clients=20", "--data.cohort_size=4", "--data.sampling=poisson", "--data.cache_dir=cache",
         "--model.loop.init_args.weighting=uniform", "--model.privacy=GaussianMechanism",
         "--model.privacy.init_args.delta=1e-3", "--model.privacy.init_args.epsilon=5",

@@ -92,7 +92,7 @@ def measure(arguments: list[str], data: str, rounds: int) -> dict[str, float]:
     method, *settings = arguments
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         cli = run([
-            "fit", f"--config=configs/array/{method}.yaml", f"--data.path={data}", f"--trainer.max_epochs={rounds}",
+            "fit", "--config=task/array", f"--config=method/{method}", f"--data.path={data}", f"--trainer.max_epochs={rounds}",
             "--trainer.check_val_every_n_epoch=1000", "--trainer.num_sanity_val_steps=0", "--trainer.logger=false",
             "--trainer.enable_checkpointing=false", "--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu",
             "--trainer.devices=1", f"--trainer.default_root_dir={folder}", *settings,
@@ -120,7 +120,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     tables = {"privacy": privacy, "robustness": robustness, "bytes": volume}
     parser.add_argument("table", choices=tables)
-    parser.add_argument("--data", required=True, help="file for configs/array")
+    parser.add_argument("--data", required=True, help="file for task/array")
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--only", default="", help="only the runs whose names contain this")
     options = parser.parse_args()
