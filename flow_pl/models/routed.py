@@ -114,6 +114,15 @@ class RoutedModel:
             h = call(block, {key: merged[f"{name}.{key}"] for key in self._names[name]}, (h,))
         return h
 
+    def head(self, features: Tensor, *groups: Parameters) -> Tensor:
+        """The backbone's outputs for what `features` gives: its last block with parameters, and those behind it."""
+        merged = {k: v for group in groups for k, v in group.items()}
+        names = list(self._blocks)
+        h = features
+        for name in names[names.index(self.blocks[-1]) :]:
+            h = call(self._blocks[name], {key: merged[f"{name}.{key}"] for key in self._names[name]}, (h,))
+        return h
+
     def routed(
         self,
         x: Tensor,

@@ -63,10 +63,12 @@ def tuned(w_g, batch, client, epochs, bit=0, first=0):
     return train_alone(copy.deepcopy(w_g), batch, client, epochs, 4, bit=bit, first=first)
 
 
-def reference_evidence(w_g, batch, client, epochs):
-    """For each training example: evidence, and what each expert gives its label; none has seen the example."""
+def reference_evidence(w_g, batch, client, epochs, judged):
+    """For each judged example: evidence, and what each expert gives its label; none has seen the example."""
     table = {}
     for bit, other in ((LOCAL, GLOBAL), (GLOBAL, LOCAL)):
+        if not bit & judged:
+            continue
         w_l = tuned(w_g, batch, client, epochs, bit=other, first=epochs)
         seen = (batch.part[client] & other).bool()
         stored, labels = batch.train.x[client, seen], batch.train.y[client, seen]
@@ -76,9 +78,13 @@ def reference_evidence(w_g, batch, client, epochs):
     return table
 
 
-def test_a_round_equals_a_plain_loop():
-    """Two halves, evidence on each by the other's models, its statistics, Adam on the router; w_g as FedAvg."""
-    method, batch = bound(EvidenceFlow(**SETTINGS)), chunk(SIZES)
+@pytest.mark.parametrize(
+    ("cross_fit", "number", "judged"),
+    [("both", 0, LOCAL | GLOBAL), ("both", 1, LOCAL | GLOBAL), ("alternate", 0, GLOBAL), ("alternate", 1, LOCAL)],
+)
+def test_a_round_equals_a_plain_loop(cross_fit, number, judged):
+    """Two halves, evidence on one by the other's models, its statistics, AdamW on the router; w_g as FedAvg."""
+    method, batch = bound(EvidenceFlow(cross_fit=cross_fit, **SETTINGS)), chunk(SIZES)
     server = snapshot(method)
     server["statistics"] = {
         "mean": 0.2 * torch.arange(len(EVIDENCE)) / 10,
@@ -89,7 +95,7 @@ def test_a_round_equals_a_plain_loop():
     nn.init.normal_(start.head.weight, generator=torch.Generator().manual_seed(5))
     server["router"] = {name: p.detach().clone() for name, p in start.named_parameters()}
     before = {name: {key: p.clone() for key, p in group.items()} for name, group in server.items()}
-    update = loop().train_clients(method, server, batch)
+    update = loop().train_clients(method.in_round(number), server, batch)
     assert set(update.difference) == {"global", "router", "statistics"}
     assert update.kept == {}
     assert all(torch.equal(flat(server[name]), flat(before[name])) for name in server)
@@ -103,8 +109,8 @@ def test_a_round_equals_a_plain_loop():
             assert update.weights["router"][client] == update.weights["statistics"][client] == 0
             continue
         assert update.weights["router"][client] == update.weights["global"][client] == n
-        table = reference_evidence(method.modules["global"], batch, client, 2)
-        numbers = torch.stack([table[row][0] for row in range(n)])
+        table = reference_evidence(method.modules["global"], batch, client, 2, judged)
+        numbers = torch.stack([numbers for numbers, _ in table.values()])
         own = {"mean": numbers.mean(0), "square": numbers.square().mean(0), "weight": torch.tensor(1.0)}
         for name, p in server["statistics"].items():
             expected = MOMENTUM * (own[name] - p)
@@ -112,7 +118,7 @@ def test_a_round_equals_a_plain_loop():
         mean = torch.arange(len(EVIDENCE)) / 10
         router = copy.deepcopy(start)
         adam = torch.optim.AdamW(router.parameters(), lr=0.05, weight_decay=1e-4)
-        for rows in minibatches(batch, client, 2, 4):
+        for rows in minibatches(batch, client, 2, 4, bit=judged):
             z = torch.stack([table[row][0] for row in rows.tolist()]).sub(mean).clamp(-10, 10)
             p = torch.stack([table[row][1] for row in rows.tolist()])
             q = (router(z) + torch.tensor(SHARES).log()).softmax(-1)
@@ -130,7 +136,7 @@ def test_what_predicts_weighs_three_models_by_the_evidence():
     server = snapshot(method)
     nn.init.normal_(method.modules["router"].head.weight, std=3, generator=torch.Generator().manual_seed(5))
     server["router"] = {name: p.detach().clone() for name, p in method.modules["router"].named_parameters()}
-    result = loop(local_epochs=1, personal_epochs=2).evaluate_clients(method, server, batch)
+    result = loop(local_epochs=1, local_epochs=1, personal_epochs=2).evaluate_clients(method, server, batch)
     w_g = method.modules["global"]
     for client, n in enumerate(SIZES):
         w_l, loss, right = tuned(w_g, batch, client, 2), 0.0, 0
@@ -138,7 +144,7 @@ def test_what_predicts_weighs_three_models_by_the_evidence():
             experts, numbers = consulted(w_g, w_l, batch.train.x[client, :n], batch.train.y[client, :n], x)
             q = (method.modules["router"](numbers.clamp(-10, 10)) + torch.tensor(SHARES).log()).softmax(-1)
             p = sum(share * expert for share, expert in zip(q, experts, strict=True))
-            loss, right = loss - math.log(p[y]), right + int(p.argmax() == y)
+            loss, right = loss - math.log(p[y].item()), right + int(p.argmax() == y)
         assert result.personalized_loss[client].item() == pytest.approx(loss, rel=1e-3)
         assert result.personalized[client] == right
         assert result.mixtures.shape == (len(SIZES), 21)
@@ -196,9 +202,9 @@ def test_clients_of_a_chunk_are_those_of_chunks_of_one(task, trace_after):
 
 def test_a_half_without_a_target_stores_nothing_and_judges_all_the_same():
     """The first half of the sequences is all padding: no vote, so the models share what the memory would have."""
-    method, batch = test_sequences.bound(EvidenceFlow(**SETTINGS)), test_sequences.batch((6, 4), 2)
+    method, batch = test_sequences.bound(EvidenceFlow(cross_fit="both", **SETTINGS)), test_sequences.batch((6, 4), 2)
     batch.train.y[0][(batch.part[0] & LOCAL).bool()] = 0
-    update = loop(local_epochs=1).train_clients(method, server_groups(method), batch)
+    update = loop(local_epochs=1, local_epochs=1).train_clients(method, server_groups(method), batch)
     assert all(p.isfinite().all() for group in update.difference.values() for p in group.values())
     assert update.difference["router"]["head.bias"].abs().sum(1).min() > 0
 
@@ -255,7 +261,7 @@ def test_it_learns_whom_to_trust():
     x = torch.randn(20, batch.train.x.shape[-1], generator=torch.Generator().manual_seed(0))
     batch.train.x[0], batch.train.y[0] = x.repeat(2, 1), (torch.arange(20) % CLASSES).repeat(2)
     batch.part[0] = torch.tensor([LOCAL, GLOBAL]).repeat_interleave(20)
-    update = loop(local_epochs=1).train_clients(method, server_groups(method), batch)
+    update = loop(local_epochs=1, local_epochs=1).train_clients(method, server_groups(method), batch)
     router = copy.deepcopy(method.modules["router"])
     router.load_state_dict({k: p + update.difference["router"][k][0] for k, p in router.state_dict().items()})
     shares = (router(torch.zeros(len(EVIDENCE))) + torch.tensor(SHARES).log()).softmax(-1)

@@ -171,7 +171,7 @@ def test_feature_maps_are_flattened():
     method = method.bind(nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), head), Classification())
     examples = Minibatch(torch.randn(70, 1, 6, 6), torch.arange(70) % CLASSES, torch.ones(70) > 0)
     groups = server_groups(method)
-    memory = method.memory.store(groups, examples)["memory"]
+    memory = method.memory.stages()[0].compute(groups, examples)["memory"]
     assert memory["representation"].shape == (70, 32)
     torch.testing.assert_close(memory["representation"], method.model.backbone[:2](examples.x).flatten(1))
     predicted = method.predict({**groups, "memory": memory}, examples.x[:5])

@@ -66,7 +66,12 @@ class LocalMemory:
 
     def stages(self) -> tuple[Derive, ...]:
         """Of personalization: stores the client's training examples; none where they have no share."""
-        return (Derive("all", self.store),) if self.share else ()
+
+        def store(groups: Groups, examples: Minibatch) -> Groups:
+            stored = [self._model.features(piece.x, groups["global"]) for piece in pieces(examples)]
+            return {"memory": self.store(torch.cat(stored), examples)}
+
+        return (Derive("all", store),) if self.share else ()
 
     def mix(self, groups: Groups, x: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor]:
         """The outputs of a model, and those of the neighbours.
@@ -83,25 +88,22 @@ class LocalMemory:
         if not self.share:
             return outputs, outputs
         base = self._objective.probabilities(outputs)
-        votes, _ = self.votes(groups, x, base)
+        votes, _ = self.votes(groups["memory"], self._model.features(x, groups["global"]), base)
         return self._objective.outputs(base.lerp(votes, self.share)), self._objective.outputs(votes)
 
-    def votes(self, groups: Groups, x: Tensor, fallback: Tensor) -> tuple[Tensor, Tensor]:
+    def votes(self, memory: Parameters, features: Tensor, fallback: Tensor) -> tuple[Tensor, Tensor]:
         """What the nearest stored examples vote for, and how near they are.
 
         Args:
-            groups: with w_g and the client's memory.
-            x: instances [N, ...].
+            memory: the client's; see `store`.
+            features: what the last block of w_g with parameters gets for the instances, [N, ...] or [N, T, ...].
             fallback: probabilities [N, *P, classes] that stand in for the vote where nothing is stored.
 
         Returns:
             Probabilities in the shape of `fallback`, and distances [N, *P, 2]: to the nearest example, and the mean of
             those that vote; 0 where nothing is stored.
         """
-        if not self.share:
-            return fallback, fallback.new_zeros(*fallback.shape[:-1], 2)
-        memory = groups["memory"]
-        queries = self._representation(groups, x, fallback.shape[:-1].numel())
+        queries = features.reshape(fallback.shape[:-1].numel(), -1).float()
         labels, weights, distances = nearest(queries, memory, self.neighbours)
         votes = torch.zeros_like(fallback).flatten(0, -2).scatter_add(-1, labels, weights).view_as(fallback)
         real = distances.isfinite()
@@ -110,22 +112,24 @@ class LocalMemory:
         near = torch.stack([distances[..., 0], mean], dim=-1).view(*fallback.shape[:-1], 2)
         return torch.where(memory["real"].any(), votes, fallback), near
 
-    def store(self, groups: Groups, examples: Minibatch) -> Groups:
-        """The store: representations [M, D], labels [M] and which of them are real; M is N, of sequences N x T."""
-        real = self._objective.counted(examples.y, examples.mask).flatten()
-        stored = [self._representation(groups, piece.x, piece.y.numel()) for piece in pieces(examples)]
-        return {
-            "memory": {
-                # what the padding holds must not spoil a distance
-                "representation": torch.cat(stored).masked_fill(~real.unsqueeze(-1), 0),
-                "label": examples.y.flatten().masked_fill(~real, 0),
-                "real": real,
-            }
-        }
+    def store(self, features: Tensor, examples: Minibatch) -> Parameters:
+        """The memory of examples.
 
-    def _representation(self, groups: Groups, x: Tensor, rows: int) -> Tensor:
-        """What the last block gets for instances x [N, ...]: [rows, D], a row for each thing that is predicted."""
-        return self._model.features(x, groups["global"]).reshape(rows, -1).float()
+        Args:
+            features: what the last block of w_g with parameters gets for them, [N, ...] or [N, T, ...].
+            examples: [N, ...].
+
+        Returns:
+            "representation" [M, D], "label" [M] and which of them are "real" [M]; M is N, of sequences N x T.
+        """
+        real = self._objective.counted(examples.y, examples.mask).flatten()
+        representation = features.reshape(examples.y.numel(), -1).float()
+        return {
+            # what the padding holds must not spoil a distance
+            "representation": representation.masked_fill(~real.unsqueeze(-1), 0),
+            "label": examples.y.flatten().masked_fill(~real, 0),
+            "real": real,
+        }
 
 
 def nearest(queries: Tensor, memory: Parameters, neighbours: int) -> tuple[Tensor, Tensor, Tensor]:
