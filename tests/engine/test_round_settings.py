@@ -285,7 +285,8 @@ def test_attackers_are_not_evaluated_and_the_backdoor_is_measured(tmp_path):
 def test_the_command_line_logs_epsilon_and_writes_it_with_the_results(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     common = [
-        "--config=task/synthetic", "--config=method/fedavg", "--trainer.max_epochs=2", "--trainer.accelerator=cpu", "--trainer.devices=1",
+        "--config=task/synthetic", "--config=method/fedavg",
+        "--trainer.max_epochs=2", "--trainer.accelerator=cpu", "--trainer.devices=1",
         "--data.num_clients=20", "--data.cohort_size=4", "--data.sampling=poisson", "--data.cache_dir=cache",
         "--model.loop.init_args.weighting=uniform", "--model.privacy=GaussianMechanism",
         "--model.privacy.init_args.delta=1e-3", "--model.privacy.init_args.epsilon=5",

@@ -136,7 +136,7 @@ def test_what_predicts_weighs_three_models_by_the_evidence():
     server = snapshot(method)
     nn.init.normal_(method.modules["router"].head.weight, std=3, generator=torch.Generator().manual_seed(5))
     server["router"] = {name: p.detach().clone() for name, p in method.modules["router"].named_parameters()}
-    result = loop(local_epochs=1, local_epochs=1, personal_epochs=2).evaluate_clients(method, server, batch)
+    result = loop(local_epochs=1, personal_epochs=2).evaluate_clients(method, server, batch)
     w_g = method.modules["global"]
     for client, n in enumerate(SIZES):
         w_l, loss, right = tuned(w_g, batch, client, 2), 0.0, 0

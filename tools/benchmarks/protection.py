@@ -92,7 +92,8 @@ def measure(arguments: list[str], data: str, rounds: int) -> dict[str, float]:
     method, *settings = arguments
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         cli = run([
-            "fit", "--config=task/array", f"--config=method/{method}", f"--data.path={data}", f"--trainer.max_epochs={rounds}",
+            "fit", "--config=task/array", f"--config=method/{method}",
+            f"--data.path={data}", f"--trainer.max_epochs={rounds}",
             "--trainer.check_val_every_n_epoch=1000", "--trainer.num_sanity_val_steps=0", "--trainer.logger=false",
             "--trainer.enable_checkpointing=false", "--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu",
             "--trainer.devices=1", f"--trainer.default_root_dir={folder}", *settings,
