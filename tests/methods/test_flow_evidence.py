@@ -204,7 +204,7 @@ def test_a_half_without_a_target_stores_nothing_and_judges_all_the_same():
     """The first half of the sequences is all padding: no vote, so the models share what the memory would have."""
     method, batch = test_sequences.bound(EvidenceFlow(cross_fit="both", **SETTINGS)), test_sequences.batch((6, 4), 2)
     batch.train.y[0][(batch.part[0] & LOCAL).bool()] = 0
-    update = loop(local_epochs=1, local_epochs=1).train_clients(method, server_groups(method), batch)
+    update = loop(local_epochs=1).train_clients(method, server_groups(method), batch)
     assert all(p.isfinite().all() for group in update.difference.values() for p in group.values())
     assert update.difference["router"]["head.bias"].abs().sum(1).min() > 0
 
@@ -261,7 +261,7 @@ def test_it_learns_whom_to_trust():
     x = torch.randn(20, batch.train.x.shape[-1], generator=torch.Generator().manual_seed(0))
     batch.train.x[0], batch.train.y[0] = x.repeat(2, 1), (torch.arange(20) % CLASSES).repeat(2)
     batch.part[0] = torch.tensor([LOCAL, GLOBAL]).repeat_interleave(20)
-    update = loop(local_epochs=1, local_epochs=1).train_clients(method, server_groups(method), batch)
+    update = loop(local_epochs=1).train_clients(method, server_groups(method), batch)
     router = copy.deepcopy(method.modules["router"])
     router.load_state_dict({k: p + update.difference["router"][k][0] for k, p in router.state_dict().items()})
     shares = (router(torch.zeros(len(EVIDENCE))) + torch.tensor(SHARES).log()).softmax(-1)
