@@ -121,7 +121,7 @@ class ServerRound:
             if p.requires_grad:
                 p.grad = difference
             else:
-                p -= difference
+                p.sub_(difference)
             start += p.numel()
         figures = {
             "clients": clients,

@@ -65,8 +65,9 @@ class EvidenceFlow(FineTuning):
     Sends w_g, the router and running statistics of the evidence; keeps nothing.
 
     Args:
-        local_epochs: epochs over a client's data in a round (E), for w_g and for the halves' local models.
-        personal_epochs: epochs of the local model when a client is personalized; None for `local_epochs`.
+        local_epochs: epochs of w_g over a client's data in a round (E).
+        personal_epochs: epochs of the local model when a client is personalized, and of a half's in a round: a router
+            must learn from models that are trained as what it will meet. None for `local_epochs`.
         personal_lr_scale: factor on the client optimizer's learning rate for the local models.
         alpha: share of the local model beside w_g before anything is learned, 0 to 1.
         neighbours: stored training examples that have a vote (k); where a client has fewer, all of them.
@@ -98,7 +99,7 @@ class EvidenceFlow(FineTuning):
         dropout: float = 0.2,
         cross_fit: Literal["both", "alternate"] = "alternate",
         router_epochs: int = 1,
-        router_lr: float = 0.001,
+        router_lr: float = 0.003,
         router_weight_decay: float = 0.0001,
     ) -> None:
         super().__init__(local_epochs, personal_epochs, personal_lr_scale)
@@ -161,7 +162,7 @@ class EvidenceFlow(FineTuning):
         part = "all" if len(judged) == len(HALVES) else HALVES[judged[0]][0]
         return (
             *super().training(),
-            *(Phase(half, self.local_epochs, (self._half_step(group),)) for half, group in trained),
+            *(Phase(half, self.personal_epochs, (self._half_step(group),)) for half, group in trained),
             Derive("local", lambda groups, examples: {"half": {"first": examples.mask}}),
             Derive("all", partial(self._collect, judged)),
             Phase(part, self.router_epochs, (self._router_step(),), examples="evidence"),
