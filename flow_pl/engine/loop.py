@@ -142,7 +142,8 @@ class FederatedLoop:
             if isinstance(stage, Phase):
                 sent = any(step.moves in method.shared.values() for step in stage.steps)
                 first = self.local_epochs if training and i < last and not sent else 0
-                plan.append((stage, range(first, first + (budget if stage.epochs is None else stage.epochs))))
+                epochs = self.personal_epochs if stage.epochs == "personal" else stage.epochs or budget
+                plan.append((stage, range(first, first + epochs)))
             else:
                 plan.append((stage, None))
         return plan

@@ -84,7 +84,7 @@ class Phase:
         steps: what is done on each minibatch; every step has an optimizer of its own, fresh in each phase, and one
             that stands there several times is taken as often, with one optimizer.
         epochs: passes over it, where that is the method's own; None for the loop's budget, `local_epochs` in a round
-            and `personal_epochs` in personalization.
+            and `personal_epochs` in personalization; "personal" for `personal_epochs` in a round, too.
         examples: a group with a row for each training example, made by a `Derive`: its `x` [N, ...] and `y` [N, ...]
             take the place of the training data in the minibatches, and the group is gone after the phase. None for the
             training data themselves.
@@ -95,13 +95,13 @@ class Phase:
 
     part: Part
     steps: tuple[Step, ...]
-    epochs: int | None = None
+    epochs: int | Literal["personal"] | None = None
     examples: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse what the loop could not run."""
         require_choice(get_args(Part), **{"part of a Phase": self.part})
-        if self.epochs is not None:
+        if self.epochs is not None and self.epochs != "personal":
             require_count(**{"epochs of a Phase": self.epochs})
         if not isinstance(self.steps, tuple) or not all(isinstance(step, Step) for step in self.steps):
             raise ConfigurationError(f"steps of a Phase are {self.steps!r}, expected a tuple of Steps.")

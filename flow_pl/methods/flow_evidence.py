@@ -94,7 +94,7 @@ class EvidenceFlow(FineTuning):
         dropout: float = 0.2,
         cross_fit: Literal["both", "alternate"] = "alternate",
         router_epochs: int = 1,
-        router_lr: float = 0.001,
+        router_lr: float = 0.003,
         router_weight_decay: float = 0.0001,
     ) -> None:
         super().__init__(personal_lr_scale)
@@ -159,7 +159,7 @@ class EvidenceFlow(FineTuning):
         part = "all" if len(judged) == len(HALVES) else HALVES[judged[0]][0]
         return (
             *super().training(),
-            *(Phase(half, (self._half_step(group),)) for half, group in trained),
+            *(Phase(half, (self._half_step(group),), "personal") for half, group in trained),
             Derive("local", lambda groups, examples: {"half": {"first": examples.mask}}),
             Derive("all", partial(self._collect, judged)),
             Phase(part, (self._router_step(),), self.router_epochs, examples="evidence"),

@@ -99,9 +99,9 @@ def test_progress_of_one_client_is_the_length_of_the_servers_step(tmp_path):
     "make",
     [
         *(flow, lambda: flow(split="parts"), lambda: flow(split="cross"), lambda: flow(route_by="client")),
-        *(lambda: flow(neighbour_weight=0.5), lambda: flow(routing="hard", neighbour_weight=1.0), APFL, FedRep),
+        *(lambda: flow(routing="hard"), APFL, FedRep),
     ],
-    ids=["none", "parts", "cross", "by client", "neighbours", "neighbours alone", "APFL", "FedRep"],
+    ids=["none", "parts", "cross", "by client", "hard", "APFL", "FedRep"],
 )
 def test_training_is_the_same_bit_for_bit(tmp_path, make):
     """Dropout in the router and what clients keep included; and the module has its own loop again."""
