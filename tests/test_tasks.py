@@ -144,7 +144,7 @@ def test_padded_rows_never_count_in_a_step(reduction):
     batch = with_tags(chunk((7, 3), epochs=2))
     method = FedAvg()
     torch.manual_seed(0)
-    method.bind(nn.Sequential(nn.Linear(FEATURES, TAGS)), task)
+    method = method.bind(nn.Sequential(nn.Linear(FEATURES, TAGS)), task)
     before = server_groups(method)
     update = loop(batch_size=4).train_clients(method, before, batch)
     for client in range(2):
