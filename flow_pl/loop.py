@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from flow_pl.client_optimizer import OptimizerFactory, StackedOptimizer
+from flow_pl.counter_rng import step_keys
 from flow_pl.data.batch import ClientBatch, Examples
 from flow_pl.errors import ConfigurationError, require_choice, require_count
 from flow_pl.evaluation import ClientEvaluation, ClientPredictions, count_client, predict_client
@@ -219,7 +220,8 @@ class FederatedLoop:
         if kept is not None:
             groups.put(kept)
         statistics = TrainingStatistics(batch.client.device)
-        with torch.no_grad(), _seeded(batch.seed, batch.client.device), _mode(method, training=True):
+        with torch.no_grad(), _mode(method, training=True):
+            phases = 0
             for stage in stages if len(batch) else ():
                 if isinstance(stage, Derive):
                     x = self.lay_out(batch.train.x)
@@ -227,18 +229,20 @@ class FederatedLoop:
                     with _mode(method, training=False):
                         groups.put(map_clients(stage.compute, groups, examples))
                 else:
-                    self._run_phase(groups, stage, batch, loss_scale, statistics)
+                    self._run_phase(groups, stage, phases, batch, loss_scale, statistics)
+                    phases += 1
         return groups, statistics
 
     def _run_phase(
         self,
         groups: ClientGroups,
         phase: Phase,
+        number: int,
         batch: ClientBatch,
         loss_scale: Tensor | None,
         statistics: TrainingStatistics,
     ) -> None:
-        """All minibatches of a phase, for all clients of the chunk."""
+        """All minibatches of a phase, the number-th of its kind, for all clients of the chunk."""
         schedule = make_schedule(batch, phase, self.batch_size)
         optimizers = {
             step: StackedOptimizer(step.optimizer or self.client_optimizer, groups.stack(step.moves), step.lr_scale)
@@ -246,6 +250,7 @@ class FederatedLoop:
         }
         x, y = batch.train.x.flatten(0, 1), batch.train.y.flatten(0, 1)
         scales = None if loss_scale is None else loss_scale.expand(len(batch)).clone()
+        keys = iter(step_keys(batch.key, number, len(schedule.active) * len(phase.steps)).unbind())
         active = 0
         for t, now in enumerate(schedule.active):
             if now != active:
@@ -262,7 +267,7 @@ class FederatedLoop:
             )
             for step in phase.steps:
                 scale = None if scales is None else scales[:active]
-                grads, losses = self.engine(step, views, groups.stacked, minibatch, scale)
+                grads, losses = self.engine(step, views, groups.stacked, minibatch, scale, next(keys)[:active])
                 keep = None if scale is None else _unscale(grads, scale)
                 optimizers[step].step(grads, keep)
                 if step.bounds is not None:
@@ -285,23 +290,6 @@ class FederatedLoop:
         if not self.channels_last or x.ndim != 5 or len(x) > 1:
             return x
         return x[0].to(memory_format=torch.channels_last)[None]
-
-
-@contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """The generator of a device started at a seed, and put back afterwards.
-
-    `torch.manual_seed` would seed every backend there is, which takes longer than some steps.
-    """
-    generator = torch.default_generator
-    if device.type == "cuda":
-        generator = torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
-    before = generator.get_state()
-    generator.manual_seed(seed)
-    try:
-        yield
-    finally:
-        generator.set_state(before)
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from flow_pl.data.dataset import draw_part
 from flow_pl.errors import ConfigurationError, DataError, FlowError, find_cause
 from flow_pl.methods.base import Method
 from flow_pl.module import FederatedModule
-from flow_pl.rng import Stream, generator
+from flow_pl.rng import Stream, generator, key
 from flow_pl.routing import Groups
 from flow_pl.server import server_groups
 
@@ -150,6 +150,6 @@ def personalize(module: FederatedModule, x: Tensor, y: Tensor, seed: int = 0) ->
         order=torch.from_numpy(orders)[None],
         heldout=None,
         round=-1,
-        seed=seed,
+        key=torch.tensor([key(seed, Stream.DROPOUT, 0, 0)]),
     ).to(device)
     return PersonalModel(method, module.loop.personalize(method, server_groups(method), batch))
