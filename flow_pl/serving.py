@@ -29,7 +29,7 @@ from flow_pl.module import FederatedModule
 from flow_pl.shipped import find
 from flow_pl.utils.checkpoints import WholeCheckpointIO, look_at
 from flow_pl.utils.groups import Groups, Parameters
-from flow_pl.utils.rng import Stream, generator
+from flow_pl.utils.rng import Stream, generator, key
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -238,7 +238,7 @@ def personalize(
         order=torch.from_numpy(orders)[None],
         heldout=None,
         round=-1,
-        seed=seed,
+        key=torch.tensor([key(seed, Stream.DROPOUT, 0, 0)]),
     ).to(device)
     return PersonalModel(method, module.loop.personalize(method, server, batch, kept))
 

@@ -59,6 +59,7 @@ def chunk(sizes: Sequence[int], epochs: int = 2, seed: int = 0, pad_to: int = 0,
         order=torch.from_numpy(order),
         heldout=examples([heldout] * len(sizes), seed + 2),
         round=0,
+        key=torch.arange(len(sizes)) + 1000 * seed,
     )
 
 
@@ -70,9 +71,9 @@ def select(batch: ClientBatch, clients: Sequence[int]) -> ClientBatch:
         return Examples(part.x[index], part.y[index], part.mask[index], tuple(part.sizes[i] for i in clients))
 
     assert batch.heldout is not None
-    return ClientBatch(
-        batch.client[index], pick(batch.train), batch.part[index], batch.order[index], pick(batch.heldout), batch.round
-    )
+    heldout = pick(batch.heldout)
+    part, order, key = batch.part[index], batch.order[index], batch.key[index]
+    return ClientBatch(batch.client[index], pick(batch.train), part, order, heldout, batch.round, key)
 
 
 def network(seed: int = 0, dropout: float = 0.0) -> nn.Sequential:

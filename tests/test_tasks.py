@@ -41,7 +41,8 @@ def clients(x, y, mask):
     held = Examples(x, y, mask, tuple(mask.sum(1).tolist()))
     none = Examples(x[:, :0], y[:, :0], mask[:, :0], (0,) * len(x))
     order = torch.zeros(len(x), 1, 0, dtype=torch.int64)
-    return ClientBatch(torch.arange(len(x)), none, torch.zeros(len(x), 0, dtype=torch.uint8), order, held, -1)
+    index = torch.arange(len(x))
+    return ClientBatch(index, none, torch.zeros(len(x), 0, dtype=torch.uint8), order, held, -1, index)
 
 
 def one_hot(generalized, personalized):

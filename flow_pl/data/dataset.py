@@ -13,7 +13,7 @@ from flow_pl.data.batch import GLOBAL, LOCAL, Chunk, ClientBatch, Examples, part
 from flow_pl.data.federation import Federation, Heldout, Ints, Split
 from flow_pl.data.store.client_store import ClientRows
 from flow_pl.errors import DataError
-from flow_pl.utils.rng import Stream, generator
+from flow_pl.utils.rng import Stream, generator, key
 from flow_pl.utils.validation import given, require_choice, require_count
 
 Part = NDArray[np.uint8]
@@ -78,7 +78,7 @@ class ClientDataset(Dataset[ClientBatch]):
             order=torch.from_numpy(order),
             heldout=heldout,
             round=chunk.round,
-            seed=self._dropout_seed(chunk.round, clients),
+            key=torch.tensor([self._key(chunk.round, client) for client in clients], dtype=torch.int64),
             unusable=tuple(unusable),
         )
 
@@ -125,9 +125,9 @@ class ClientDataset(Dataset[ClientBatch]):
             self._plans[client] = (split, draw_part(self.seed, client, len(split.train)))
         return self._plans[client]
 
-    def _dropout_seed(self, round_: int, clients: list[int]) -> int:
+    def _key(self, round_: int, client: int) -> int:
         # a stream has no negative keys, and the round is -1 in evaluation
-        return int(generator(self.seed, Stream.DROPOUT, round_ + 1, clients[0]).integers(2**63)) if clients else 0
+        return key(self.seed, Stream.DROPOUT, round_ + 1, client)
 
     def _order_generator(self, round_: int, client: int) -> np.random.Generator:
         if round_ < 0:  # in evaluation a client is personalized the same way after every round

@@ -26,6 +26,7 @@ from flow_pl.engine.training_statistics import TrainingStatistics
 from flow_pl.errors import ConfigurationError
 from flow_pl.evaluation.counts import ClientEvaluation, ClientPredictions, count_client, predict_client
 from flow_pl.methods.base import Derive, Method, Minibatch, Phase
+from flow_pl.utils.counter_rng import step_keys
 from flow_pl.utils.groups import Groups, OptimizerFactory
 from flow_pl.utils.validation import given, require_choice, require_count
 
@@ -255,7 +256,8 @@ class FederatedLoop:
         if kept is not None:
             groups.put(kept)
         statistics = TrainingStatistics(batch.client.device)
-        with torch.no_grad(), _seeded(batch.seed, batch.client.device), _mode(method, training=True):
+        with torch.no_grad(), _mode(method, training=True):
+            phases = 0
             for stage, orders in plan if len(batch) else ():
                 if isinstance(stage, Derive):
                     x = self.lay_out(batch.train.x)
@@ -264,7 +266,8 @@ class FederatedLoop:
                         groups.put(map_clients(stage.compute, groups, examples))
                 else:
                     assert orders is not None
-                    self._run_phase(groups, stage, orders, batch, loss_scale, statistics)
+                    self._run_phase(groups, stage, orders, phases, batch, loss_scale, statistics)
+                    phases += 1
         return groups, statistics
 
     def _run_phase(
@@ -272,11 +275,12 @@ class FederatedLoop:
         groups: ClientGroups,
         phase: Phase,
         orders: range,
+        number: int,
         batch: ClientBatch,
         loss_scale: Tensor | None,
         statistics: TrainingStatistics,
     ) -> None:
-        """All minibatches of a phase, for all clients of the chunk."""
+        """All minibatches of a phase, the number-th of its kind, for all clients of the chunk."""
         schedule = make_schedule(batch, phase.part, orders, self.batch_size)
         optimizers = {
             step: StackedOptimizer(step.optimizer or self.client_optimizer, groups.stack(step.moves), step.lr_scale)
@@ -285,6 +289,7 @@ class FederatedLoop:
         data = {"x": batch.train.x, "y": batch.train.y} if phase.examples is None else groups.take(phase.examples)
         x, y = data["x"].flatten(0, 1), data["y"].flatten(0, 1)
         scales = None if loss_scale is None else loss_scale.expand(len(batch)).clone()
+        keys = iter(step_keys(batch.key, number, len(schedule.active) * len(phase.steps)).unbind())
         active = 0
         for t, now in enumerate(schedule.active):
             if now != active:
@@ -301,7 +306,7 @@ class FederatedLoop:
             )
             for step in phase.steps:
                 scale = None if scales is None else scales[:active]
-                grads, losses = self.engine(step, views, groups.stacked, minibatch, scale)
+                grads, losses = self.engine(step, views, groups.stacked, minibatch, scale, next(keys)[:active])
                 keep = None if scale is None else _unscale(grads, scale)
                 optimizers[step].step(grads, keep)
                 if step.bounds is not None:
@@ -324,23 +329,6 @@ class FederatedLoop:
         if not self.channels_last or x.ndim != 5 or len(x) > 1:
             return x
         return x[0].to(memory_format=torch.channels_last)[None]
-
-
-@contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """The generator of a device started at a seed, and put back afterwards.
-
-    `torch.manual_seed` would seed every backend there is, which takes longer than some steps.
-    """
-    generator = torch.default_generator
-    if device.type == "cuda":
-        generator = torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
-    before = generator.get_state()
-    generator.manual_seed(seed)
-    try:
-        yield
-    finally:
-        generator.set_state(before)
 
 
 @contextmanager

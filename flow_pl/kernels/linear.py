@@ -7,7 +7,7 @@ orders, which on a CPU takes longer than the product itself, and its `foreach` k
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -32,7 +32,7 @@ class ClientLinears(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         """Replace linear layers; leave everything else."""
-        return (_linear if func is functional.linear else func)(*args, **(kwargs or {}))
+        return LINEARS.get(func, func)(*args, **(kwargs or {}))
 
 
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:  # noqa: A002  # torch's own name
@@ -44,6 +44,10 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
         input, weight = _cast(input, dtype), _cast(weight, dtype)  # noqa: A001
         bias = None if bias is None else _cast(bias, dtype)
     return _apply(input, weight, bias)
+
+
+LINEARS: Mapping[Callable[..., Any], Callable[..., Any]] = {functional.linear: _linear}
+"""What is replaced."""
 
 
 def _cast(t: Tensor, dtype: torch.dtype) -> Tensor:

@@ -44,7 +44,7 @@ class APFL(Method):
         self.alpha = alpha
         self.adaptive = adaptive
         if adaptive:
-            self.private = {**self.private, "mixing": "mixing"}
+            self.private = MappingProxyType({**self.private, "mixing": "mixing"})
 
     def start(self, server: Groups) -> Groups:
         """w_g, v born from it, and alpha."""

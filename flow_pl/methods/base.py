@@ -189,6 +189,7 @@ class Method(ABC):
     model: RoutedModel
     objective: Objective
     modules: dict[str, nn.Module]
+    lazy_seed: int
     trained: dict[str, tuple[str, ...]]
 
     def __init__(self, personal_lr_scale: float = 1.0) -> None:

@@ -134,11 +134,13 @@ def test_an_empty_chunk_has_the_right_shapes(federation, heldout):
             assert getattr(batch.heldout, name).dtype == getattr(full.heldout, name).dtype
 
 
-def test_the_seed_of_a_chunk_depends_on_run_round_and_first_client(federation):
-    def seed(run, round_, *clients):
-        return ClientDataset(federation, run)[Chunk(round_, clients)].seed
+def test_the_key_of_a_client_depends_on_run_round_and_client_alone(federation):
+    def key(run, round_, *clients):
+        batch = ClientDataset(federation, run)[Chunk(round_, clients)]
+        return dict(zip(batch.client.tolist(), batch.key.tolist(), strict=True))
 
-    seeds = [seed(0, 1, 3, 2), seed(1, 1, 3, 2), seed(0, 2, 3, 2), seed(0, 1, 2), seed(0, -1, 3)]
-    assert len(set(seeds)) == 5
-    assert seed(0, 1, 3) == seeds[0]
-    torch.Generator().manual_seed(seeds[0])
+    together = key(0, 1, 3, 2)
+    assert {**key(0, 1, 3), **key(0, 1, 2)} == together
+    keys = [*together.values(), key(1, 1, 3)[3], key(0, 2, 3)[3], key(0, -1, 3)[3]]
+    assert len(set(keys)) == 5
+    assert key(0, 1) == {}

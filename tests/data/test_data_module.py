@@ -149,8 +149,7 @@ def test_loader_workers_change_nothing(make):
         found.append(batches)
     for one, other in zip(*found, strict=True):
         assert one.round == other.round
-        assert one.seed == other.seed
-        for name in ("client", "part", "order"):
+        for name in ("client", "key", "part", "order"):
             assert torch.equal(getattr(one, name), getattr(other, name))
         assert torch.equal(one.train.x, other.train.x)
     assert found[0][0].order.shape[1] == 1, "no module says that it needs more"

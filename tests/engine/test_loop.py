@@ -128,7 +128,7 @@ def test_padding_changes_nothing():
     narrow, wide = chunk(SIZES), chunk(SIZES, pad_to=20)
     order = wide.order.clone()
     order[:, :, :11] = narrow.order
-    wide = type(wide)(wide.client, wide.train, _pad(narrow.part, 20), order, wide.heldout, 0)
+    wide = type(wide)(wide.client, wide.train, _pad(narrow.part, 20), order, wide.heldout, 0, narrow.key)
     a = loop().train_clients(method, server_groups(method), narrow)
     b = loop().train_clients(method, server_groups(method), wide)
     for name in method.shared:
@@ -148,7 +148,7 @@ def _constant_router(blocks):
 
 
 def test_traced_steps_equal_eager_ones_bit_for_bit():
-    """Dropout included: a trace draws from the generator as the traced function does."""
+    """Dropout included: a trace draws what the traced function does."""
     batch = chunk((16, 16, 16), epochs=4)
     method = bound(PublishedFlow(router=lambda blocks: _constant_router(blocks)), network(dropout=0.5))
     eager = loop(local_epochs=4, trace_after=None).train_clients(method, server_groups(method), batch)

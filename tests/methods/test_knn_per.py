@@ -183,7 +183,7 @@ def test_predictions_are_made_for_unlabelled_instances():
     held = batch.heldout
     batch = ClientBatch(
         batch.client, batch.train, batch.part, batch.order,
-        Examples(held.x, torch.full_like(held.y, -1), held.mask, held.sizes), 0,
+        Examples(held.x, torch.full_like(held.y, -1), held.mask, held.sizes), 0, batch.key,
     )  # fmt: skip
     assert loop(local_epochs=1).predict_clients(method, server_groups(method), batch).prediction.shape == (2, 5)
 

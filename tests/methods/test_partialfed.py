@@ -12,6 +12,7 @@ from flow_pl.errors import ConfigurationError
 from flow_pl.methods import FedAvg, FineTuning, PartialFed
 from flow_pl.models import MLP
 from flow_pl.tasks import MultiLabel
+from flow_pl.utils.counter_rng import random_bits, step_keys, uniform, unit_hashes
 from flow_pl.utils.groups import Groups
 from tests.models import test_sequences as sequences
 from tests.support import bound, chunk, delta, flat, loop, minibatches, network, select, sgd, train_alone
@@ -37,16 +38,16 @@ def one(groups, client):
 
 
 def learned_logits(method, batch, kept, epochs, temperature):
-    """The strategies of all clients, step by step side by side, as only so the draws come in the same order."""
+    """The strategies of all clients, step by step."""
     w_g = server_groups(method)["global"]
     model = copy.deepcopy(method.modules["global"])
     logits = [one(kept["strategy"], client)["logits"].requires_grad_() for client in range(len(batch))]
     optimizers = [sgd([p]) for p in logits]
     plans = [list(minibatches(batch, client, epochs, 4, first=2)) for client in range(len(batch))]
-    torch.manual_seed(batch.seed)
+    drawn, units = step_keys(batch.key, 0, len(plans[0])), unit_hashes(0, 4, torch.device("cpu")).view(2, 2)
     for t in range(len(plans[0])):
         active = sum(len(plan) > t for plan in plans)
-        noise = -torch.empty(active, 2, 2).exponential_().log()
+        noise = [-(-uniform(random_bits(units, key)).log()).log() for key in drawn[t]]
         for client in range(active):
             q = ((logits[client] + noise[client]) / temperature).softmax(-1)
             mixture = {}

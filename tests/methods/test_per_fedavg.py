@@ -17,6 +17,7 @@ from flow_pl.methods import FedAvg, Minibatch, PerFedAvg
 from flow_pl.methods.per_fedavg import halves
 from flow_pl.models import EMNISTCNN, LSTM, MLP, NextCharacterLSTM, NextWordLSTM, ResNet18
 from flow_pl.tasks import Classification, NextToken
+from flow_pl.utils.counter_rng import step_keys
 from tests.methods.helpers import TASKS, client_of, on_task
 from tests.support import bound, chunk, delta, flat, loop, minibatches, network, sgd, train_alone
 
@@ -113,7 +114,8 @@ def test_traced_steps_draw_dropout_anew_as_eager_ones_do():
     views = {"global": {name: p.expand(2, *p.shape).clone() for name, p in server["global"].items()}}
     x, y = (t[:1, :8].expand(2, 8, *t.shape[2:]) for t in (batch.train.x, batch.train.y))
     minibatch = Minibatch(x, y, torch.ones(2, 8, dtype=torch.bool))
-    losses = torch.cat([engine(step, views, {"global"}, minibatch, None)[1] for _ in range(2)])
+    keys = step_keys(batch.key[:2], 0, 2)
+    losses = torch.cat([engine(step, views, {"global"}, minibatch, None, key)[1] for key in keys])
     assert len(set(losses.tolist())) == 4, "clients and steps draw for themselves"
 
 

@@ -53,7 +53,8 @@ def batch(sizes, epochs=1):
     order = torch.arange(n).expand(len(sizes), 2 * epochs, n).clone()
     hx, hy = examples(4, 1)
     held = Examples(hx, hy, torch.ones(len(sizes), 4, dtype=torch.bool), (4,) * len(sizes))
-    return ClientBatch(torch.arange(len(sizes)), Examples(x, y, mask, tuple(sizes)), part, order, held, 0)
+    clients = torch.arange(len(sizes))
+    return ClientBatch(clients, Examples(x, y, mask, tuple(sizes)), part, order, held, 0, clients)
 
 
 def bound(method, backbone=None):
@@ -211,6 +212,7 @@ def _one(batch, i):
         batch.order[i : i + 1],
         pick(batch.heldout),
         0,
+        batch.key[i : i + 1],
     )
 
 

@@ -56,7 +56,8 @@ def chunk(clients: Clients) -> ClientBatch:
         part[i, n - part_sizes(n)[1] : n] |= GLOBAL
     mask = torch.arange(longest) < torch.tensor(sizes)[:, None]
     train = Examples(x, y, mask, sizes)
-    return ClientBatch(torch.arange(count), train, part, _data_order(count, 1, longest), None, round=0)
+    clients = torch.arange(count)
+    return ClientBatch(clients, train, part, _data_order(count, 1, longest), None, round=0, key=clients)
 
 
 def _data_order(clients: int, epochs: int, longest: int) -> Tensor:

@@ -43,6 +43,9 @@ class LocalMemory:
         ConfigurationError: a value is out of range.
     """
 
+    _model: RoutedModel
+    _objective: Objective
+
     def __init__(self, neighbours: int, share: float) -> None:
         require_count(neighbours=neighbours)
         require_share(neighbour_weight=share)
