@@ -15,13 +15,15 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from flow_pl.embedding import embedding, raw_embedding
 from flow_pl.functional import mapped_first
 
 
 class ClientLinears(TorchFunctionMode):
     """A context in which `torch.nn.functional.linear`, and so `torch.nn.Linear`, is that of this module.
 
-    It has reverse-mode derivatives of any order, and none in forward mode (`torch.func.jvp`).
+    Embeddings are those of `flow_pl.embedding`. Linear layers have reverse-mode derivatives of any order, and none in forward
+    mode (`torch.func.jvp`).
     """
 
     def __torch_function__(
@@ -31,8 +33,8 @@ class ClientLinears(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Replace linear layers; leave everything else."""
-        return (_linear if func is functional.linear else func)(*args, **(kwargs or {}))
+        """Replace linear layers and embeddings; leave everything else."""
+        return _REPLACED.get(func, func)(*args, **(kwargs or {}))
 
 
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:  # noqa: A002  # torch's own name
@@ -112,3 +114,10 @@ def _rows(t: Tensor, weight: Tensor) -> Tensor:
 def _apply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     out: Tensor = _Linear.apply(x, weight, bias)  # type: ignore[no-untyped-call]
     return out
+
+
+_REPLACED: dict[Callable[..., Any], Callable[..., Any]] = {
+    functional.linear: _linear,
+    functional.embedding: embedding,
+    torch.embedding: raw_embedding,
+}
