@@ -21,7 +21,7 @@ from flow_pl.engine.client_draws import ClientDraws, UnitTable
 from flow_pl.engine.client_groups import ClientGroups
 from flow_pl.engine.tracing import CompileMode, compiled, trace
 from flow_pl.errors import ConfigurationError
-from flow_pl.kernels.linear import LINEARS, ClientLinears
+from flow_pl.kernels.linear import REPLACED, ClientLinears
 from flow_pl.methods.base import Minibatch, Step
 from flow_pl.utils.groups import Groups
 from flow_pl.utils.validation import given, require_choice, require_count
@@ -188,7 +188,7 @@ def _gradients(
             dims = {name: 0 if name in stacked else None for name in groups}
 
             def objective(key: Tensor, groups: Groups, minibatch: Minibatch) -> Tensor:
-                with ClientDraws(key, units, LINEARS):
+                with ClientDraws(key, units, REPLACED):
                     return step.objective(groups, minibatch)
 
             losses = vmap(objective, in_dims=(0, dims, 0))(keys, groups, minibatch)

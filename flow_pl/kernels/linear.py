@@ -15,13 +15,15 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from flow_pl.kernels.embedding import embedding, raw_embedding
 from flow_pl.kernels.functional import mapped_first
 
 
 class ClientLinears(TorchFunctionMode):
     """A context in which `torch.nn.functional.linear`, and so `torch.nn.Linear`, is that of this module.
 
-    It has reverse-mode derivatives of any order, and none in forward mode (`torch.func.jvp`).
+    Embeddings are those of `flow_pl.kernels.embedding`. Linear layers have reverse-mode derivatives of any order, and
+    none in forward mode (`torch.func.jvp`).
     """
 
     def __torch_function__(
@@ -31,8 +33,8 @@ class ClientLinears(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Replace linear layers; leave everything else."""
-        return LINEARS.get(func, func)(*args, **(kwargs or {}))
+        """Replace linear layers and embeddings; leave everything else."""
+        return REPLACED.get(func, func)(*args, **(kwargs or {}))
 
 
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:  # noqa: A002  # torch's own name
@@ -46,7 +48,11 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     return _apply(input, weight, bias)
 
 
-LINEARS: Mapping[Callable[..., Any], Callable[..., Any]] = {functional.linear: _linear}
+REPLACED: Mapping[Callable[..., Any], Callable[..., Any]] = {
+    functional.linear: _linear,
+    functional.embedding: embedding,
+    torch.embedding: raw_embedding,
+}
 """What is replaced."""
 
 
