@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flow_pl.data.batch import GLOBAL, LOCAL, ClientBatch, Examples
-from flow_pl.objective import Classification
+from flow_pl.tasks import Classification
 
 ORDERS = 64
 """Orders of the examples in a batch: as many local epochs can be run."""
@@ -48,6 +48,7 @@ def full_batch(x: Tensor, y: Tensor, heldout: tuple[Tensor, Tensor] | None = Non
         order=torch.arange(n).expand(clients, ORDERS, n),
         heldout=_examples(*((x[:, n // 2 :], y[:, n // 2 :]) if heldout is None else heldout)),
         round=0,
+        key=torch.arange(clients),
     )
 
 
