@@ -31,6 +31,7 @@ from flow_pl.errors import ConfigurationError, FlowError, find_cause
 from flow_pl.loggers import RunLogger, continued_run, make_wandb_logger, sweep_folder
 from flow_pl.module import FederatedModule
 from flow_pl.utils.checkpoints import WholeCheckpointIO, look_at
+from flow_pl.utils.parser import FlowParser, expand_home
 from flow_pl.version import __version__
 
 DEFAULT_CALLBACKS = (
@@ -86,6 +87,7 @@ class FlowCLI(LightningCLI):
             ConfigurationError: it is missing, damaged, or none of this project; or a class path names no class.
         """
         super().parse_arguments(parser, args)
+        expand_home(self.config)
         check_class_paths(self.config)
         path = self.config[self.config["subcommand"]].get("ckpt_path")
         if path == "best" and self.config["subcommand"] != "fit":
@@ -177,6 +179,9 @@ def run(args: ArgsType = None) -> FlowCLI:
         seed_everything_default=0,
         auto_configure_optimizers=False,
         load_from_checkpoint_support=False,
+        parser_class=partial(
+            FlowParser, roots={"trainer": Trainer, "model": FederatedModule, "data": FederatedDataModule}
+        ),
         parser_kwargs={"prog": "flow-pl", "version": __version__, "description": DESCRIPTION},
         trainer_defaults={
             # personalization takes gradients in validation and test
