@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from flow_pl.errors import ConfigurationError
+from flow_pl.utils.optional import install_command
 
 Column = np.ma.MaskedArray[Any, Any]
 """Values of one column, of strings, integers, truth values or lists of integers; masked where a row has none."""
@@ -91,7 +92,7 @@ class ParquetPredictions(PredictionFile):
             import pyarrow.parquet
         except ImportError as error:
             raise ConfigurationError(
-                f'{path} needs pyarrow, which is missing: pip install "flow-pl[parquet]", or set path to a .csv file.'
+                f"{path} needs pyarrow, which is missing: {install_command('parquet')}, or set path to a .csv file."
             ) from error
         self._arrow = pyarrow
         kinds = {str: pyarrow.string(), int: pyarrow.int64(), bool: pyarrow.bool_()}

@@ -37,7 +37,7 @@ class PredictionWriter(Callback):  # not a BasePredictionWriter, which asks the 
     first one joins them, in the order of the processes, and puts the file in place when it is complete.
 
     Args:
-        path: the file, .csv or .parquet (which needs `pip install "flow-pl[parquet]"`); folders are created.
+        path: the file, .csv or .parquet (which needs pyarrow); folders are created.
 
     Raises:
         ConfigurationError: `path` ends otherwise; before predicting, it cannot be written or pyarrow is missing.

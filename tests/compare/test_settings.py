@@ -103,7 +103,7 @@ def test_a_missing_package_is_told_before_anything_runs(capsys, monkeypatch, pac
     monkeypatch.setitem(__import__("sys").modules, package, None)
     code, error = fails_saying(capsys, "compare", "--methods", FLOW)
     assert code == 1
-    assert 'pip install "flow-pl[compare]"' in error
+    assert 'pip install "matplotlib>=3.9" "scipy>=1.13"' in error
 
 
 def test_help(capsys):

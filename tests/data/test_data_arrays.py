@@ -213,5 +213,5 @@ def test_settings_that_cannot_work():
 def test_without_pyarrow(tmp_path, monkeypatch):
     path = save_parquet(tmp_path / "a.parquet")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(ConfigurationError, match=r'this data needs pyarrow .*: pip install "flow-pl\[parquet\]"'):
+    with pytest.raises(ConfigurationError, match=r'this data needs pyarrow .*: pip install "pyarrow>='):
         prepare(path, tmp_path)

@@ -112,7 +112,7 @@ def test_settings_that_cannot_work(settings, message):
 
 def test_without_scikit_learn(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(ConfigurationError, match=r'this data needs sklearn .*: pip install "flow-pl\[digits\]"'):
+    with pytest.raises(ConfigurationError, match=r'this data needs sklearn .*: pip install "scikit-learn>='):
         clients()
 
 

@@ -321,5 +321,5 @@ def test_settings_that_cannot_work(words, settings, message):
 
 def test_without_h5py(monkeypatch, words):
     monkeypatch.setitem(sys.modules, "h5py", None)
-    with pytest.raises(ConfigurationError, match=r'this data needs h5py .*: pip install "flow-pl\[hdf5\]"'):
+    with pytest.raises(ConfigurationError, match=r'this data needs h5py .*: pip install "h5py>='):
         prepared(HDF5Data(**words))

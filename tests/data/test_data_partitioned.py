@@ -259,7 +259,7 @@ def test_the_hub_is_not_asked_unless_that_is_allowed(make, monkeypatch):
 
 def test_without_the_packages(make, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ConfigurationError, match=r'needs datasets .*: pip install "flow-pl\[datasets\]"'):
+    with pytest.raises(ConfigurationError, match=r'needs datasets .*: pip install "datasets>='):
         make("nobody/nothing")
 
 

@@ -108,6 +108,7 @@ def test_a_fit_does_not_go_on_from_weights_alone(config, tmp_path, capsys):  # n
     run(["test", "--config", str(config), "--ckpt_path", str(path)])
 
 
+@pytest.mark.filterwarnings("ignore:Error detected in")
 def test_a_diverged_client_under_detect_anomaly_is_told_in_a_line(config, capsys):  # noqa: F811
     rate = ["--model.loop.client_optimizer=torch.optim.SGD", "--model.loop.client_optimizer.lr=1e30"]
     status, said = fails(capsys, "fit", "--config", config, "--trainer.detect_anomaly=true", *rate)
