@@ -5,6 +5,8 @@ Source: Marfoq et al., Personalized Federated Learning through Local Memorizatio
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -77,7 +79,7 @@ class LocalMemory:
         if not self.share:
             return outputs, outputs
         base, memory = self._objective.probabilities(outputs), groups["memory"]
-        queries = self._representation(groups, x, outputs.shape[:-1].numel())
+        queries = self._representation(groups, x, math.prod(outputs.shape[:-1]))
         labels, weights = nearest(queries, memory, self.neighbours)
         votes = torch.zeros_like(base).flatten(0, -2).scatter_add(-1, labels, weights).view_as(base)
         votes = torch.where(memory["real"].any(), votes, base)
@@ -123,7 +125,10 @@ def nearest(queries: Tensor, memory: Parameters, neighbours: int) -> tuple[Tenso
     rows = max(1, BUDGET // max(1, size))
     for piece in (queries,) if torch.compiler.is_exporting() else torch.split(queries, rows):
         least, index = (offset - 2 * piece @ stored.t()).topk(min(neighbours, size), largest=False)
-        squares = least - TIE * index + piece.square().sum(-1, keepdim=True)
+        if torch.compiler.is_exporting():  # a runtime may take float32 for float64, which this stands
+            squares = (piece.unsqueeze(1) - stored[index]).square().sum(-1)
+        else:
+            squares = least - TIE * index + piece.square().sum(-1, keepdim=True)
         labels.append(memory["label"][index])
         # not a number where none is real
         weights.append((-squares.clamp_min(0).sqrt()).softmax(-1).nan_to_num(0.0).float())
