@@ -72,12 +72,17 @@ def reloaded(path, form):
     if form == "torch_export":
         return torch.export.load(path).module()
     if form == "onnx":
-        session = pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed").InferenceSession(path)
+        library = pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
+        options = library.SessionOptions()
+        options.intra_op_num_threads = 1
+        session = library.InferenceSession(path, options)
         assert session.get_inputs()[0].shape[0] == session.get_outputs()[0].shape[0] == "batch"
         return lambda x: torch.from_numpy(session.run(["outputs"], {"x": x.numpy()})[0])
     runtime = pytest.importorskip("executorch.runtime", reason="ExecuTorch is not installed").Runtime.get()
-    program = runtime.load_program(Path(path).read_bytes()).load_method("forward")
-    return lambda x: program.execute([x.contiguous()])[0].clone()
+    content = Path(path).read_bytes()  # which the program goes on reading
+    program = runtime.load_program(content)
+    method = program.load_method("forward")
+    return lambda x, alive=(content, program): method.execute([x.contiguous()])[0].clone()
 
 
 def check(tmp_path, model, x, form, **options):
