@@ -1,4 +1,4 @@
-"""The command line: `flow-pl fit | validate | test | predict` (LightningCLI), and `flow-pl compare`."""
+"""The command line: `flow-pl fit | validate | test | predict` (LightningCLI), `compare`, `export`, `personalize`."""
 
 from __future__ import annotations
 
@@ -50,7 +50,8 @@ DEFAULT_CALLBACKS = (
 """Always there; one that is listed in a configuration replaces its default."""
 
 DESCRIPTION = """Personalized federated learning, one command for each stage of a run.
-Another command, `flow-pl compare`, trains and tests several configurations: see `flow-pl compare --help`."""
+Other commands, each with --help: `flow-pl compare` trains and tests several configurations, `flow-pl export` and
+`flow-pl personalize` write a trained model as a file that needs no flow_pl."""
 
 
 RESUME = "what was saved is intact, and the same command with --ckpt_path last goes on from it"
@@ -217,6 +218,10 @@ def main(args: ArgsType = None) -> None:
                 raise SystemExit(status)
         elif isinstance(words, list) and words[:1] == ["configs"]:
             shipped.command(words[1:])
+        elif isinstance(words, list) and words[:1] in (["export"], ["personalize"]):
+            from flow_pl.export_command import command  # as few runs need it
+
+            command(words[0], words[1:])
         else:
             run(args)
     except SIGTERMException:

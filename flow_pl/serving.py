@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import keyword
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -121,9 +122,9 @@ class ServedModel(nn.Module):
 
     def __init__(self, method: Method, groups: Groups) -> None:
         super().__init__()
-        self._method = method.predictor()
-        self.blocks = nn.ModuleDict(self._method.modules)  # without weights; for their buffers
-        self.groups = nn.ModuleDict({name: _Buffers(group) for name, group in groups.items()})
+        self.method = method.predictor()
+        self.blocks = nn.ModuleList(self.method.modules.values())  # without weights; for their buffers
+        self.groups = _Buffers({f"{name}.{key}": p for name, group in groups.items() for key, p in group.items()})
         self.eval()
 
     def train(self, mode: bool = True) -> Self:
@@ -132,9 +133,25 @@ class ServedModel(nn.Module):
         self.blocks.eval()
         return self
 
+    def weights(self) -> Parameters:
+        """All tensors by name: a single model's by the backbone's own names, others as group.name."""
+        groups = self.tensors()
+        if len(groups) == 1:
+            ((_, weights),) = groups.items()
+            return {**weights, **dict(self.method.modules["global"].named_buffers())}
+        found = {f"{name}.{key}": p for name, group in groups.items() for key, p in group.items()}
+        for name, block in self.method.modules.items():
+            if name in groups:
+                found |= {f"{name}.{key}": p for key, p in block.named_buffers()}
+        return found
+
     def tensors(self) -> Groups:
         """The parameter groups by name."""
-        return {name: group.tensors() for name, group in self.groups.items()}  # type: ignore[operator]
+        groups: Groups = {}
+        for name, tensor in self.groups.tensors().items():
+            group, _, key = name.partition(".")
+            groups.setdefault(group, {})[key] = tensor
+        return groups
 
 
 class PersonalModel(ServedModel):
@@ -157,8 +174,8 @@ class PersonalModel(ServedModel):
         """
         groups = self.tensors()
         if SINGLE in groups:
-            return self._method.model.plain(x, groups[SINGLE])
-        return self._method.personalized(groups, x)
+            return self.method.model.plain(x, groups[SINGLE])
+        return self.method.personalized(groups, x)
 
 
 class ServerModel(ServedModel):
@@ -174,27 +191,43 @@ class ServerModel(ServedModel):
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs for instances x [N, ...], as the backbone gives them: [N, classes] or [N, T, tokens]."""
-        return self._method.generalized(self.tensors(), x)
+        return self.method.generalized(self.tensors(), x)
 
 
 class _Buffers(nn.Module):
-    """Tensors by dotted names, as buffers of nested modules."""
+    """Tensors by dotted names, as buffers of nested modules.
+
+    A name that Python or torch has taken ("global") gets an underscore behind it: it must be an attribute's.
+    """
 
     def __init__(self, tensors: Parameters) -> None:
         super().__init__()
+        self._names: dict[str, str] = {}
         below: dict[str, Parameters] = {}
         for name, tensor in tensors.items():
             first, _, rest = name.partition(".")
             if rest:
                 below.setdefault(first, {})[rest] = tensor
             else:
-                self.register_buffer(first, tensor.detach().clone(memory_format=torch.contiguous_format))
+                copied = tensor.detach().clone(memory_format=torch.contiguous_format)
+                self.register_buffer(self._attribute(first), copied)
         for first, inner in below.items():
-            self.add_module(first, _Buffers(inner))
+            self.add_module(self._attribute(first), _Buffers(inner))
+
+    def _attribute(self, name: str) -> str:
+        attribute = name
+        while keyword.iskeyword(attribute) or hasattr(self, attribute):
+            attribute += "_"
+        self._names[attribute] = name
+        return attribute
 
     def tensors(self) -> Parameters:
         """The tensors by their dotted names."""
-        return dict(self.named_buffers())
+        found = {self._names[name]: tensor for name, tensor in self.named_buffers(recurse=False)}
+        for name, inner in self.named_children():
+            assert isinstance(inner, _Buffers)
+            found |= {f"{self._names[name]}.{rest}": tensor for rest, tensor in inner.tensors().items()}
+        return found
 
 
 def personalize(
@@ -220,7 +253,7 @@ def personalize(
         ConfigurationError: the examples or `kept` do not fit the model.
     """
     device = next(module.parameters()).device
-    x, y = _labelled(_tensor("x", x), _tensor("y", y))
+    x, y = _labelled(as_tensor("x", x), as_tensor("y", y))
     n, method = len(x), module.method
     classes = y.shape[-1] if method.objective.several_labels else int(y.max()) + 1
     check_fit(method, x[:1].to(device), classes, tuple(y.shape[1:]))
@@ -291,8 +324,16 @@ def _check_kept(method: Method, expected: Groups, kept: Groups) -> None:
             )
 
 
-def _tensor(name: str, values: Tensor | ArrayLike) -> Tensor:
-    """What a user gives, as a tensor."""
+def as_tensor(name: str, values: Tensor | ArrayLike) -> Tensor:
+    """What a user gives, as a tensor.
+
+    Args:
+        name: of the values, for the message.
+        values: a tensor, an array, or lists of numbers.
+
+    Raises:
+        DataError: they are no numbers.
+    """
     if isinstance(values, Tensor):
         return values
     array = np.asarray(values)

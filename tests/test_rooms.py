@@ -13,6 +13,7 @@ ROOMS = (
     "cli",
     "callbacks",
     "deploy",
+    "export_command",
     "export",
     "serving",
     "module",
