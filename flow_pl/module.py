@@ -27,7 +27,7 @@ from flow_pl.engine.aggregation import Aggregation, Mean
 from flow_pl.engine.attacks import Attack
 from flow_pl.engine.compression import RESIDUAL, Compression, compress_update, no_residual
 from flow_pl.engine.privacy import GaussianMechanism
-from flow_pl.engine.round_settings import planned_rounds, prepare_rounds
+from flow_pl.engine.round_settings import choose_attackers, planned_rounds, prepare_rounds
 from flow_pl.errors import ConfigurationError, require_fraction
 from flow_pl.evaluation import ClientEvaluation, ClientPredictions, concatenate
 from flow_pl.loop import ClientUpdate, FederatedLoop
@@ -147,7 +147,7 @@ class FederatedModule(lightning.LightningModule):
         check_fit(self.method, example, data.num_classes, label_shape)
         if self.attack is not None:
             self.attack.check(example, data.num_classes, label_shape)
-            data.unevaluated = self.attack.choose(data.federation.seen, len(data.federation.store), data.run_seed)
+        data.unevaluated = choose_attackers(data, self.attack)
         if stage == "fit":
             prepare_rounds(
                 self.trainer,
