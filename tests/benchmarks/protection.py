@@ -38,8 +38,8 @@ from flow_pl.statistics import TrainingStatistics
 
 METHODS = ("fedavg", "fine_tuning", "flow")
 UNIFORM = ["--model.loop.init_args.weighting=uniform"]
-SIMULATED = {"delta": "1e-5", "noise_cohort_size": "1000", "population": "10000"}
-"""The deployment whose noise and epsilon a run has: 1,000 of 10,000 clients in a round, simulated with 50."""
+DEPLOYMENT = (1_000, 10_000)
+"""Clients of a round and in all, whose noise and epsilon a run has that trains 50."""
 AGGREGATIONS = {
     "Mean": [],
     "NormBound": ["NormBound", "norm=1.0"],
@@ -72,16 +72,24 @@ def chosen(option: str, words: list[str]) -> list[str]:
 
 
 def privacy() -> Iterator[tuple[str, list[str]]]:
-    """Every method at every epsilon; clipped without noise, and neither."""
-    clipping = ["clipping=FixedClipping", "clipping.init_args.norm=1.0"]
-    simulated = [f"{name}={value}" for name, value in SIMULATED.items()]
+    """Every method at every epsilon; clipped without noise, and neither; and FedAvg as a smaller deployment."""
     for method, epsilon in itertools.product(METHODS, ("inf", "inf, clipped", "8", "4", "2")):
         settings = [method, "--data.sampling=poisson", "--data.cohort_size=50", *UNIFORM]
         if epsilon == "inf, clipped":
             settings += chosen("aggregation", AGGREGATIONS["NormBound"])
         elif epsilon != "inf":
-            settings += chosen("privacy", ["GaussianMechanism", f"epsilon={epsilon}", *simulated, *clipping])
+            settings += private(epsilon, *DEPLOYMENT)
         yield f"{method} | {epsilon}", settings
+    for epsilon in ("8", "4", "2"):
+        settings = ["fedavg", "--data.sampling=poisson", "--data.cohort_size=50", *UNIFORM]
+        yield f"fedavg, 100 of 1000 | {epsilon}", settings + private(epsilon, 100, 1_000)
+
+
+def private(epsilon: str, cohort: int, population: int) -> list[str]:
+    """The arguments of private rounds that simulate a deployment."""
+    words = [f"epsilon={epsilon}", "delta=1e-5", f"noise_cohort_size={cohort}", f"population={population}"]
+    clipping = ["clipping=FixedClipping", "clipping.init_args.norm=1.0"]
+    return chosen("privacy", ["GaussianMechanism", *words, *clipping])
 
 
 def robustness() -> Iterator[tuple[str, list[str]]]:
