@@ -201,6 +201,11 @@ class FederatedModule(lightning.LightningModule):
         scheduler = self.server_scheduler(optimizer)
         return [optimizer], [scheduler]
 
+    def on_fit_start(self) -> None:
+        """Refuse more rounds than the privacy budget allows, once a checkpoint's ledger is known."""
+        if self.privacy is not None:
+            self.privacy.require_budget(planned_rounds(self.trainer))
+
     def on_train_start(self) -> None:
         """Refuse a loader whose sampler Lightning has replaced: every process would train every client."""
         sampler = getattr(self.trainer.train_dataloader, "sampler", None)
@@ -209,8 +214,6 @@ class FederatedModule(lightning.LightningModule):
                 f"the training loader's sampler is {type(sampler).__name__}, expected a CohortSampler, which shares "
                 "the cohort over processes: set trainer.use_distributed_sampler to false."
             )
-        if self.privacy is not None:
-            self.privacy.require_budget(planned_rounds(self.trainer))
 
     def on_train_epoch_start(self) -> None:
         """Begin the round from nothing, whatever an interrupted one has left."""

@@ -53,7 +53,6 @@ def prepare_rounds(
 
     Raises:
         ConfigurationError: they do not fit.
-        PrivacyBudgetError: the budget does not allow the rounds.
     """
     attackers = 0 if attack is None else attack.expected(data.cohort_size)
     aggregation.check(method, weighting, data.cohort_size, attackers)
