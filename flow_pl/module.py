@@ -28,7 +28,7 @@ from flow_pl.engine.compression import RESIDUAL, Compression, compress_update, n
 from flow_pl.engine.loop import ClientUpdate, FederatedLoop
 from flow_pl.engine.loss_scale import LossScale
 from flow_pl.engine.privacy import GaussianMechanism
-from flow_pl.engine.round_settings import planned_rounds, prepare_rounds
+from flow_pl.engine.round_settings import choose_attackers, planned_rounds, prepare_rounds
 from flow_pl.engine.server_round import (
     ServerRound,
     changed_parameters,
@@ -159,7 +159,7 @@ class FederatedModule(lightning.LightningModule):
         check_fit(self.method, example, data.num_classes, label_shape)
         if self.attack is not None:
             self.attack.check(example, data.num_classes, label_shape)
-            data.unevaluated = self.attack.choose(data.federation.seen, len(data.federation.store), data.run_seed)
+        data.unevaluated = choose_attackers(data, self.attack)
         if stage == "fit":
             prepare_rounds(
                 self.trainer,
@@ -218,6 +218,11 @@ class FederatedModule(lightning.LightningModule):
         scheduler = self.server_scheduler(optimizer)
         return [optimizer], [scheduler]
 
+    def on_fit_start(self) -> None:
+        """Refuse more rounds than the privacy budget allows, once a checkpoint's ledger is known."""
+        if self.privacy is not None:
+            self.privacy.require_budget(planned_rounds(self.trainer))
+
     def on_train_start(self) -> None:
         """Refuse a loader whose sampler Lightning has replaced: every process would train every client."""
         sampler = getattr(self.trainer.train_dataloader, "sampler", None)
@@ -226,8 +231,6 @@ class FederatedModule(lightning.LightningModule):
                 f"the training loader's sampler is {type(sampler).__name__}, expected a CohortSampler, which shares "
                 "the cohort over processes: set trainer.use_distributed_sampler to false."
             )
-        if self.privacy is not None:
-            self.privacy.require_budget(planned_rounds(self.trainer))
 
     def on_train_epoch_start(self) -> None:
         """Begin the round from nothing, whatever an interrupted one has left.

@@ -184,7 +184,7 @@ def test_buffers_of_blocks_are_exported(tmp_path):
         def forward(self, x):
             return super().forward(x) + self.shift
 
-    model = personalize(FederatedModule(nn.Sequential(Shifted()), FineTuning(), FederatedLoop(5)), X, Y)
+    model = personalize(FederatedModule(nn.Sequential(Shifted()), FineTuning(), FederatedLoop(1, batch_size=5)), X, Y)
     check(tmp_path, model, X, "torch_export")
     assert set(model.weights()) == {"0.weight", "0.bias", "0.shift"}
 
@@ -217,7 +217,7 @@ class Noisy(nn.Linear):
     ],
 )
 def test_what_cannot_be_exported_is_refused(tmp_path, block, words):
-    model = ServerModel(FederatedModule(nn.Sequential(block(8, 3)), FedAvg(), FederatedLoop(5)))
+    model = ServerModel(FederatedModule(nn.Sequential(block(8, 3)), FedAvg(), FederatedLoop(1, batch_size=5)))
     with pytest.raises(ConfigurationError, match=words):
         export_model(model, tmp_path / "model.pt2", X)
     assert not list(tmp_path.iterdir())
