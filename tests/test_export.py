@@ -14,6 +14,7 @@ from flow_pl.cli import main, run
 from flow_pl.errors import ConfigurationError
 from flow_pl.export import export_model
 from flow_pl.methods import FedAvg, FineTuning, Flow
+from flow_pl.methods.flow_evidence import EvidenceFlow
 from flow_pl.models import EMNISTCNN, MLP, NextCharacterLSTM, NextWordLSTM, ResNet18
 from flow_pl.models.routers import InstanceRouter, SequenceRouter
 from flow_pl.serving import ServerModel, load, load_kept, personalize
@@ -53,7 +54,7 @@ KINDS = {
     "plain": lambda backbone: FineTuning(),
     "soft": routed,
     "hard": lambda backbone: routed(backbone, routing="hard"),
-    "votes": lambda backbone: routed(backbone, neighbours=3, neighbour_weight=0.4),
+    "votes": lambda backbone: EvidenceFlow(neighbours=3, neighbour_weight=0.4),
 }
 
 
@@ -63,7 +64,7 @@ def personal(backbone, kind):
     torch.manual_seed(0)
     task = NextToken() if y.ndim > 1 else Classification()
     method = KINDS[kind](backbone)
-    module = FederatedModule(make(), method, FederatedLoop(4, lambda p: torch.optim.SGD(p, lr=0.05)), task)
+    module = FederatedModule(make(), method, FederatedLoop(1, None, 4, lambda p: torch.optim.SGD(p, lr=0.05)), task)
     return personalize(module, x, y), x
 
 
@@ -138,7 +139,7 @@ def test_the_servers_model_is_exported(tmp_path, make):
 def test_hard_routing_takes_each_instances_own_way(tmp_path):
     """Instances of one batch that go different ways: a router that looks at the sign of the first feature."""
     method = routed("mlp", routing="hard")
-    module = FederatedModule(MLP(8, 3, (6,)), method, FederatedLoop(4))
+    module = FederatedModule(MLP(8, 3, (6,)), method, FederatedLoop(1, batch_size=4))
     model = personalize(module, X, Y)
     with torch.no_grad():
         for name, p in model.groups.named_buffers():

@@ -71,7 +71,7 @@ def _personal(
         router = {"router": SequenceRouter} if tokens else {}
         method = Flow(1, routing=kind, **router)  # type: ignore[arg-type]
     task = NextToken() if tokens else Classification()
-    return personalize(FederatedModule(backbone, method, FederatedLoop(4), task), x, y), x
+    return personalize(FederatedModule(backbone, method, FederatedLoop(1, batch_size=4), task), x, y), x
 
 
 @torch.no_grad()

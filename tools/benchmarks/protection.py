@@ -208,7 +208,7 @@ def main() -> None:
         cost()
         return
     if options.data is None:
-        parser.error("--data is missing: a .npz file with arrays x, y and client, as configs/array expects")
+        parser.error("--data is missing: a .npz file with arrays x, y and client, as task/array expects")
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     for name, arguments in tables[options.table]():
