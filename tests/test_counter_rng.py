@@ -69,8 +69,8 @@ def test_masks_of_two_units_agree_as_often_as_independent_ones():
     keys = step_keys(torch.arange(40), 0, 100).view(-1, 2)
     hashes = unit_hashes(0, 200, CPU)
     dropped = torch.stack([~below(random_bits(hashes, key), 0.7) for key in keys]).double()
-    both = dropped.T @ dropped / len(keys)
-    z = (both - 0.09) * math.sqrt(len(keys) / (0.09 * 0.91))
+    centred = (dropped - 0.3) / math.sqrt(0.3 * 0.7)
+    z = centred.T @ centred / math.sqrt(len(keys))
     pairs = z[torch.ones(200, 200).triu(1).bool()]
     assert pairs.abs().max().item() < 6
     assert abs(pairs.var().item() - 1) < 0.05

@@ -44,10 +44,10 @@ def learned_logits(method, batch, kept, epochs, temperature):
     logits = [one(kept["strategy"], client)["logits"].requires_grad_() for client in range(len(batch))]
     optimizers = [sgd([p]) for p in logits]
     plans = [list(minibatches(batch, client, epochs, 4)) for client in range(len(batch))]
-    keys, units = step_keys(batch.key, 0, len(plans[0])), unit_hashes(0, 4, torch.device("cpu")).view(2, 2)
+    step_key, units = step_keys(batch.key, 0, len(plans[0])), unit_hashes(0, 4, torch.device("cpu")).view(2, 2)
     for t in range(len(plans[0])):
         active = sum(len(plan) > t for plan in plans)
-        noise = [-(-uniform(random_bits(units, key)).log()).log() for key in keys[t]]
+        noise = [-(-uniform(random_bits(units, one_key)).log()).log() for one_key in step_key[t]]
         for client in range(active):
             q = ((logits[client] + noise[client]) / temperature).softmax(-1)
             mixture = {}
