@@ -12,10 +12,10 @@ from lightning.pytorch import LightningModule, Trainer
 from rich import get_console
 from rich.table import Table
 
-from callbacks.federated import federated_module
-from callbacks.output_files import check_ending, check_writable
-from callbacks.results import Results, ResultsCallback, metric_rows
-from flow_pl.files import write_text
+from flow_pl.callbacks._federated import federated_module
+from flow_pl.callbacks._output_files import check_ending, check_writable
+from flow_pl.callbacks._results import Results, ResultsCallback, metric_rows
+from flow_pl.utils.files import write_text
 
 
 class Row(NamedTuple):
@@ -44,8 +44,9 @@ GROUPS: dict[str, tuple[Row, ...]] = {
     "Gain of personalization": (
         Row("gain", "over examples", signed=True),
         Row("gain_client_mean", "mean over clients", signed=True),
-        Row("oracle_accuracy", "oracle accuracy"),
-        Row("oracle_captured", "share of the oracle captured"),
+        Row("best_mixture_accuracy", "best fixed mixture"),
+        Row("gain_over_mixture", "over the best fixed mixture", signed=True),
+        Row("global_or_local_accuracy", "global or local model right"),
     ),
     "Clients": (
         Row("clients_helped", "helped"),
@@ -84,9 +85,14 @@ class ResultsTable(ResultsCallback):
         module = federated_module(pl_module)
         names = {"method": type(module.method).__name__, "backbone": type(module.backbone).__name__}
         title = f"{names['method']} with {names['backbone']}, round {rounds}"
-        get_console().print(results_table(title, results, module.route_names))
+        table, privacy = results_table(title, results, module.route_names), module.privacy
+        spent = {} if privacy is None else {"privacy/epsilon": privacy.epsilon, "privacy/delta": privacy.delta}
+        if privacy is not None:
+            table.caption = f"{table.caption}\nprivacy: epsilon {privacy.epsilon:.4g} at delta {privacy.delta:g}"
+        get_console().print(table)
         if self.path is not None:
-            run = {**names, "round": rounds, "results": results}
+            run = {**names, "round": rounds, **spent, "results": results}
+            results = {population: {**metrics, **spent} for population, metrics in results.items()}
             write_text(self.path, _csv(results) if self.path.suffix == ".csv" else json.dumps(run, indent=2) + "\n")
 
 

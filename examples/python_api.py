@@ -10,12 +10,11 @@ from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch.optim import SGD
 
-import callbacks
-from flow_pl import FederatedLoop, FederatedModule, personalize
+from flow_pl import FederatedLoop, FederatedModule, callbacks, personalize
 from flow_pl.data import DigitsData
 from flow_pl.methods import Flow
 from flow_pl.models import MLP
-from flow_pl.routers import InstanceRouter
+from flow_pl.models.routers import InstanceRouter
 
 FOLDER = "runs/python_api"
 seed_everything(0)
@@ -25,8 +24,13 @@ data = DigitsData(num_clients=30, cohort_size=10, chunk_size=10, new_client_frac
 # %% The module: a backbone, a method, and how a client trains.
 module = FederatedModule(
     MLP(in_features=64, num_classes=10, hidden=[32]),
-    Flow(local_epochs=2, personal_epochs=4, router=lambda blocks: InstanceRouter(blocks, hidden=[16])),
-    FederatedLoop(batch_size=5, client_optimizer=lambda parameters: SGD(parameters, lr=0.05, momentum=0.9)),
+    Flow(router=lambda blocks: InstanceRouter(blocks, hidden=[16])),
+    FederatedLoop(
+        local_epochs=3,
+        personal_epochs=8,
+        batch_size=5,
+        client_optimizer=lambda parameters: SGD(parameters, lr=0.05, momentum=0.9),
+    ),
 )
 
 

@@ -20,17 +20,17 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-import callbacks
 import flow_pl.methods
 import flow_pl.models  # noqa: F401 (imported, their classes go by their bare names in YAML)
-from callbacks.metrics_log import MetricsLog, RunLogger, continue_log
-from callbacks.preemption import Preemption
-from callbacks.wandb_run import continued_run, make_wandb_logger, sweep_folder
-from flow_pl.checkpoints import WholeCheckpointIO, look_at
+from flow_pl import callbacks, shipped
+from flow_pl.callbacks.metrics_log import MetricsLog, continue_log
+from flow_pl.callbacks.preemption import Preemption
 from flow_pl.checks import check_class_paths
 from flow_pl.data import FederatedDataModule
 from flow_pl.errors import ConfigurationError, FlowError, find_cause
+from flow_pl.loggers import RunLogger, continued_run, make_wandb_logger, sweep_folder
 from flow_pl.module import FederatedModule
+from flow_pl.utils.checkpoints import WholeCheckpointIO, look_at
 from flow_pl.version import __version__
 
 DEFAULT_CALLBACKS = (
@@ -38,6 +38,7 @@ DEFAULT_CALLBACKS = (
     callbacks.PersonalizedAccuracy,
     callbacks.PersonalizationGain,
     callbacks.RoutingStatistics,
+    callbacks.BackdoorSuccess,
     callbacks.RoundProgressBar,
     callbacks.ResultsTable,
     callbacks.PredictionWriter,
@@ -162,6 +163,11 @@ def run(args: ArgsType = None) -> FlowCLI:
     Returns:
         The finished CLI, with its trainer, model and data module.
     """
+    files: list[str] = []
+    if args is None:
+        sys.argv[1:], files = shipped.expand(sys.argv[1:])  # where Lightning reads it, to start other processes too
+    elif isinstance(args, list):
+        args, files = shipped.expand(args)
     return FlowCLI(
         FederatedModule,
         FederatedDataModule,
@@ -181,7 +187,7 @@ def run(args: ArgsType = None) -> FlowCLI:
             # one line, "server"
             "enable_model_summary": False,
             "log_every_n_steps": 1,
-            "default_root_dir": "runs",
+            "default_root_dir": str(Path("runs", shipped.run_name(files))),
         },
         args=args,
     )
@@ -209,6 +215,8 @@ def main(args: ArgsType = None) -> None:
             status = compare(words[1:])
             if status:
                 raise SystemExit(status)
+        elif isinstance(words, list) and words[:1] == ["configs"]:
+            shipped.command(words[1:])
         else:
             run(args)
     except SIGTERMException:

@@ -14,13 +14,13 @@ from flow_pl.compare.display import Display
 from flow_pl.compare.formats import caption, markdown, method_csv, rich_tables, run_csv
 from flow_pl.compare.options import Options, parse
 from flow_pl.compare.pool import execute
-from flow_pl.compare.results import Comparison, read_run
-from flow_pl.compare.runs import Run, State
+from flow_pl.compare.runs import Run, State, read_run
 from flow_pl.compare.settings import check_comparable, resolve
 from flow_pl.compare.tracking import log_comparison
-from flow_pl.data.optional import import_optional
 from flow_pl.errors import ConfigurationError
-from flow_pl.files import write_text
+from flow_pl.results.runs import Comparison
+from flow_pl.utils.files import write_text
+from flow_pl.utils.optional import import_optional
 
 STATES: dict[State, str] = {
     "done": "done, skipped",
@@ -44,7 +44,7 @@ def compare(args: Sequence[str]) -> int:
     options = parse(args)
     for package in ("matplotlib", "scipy"):
         import_optional(package, "compare", "flow-pl compare")
-    settings = {method: resolve(path, options.passed_on) for method, path in options.configs.items()}
+    settings = {method: resolve([*options.common, path], options.passed_on) for method, path in options.methods.items()}
     different = check_comparable(settings)
     if different and not options.allow_different:
         raise ConfigurationError(
@@ -55,7 +55,7 @@ def compare(args: Sequence[str]) -> int:
     runs = [
         Run(method, seed, _folder(options, method, seed), settings[method], options.checkpoint, options.name)
         for seed in options.seeds  # first: a table of all methods is there after the first seed
-        for method in options.configs
+        for method in options.methods
     ]
     _check_folder(options.folder)
     console = get_console()
@@ -106,7 +106,7 @@ def _run(runs: Sequence[Run], jobs: int, console: Console) -> dict[Run, str] | N
 def _collect(options: Options, runs: Sequence[Run], notes: list[str]) -> Comparison | None:
     """What the runs that are done measured; None where none is."""
     done = [read_run(run) for run in runs if run.state() == "done"]
-    methods = {method: [run for run in done if run.method == method] for method in options.configs}
+    methods = {method: [run for run in done if run.method == method] for method in options.methods}
     seeds = len(options.seeds)
     tested = list(dict.fromkeys(population for run in done for population in run.populations))
     unknown = [population for population in options.populations or () if population not in tested]
@@ -119,7 +119,7 @@ def _collect(options: Options, runs: Sequence[Run], notes: list[str]) -> Compari
 
 def _publish(comparison: Comparison, runs: Sequence[Run], folder: Path, console: Console) -> None:
     """Show the tables, write everything, and log it where the runs are logged."""
-    from flow_pl.compare.figures import draw  # matplotlib is imported by nothing else
+    from flow_pl.results.figures import draw  # matplotlib is imported by nothing else
 
     tables = {"table": folder / "table.csv", "runs": folder / "runs.csv"}
     write_text(tables["table"], method_csv(comparison))

@@ -14,8 +14,8 @@ from typing import Any
 import yaml
 
 from flow_pl.cli import run
+from flow_pl.engine.loop import FederatedLoop
 from flow_pl.errors import ConfigurationError
-from flow_pl.loop import FederatedLoop
 
 Settings = dict[str, Any]
 """The whole of a configuration, as `flow-pl fit --print_config` shows it."""
@@ -30,11 +30,11 @@ AMOUNTS = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "ov
 """Settings of the trainer that change how much is trained and evaluated, and how exactly."""
 
 
-def resolve(config: Path, options: Sequence[str]) -> Settings:
-    """What a configuration and options come to, with every default.
+def resolve(configs: Sequence[Path], options: Sequence[str]) -> Settings:
+    """What configurations and options come to, with every default.
 
     Args:
-        config: the file.
+        configs: the files, later ones win.
         options: of the command line of `flow-pl fit`.
 
     Raises:
@@ -43,11 +43,12 @@ def resolve(config: Path, options: Sequence[str]) -> Settings:
     printed, complaint = io.StringIO(), io.StringIO()
     try:
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(complaint):
-            run(["fit", "--config", str(config), *options, "--print_config"])
+            given = [f"--config={path}" for path in configs]
+            run(["fit", *given, *options, "--print_config"])
     except SystemExit as stop:
         if stop.code:
             message = complaint.getvalue().strip().partition("error: ")[2] or complaint.getvalue().strip()
-            raise ConfigurationError(f"{config} with the options given: {message}") from None
+            raise ConfigurationError(f"{configs[-1]} with the options given: {message}") from None
     settings: Settings = yaml.safe_load(printed.getvalue())
     return {key: settings[key] for key in ("trainer", "data", "model")}
 
@@ -93,9 +94,9 @@ def run_settings(settings: Settings, method: str, seed: int, folder: Path, group
     trainer["callbacks"] = [
         *(listed if isinstance(listed, list) else [listed]),
         # callbacks use flow_pl, never the reverse: the command line finds them by name
-        {"class_path": "callbacks.LearningCurves", "init_args": {"path": "curve.csv", "figure": None}},
-        {"class_path": "callbacks.ClientResults", "init_args": {"path": str(folder / "clients.csv")}},
-        {"class_path": "callbacks.ResultsTable", "init_args": {"path": str(folder / "test.json")}},
+        {"class_path": "flow_pl.callbacks.LearningCurves", "init_args": {"path": "curve.csv", "figure": None}},
+        {"class_path": "flow_pl.callbacks.ClientResults", "init_args": {"path": str(folder / "clients.csv")}},
+        {"class_path": "flow_pl.callbacks.ResultsTable", "init_args": {"path": str(folder / "test.json")}},
     ]
     for logger in wandb_loggers(settings):
         named = {"name": f"{method}-seed{seed}", "group": group}

@@ -11,9 +11,10 @@ from torch.utils.data import Dataset
 
 from flow_pl.data.batch import GLOBAL, LOCAL, Chunk, ClientBatch, Examples, part_sizes
 from flow_pl.data.federation import Federation, Heldout, Ints, Split
-from flow_pl.data.store import ClientRows
-from flow_pl.errors import DataError, given, require_choice, require_count
-from flow_pl.rng import Stream, generator, key
+from flow_pl.data.store.client_store import ClientRows
+from flow_pl.errors import DataError
+from flow_pl.utils.rng import Stream, generator, key
+from flow_pl.utils.validation import given, require_choice, require_count
 
 Part = NDArray[np.uint8]
 
@@ -31,17 +32,17 @@ class ClientDataset(Dataset[ClientBatch]):
         federation: the clients and their splits.
         seed: seed of the run: of the order of the examples and of the local and global shares.
         heldout: the rows to evaluate on; None in training.
-        epochs: number of orders to draw, that is, of local epochs.
+        orders: number of orders to draw of each client's examples, one for each epoch.
     """
 
-    def __init__(self, federation: Federation, seed: int, heldout: Heldout | None = None, epochs: int = 1) -> None:
-        require_count(epochs=epochs)
+    def __init__(self, federation: Federation, seed: int, heldout: Heldout | None = None, orders: int = 1) -> None:
+        require_count(orders=orders)
         require_count(0, seed=seed)
         require_choice(get_args(Heldout), **given(heldout=heldout))
         self.federation = federation
         self.seed = seed
         self.heldout = heldout
-        self.epochs = epochs
+        self.orders = orders
         self._plans: dict[int, tuple[Split, Part]] = {}
 
     def __getitem__(self, chunk: Chunk) -> ClientBatch:
@@ -61,11 +62,11 @@ class ClientDataset(Dataset[ClientBatch]):
         train = self._examples(rows, [split.train for split in splits])
         longest = max(train.sizes, default=0)
         part = np.zeros((len(clients), longest), dtype=np.uint8)
-        order = np.broadcast_to(np.arange(longest), (len(clients), self.epochs, longest)).copy()
+        order = np.broadcast_to(np.arange(longest), (len(clients), self.orders, longest)).copy()
         for i, (client, size) in enumerate(zip(clients, train.sizes, strict=True)):
             part[i, :size] = plans[i][1]
             random = self._order_generator(chunk.round, client)
-            for epoch in range(self.epochs):
+            for epoch in range(self.orders):
                 order[i, epoch, :size] = random.permutation(size)
         heldout = None
         if self.heldout is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from flow_pl.errors import require_fraction
+from flow_pl.utils.validation import require_fraction
 
 
 class Dropout(nn.Dropout):

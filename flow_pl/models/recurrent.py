@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (what torch's own documentation calls it)
 
-from flow_pl.errors import require_count
-from flow_pl.models.recurrence import recur
+from flow_pl.kernels.lstm import recur
+from flow_pl.utils.validation import require_count
 
 Decide = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Maps (input [N, D], global state, local state) of one time step to probabilities [N, 2]."""
@@ -83,8 +83,9 @@ class LSTM(Recurrent):
             h_global, c_global = _cell(gates_global + h @ global_["weight_hh"].t(), c)
             h_local, c_local = _cell(gates_local + h @ local["weight_hh"].t(), c)
             q = decide(inputs, torch.cat([h_global, c_global], -1), torch.cat([h_local, c_local], -1))
-            h = q[:, :1] * h_global + q[:, 1:] * h_local
-            c = q[:, :1] * c_global + q[:, 1:] * c_local
+            # the router's probabilities are float32, whatever the weights are
+            h = (q[:, :1] * h_global + q[:, 1:] * h_local).to(global_["weight_hh"].dtype)
+            c = (q[:, :1] * c_global + q[:, 1:] * c_local).to(global_["weight_hh"].dtype)
             outputs.append(h)
         return torch.stack(outputs, dim=1)
 

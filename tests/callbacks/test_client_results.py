@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from callbacks import ClientResults
-from callbacks.client_results import ClientCounts
+from flow_pl.callbacks import ClientResults
+from flow_pl.callbacks.client_results import ClientCounts
 from flow_pl.errors import ConfigurationError
-from flow_pl.evaluation import ClientEvaluation
+from flow_pl.evaluation.counts import ClientEvaluation
 from tests.callbacks.fakes import FakeData, FakeModule, evaluation_chunk, make_trainer
 
 SEEN = [evaluation_chunk([(4, 2, 3, 1, 4, 1, 2), (2, 0, 0, 0, 0, 2, 0)], blocks=2)]
@@ -22,7 +22,7 @@ def test_one_row_for_each_client_of_each_population(tmp_path: Path) -> None:
     trainer = make_trainer(ClientResults(str(path)))
     trainer.test(FakeModule(("conv1", "head")), datamodule=FakeData([], seen=SEEN, new=NEW), verbose=False)
     assert path.read_text().splitlines() == [
-        "client,population,train_examples,evaluated,generalized_accuracy,personalized_accuracy,oracle_accuracy,"
+        "client,population,train_examples,evaluated,generalized_accuracy,personalized_accuracy,global_or_local_accuracy,"
         "routed_local/conv1,routed_local/head",
         '"client, 0",seen,10,4,0.5,0.75,1.0,0.25,0.5',
         '"client, 1",seen,20,2,0.0,0.0,0.0,1.0,0.0',

@@ -16,9 +16,9 @@ import pytest
 from rich.console import Console
 
 from flow_pl.data import Archive
-from flow_pl.data.archive import extract
-from flow_pl.data.cache import progress
-from flow_pl.data.download import fetch, obtain
+from flow_pl.data.readers.archive import extract
+from flow_pl.data.readers.download import fetch, obtain
+from flow_pl.data.store.cache import progress
 from flow_pl.errors import DataError
 
 CONTENT = {"a_train.h5": random.Random(0).randbytes(5000), "deeper/a_test.h5": b"test"}
@@ -242,7 +242,7 @@ def test_progress_is_shown_on_a_terminal_alone(server, tmp_path, monkeypatch, ca
     fetch(server.archive, tmp_path / "a", "by hand")
     assert list(progress(range(3), "Counting tokens")) == [0, 1, 2]
     assert capsys.readouterr().err == ""
-    for module in ("download", "cache"):
+    for module in ("readers.download", "store.cache"):
         monkeypatch.setattr(f"flow_pl.data.{module}.Console", functools.partial(Console, force_terminal=True))
     fetch(server.archive, tmp_path / "b", "by hand")
     assert list(progress(range(3), "Counting tokens")) == [0, 1, 2]

@@ -1,0 +1,88 @@
+"""Which examples each client of a chunk sees at each step of a phase, and how many clients are still at work."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flow_pl.data.batch import GLOBAL, LOCAL, ClientBatch, part_sizes
+from flow_pl.errors import ConfigurationError
+from flow_pl.methods.base import Part
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The minibatches of a phase.
+
+    Attributes:
+        index: [S, C, B] int64, rows of the chunk's examples flattened to [C * N, ...].
+        mask: [S, C, B] bool, False where a client's last minibatch of an epoch is not full.
+        active: for each step, how many clients have a minibatch. Clients come in order of decreasing size, so that
+            the active ones are a prefix; a client out of minibatches costs nothing.
+        examples: real examples in all steps, of the sum(active) * B rows that are computed.
+    """
+
+    index: Tensor
+    mask: Tensor
+    active: tuple[int, ...]
+    examples: int
+
+
+def part_mask(batch: ClientBatch, part: Part) -> Tensor:
+    """Which training examples belong to a part: [C, N] bool."""
+    if part == "all":
+        return batch.train.mask
+    return (batch.part & (LOCAL if part == "local" else GLOBAL)).bool()
+
+
+def count(n: int, part: Part) -> int:
+    """How many of a client's n training examples belong to a part."""
+    return n if part == "all" else part_sizes(n)[0 if part == "local" else 1]
+
+
+def make_schedule(batch: ClientBatch, part: Part, orders: range, batch_size: int) -> Schedule:
+    """Cut each client's part into minibatches, epoch by epoch, in the drawn order.
+
+    A client starts its next epoch as soon as its last one is through, without waiting for larger clients. The last
+    minibatch of an epoch holds what is left.
+
+    Args:
+        batch: the chunk of clients, in order of decreasing size.
+        part: which share of the data.
+        orders: which of the drawn orders, one for each epoch.
+        batch_size: examples in a minibatch (B).
+
+    Raises:
+        ConfigurationError: fewer orders were drawn than are asked for.
+    """
+    epochs = len(orders)
+    if batch.order.shape[1] < orders.stop:
+        raise ConfigurationError(
+            f"the batch has {batch.order.shape[1]} minibatch orders of each client, expected {orders.stop}: make it "
+            "with as many as FederatedLoop.orders says."
+        )
+    C, N = batch.train.mask.shape
+    device = batch.order.device
+    # Sizes are known on the host: planning asks the device for nothing.
+    sizes = [count(n, part) for n in batch.train.sizes]
+    per_epoch = [-(-n // batch_size) for n in sizes]
+    total = epochs * max(per_epoch, default=0)
+    active = tuple(sum(epochs * steps > t for steps in per_epoch) for t in range(total))
+
+    picks = batch.order[:, orders.start : orders.stop]
+    if part != "all":
+        # The part's examples first, in the order drawn; the sort is stable.
+        outside = ~part_mask(batch, part)[:, None].expand(C, epochs, N).gather(2, picks)
+        picks = picks.gather(2, outside.byte().argsort(dim=2, stable=True))
+    n = torch.tensor(sizes, device=device).view(1, C, 1)
+    steps = torch.tensor(per_epoch, device=device).clamp_min(1).view(1, C, 1)
+    t = torch.arange(total, device=device).view(-1, 1, 1)
+    epoch = t // steps
+    slot = t % steps * batch_size + torch.arange(batch_size, device=device)
+    mask = (epoch < epochs) & (slot < n)
+    flat = (epoch * N + slot).masked_fill(~mask, 0)
+    within = picks.reshape(C, epochs * N).gather(1, flat.transpose(0, 1).reshape(C, -1)).view(C, total, batch_size)
+    index = within.transpose(0, 1) + (torch.arange(C, device=device) * N).view(1, C, 1)
+    return Schedule(index.contiguous(), mask, active, epochs * sum(sizes))

@@ -1,0 +1,268 @@
+"""Metrics over clients: accuracy, the gain of personalization and the share routed local.
+
+Each metric keeps one row of counts per client, on the device, and reduces them when the epoch is over. The rows of
+all processes are gathered first, so the figures do not depend on how the clients were divided among processes, and
+every process gets the same ones. A client without evaluated examples counts nowhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from flow_pl.evaluation.counts import mixture_shares
+
+MAX_MIXTURES = len(mixture_shares(3))
+"""Columns for fixed mixtures: of w_g, a local model and a memory."""
+
+PERCENTILES = (10, 50, 90)
+"""Percentiles over clients that are reported beside each mean."""
+
+
+class ClientMetric(Metric):
+    """Base: a table with one row of numbers per client, gathered over the processes.
+
+    The table travels as one flat list, because torchmetrics stands in for a process that saw no client with an
+    empty tensor of ONE dimension, which cannot be gathered with tables of two.
+
+    Args:
+        columns: number of columns.
+    """
+
+    is_differentiable = False
+    full_state_update = False
+    rows: list[Tensor] | Tensor
+
+    def __init__(self, columns: int) -> None:
+        super().__init__()
+        self.columns = columns
+        self.add_state("rows", default=[], dist_reduce_fx="cat")
+
+    def append(self, columns: Sequence[Tensor]) -> None:
+        """Add one row per client.
+
+        Args:
+            columns: one tensor [C] per column of the table.
+        """
+        assert len(columns) == self.columns, f"{len(columns)} columns in a table of {self.columns}"
+        # float32 whatever the precision of the run: the placeholder of a process without clients has this type
+        rows = torch.stack([column.detach().float() for column in columns], dim=1)
+        assert isinstance(self.rows, list), "a synchronised metric cannot be updated"
+        self.rows.append(rows.flatten())
+
+    def table(self) -> Tensor:
+        """All rows, column by column.
+
+        Returns:
+            [columns, clients] float64 on the host, where sums of counts are exact.
+        """
+        parts = [self.rows] if isinstance(self.rows, Tensor) else self.rows
+        flat = torch.cat(parts) if parts else torch.empty(0)
+        return flat.cpu().double().view(-1, self.columns).T
+
+
+class ClientAccuracy(ClientMetric):
+    """Accuracy and mean loss of one model over a set of clients.
+
+    `compute` returns scalars, NaN where no client has an evaluated example:
+
+    - `accuracy` (mean over examples), and over clients `accuracy_client_mean`, `accuracy_p10`, `accuracy_p50`,
+      `accuracy_p90`;
+    - how evenly it is spread: `accuracy_worst_decile` (mean of the tenth of the clients, at least one, with the
+      lowest), `accuracy_client_std` (standard deviation over clients) and `accuracy_client_gini` (Gini's coefficient:
+      half the mean absolute difference of two clients, over the mean; 0 where all are equal, NaN where all are 0);
+    - `loss` (mean over what it was summed over);
+    - for a task with a second accuracy also `accuracy_<subset>`, `accuracy_<subset>_client_mean` and so on.
+
+    Args:
+        subset: `Objective.subset` of the task: the second accuracy's name; empty for none.
+    """
+
+    higher_is_better = True
+
+    def __init__(self, subset: str = "") -> None:
+        super().__init__(columns=6 if subset else 4)
+        self.subset = subset
+
+    def update(
+        self,
+        count: Tensor,
+        correct: Tensor,
+        loss: Tensor,
+        loss_count: Tensor,
+        subset_count: Tensor | None = None,
+        subset_correct: Tensor | None = None,
+    ) -> None:
+        """Add a chunk of clients.
+
+        Args:
+            count: [C] evaluated examples.
+            correct: [C] examples the model gets right.
+            loss: [C] summed loss of the model.
+            loss_count: [C] number of losses in the sum.
+            subset_count: [C] evaluated examples of the second accuracy; None where there is none.
+            subset_correct: [C] those that the model gets right; None where there is none.
+        """
+        second = [column for column in (subset_count, subset_correct) if column is not None]
+        self.append((count, correct, loss, loss_count, *second))
+
+    def compute(self) -> dict[str, Tensor]:
+        """Figures over all clients of all processes."""
+        count, correct, loss, loss_count, *second = self.table()
+        figures = {**_accuracies("accuracy", count, correct), "loss": loss.sum() / loss_count.sum()}
+        if second:
+            figures |= _accuracies(f"accuracy_{self.subset}", *second)
+        return _rounded(figures)
+
+
+class ClientGain(ClientMetric):
+    """What personalization changes, for clients and for examples.
+
+    `compute` returns scalars, NaN where they are not defined:
+
+    - `gain`, `gain_client_mean`: personalized minus generalized accuracy, over examples and over clients;
+    - `clients_helped`, `clients_unchanged`, `clients_harmed`: shares of clients;
+    - `examples_both_right`, `examples_only_generalized`, `examples_only_personalized`, `examples_neither`: shares of
+      examples;
+    - for a method with a local model: `global_or_local_accuracy`, w_g or w_l right (no bound of what both can reach
+      together: a mixture may be right where neither is); `best_mixture_accuracy`, of the best of the fixed mixtures of
+      the method's models, the same one for all clients, chosen on these very examples; and `gain_over_mixture`,
+      personalized accuracy minus that, which is what deciding by the instance is worth.
+    """
+
+    higher_is_better = True
+
+    def __init__(self) -> None:
+        super().__init__(columns=5 + MAX_MIXTURES)
+
+    def update(
+        self,
+        count: Tensor,
+        generalized: Tensor,
+        personalized: Tensor,
+        both: Tensor,
+        global_or_local: Tensor | None = None,
+        mixtures: Tensor | None = None,
+    ) -> None:
+        """Add a chunk of clients.
+
+        Args:
+            count: [C] evaluated examples.
+            generalized: [C] examples that w_g gets right.
+            personalized: [C] examples that the personalized model gets right.
+            both: [C] examples that both get right.
+            global_or_local: [C] examples that w_g or the local model gets right; None for a method without a local
+                model.
+            mixtures: [C, K] examples that each fixed mixture gets right; None for a method without a local model.
+        """
+        # the columns are always there, so that a process that cannot know of a local model gathers the same table
+        unknown = torch.full_like(count, torch.nan, dtype=torch.float32)
+        mixed = () if mixtures is None else mixtures.unbind(1)
+        known = [unknown if global_or_local is None else global_or_local, *mixed]
+        self.append((count, generalized, personalized, both, *known, *[unknown] * (MAX_MIXTURES - len(mixed))))
+
+    def compute(self) -> dict[str, Tensor]:
+        """Figures over all clients of all processes."""
+        table = self.table()
+        count, generalized, personalized, both, either, *mixtures = table[:, table[0] > 0]
+        gain = personalized - generalized
+        examples = count.sum()
+        figures = {
+            "gain": gain.sum() / examples,
+            "gain_client_mean": (gain / count).mean(),
+            "clients_helped": (gain > 0).double().mean(),
+            "clients_unchanged": (gain == 0).double().mean(),
+            "clients_harmed": (gain < 0).double().mean(),
+            "examples_both_right": both.sum() / examples,
+            "examples_only_generalized": (generalized - both).sum() / examples,
+            "examples_only_personalized": (personalized - both).sum() / examples,
+            "examples_neither": (count - generalized - personalized + both).sum() / examples,
+        }
+        if not either.isnan().all():
+            figures["global_or_local_accuracy"] = either.sum() / examples
+        known = [mixture.sum() for mixture in mixtures if not mixture.isnan().all()]
+        if known:
+            best = torch.stack(known).max()
+            figures["best_mixture_accuracy"] = best / examples
+            figures["gain_over_mixture"] = (personalized.sum() - best) / examples
+        return _rounded(figures)
+
+
+class RoutedShare(ClientMetric):
+    """Share of routing decisions that chose the local block, per block and overall.
+
+    `compute` returns scalars, NaN where no decision was made: `routed_local` (over all decisions),
+    `routed_local_p10`, `routed_local_p50`, `routed_local_p90` (of the share of each client) and
+    `routed_local/<block>` for each block.
+
+    Args:
+        blocks: names of the routed blocks, in the order of the columns of `routed_local`.
+    """
+
+    def __init__(self, blocks: Sequence[str]) -> None:
+        super().__init__(columns=1 + len(blocks))
+        self.blocks = tuple(blocks)
+
+    def update(self, routed: Tensor, routed_local: Tensor) -> None:
+        """Add a chunk of clients.
+
+        Args:
+            routed: [C] number of decisions per block.
+            routed_local: [C, blocks] decisions that chose the local block.
+        """
+        self.append((routed, *routed_local.unbind(dim=1)))
+
+    def compute(self) -> dict[str, Tensor]:
+        """Figures over all clients of all processes."""
+        table = self.table()
+        routed, *routed_local = table[:, table[0] > 0]
+        per_client = torch.stack(routed_local).mean(dim=0) / routed
+        shares = [local.sum() / routed.sum() for local in routed_local]
+        return _rounded(
+            {
+                "routed_local": torch.stack(shares).mean(),
+                **_percentiles("routed_local", per_client),
+                **{f"routed_local/{block}": share for block, share in zip(self.blocks, shares, strict=True)},
+            }
+        )
+
+
+def _accuracies(name: str, count: Tensor, correct: Tensor) -> dict[str, Tensor]:
+    """Accuracy over examples and over clients, from counts [clients]; NaN where nothing was evaluated."""
+    count, correct = count[count > 0], correct[count > 0]
+    return {
+        name: correct.sum() / count.sum(),
+        f"{name}_client_mean": (correct / count).mean(),
+        **_percentiles(name, correct / count),
+        **_fairness(name, correct / count),
+    }
+
+
+def _fairness(name: str, value: Tensor) -> dict[str, Tensor]:
+    """How unevenly a figure [clients] is spread over the clients; NaN where there is no client."""
+    clients = len(value)
+    ordered = value.sort().values
+    # Sum of |a - b| over all pairs: the i-th of the ordered values is subtracted clients - 1 - i times, added i times.
+    rank = torch.arange(clients, dtype=value.dtype)
+    differences = ((2 * rank - clients + 1) * ordered).sum()
+    return {
+        f"{name}_worst_decile": ordered[: -(-clients // 10)].mean(),
+        f"{name}_client_std": value.std(correction=0) if clients else value.new_tensor(torch.nan),
+        f"{name}_client_gini": differences / (clients * ordered.sum()),
+    }
+
+
+def _percentiles(name: str, value: Tensor) -> dict[str, Tensor]:
+    """Percentiles of a figure [clients] over the clients; NaN where there is no client."""
+    if not len(value):
+        value = value.new_full((1,), torch.nan)
+    levels = value.quantile(value.new_tensor(PERCENTILES) / 100)
+    return {f"{name}_p{percentile}": level for percentile, level in zip(PERCENTILES, levels, strict=True)}
+
+
+def _rounded(figures: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Single precision: not every device can log doubles."""
+    return {name: figure.float() for name, figure in figures.items()}

@@ -1,0 +1,60 @@
+"""What methods that cut a model into a body and a head have in common."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from flow_pl.errors import ConfigurationError
+from flow_pl.methods.base import Method, Prediction
+from flow_pl.utils.groups import Groups, Parameters
+from flow_pl.utils.validation import require_count
+
+
+class BodyAndHead(Method):
+    """A method whose clients each have a body (representation) and a head: the groups "body" and "head".
+
+    The body is the first blocks and the embedding tables, the head the last blocks with parameters.
+
+    Args:
+        head_blocks: how many of the last blocks with parameters are the head.
+        personal_lr_scale: see `Method`.
+    """
+
+    def __init__(self, head_blocks: int = 1, personal_lr_scale: float = 1.0) -> None:
+        super().__init__(personal_lr_scale)
+        require_count(head_blocks=head_blocks)
+        self.head_blocks = head_blocks
+
+    def prepare(self) -> None:
+        """Cut the backbone.
+
+        Raises:
+            ConfigurationError: the backbone has one block, or `head_blocks` leaves none for the body or the head.
+        """
+        if len(self.model.blocks) == 1:
+            backbone = type(self.model.backbone).__name__
+            raise ConfigurationError(
+                f"{type(self).__name__} cuts the backbone into body and head, {backbone} has a single "
+                "block with parameters: use a backbone of two or more, such as MLP, or another method, such as Ditto."
+            )
+        self._body, self._head = self.model.body_and_head(self.head_blocks)
+
+    def start(self, server: Groups) -> Groups:
+        """The server's model, and its two parts."""
+        return {**server, **self.parts(server["global"])}
+
+    def parts(self, model: Parameters) -> Groups:
+        """The body and the head of a model."""
+        return {
+            "body": {name: model[name] for name in self._body},
+            "head": {name: model[name] for name in self._head},
+        }
+
+    def personal(self, groups: Groups) -> Parameters | None:
+        """The client's head on the client's body."""
+        return {**groups["body"], **groups["head"]}
+
+    def predict(self, groups: Groups, x: Tensor) -> Prediction:
+        """The client's head on the client's body predicts. A part of the server's model is never trained."""
+        own = self.personalized(groups, x)
+        return Prediction(self.model.plain(x, groups["global"]), own)
