@@ -25,6 +25,7 @@ from flow_pl.engine.chunk_size import ChunkSize
 from flow_pl.engine.client_optimizer import check_elementwise
 from flow_pl.engine.client_states import ClientStates
 from flow_pl.engine.compression import RESIDUAL, Compression, compress_update, no_residual
+from flow_pl.engine.draw_check import check_draws
 from flow_pl.engine.loop import ClientUpdate, FederatedLoop
 from flow_pl.engine.loss_scale import LossScale
 from flow_pl.engine.privacy import GaussianMechanism
@@ -157,6 +158,7 @@ class FederatedModule(lightning.LightningModule):
         check_elementwise(self.loop.client_optimizer)
         example, label_shape = self.loop.lay_out(data.example()[None])[0], data.federation.store.label_shape
         check_fit(self.method, example, data.num_classes, label_shape)
+        check_draws(self.method, example)
         if self.attack is not None:
             self.attack.check(example, data.num_classes, label_shape)
         data.unevaluated = choose_attackers(data, self.attack)

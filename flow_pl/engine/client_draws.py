@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -23,26 +24,32 @@ _SELU_FLOOR = -1.7580993408473766
 
 
 class UnitTable:
-    """Hashes of the units of a step, kept from step to step; as long as the longest step has asked for."""
+    """Hashes of the units of a step, kept from step to step; as long as the longest step has asked for.
+
+    Attributes:
+        hashes: the table as it is now; None while no step has drawn anything.
+        asked: units of the longest step so far.
+    """
 
     def __init__(self) -> None:
-        self._hashes: Tensor | None = None
+        self.hashes: Tensor | None = None
         self.asked = 0
 
-    def hashes(self, device: torch.device) -> Tensor | None:
-        """The table as it is now; None while no step has drawn anything."""
-        if self.asked and (self._hashes is None or len(self._hashes) < self.asked or self._hashes.device != device):
-            self._hashes = unit_hashes(0, self.asked, device)
-        return self._hashes
+    def grow(self, device: torch.device) -> None:
+        """Make the table as long as has been asked for; between steps, as in a trace there are no real tensors."""
+        if self.asked and (self.hashes is None or len(self.hashes) < self.asked or self.hashes.device != device):
+            self.hashes = unit_hashes(0, self.asked, device)
 
 
 class ClientDraws(TorchFunctionMode):
     """A context in which the draws of one client's step are those of its key; it may be one of many under vmap.
 
     Replaced are, wherever a block calls them: dropout of all kinds (`torch.nn.Dropout`, `Dropout1d` to `Dropout3d`,
-    `AlphaDropout`, `FeatureAlphaDropout` and their functions), `scaled_dot_product_attention` with dropout,
+    `AlphaDropout`, `FeatureAlphaDropout` and their functions), attention with dropout (`torch.nn.MultiheadAttention`,
+    `scaled_dot_product_attention`),
     `gumbel_softmax`, `torch.rand`, `randn`, their `_like` forms, `bernoulli`, and the methods `bernoulli_`,
-    `uniform_` and `normal_`. A draw from a generator that the block has itself is left alone.
+    `uniform_` and `normal_`. What else draws (`torch.nn.LSTM` with dropout, `multinomial`, a generator that a block has
+    itself) is refused before training, see `flow_pl.engine.draw_check`.
 
     Each draw takes the next units of the step, as many as it has elements. So the shape of what is drawn must be the
     same for a client alone and beside others, as it is: minibatches are padded to `batch_size`.
@@ -62,7 +69,7 @@ class ClientDraws(TorchFunctionMode):
         super().__init__()
         self._key = key
         self._table = table
-        self._hashes = table.hashes(key.device)
+        self._hashes = table.hashes
         self._replaced = replaced or {}
         self._drawn = 0
 
@@ -219,6 +226,20 @@ def _attention(
     return _dropout(draws, scores.softmax(-1), dropout_p) @ value
 
 
+_open_attention = FunctionType(
+    functional.multi_head_attention_forward.__code__,
+    # it would ask for a replacement of itself again, and without that none of what it calls is replaced
+    {**functional.multi_head_attention_forward.__globals__, "has_torch_function": lambda tensors: False},
+    functional.multi_head_attention_forward.__name__,
+    functional.multi_head_attention_forward.__defaults__,
+)
+
+
+def _multi_head_attention(draws: ClientDraws, *args: Any, **kwargs: Any) -> Any:
+    with draws:  # which is left while it replaces a function
+        return _open_attention(*args, **kwargs)
+
+
 def _gumbel_softmax(
     draws: ClientDraws, logits: Tensor, tau: float = 1, hard: bool = False, eps: float = 1e-10, dim: int = -1
 ) -> Tensor:
@@ -301,6 +322,7 @@ _OWN: dict[Callable[..., Any], Callable[..., Any]] = {
     functional.alpha_dropout: _alpha_dropout,
     functional.feature_alpha_dropout: _feature_alpha_dropout,
     functional.scaled_dot_product_attention: _attention,
+    functional.multi_head_attention_forward: _multi_head_attention,
     functional.gumbel_softmax: _gumbel_softmax,
     torch.dropout: _by_train(_dropout),
     torch.dropout_: _by_train(_dropout, inplace=True),

@@ -99,6 +99,7 @@ class GradientEngine:
             Gradients of the moving group's tensors [A, ...] and losses [A], unscaled.
         """
         active = len(minibatch.mask)
+        self._units.grow(minibatch.mask.device)
         names = [(group, key) for group, parameters in views.items() for key in parameters]
         tensors = [views[group][key] for group, key in names]
         arguments = [*tensors, *minibatch, *(t for t in (scale, keys) if t is not None)]
