@@ -149,7 +149,7 @@ def test_hard_routing_takes_each_instances_own_way(tmp_path):
                 p[0, 0] = 1.0
             if name.startswith("router.exits.heads") and name.endswith("weight"):
                 p[1, 0] = 9.0
-    ways = method.predict(model.tensors(), X).routes[:, 0]
+    ways = module.method.predict(model.tensors(), X).routes[:, 0]
     assert ways.any()
     assert not ways.all()
     check(tmp_path, model, X, "torch_export")
