@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flow_pl.data.encoding import Columns, Encoding, Rows, UnusableError, Vocabularies, VocabularySource, texts
+from flow_pl.data.checks import UnusableError
+from flow_pl.data.encoding import Columns, Encoding, Rows, Vocabularies, VocabularySource, texts
 from flow_pl.data.text import WORDS
 from flow_pl.data.vocabulary import OOV, PAD, SPECIAL
 from flow_pl.errors import require_count, require_some

@@ -13,7 +13,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from flow_pl.data.encoding import Columns, Encoding, Rows, UnusableError, Vocabularies, VocabularySource, texts
+from flow_pl.data.checks import UnusableError
+from flow_pl.data.encoding import Columns, Encoding, Rows, Vocabularies, VocabularySource, texts
 from flow_pl.data.vocabulary import BOS, EOS, OOV, PAD, Vocabulary
 from flow_pl.errors import require_count, require_some
 

@@ -13,7 +13,7 @@ from flow_pl.data import (
     Vectors,
     Vocabulary,
 )
-from flow_pl.data.encoding import UnusableError
+from flow_pl.data.checks import UnusableError
 from flow_pl.data.text import CHARACTERS
 from flow_pl.errors import ConfigurationError, DataError
 
