@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from flow_pl.errors import ConfigurationError, given, require_count, require_counts, require_fraction
+from flow_pl.errors import ConfigurationError
 from flow_pl.models.dropout import Dropout
 from flow_pl.models.lazy import inputs, outputs
+from flow_pl.utils.validation import given, require_count, require_counts, require_fraction
 
 
 class EMNISTCNN(nn.Sequential):

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from flow_pl.errors import given, require_count, require_counts
 from flow_pl.models.lazy import inputs, outputs
+from flow_pl.utils.validation import given, require_count, require_counts
 
 
 class MLP(nn.Sequential):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from flow_pl.errors import ConfigurationError, given, require_count
+from flow_pl.errors import ConfigurationError
 from flow_pl.models.lazy import outputs
+from flow_pl.utils.validation import given, require_count
 
 
 class ResNet18(nn.Sequential):
