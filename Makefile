@@ -26,10 +26,10 @@ lint: $(VENV)/installed
 	$(BIN)/mypy
 
 bench: $(VENV)/installed
-	$(BIN)/python -m tests.benchmarks
+	$(BIN)/python -m tools.benchmarks
 
 bench-scale: $(VENV)/installed
-	$(BIN)/python -m tests.benchmarks --scale
+	$(BIN)/python -m tools.benchmarks --scale
 
 # The other simulators, which `make bench` then finds. Each in an environment of its own, so that none changes the
 # versions of what another one or this project depends on. The versions that were measured, on Python 3.11.
@@ -45,15 +45,15 @@ bench-peers: .venv-peers/pfl/installed .venv-peers/flwr/installed .venv-peers/fe
 
 # thousands of damaged files for every reader
 fuzz: $(VENV)/installed
-	OMP_NUM_THREADS=$(TORCH_THREADS) $(BIN)/python -m tests.fuzz --cases 3000
+	OMP_NUM_THREADS=$(TORCH_THREADS) $(BIN)/python -m tools.fuzz --cases 3000
 
 # Kills runs and resumes them; minutes to an hour.
 chaos: $(VENV)/installed
-	OMP_NUM_THREADS=$(TORCH_THREADS) $(BIN)/python -m tests.chaos
+	OMP_NUM_THREADS=$(TORCH_THREADS) $(BIN)/python -m tools.chaos
 
 # 2,000 rounds: memory, open files, size of the logs.
 soak: $(VENV)/installed
-	OMP_NUM_THREADS=$(TORCH_THREADS) $(BIN)/python -m tests.chaos.soak
+	OMP_NUM_THREADS=$(TORCH_THREADS) $(BIN)/python -m tools.chaos.soak
 
 clean:
 	rm -rf $(VENV) .venv-peers runs bench.json

@@ -1,18 +1,18 @@
 """Callbacks for federated runs: what is measured on the clients, shown, and written to disk."""
 
-from callbacks.client_results import ClientResults
-from callbacks.convergence_diagnostics import ConvergenceDiagnostics
-from callbacks.generalized_accuracy import GeneralizedAccuracy
-from callbacks.learning_curves import LearningCurves
-from callbacks.personalization_gain import PersonalizationGain
-from callbacks.personalized_accuracy import PersonalizedAccuracy
-from callbacks.prediction_writer import PredictionWriter
-from callbacks.results_table import ResultsTable
-from callbacks.round_progress_bar import RoundProgressBar
-from callbacks.routing_report import RoutingReport
-from callbacks.routing_statistics import RoutingStatistics
-from callbacks.wandb_results import WandbResults
-from callbacks.wandb_run import WandbRun
+from flow_pl.callbacks.client_results import ClientResults
+from flow_pl.callbacks.convergence_diagnostics import ConvergenceDiagnostics
+from flow_pl.callbacks.generalized_accuracy import GeneralizedAccuracy
+from flow_pl.callbacks.learning_curves import LearningCurves
+from flow_pl.callbacks.personalization_gain import PersonalizationGain
+from flow_pl.callbacks.personalized_accuracy import PersonalizedAccuracy
+from flow_pl.callbacks.prediction_writer import PredictionWriter
+from flow_pl.callbacks.results_table import ResultsTable
+from flow_pl.callbacks.round_progress_bar import RoundProgressBar
+from flow_pl.callbacks.routing_report import RoutingReport
+from flow_pl.callbacks.routing_statistics import RoutingStatistics
+from flow_pl.callbacks.wandb_results import WandbResults
+from flow_pl.callbacks.wandb_run import WandbRun
 
 __all__ = [
     "ClientResults",

@@ -10,12 +10,12 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from callbacks.base import EvaluationCallback
-from callbacks.federated import federated_data, federated_module
-from callbacks.output_files import check_ending, check_writable
-from flow_pl.evaluation import ClientEvaluation
-from flow_pl.files import write_text
-from flow_pl.metrics import ClientMetric
+from flow_pl.callbacks._base import EvaluationCallback
+from flow_pl.callbacks._federated import federated_data, federated_module
+from flow_pl.callbacks._output_files import check_ending, check_writable
+from flow_pl.evaluation.counts import ClientEvaluation
+from flow_pl.evaluation.metrics import ClientMetric
+from flow_pl.utils.files import write_text
 
 _BASE = 1 << 12
 """An index of a client travels as two digits of this base: single precision would round one above 2^24."""

@@ -11,12 +11,13 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from callbacks.federated import federated_data, federated_module
-from callbacks.output_files import check_ending, check_writable
-from flow_pl.chunking import ChunkSize
+from flow_pl.callbacks._federated import federated_data, federated_module
+from flow_pl.callbacks._output_files import check_ending, check_writable
 from flow_pl.data.batch import Chunk, ClientBatch
-from flow_pl.data.optional import import_optional
-from flow_pl.diagnostics import (
+from flow_pl.engine.chunk_size import ChunkSize
+from flow_pl.engine.loop import ClientUpdate, FederatedLoop
+from flow_pl.engine.server_round import sent_parameters, server_groups
+from flow_pl.evaluation.convergence import (
     HEAD,
     OBSERVED,
     dissimilarity_bound,
@@ -25,13 +26,12 @@ from flow_pl.diagnostics import (
     has_global_model,
     observed,
 )
-from flow_pl.errors import given, require_count
-from flow_pl.files import csv_text, write_text
-from flow_pl.loop import ClientUpdate, FederatedLoop
 from flow_pl.methods.base import Method
-from flow_pl.rng import Stream, generator
-from flow_pl.routing import Groups, Parameters
-from flow_pl.server import sent_parameters, server_groups
+from flow_pl.utils.files import csv_text, write_text
+from flow_pl.utils.groups import Groups, Parameters
+from flow_pl.utils.optional import import_optional
+from flow_pl.utils.rng import Stream, generator
+from flow_pl.utils.validation import given, require_count
 
 PROGRESS = ("global_progress", "local_progress", "deviation")
 """Squared distances that the clients of a round measure, where their method has such models."""
@@ -138,7 +138,7 @@ class ConvergenceDiagnostics(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the figure."""
         if trainer.is_global_zero and self.figure is not None and self.rows:
-            from callbacks.convergence_figure import draw  # which needs matplotlib
+            from flow_pl.callbacks._convergence_figure import draw  # which needs matplotlib
 
             draw(self.rows, Path(trainer.default_root_dir) / self.figure)
 

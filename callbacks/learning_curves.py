@@ -10,10 +10,10 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
-from callbacks.base import metric_prefixes
-from callbacks.output_files import check_ending, check_writable
-from flow_pl.data.optional import import_optional
-from flow_pl.files import csv_text, write_text
+from flow_pl.callbacks._base import metric_prefixes
+from flow_pl.callbacks._output_files import check_ending, check_writable
+from flow_pl.utils.files import csv_text, write_text
+from flow_pl.utils.optional import import_optional
 
 
 class LearningCurves(Callback):
@@ -81,8 +81,8 @@ class LearningCurves(Callback):
         figures = {name.removeprefix(prefix): v.item() for name, v in metrics.items() if name.startswith(prefix)}
         self._add(trainer, figures)
         if trainer.is_global_zero and self.figure is not None:
-            from flow_pl.compare.plotting import save  # which needs matplotlib
-            from flow_pl.report.curves import accuracy_curves
+            from flow_pl.results.curves import accuracy_curves
+            from flow_pl.results.plotting import save  # which needs matplotlib
 
             curve = {int(row["round"]): row for row in self._rows}
             save(partial(accuracy_curves, curve), Path(trainer.default_root_dir) / self.figure)

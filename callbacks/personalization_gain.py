@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from lightning.pytorch import LightningModule
 
-from callbacks.base import EvaluationCallback
-from flow_pl.evaluation import ClientEvaluation
-from flow_pl.metrics import ClientGain
+from flow_pl.callbacks._base import EvaluationCallback
+from flow_pl.evaluation.counts import ClientEvaluation
+from flow_pl.evaluation.metrics import ClientGain
 
 
 class PersonalizationGain(EvaluationCallback[ClientGain]):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from lightning.pytorch import LightningModule
 
-from callbacks.base import EvaluationCallback
-from callbacks.federated import federated_module
-from flow_pl.evaluation import ClientEvaluation
-from flow_pl.metrics import ClientAccuracy
+from flow_pl.callbacks._base import EvaluationCallback
+from flow_pl.callbacks._federated import federated_module
+from flow_pl.evaluation.counts import ClientEvaluation
+from flow_pl.evaluation.metrics import ClientAccuracy
 
 
 class PersonalizedAccuracy(EvaluationCallback[ClientAccuracy]):

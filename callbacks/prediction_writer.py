@@ -12,13 +12,13 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from numpy.typing import NDArray
 
-from callbacks.federated import federated_data, federated_module
-from callbacks.output_files import check_ending, check_writable
-from callbacks.prediction_files import FORMATS, Column, PredictionFile
+from flow_pl.callbacks._federated import federated_data, federated_module
+from flow_pl.callbacks._output_files import check_ending, check_writable
+from flow_pl.callbacks._prediction_files import FORMATS, Column, PredictionFile
 from flow_pl.data import FederatedDataModule
 from flow_pl.errors import DataError
-from flow_pl.evaluation import ClientPredictions
-from flow_pl.objective import Objective
+from flow_pl.evaluation.counts import ClientPredictions
+from flow_pl.tasks import Objective
 
 
 class PredictionWriter(Callback):  # not a BasePredictionWriter, which asks the dataloader for indices of examples

@@ -12,10 +12,10 @@ from lightning.pytorch import LightningModule, Trainer
 from rich import get_console
 from rich.table import Table
 
-from callbacks.federated import federated_module
-from callbacks.output_files import check_ending, check_writable
-from callbacks.results import Results, ResultsCallback, metric_rows
-from flow_pl.files import write_text
+from flow_pl.callbacks._federated import federated_module
+from flow_pl.callbacks._output_files import check_ending, check_writable
+from flow_pl.callbacks._results import Results, ResultsCallback, metric_rows
+from flow_pl.utils.files import write_text
 
 
 class Row(NamedTuple):

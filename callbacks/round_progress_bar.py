@@ -9,9 +9,9 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from rich import get_console
 
-from callbacks.federated import federated_data
-from callbacks.progress_display import Pace, ProgressDisplay
-from flow_pl.errors import require_at_least_zero
+from flow_pl.callbacks._federated import federated_data
+from flow_pl.callbacks._progress_display import Pace, ProgressDisplay
+from flow_pl.utils.validation import require_at_least_zero
 
 ACCURACIES = {"val/generalized_accuracy": "val generalized", "val/personalized_accuracy": "personalized"}
 """Metrics shown behind the training losses of a fit, as they come, and what they are called there."""

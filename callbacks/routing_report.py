@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
-from callbacks.base import EvaluationCallback
-from callbacks.client_results import ClientCounts
-from callbacks.federated import federated_data, federated_module
-from callbacks.output_files import check_ending, check_writable
-from callbacks.results import Results, ResultsCallback
-from callbacks.results_table import percent, result_rows
-from callbacks.wandb_run import wandb_loggers
+from flow_pl.callbacks._base import EvaluationCallback
+from flow_pl.callbacks._federated import federated_data, federated_module
+from flow_pl.callbacks._output_files import check_ending, check_writable
+from flow_pl.callbacks._results import Results, ResultsCallback
+from flow_pl.callbacks.client_results import ClientCounts
+from flow_pl.callbacks.results_table import percent, result_rows
 from flow_pl.data.batch import ClientBatch
-from flow_pl.data.optional import import_optional
-from flow_pl.errors import require_count
-from flow_pl.evaluation import ClientEvaluation
-from flow_pl.files import write_text
+from flow_pl.evaluation.counts import ClientEvaluation
+from flow_pl.loggers import wandb_loggers
 from flow_pl.report.agreement import CommonInstances, common_instances, with_common
 from flow_pl.report.routes import Routes
+from flow_pl.utils.files import write_text
+from flow_pl.utils.optional import import_optional
+from flow_pl.utils.validation import require_count
 
 if TYPE_CHECKING:
     from flow_pl.report.evidence import Evidence
@@ -140,7 +140,7 @@ class RoutingReport(EvaluationCallback[ClientCounts], ResultsCallback):
         routes = _gathered(self._routes)
         self._metrics, self._routes, self._common = [], [], None
         if trainer.is_global_zero:
-            from flow_pl.report.figures import draw  # which needs matplotlib
+            from flow_pl.report.drawings import draw  # which needs matplotlib
 
             self._evidence = self._collect(trainer, pl_module, counts, routes)
             # now, not at the end of the test: then WandbResults looks for them
@@ -172,9 +172,9 @@ class RoutingReport(EvaluationCallback[ClientCounts], ResultsCallback):
     def _collect(
         self, trainer: Trainer, pl_module: LightningModule, counts: list[torch.Tensor], routes: list[Routes]
     ) -> Evidence:
-        from flow_pl.compare.results import Client, read_curve
         from flow_pl.report.evidence import Evidence
         from flow_pl.report.names import class_names, kind_of, token_names
+        from flow_pl.results.runs import Client, read_curve
 
         data, module = federated_data(trainer), federated_module(pl_module)
         clients: dict[str, list[Client]] = {}

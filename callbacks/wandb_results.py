@@ -6,8 +6,8 @@ from pathlib import Path
 
 from lightning.pytorch import LightningModule, Trainer
 
-from callbacks.results import Results, ResultsCallback, metric_rows
-from callbacks.wandb_run import wandb_loggers
+from flow_pl.callbacks._results import Results, ResultsCallback, metric_rows
+from flow_pl.loggers import wandb_loggers
 
 
 class WandbResults(ResultsCallback):

@@ -10,12 +10,11 @@ from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch.optim import SGD
 
-import callbacks
-from flow_pl import FederatedLoop, FederatedModule, personalize
+from flow_pl import FederatedLoop, FederatedModule, callbacks, personalize
 from flow_pl.data import DigitsData
 from flow_pl.methods import Flow
 from flow_pl.models import MLP
-from flow_pl.routers import InstanceRouter
+from flow_pl.models.routers import InstanceRouter
 
 FOLDER = "runs/python_api"
 seed_everything(0)

@@ -23,22 +23,22 @@ from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-import callbacks
 import flow_pl.methods
 import flow_pl.models  # noqa: F401 (imported, their classes go by their bare names in YAML)
-from callbacks.metrics_log import MetricsLog, RunLogger, continue_log
-from callbacks.preemption import Preemption
-from callbacks.run_folder import BestCheckpoint, LastCheckpoint, RunFolder
-from callbacks.wandb_run import continued_run, make_wandb_logger, sweep_folder
-from flow_pl.checkpoints import WholeCheckpointIO, look_at
+from flow_pl import callbacks
+from flow_pl.callbacks.metrics_log import MetricsLog, continue_log
+from flow_pl.callbacks.preemption import Preemption
+from flow_pl.callbacks.run_folder import BestCheckpoint, LastCheckpoint, RunFolder
 from flow_pl.checks import check_class_paths
 from flow_pl.configuration import KEY, SECTIONS
 from flow_pl.data import FederatedDataModule
 from flow_pl.errors import FlowError, find_cause
-from flow_pl.files import write_text
+from flow_pl.loggers import RunLogger, continued_run, make_wandb_logger, sweep_folder
 from flow_pl.module import FederatedModule
+from flow_pl.results.run_folder import CONFIG, CONFIG_HEADER, find_checkpoint
 from flow_pl.resume import warn_of_changes
-from flow_pl.run_folder import CONFIG, CONFIG_HEADER, find_checkpoint
+from flow_pl.utils.checkpoints import WholeCheckpointIO, look_at
+from flow_pl.utils.files import write_text
 from flow_pl.version import __version__
 
 DEFAULT_CALLBACKS = (

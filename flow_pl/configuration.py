@@ -14,7 +14,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from flow_pl.checks import check_class_paths
 from flow_pl.errors import ConfigurationError, FlowError, brief, find_cause
-from flow_pl.run_folder import CONFIG
+from flow_pl.results.run_folder import CONFIG
 
 T = TypeVar("T")
 

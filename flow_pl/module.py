@@ -16,26 +16,26 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from flow_pl.allocator import keep_freed_memory
-from flow_pl.checkpoints import WholeCheckpointIO
-from flow_pl.checks import check_checkpoint, check_fit, check_gradients
-from flow_pl.chunking import ChunkSize
-from flow_pl.client_optimizer import check_elementwise
-from flow_pl.client_states import ClientStates
+from flow_pl.checks import check_checkpoint, check_fit, check_gradients, check_server_optimizer
 from flow_pl.configuration import KEY, make, read_settings
 from flow_pl.data import CohortSampler, FederatedDataModule
 from flow_pl.data.batch import ClientBatch
-from flow_pl.errors import ConfigurationError, require_fraction
-from flow_pl.evaluation import ClientEvaluation, ClientPredictions, concatenate
-from flow_pl.loop import ClientUpdate, FederatedLoop
-from flow_pl.loss_scale import LossScale
+from flow_pl.engine.chunk_size import ChunkSize
+from flow_pl.engine.client_optimizer import check_elementwise
+from flow_pl.engine.client_states import ClientStates
+from flow_pl.engine.loop import ClientUpdate, FederatedLoop
+from flow_pl.engine.loss_scale import LossScale
+from flow_pl.engine.server_round import ServerRound, server_groups
+from flow_pl.engine.tracing import check_compiler
+from flow_pl.errors import ConfigurationError
+from flow_pl.evaluation.counts import ClientEvaluation, ClientPredictions, concatenate
+from flow_pl.kernels.allocator import keep_freed_memory
 from flow_pl.methods.base import Method
-from flow_pl.objective import Classification, Objective
 from flow_pl.resume import apply_server, check_data, check_server, data_record, server_record
-from flow_pl.routing import Groups
-from flow_pl.server import ServerRound, server_groups
-from flow_pl.server_optimizer import check_server_optimizer
-from flow_pl.tracing import check_compiler
+from flow_pl.tasks import Classification, Objective
+from flow_pl.utils.checkpoints import WholeCheckpointIO
+from flow_pl.utils.groups import Groups
+from flow_pl.utils.validation import require_fraction
 
 
 class RejectedClientWarning(UserWarning):

@@ -14,17 +14,17 @@ from torch import Tensor, nn
 
 import flow_pl.methods
 import flow_pl.models  # noqa: F401 (imported, their classes go by their bare names in YAML)
-from flow_pl.checkpoints import WholeCheckpointIO
 from flow_pl.checks import check_checkpoint, check_class_paths
 from flow_pl.data import FederatedDataModule
 from flow_pl.data.batch import ClientBatch, Examples
 from flow_pl.data.dataset import draw_part
+from flow_pl.engine.server_round import server_groups
 from flow_pl.errors import ConfigurationError, DataError, FlowError, find_cause
 from flow_pl.methods.base import Method
 from flow_pl.module import FederatedModule
-from flow_pl.rng import Stream, generator
-from flow_pl.routing import Groups
-from flow_pl.server import server_groups
+from flow_pl.utils.checkpoints import WholeCheckpointIO
+from flow_pl.utils.groups import Groups
+from flow_pl.utils.rng import Stream, generator
 
 
 def load(

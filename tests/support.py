@@ -12,12 +12,12 @@ from torch.nn import functional as F
 
 from flow_pl.checks import check_fit
 from flow_pl.data.batch import GLOBAL, LOCAL, ClientBatch, Examples, part_sizes
-from flow_pl.loop import ClientUpdate, FederatedLoop
+from flow_pl.engine.loop import ClientUpdate, FederatedLoop
+from flow_pl.engine.server_round import server_groups
 from flow_pl.methods import Flow
 from flow_pl.methods.base import Method
-from flow_pl.objective import Classification
-from flow_pl.routing import Groups
-from flow_pl.server import server_groups
+from flow_pl.tasks import Classification
+from flow_pl.utils.groups import Groups
 
 FEATURES, CLASSES = 6, 3
 

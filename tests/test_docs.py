@@ -13,8 +13,8 @@ import pytest
 import torch
 import yaml
 
-import callbacks
 import flow_pl.methods
+from flow_pl import callbacks
 from flow_pl.cli import main, run
 from flow_pl.methods import Method
 

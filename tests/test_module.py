@@ -14,15 +14,15 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 
-from callbacks import GeneralizedAccuracy, PersonalizedAccuracy
 from flow_pl import FederatedLoop, FederatedModule
+from flow_pl.callbacks import GeneralizedAccuracy, PersonalizedAccuracy
 from flow_pl.checks import check_fit
 from flow_pl.data import ArrayData, SyntheticData
+from flow_pl.engine.server_round import server_groups
 from flow_pl.errors import ConfigurationError, FlowError
 from flow_pl.methods import FedAvg, FineTuning, Flow, Local
 from flow_pl.models import MLP
-from flow_pl.routers import InstanceRouter
-from flow_pl.server import server_groups
+from flow_pl.models.routers import InstanceRouter
 from tests.support import delta, flat
 
 

@@ -13,8 +13,8 @@ import wandb
 
 import flow_pl.methods
 from flow_pl.cli import main
+from flow_pl.engine.server_round import server_groups
 from flow_pl.methods import FineTuning
-from flow_pl.server import server_groups
 from tests.support import bound, chunk, loop
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -21,7 +21,7 @@ from flow_pl.methods import FedAvg
 from flow_pl.models import LSTM, MLP
 from tests.test_cli import config, fails  # noqa: F401 (a fixture)
 
-MODULES = ["flow_pl", "flow_pl.methods", "flow_pl.models", "flow_pl.routers", "flow_pl.objective", "flow_pl.data"]
+MODULES = ["flow_pl", "flow_pl.methods", "flow_pl.models", "flow_pl.models.routers", "flow_pl.tasks", "flow_pl.data"]
 MODULES += ["callbacks"]
 
 RECORDS = {"ClientBatch", "ClientStore", "Derive", "Examples", "Phase", "Prediction", "Step"}

@@ -14,13 +14,13 @@ from flow_pl.compare.display import Display
 from flow_pl.compare.formats import caption, markdown, method_csv, rich_tables, run_csv
 from flow_pl.compare.options import Options, parse
 from flow_pl.compare.pool import execute
-from flow_pl.compare.results import Comparison, read_run
-from flow_pl.compare.runs import Run, State
+from flow_pl.compare.runs import Run, State, read_run
 from flow_pl.compare.settings import check_comparable, resolve
 from flow_pl.compare.tracking import log_comparison
-from flow_pl.data.optional import import_optional
 from flow_pl.errors import ConfigurationError
-from flow_pl.files import write_text
+from flow_pl.results.runs import Comparison
+from flow_pl.utils.files import write_text
+from flow_pl.utils.optional import import_optional
 
 STATES: dict[State, str] = {
     "done": "done, skipped",
@@ -119,7 +119,7 @@ def _collect(options: Options, runs: Sequence[Run], notes: list[str]) -> Compari
 
 def _publish(comparison: Comparison, runs: Sequence[Run], folder: Path, console: Console) -> None:
     """Show the tables, write everything, and log it where the runs are logged."""
-    from flow_pl.compare.figures import draw  # matplotlib is imported by nothing else
+    from flow_pl.results.figures import draw  # matplotlib is imported by nothing else
 
     tables = {"table": folder / "table.csv", "runs": folder / "runs.csv"}
     write_text(tables["table"], method_csv(comparison))

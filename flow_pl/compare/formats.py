@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from flow_pl.compare.results import Comparison, RunResults
-from flow_pl.compare.statistics import LEVEL, Spread, spread
 from flow_pl.compare.table import COLUMNS, Cell, Column, Rows, population_rows
-from flow_pl.files import csv_text
+from flow_pl.results.runs import Comparison, RunResults
+from flow_pl.results.statistics import LEVEL, Spread, spread
+from flow_pl.utils.files import csv_text
 
 MARK = "†"
 """Behind a figure that differs significantly from the best."""

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from flow_pl.errors import ConfigurationError, require_positive
+from flow_pl.errors import ConfigurationError
+from flow_pl.utils.validation import require_positive
 
 GIVEN = {
     "--config": "which compare takes itself",

@@ -14,7 +14,8 @@ import yaml
 
 from flow_pl.compare.settings import Settings, run_settings
 from flow_pl.errors import ConfigurationError
-from flow_pl.files import write_text
+from flow_pl.results.runs import Client, RunResults, read_curve, read_table
+from flow_pl.utils.files import write_text
 from flow_pl.version import __version__
 
 State = Literal["new", "changed", "interrupted", "done"]
@@ -158,3 +159,36 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def read_run(run: Run) -> RunResults:
+    """What a run that is done measured.
+
+    Raises:
+        ConfigurationError: its tables were damaged.
+    """
+    run.check_tables()
+    written = run.results()
+    clients = [
+        Client(
+            name=row["client"],
+            population=row["population"],
+            examples=int(row["train_examples"]),
+            generalized=float(row["generalized_accuracy"]),
+            personalized=float(row["personalized_accuracy"]),
+        )
+        for row in read_table(run.folder / "clients.csv")
+    ]
+    curve = read_curve(run.folder / "curve.csv")
+    made = max(curve, default=0)
+    return RunResults(
+        method=run.method,
+        seed=run.seed,
+        folder=run.folder,
+        rounds=written["round"],
+        train_seconds=curve[made]["train_seconds"] if curve else None,
+        train_rounds=made,
+        populations=written["results"],
+        clients=clients,
+        curve=curve,
+    )

@@ -14,8 +14,8 @@ from typing import Any
 import yaml
 
 from flow_pl.cli import run
+from flow_pl.engine.loop import FederatedLoop
 from flow_pl.errors import ConfigurationError
-from flow_pl.loop import FederatedLoop
 
 Settings = dict[str, Any]
 """The whole of a configuration, as `flow-pl fit --print_config` shows it."""
@@ -93,9 +93,9 @@ def run_settings(settings: Settings, method: str, seed: int, folder: Path, group
     trainer["callbacks"] = [
         *(listed if isinstance(listed, list) else [listed]),
         # callbacks use flow_pl, never the reverse: the command line finds them by name
-        {"class_path": "callbacks.LearningCurves", "init_args": {"path": "curve.csv", "figure": None}},
-        {"class_path": "callbacks.ClientResults", "init_args": {"path": str(folder / "clients.csv")}},
-        {"class_path": "callbacks.ResultsTable", "init_args": {"path": str(folder / "test.json")}},
+        {"class_path": "flow_pl.callbacks.LearningCurves", "init_args": {"path": "curve.csv", "figure": None}},
+        {"class_path": "flow_pl.callbacks.ClientResults", "init_args": {"path": str(folder / "clients.csv")}},
+        {"class_path": "flow_pl.callbacks.ResultsTable", "init_args": {"path": str(folder / "test.json")}},
     ]
     for logger in wandb_loggers(settings):
         named = {"name": f"{method}-seed{seed}", "group": group}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from flow_pl.compare.results import Comparison
-from flow_pl.compare.statistics import LEVEL, Spread, holm, paired_p_value, spread
+from flow_pl.results.runs import Comparison
+from flow_pl.results.statistics import LEVEL, Spread, holm, paired_p_value, spread
 
 
 class Column(NamedTuple):

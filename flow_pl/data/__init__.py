@@ -1,19 +1,22 @@
 """Federated data: the client store, splits, the cohort sampler and the data modules."""
 
-from flow_pl.data.arrays import ArrayData
 from flow_pl.data.batch import GLOBAL, LOCAL, Chunk, ClientBatch, Examples, part_sizes
 from flow_pl.data.datamodule import FederatedDataModule
 from flow_pl.data.dataset import ClientDataset
 from flow_pl.data.digits import DigitsData
-from flow_pl.data.download import Archive
-from flow_pl.data.encoded import EncodedData
-from flow_pl.data.encoding import Encoding, Images, Vectors
+from flow_pl.data.encodings.encoded import EncodedData
+from flow_pl.data.encodings.encoding import Encoding, Images, Vectors
+from flow_pl.data.encodings.tags import TagPrediction
+from flow_pl.data.encodings.text import NextCharacter, NextWord
+from flow_pl.data.encodings.vocabulary import BOS, EOS, OOV, PAD, Vocabulary
 from flow_pl.data.federation import Federation, Split
-from flow_pl.data.hdf5 import HDF5Data
-from flow_pl.data.leaf import LeafData
-from flow_pl.data.leaf_text import CharacterAfterWindow, TokenSequences
-from flow_pl.data.partitioned import PartitionedData
-from flow_pl.data.releases import (
+from flow_pl.data.readers.arrays import ArrayData
+from flow_pl.data.readers.download import Archive
+from flow_pl.data.readers.hdf5 import HDF5Data
+from flow_pl.data.readers.leaf import LeafData
+from flow_pl.data.readers.leaf_text import CharacterAfterWindow, TokenSequences
+from flow_pl.data.readers.partitioned import PartitionedData
+from flow_pl.data.readers.releases import (
     Cifar100Data,
     EmnistData,
     ReleasedData,
@@ -22,12 +25,9 @@ from flow_pl.data.releases import (
     StackOverflowTagsData,
 )
 from flow_pl.data.sampler import CohortSampler
-from flow_pl.data.store import ClientRows, ClientStore
+from flow_pl.data.store.client_store import ClientRows, ClientStore
+from flow_pl.data.store.writer import ClientData, ClientStoreWriter
 from flow_pl.data.synthetic import SyntheticData
-from flow_pl.data.tags import TagPrediction
-from flow_pl.data.text import NextCharacter, NextWord
-from flow_pl.data.vocabulary import BOS, EOS, OOV, PAD, Vocabulary
-from flow_pl.data.writer import ClientData, ClientStoreWriter
 
 __all__ = [
     "BOS",

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from flow_pl.errors import given, require_at_least_zero, require_count, require_fraction
-from flow_pl.rng import Stream, generator
+from flow_pl.utils.rng import Stream, generator
+from flow_pl.utils.validation import given, require_at_least_zero, require_count, require_fraction
 
 
 class Arrivals(NamedTuple):

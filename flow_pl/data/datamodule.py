@@ -18,13 +18,14 @@ from torch.utils.data import DataLoader
 
 from flow_pl.data.availability import Availability
 from flow_pl.data.batch import ClientBatch, Examples
-from flow_pl.data.cache import build_store, store_path
 from flow_pl.data.dataset import ClientDataset
 from flow_pl.data.federation import Federation, Heldout, Ints, Population, check_split
 from flow_pl.data.sampler import CohortSampler
-from flow_pl.data.store import ClientStore
-from flow_pl.data.writer import ClientData
-from flow_pl.errors import DataError, given, require_choice, require_count
+from flow_pl.data.store.cache import build_store, store_path
+from flow_pl.data.store.client_store import ClientStore
+from flow_pl.data.store.writer import ClientData
+from flow_pl.errors import DataError
+from flow_pl.utils.validation import given, require_choice, require_count
 
 Loader = DataLoader[ClientBatch]
 

@@ -11,9 +11,10 @@ from torch.utils.data import Dataset
 
 from flow_pl.data.batch import GLOBAL, LOCAL, Chunk, ClientBatch, Examples, part_sizes
 from flow_pl.data.federation import Federation, Heldout, Ints, Split
-from flow_pl.data.store import ClientRows
-from flow_pl.errors import DataError, given, require_choice, require_count
-from flow_pl.rng import Stream, generator
+from flow_pl.data.store.client_store import ClientRows
+from flow_pl.errors import DataError
+from flow_pl.utils.rng import Stream, generator
+from flow_pl.utils.validation import given, require_choice, require_count
 
 Part = NDArray[np.uint8]
 

@@ -17,10 +17,11 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 (the name that torch's own documentation uses)
 
 from flow_pl.data.datamodule import FederatedDataModule
-from flow_pl.data.optional import import_optional
-from flow_pl.data.writer import ClientData
-from flow_pl.errors import ConfigurationError, require_at_least_zero, require_count, require_positive
-from flow_pl.rng import Stream, generator
+from flow_pl.data.store.writer import ClientData
+from flow_pl.errors import ConfigurationError
+from flow_pl.utils.optional import import_optional
+from flow_pl.utils.rng import Stream, generator
+from flow_pl.utils.validation import require_at_least_zero, require_count, require_positive
 
 
 class DigitsData(FederatedDataModule):

@@ -12,9 +12,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from flow_pl.data.store import ROLES, ClientStore
-from flow_pl.errors import ConfigurationError, require_count, require_fraction
-from flow_pl.rng import Stream, generator
+from flow_pl.data.store.client_store import ROLES, ClientStore
+from flow_pl.errors import ConfigurationError
+from flow_pl.utils.rng import Stream, generator
+from flow_pl.utils.validation import require_count, require_fraction
 
 Heldout = Literal["val", "test", "predict"]
 """Rows that a client is evaluated on; "predict" = its test rows and those without a label."""

@@ -14,8 +14,9 @@ from torch.utils.data.distributed import DistributedSampler
 from flow_pl.data.availability import Availability
 from flow_pl.data.batch import Chunk
 from flow_pl.data.federation import Ints
-from flow_pl.errors import ConfigurationError, given, require_count
-from flow_pl.rng import Stream, generator
+from flow_pl.errors import ConfigurationError
+from flow_pl.utils.rng import Stream, generator
+from flow_pl.utils.validation import given, require_count
 
 
 class CohortSampler(DistributedSampler[Chunk]):

@@ -17,16 +17,10 @@ import torch
 from numpy.typing import NDArray
 
 from flow_pl.data.datamodule import FederatedDataModule
-from flow_pl.data.writer import ClientData
-from flow_pl.errors import (
-    ConfigurationError,
-    given,
-    require_at_least_zero,
-    require_count,
-    require_finite,
-    require_share,
-)
-from flow_pl.rng import Stream, generator
+from flow_pl.data.store.writer import ClientData
+from flow_pl.errors import ConfigurationError
+from flow_pl.utils.rng import Stream, generator
+from flow_pl.utils.validation import given, require_at_least_zero, require_count, require_finite, require_share
 
 Floats = NDArray[np.float64]
 

@@ -7,9 +7,9 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from flow_pl.errors import require_share
 from flow_pl.methods.base import Derive, Method, Minibatch, Phase, Prediction, Step
-from flow_pl.routing import Groups, Parameters
+from flow_pl.utils.groups import Groups, Parameters
+from flow_pl.utils.validation import require_share
 
 
 class APFL(Method):

@@ -15,10 +15,10 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from flow_pl.client_optimizer import OptimizerFactory
-from flow_pl.errors import given, require_count
-from flow_pl.objective import Objective
-from flow_pl.routing import Groups, Parameters, RoutedModel
+from flow_pl.models.routed import RoutedModel
+from flow_pl.tasks import Objective
+from flow_pl.utils.groups import Groups, OptimizerFactory, Parameters
+from flow_pl.utils.validation import given, require_count
 
 Part = Literal["all", "local", "global"]
 

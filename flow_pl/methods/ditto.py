@@ -6,10 +6,10 @@ from types import MappingProxyType
 
 from torch import Tensor
 
-from flow_pl.errors import require_at_least_zero
 from flow_pl.methods.base import Derive, Method, Minibatch, Phase, Prediction, Step
-from flow_pl.methods.regularizers import half_squared_distance
-from flow_pl.routing import Groups
+from flow_pl.methods.parts.regularizers import half_squared_distance
+from flow_pl.utils.groups import Groups
+from flow_pl.utils.validation import require_at_least_zero
 
 
 class Ditto(Method):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from types import MappingProxyType
 
-from flow_pl.errors import require_count
 from flow_pl.methods.base import Derive, Phase, Step
-from flow_pl.methods.body_and_head import BodyAndHead
+from flow_pl.methods.parts.body_and_head import BodyAndHead
+from flow_pl.utils.validation import require_count
 
 
 class FedRep(BodyAndHead):

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from flow_pl.errors import require_positive
 from flow_pl.methods.base import Derive, Method, Part, Phase, Prediction
-from flow_pl.routing import Groups
+from flow_pl.utils.groups import Groups
+from flow_pl.utils.validation import require_positive
 
 
 class FineTuning(Method):

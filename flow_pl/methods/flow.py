@@ -9,12 +9,15 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from flow_pl.errors import ConfigurationError, require_at_least_zero, require_choice, require_positive
+from flow_pl.errors import ConfigurationError
 from flow_pl.methods.base import Derive, Method, Minibatch, Part, Phase, Prediction, Step
-from flow_pl.methods.memory import LocalMemory
-from flow_pl.objective import Objective
-from flow_pl.routers import InstanceRouter, Route, Router
-from flow_pl.routing import Groups, Parameters, one_hot_routes, routing_regularizer
+from flow_pl.methods.parts.local_memory import LocalMemory
+from flow_pl.methods.parts.regularizers import routing_regularizer
+from flow_pl.models.routed import one_hot_routes
+from flow_pl.models.routers import InstanceRouter, Route, Router
+from flow_pl.tasks import Objective
+from flow_pl.utils.groups import Groups, Parameters
+from flow_pl.utils.validation import require_at_least_zero, require_choice, require_positive
 
 
 class Flow(Method):

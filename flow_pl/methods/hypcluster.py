@@ -8,11 +8,12 @@ from functools import reduce
 import torch
 from torch import Tensor, nn
 
-from flow_pl.errors import ConfigurationError, require_count
+from flow_pl.errors import ConfigurationError
 from flow_pl.methods.base import Derive, Minibatch, Phase, Prediction
 from flow_pl.methods.fedavg import FedAvg
-from flow_pl.methods.pieces import pieces
-from flow_pl.routing import Groups
+from flow_pl.methods.parts.pieces import pieces
+from flow_pl.utils.groups import Groups
+from flow_pl.utils.validation import require_count
 
 
 class HypCluster(FedAvg):

@@ -7,10 +7,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from flow_pl.errors import require_choice, require_share
 from flow_pl.methods.base import Derive, Minibatch, Phase, Prediction
 from flow_pl.methods.fine_tuning import FineTuning
-from flow_pl.routing import Groups
+from flow_pl.utils.groups import Groups
+from flow_pl.utils.validation import require_choice, require_share
 
 GRID = 11
 """Candidates for a chosen alpha: 0, 0.1, ..., 1."""

@@ -6,9 +6,9 @@ from torch import Tensor, nn
 
 from flow_pl.methods.base import Derive, Phase, Prediction
 from flow_pl.methods.fedavg import FedAvg
-from flow_pl.methods.memory import LocalMemory
-from flow_pl.objective import Objective
-from flow_pl.routing import Groups
+from flow_pl.methods.parts.local_memory import LocalMemory
+from flow_pl.tasks import Objective
+from flow_pl.utils.groups import Groups
 
 
 class KNNPer(FedAvg):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from types import MappingProxyType
 
 from flow_pl.methods.base import Derive, Minibatch, Phase
-from flow_pl.methods.body_and_head import BodyAndHead
-from flow_pl.routing import Groups
+from flow_pl.methods.parts.body_and_head import BodyAndHead
+from flow_pl.utils.groups import Groups
 
 
 class LGFedAvg(BodyAndHead):

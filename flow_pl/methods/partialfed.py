@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 (what torch's own documentation calls it)
 
-from flow_pl.errors import require_count, require_positive
 from flow_pl.methods.base import Derive, Method, Minibatch, Phase, Prediction, Step
-from flow_pl.routing import Groups
+from flow_pl.utils.groups import Groups
+from flow_pl.utils.validation import require_count, require_positive
 
 
 class PartialFed(Method):

@@ -8,10 +8,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from flow_pl.errors import require_at_least_zero
 from flow_pl.methods.base import Derive, Minibatch, Phase, Step
 from flow_pl.methods.fine_tuning import FineTuning
-from flow_pl.routing import Groups, Parameters
+from flow_pl.utils.groups import Groups, Parameters
+from flow_pl.utils.validation import require_at_least_zero
 
 INNER_SCALE = 2.0**10
 """Factor on the inner loss, taken off its gradient again. Float16 would lose small gradients, and 16-mixed scales the

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from flow_pl.errors import require_count, require_positive
 from flow_pl.methods.base import Derive, Method, Minibatch, Phase, Prediction, Step
-from flow_pl.methods.regularizers import half_squared_distance
-from flow_pl.routing import Groups
+from flow_pl.methods.parts.regularizers import half_squared_distance
+from flow_pl.utils.groups import Groups
+from flow_pl.utils.validation import require_count, require_positive
 
 
 class PFedMe(Method):

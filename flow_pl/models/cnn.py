@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from flow_pl.errors import ConfigurationError, require_count, require_counts, require_fraction
+from flow_pl.errors import ConfigurationError
 from flow_pl.models.dropout import Dropout
+from flow_pl.utils.validation import require_count, require_counts, require_fraction
 
 
 class EMNISTCNN(nn.Sequential):

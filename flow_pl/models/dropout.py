@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from flow_pl.errors import require_fraction
+from flow_pl.utils.validation import require_fraction
 
 
 class Dropout(nn.Dropout):

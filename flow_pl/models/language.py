@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from flow_pl.errors import require_count
 from flow_pl.models.recurrent import LSTM
+from flow_pl.utils.validation import require_count
 
 
 class NextWordLSTM(nn.Sequential):

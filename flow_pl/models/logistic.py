@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from flow_pl.errors import require_count
 from flow_pl.models.sizes import flat_size
+from flow_pl.utils.validation import require_count
 
 
 class LogisticRegression(nn.Sequential):

@@ -7,8 +7,8 @@ from itertools import pairwise
 
 from torch import nn
 
-from flow_pl.errors import require_count, require_counts
 from flow_pl.models.sizes import flat_size
+from flow_pl.utils.validation import require_count, require_counts
 
 
 class MLP(nn.Sequential):

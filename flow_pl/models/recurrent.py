@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (what torch's own documentation calls it)
 
-from flow_pl.errors import require_count
-from flow_pl.models.recurrence import recur
+from flow_pl.kernels.lstm import recur
+from flow_pl.utils.validation import require_count
 
 Decide = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Maps (input [N, D], global state, local state) of one time step to probabilities [N, 2]."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from flow_pl.errors import ConfigurationError, require_count
+from flow_pl.errors import ConfigurationError
+from flow_pl.utils.validation import require_count
 
 
 class ResNet18(nn.Sequential):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from flow_pl.errors import require_count, require_counts, require_some
+from flow_pl.utils.validation import require_count, require_counts, require_some
 
 
 def flat_size(in_features: int | Sequence[int]) -> int:

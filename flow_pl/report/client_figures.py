@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from flow_pl.compare.plotting import POPULATION_COLORS
-from flow_pl.compare.results import Client
-from flow_pl.report.curves import MODEL_COLORS, SIZE
 from flow_pl.report.routes import Floats
+from flow_pl.results.curves import MODEL_COLORS, SIZE
+from flow_pl.results.plotting import POPULATION_COLORS
+from flow_pl.results.runs import Client
 
 Clients = Mapping[str, Sequence[Client]]
 """Clients by population."""

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from flow_pl.compare.results import Client, Comparison, Metrics, RunResults
 from flow_pl.report.agreement import Agreement, agreement
 from flow_pl.report.names import Kind
 from flow_pl.report.routes import Routes
+from flow_pl.results.runs import Client, Comparison, Metrics, RunResults
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from flow_pl.report.curves import SIZE
 from flow_pl.report.names import Kind, tokens_of, visible
 from flow_pl.report.route_figures import WAYS
 from flow_pl.report.routes import Floats, Instance
+from flow_pl.results.curves import SIZE
 
 RIGHT, WRONG = "#1B7F3B", "#B3261E"
 

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flow_pl.data import EncodedData, FederatedDataModule
-from flow_pl.data.tags import TAGS
-from flow_pl.data.vocabulary import SPECIAL, Vocabulary
-from flow_pl.objective import Objective
+from flow_pl.data.encodings.tags import TAGS
+from flow_pl.data.encodings.vocabulary import SPECIAL, Vocabulary
+from flow_pl.tasks import Objective
 
 Kind = Literal["image", "text", "vector"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from flow_pl.report.drawings import DRAWINGS, Section
 from flow_pl.report.evidence import Evidence
-from flow_pl.report.figures import DRAWINGS, Section
 from flow_pl.report.html import Cells, details, heading, image, images, page, paragraph, section, table, tiles
 from flow_pl.report.tables import Table, block_table, worst_clients
 from flow_pl.report.tokens import token_list

@@ -8,12 +8,12 @@ import numpy as np
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
-from flow_pl.compare.plotting import COLORS, POPULATION_COLORS, grid, line_style
 from flow_pl.report.agreement import Agreement
 from flow_pl.report.client_figures import DASHES
-from flow_pl.report.curves import SIZE
 from flow_pl.report.names import visible
 from flow_pl.report.routes import BINS, Routes
+from flow_pl.results.curves import SIZE
+from flow_pl.results.plotting import COLORS, POPULATION_COLORS, grid, line_style
 
 GLOBAL_COLOR, LOCAL_COLOR = COLORS[0], COLORS[1]
 

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from flow_pl.compare.results import Client
 from flow_pl.report.evidence import Evidence
+from flow_pl.results.runs import Client
 
 Value = str | int | float | None
 

@@ -11,9 +11,9 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from flow_pl.evaluation import ClientEvaluation, ClientPredictions
+from flow_pl.evaluation.counts import ClientEvaluation, ClientPredictions
 from flow_pl.models import MLP
-from flow_pl.objective import Classification, Objective
+from flow_pl.tasks import Classification, Objective
 
 
 @dataclass

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from callbacks import ClientResults
-from callbacks.client_results import ClientCounts
+from flow_pl.callbacks import ClientResults
+from flow_pl.callbacks.client_results import ClientCounts
 from flow_pl.errors import ConfigurationError
-from flow_pl.evaluation import ClientEvaluation
+from flow_pl.evaluation.counts import ClientEvaluation
 from tests.callbacks.fakes import FakeData, FakeModule, evaluation_chunk, make_trainer
 
 SEEN = [evaluation_chunk([(4, 2, 3, 1, 4, 1, 2), (2, 0, 0, 0, 0, 2, 0)], blocks=2)]

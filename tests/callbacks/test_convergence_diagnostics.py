@@ -9,16 +9,16 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from callbacks import ConvergenceDiagnostics
+from flow_pl.callbacks import ConvergenceDiagnostics
 from flow_pl.data import SyntheticData
 from flow_pl.data.batch import Chunk
+from flow_pl.engine.loop import FederatedLoop
+from flow_pl.engine.server_round import server_groups
 from flow_pl.errors import ConfigurationError
-from flow_pl.loop import FederatedLoop
 from flow_pl.methods import APFL, FedAvg, FedRep, Flow, HypCluster, Local
 from flow_pl.models import MLP
+from flow_pl.models.routers import InstanceRouter
 from flow_pl.module import FederatedModule
-from flow_pl.routers import InstanceRouter
-from flow_pl.server import server_groups
 from tests.callbacks.fakes import make_trainer
 from tests.support import flat
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
-from callbacks import GeneralizedAccuracy, PersonalizationGain, PersonalizedAccuracy, RoutingStatistics
-from flow_pl.objective import NextToken
+from flow_pl.callbacks import GeneralizedAccuracy, PersonalizationGain, PersonalizedAccuracy, RoutingStatistics
+from flow_pl.tasks import NextToken
 from tests.callbacks.fakes import FakeData, FakeModule, evaluation_chunk, make_trainer
 
 SEEN = [evaluation_chunk([(4, 2, 3, 1, 4, 1, 2), (2, 0, 0, 0, 0, 2, 0)], blocks=2), evaluation_chunk([], blocks=2)]

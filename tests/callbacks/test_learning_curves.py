@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from callbacks import GeneralizedAccuracy, LearningCurves, PersonalizedAccuracy
+from flow_pl.callbacks import GeneralizedAccuracy, LearningCurves, PersonalizedAccuracy
 from flow_pl.errors import ConfigurationError
 from tests.callbacks.fakes import FakeData, FakeModule, evaluation_chunk, make_trainer
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from callbacks.metrics_log import MetricsFile
-from flow_pl.checkpoints import WholeCheckpointIO
 from flow_pl.cli import run
 from flow_pl.errors import FlowError
+from flow_pl.loggers import MetricsFile
+from flow_pl.utils.checkpoints import WholeCheckpointIO
 from tests.test_cli import config  # noqa: F401 (a fixture)
 
 

@@ -9,10 +9,10 @@ import pyarrow.parquet
 import pytest
 import torch
 
-from callbacks import PredictionWriter
+from flow_pl.callbacks import PredictionWriter
 from flow_pl.errors import ConfigurationError, DataError
-from flow_pl.evaluation import ClientPredictions
-from flow_pl.objective import MultiLabel, NextToken, Objective
+from flow_pl.evaluation.counts import ClientPredictions
+from flow_pl.tasks import MultiLabel, NextToken, Objective
 from tests.callbacks.fakes import Chunk, FakeData, FakeModule, make_trainer, prediction_chunk
 
 CHUNKS = [

@@ -9,9 +9,15 @@ import pytest
 import rich
 from rich.console import Console
 
-from callbacks import GeneralizedAccuracy, PersonalizationGain, PersonalizedAccuracy, ResultsTable, RoutingStatistics
+from flow_pl.callbacks import (
+    GeneralizedAccuracy,
+    PersonalizationGain,
+    PersonalizedAccuracy,
+    ResultsTable,
+    RoutingStatistics,
+)
 from flow_pl.errors import ConfigurationError
-from flow_pl.objective import NextToken
+from flow_pl.tasks import NextToken
 from tests.callbacks.fakes import FakeData, FakeModule, evaluation_chunk, make_trainer
 
 SEEN = [evaluation_chunk([(4, 2, 3, 1, 4, 1, 2), (2, 0, 0, 0, 0, 2, 0)], blocks=2)]

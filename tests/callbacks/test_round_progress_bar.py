@@ -8,8 +8,8 @@ import pytest
 import rich
 from rich.console import Console
 
-from callbacks import GeneralizedAccuracy, PersonalizedAccuracy, RoundProgressBar
-from callbacks.progress_display import Pace
+from flow_pl.callbacks import GeneralizedAccuracy, PersonalizedAccuracy, RoundProgressBar
+from flow_pl.callbacks._progress_display import Pace
 from flow_pl.errors import ConfigurationError
 from tests.callbacks.fakes import FakeData, FakeModule, evaluation_chunk, make_trainer
 
@@ -83,7 +83,7 @@ def test_a_resumed_fit_goes_on_at_its_round(output: io.StringIO, tmp_path: Path)
 def test_time_left_of_a_resumed_fit_counts_its_own_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rounds 10..12 of 20 took 30 s, 10 of them in validation: 8 more take 120 s; 40 clients took 20 s."""
     now = 100.0
-    monkeypatch.setattr("callbacks.progress_display.time.monotonic", lambda: now)
+    monkeypatch.setattr("flow_pl.callbacks._progress_display.time.monotonic", lambda: now)
     pace = Pace(position=10)
     now = 115.0
     pace.pause()

@@ -15,7 +15,7 @@ import pytest
 import wandb
 import yaml
 
-from callbacks import RoutingReport
+from flow_pl.callbacks import RoutingReport
 from flow_pl.cli import main, run
 from flow_pl.errors import ConfigurationError
 from flow_pl.report.tables import block_table

@@ -15,8 +15,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from rich.console import Console
 from torch.utils.data import DataLoader
 
-import callbacks
-from flow_pl.objective import NextToken
+from flow_pl import callbacks
+from flow_pl.tasks import NextToken
 from tests.callbacks.fakes import FakeData, FakeModule, evaluation_chunk, make_trainer, prediction_chunk
 
 EVALUATED = [

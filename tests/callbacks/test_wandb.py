@@ -11,10 +11,11 @@ import wandb
 import yaml
 from lightning.pytorch.loggers import WandbLogger
 
-import callbacks
-from callbacks import RoundProgressBar
-from callbacks.wandb_run import NOTE, SLACK, continued_run, make_wandb_logger
+import flow_pl.callbacks
+from flow_pl.callbacks import RoundProgressBar
+from flow_pl.callbacks.wandb_run import SLACK
 from flow_pl.cli import main, run
+from flow_pl.loggers import NOTE, continued_run, make_wandb_logger
 from tests.test_cli import TINY
 from tests.test_configs import ROOT
 from tests.wandb_files import offline_runs
@@ -198,7 +199,7 @@ def test_the_shipped_logger(command, tmp_path):
 
 def test_nothing_needs_wandb_without_its_logger(command, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)  # importing it fails from here on
-    for module in (callbacks.wandb_run, callbacks.wandb_results):
+    for module in (flow_pl.callbacks.wandb_run, flow_pl.callbacks.wandb_results):
         runpy.run_path(module.__file__)
     command("fit", "--trainer.max_epochs", "1", logger=None)
     command("test", "--ckpt_path", tmp_path / "run" / "checkpoints" / "last.ckpt", logger=None)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flow_pl.compare.results import Client, Comparison, RunResults
+from flow_pl.results.runs import Client, Comparison, RunResults
 
 Accuracies = Mapping[str, tuple[float, float]]
 """Generalized and personalized accuracy by name of a client."""

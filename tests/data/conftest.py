@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from flow_pl.data import ClientStore, ClientStoreWriter
-from flow_pl.data.store import Role
+from flow_pl.data.store.client_store import Role
 
 MakeStore = Callable[..., ClientStore]
 

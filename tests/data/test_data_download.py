@@ -16,9 +16,9 @@ import pytest
 from rich.console import Console
 
 from flow_pl.data import Archive
-from flow_pl.data.archive import extract
-from flow_pl.data.cache import progress
-from flow_pl.data.download import fetch, obtain
+from flow_pl.data.readers.archive import extract
+from flow_pl.data.readers.download import fetch, obtain
+from flow_pl.data.store.cache import progress
 from flow_pl.errors import DataError
 
 CONTENT = {"a_train.h5": random.Random(0).randbytes(5000), "deeper/a_test.h5": b"test"}

@@ -13,8 +13,8 @@ from flow_pl.data import (
     Vectors,
     Vocabulary,
 )
-from flow_pl.data.encoding import UnusableError
-from flow_pl.data.text import CHARACTERS
+from flow_pl.data.encodings.encoding import UnusableError
+from flow_pl.data.encodings.text import CHARACTERS
 from flow_pl.errors import ConfigurationError, DataError
 
 WORDS = {"words": Vocabulary(["the", "cat", "sat"]), "tags": Vocabulary(["python", "c"])}

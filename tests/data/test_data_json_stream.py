@@ -4,7 +4,7 @@ import tracemalloc
 
 import pytest
 
-from flow_pl.data.json_stream import JsonStream
+from flow_pl.data.readers.json_stream import JsonStream
 
 TEXT = {"a": [1, -2.5e-3, True, None, 'x\\u00e9"y\n'], "long": {"k": ["z" * 50] * 3}, "": {}, "n": 12345}
 

@@ -8,8 +8,8 @@ import pytest
 from published_formats import emnist, reddit, write_leaf
 
 from flow_pl.data import CharacterAfterWindow, Images, LeafData, NextCharacter, NextWord, TokenSequences, Vectors
-from flow_pl.data.leaf import LeafSource
-from flow_pl.data.sources import Selection
+from flow_pl.data.readers.leaf import LeafSource
+from flow_pl.data.readers.sources import Selection
 from flow_pl.errors import DataError
 
 SETTINGS = {"val_fraction": 0, "new_client_fraction": 0}

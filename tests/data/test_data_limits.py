@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from published_formats import write_leaf, write_tff
 
-from flow_pl.data import ArrayData, HDF5Data, LeafData, NextWord, PartitionedData, Vectors, limits
-from flow_pl.data.archive import extract
-from flow_pl.data.limits import require_bounded, require_name
+from flow_pl.data import ArrayData, HDF5Data, LeafData, NextWord, PartitionedData, Vectors
+from flow_pl.data.readers.archive import extract
+from flow_pl.data.store import limits
+from flow_pl.data.store.limits import require_bounded, require_name
 from flow_pl.errors import DataError
 
 MANY = 2 * 10**6

@@ -11,8 +11,8 @@ pytest.importorskip("h5py", reason="h5py is not installed")
 from published_formats import emnist, write_leaf, write_tff
 
 from flow_pl.data import HDF5Data, Images, LeafData, NextWord
-from flow_pl.data.hdf5 import HDF5Source
-from flow_pl.data.sources import Selection
+from flow_pl.data.readers.hdf5 import HDF5Source
+from flow_pl.data.readers.sources import Selection
 
 PICTURES = emnist(*range(20))
 """63 kB, and 16 kB in the store."""

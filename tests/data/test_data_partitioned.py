@@ -10,7 +10,7 @@ datasets = pytest.importorskip("datasets", reason="datasets is not installed")
 pytest.importorskip("flwr_datasets", reason="flwr-datasets is not installed")
 
 from flow_pl.data import Images, NextWord, PartitionedData, Vectors  # noqa: E402
-from flow_pl.data.partitioned import PartitionedSource  # noqa: E402
+from flow_pl.data.readers.partitioned import PartitionedSource  # noqa: E402
 from flow_pl.errors import ConfigurationError, DataError  # noqa: E402
 
 ROWS = 60

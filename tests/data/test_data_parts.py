@@ -7,7 +7,7 @@ import pytest
 from published_formats import reddit, write_leaf
 
 from flow_pl.data import LeafData, NextCharacter, NextWord, TokenSequences, Vectors
-from flow_pl.data.sources import new_clients
+from flow_pl.data.readers.sources import new_clients
 from flow_pl.errors import ConfigurationError, DataError
 
 NAMES = [f"user_{number}" for number in range(40)]

@@ -15,7 +15,7 @@ h5py = pytest.importorskip("h5py", reason="h5py is not installed")
 
 from published_formats import posts, reddit, write_leaf, write_tff  # noqa: E402
 
-import flow_pl.data.encoded  # noqa: E402
+import flow_pl.data.encodings.encoded  # noqa: E402
 from flow_pl.data import (  # noqa: E402
     ClientStore,
     ClientStoreWriter,
@@ -25,7 +25,7 @@ from flow_pl.data import (  # noqa: E402
     SyntheticData,
     TokenSequences,
 )
-from flow_pl.data.hdf5 import HDF5Source  # noqa: E402
+from flow_pl.data.readers.hdf5 import HDF5Source  # noqa: E402
 from flow_pl.errors import ConfigurationError, DataError  # noqa: E402
 
 USERS = "abcdef"
@@ -79,7 +79,7 @@ def undisturbed(make, cache):
 
 def interrupt(monkeypatch, after):
     """Break off behind some clients."""
-    joined = flow_pl.data.encoded.joined
+    joined = flow_pl.data.encodings.encoded.joined
 
     def broken(*args, **kwargs):
         for count, record in enumerate(joined(*args, **kwargs)):
@@ -87,7 +87,7 @@ def interrupt(monkeypatch, after):
                 raise KeyboardInterrupt
             yield record
 
-    monkeypatch.setattr(flow_pl.data.encoded, "joined", broken)
+    monkeypatch.setattr(flow_pl.data.encodings.encoded, "joined", broken)
 
 
 @pytest.mark.parametrize("files", [tff, tff_apart, leaf])
@@ -280,7 +280,7 @@ def test_a_client_that_cannot_be_used_leaves_nothing(tmp_path):
 
 def test_after_a_full_disk_the_writer_goes_on(tmp_path, whole, monkeypatch):
     """The disk is full when the third client is noted."""
-    from flow_pl.data.journal import Journal
+    from flow_pl.data.store.journal import Journal
 
     append = Journal.append
 
@@ -321,7 +321,7 @@ def test_of_two_writers_the_one_that_goes_on_may_finish_first(tmp_path, whole):
 
 
 def test_without_locks_nothing_is_resumed(tmp_path, whole, monkeypatch):
-    monkeypatch.setattr("flow_pl.data.journal.fcntl", None)
+    monkeypatch.setattr("flow_pl.data.store.journal.fcntl", None)
     with pytest.raises(RuntimeError):
         write(tmp_path / "s", CLIENTS[:3], then=RuntimeError())
     assert write(tmp_path / "s") == []

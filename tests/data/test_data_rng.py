@@ -1,4 +1,4 @@
-from flow_pl.rng import Stream, generator
+from flow_pl.utils.rng import Stream, generator
 
 
 def draw(*args):

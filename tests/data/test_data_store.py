@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from flow_pl.data import ClientStore, ClientStoreWriter, Federation
-from flow_pl.data.store import FORMAT_VERSION
+from flow_pl.data.store.client_store import FORMAT_VERSION
 from flow_pl.errors import ConfigurationError, DataError
 
 X = np.arange(12, dtype=np.float32).reshape(4, 3)

@@ -3,7 +3,7 @@ import pytest
 
 from flow_pl.data import SyntheticData
 from flow_pl.errors import ConfigurationError
-from flow_pl.rng import Stream, generator
+from flow_pl.utils.rng import Stream, generator
 
 
 def clients(**settings):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from flow_pl.data import BOS, EOS, OOV, PAD, Vocabulary
-from flow_pl.data.vocabulary import SPECIAL, most_frequent, read_tokens
+from flow_pl.data.encodings.vocabulary import SPECIAL, most_frequent, read_tokens
 from flow_pl.errors import DataError
 
 

@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 from flow_pl.checks import check_fit
 from flow_pl.data.batch import ClientBatch
-from flow_pl.evaluation import ClientEvaluation
-from flow_pl.loop import ClientUpdate
+from flow_pl.engine.loop import ClientUpdate
+from flow_pl.engine.server_round import server_groups
+from flow_pl.evaluation.counts import ClientEvaluation
 from flow_pl.methods.base import Method
-from flow_pl.objective import MultiLabel
-from flow_pl.routing import Groups, Parameters
-from flow_pl.server import server_groups
-from tests import test_sequences
+from flow_pl.tasks import MultiLabel
+from flow_pl.utils.groups import Groups, Parameters
+from tests.models import test_sequences
 from tests.support import FEATURES, chunk, loop, network
 
 TAGS = 5

@@ -7,10 +7,10 @@ import torch
 from torch.nn import functional as F
 
 from flow_pl.data.batch import GLOBAL, LOCAL
+from flow_pl.engine.server_round import server_groups
 from flow_pl.errors import ConfigurationError
 from flow_pl.methods import FedAvg, FineTuning, Interpolation, Local
-from flow_pl.objective import MultiLabel
-from flow_pl.server import server_groups
+from flow_pl.tasks import MultiLabel
 from tests.support import CLASSES, bound, chunk, delta, flat, loop, network, train_alone
 
 SIZES = (11, 6)

@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from flow_pl.engine.server_round import sent_parameters, server_groups
 from flow_pl.errors import ConfigurationError
 from flow_pl.methods import FedAvg, FedRep, LGFedAvg
 from flow_pl.models import LogisticRegression
-from flow_pl.server import sent_parameters, server_groups
-from tests import test_sequences
 from tests.methods.helpers import TASKS, client_of, copied, filled, next_server, on_task
+from tests.models import test_sequences
 from tests.support import CLASSES, FEATURES, bound, chunk, delta, flat, loop, select, sgd, snapshot, train_alone
 
 SIZES = (11, 6, 1)

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from flow_pl.engine.server_round import server_groups
 from flow_pl.errors import ConfigurationError
 from flow_pl.methods import Ditto, FedAvg, Local
-from flow_pl.server import server_groups
 from tests.methods.helpers import TASKS, client_of, copied, filled, next_server, on_task
 from tests.support import bound, chunk, delta, flat, loop, minibatches, sgd, snapshot
 

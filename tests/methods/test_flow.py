@@ -8,10 +8,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from flow_pl.data.batch import GLOBAL, LOCAL
+from flow_pl.engine.server_round import server_groups
 from flow_pl.errors import ConfigurationError
 from flow_pl.methods import FedAvg, Flow, KNNPer
-from flow_pl.routers import InstanceRouter, Router
-from flow_pl.server import server_groups
+from flow_pl.models.routers import InstanceRouter, Router
 from tests.support import PublishedFlow, bound, chunk, delta, flat, loop, minibatches, network, select, sgd, train_alone
 
 LAMBDA, EPSILON = 0.05, 1e-6

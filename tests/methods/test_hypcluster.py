@@ -7,12 +7,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from flow_pl.engine.server_round import ServerRound, server_groups
 from flow_pl.errors import ConfigurationError
 from flow_pl.methods import FedAvg, HypCluster
 from flow_pl.models import EMNISTCNN, LSTM, MLP, NextCharacterLSTM, ResNet18
-from flow_pl.objective import MultiLabel, NextToken
-from flow_pl.server import ServerRound, server_groups
-from tests import test_sequences as sequences
+from flow_pl.tasks import MultiLabel, NextToken
+from tests.models import test_sequences as sequences
 from tests.support import CLASSES, FEATURES, bound, chunk, delta, flat, loop, network, select, snapshot, train_alone
 
 SIZES = (11, 8, 5)

@@ -8,14 +8,14 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from flow_pl.data.batch import ClientBatch, Examples
+from flow_pl.engine.server_round import server_groups
 from flow_pl.errors import ConfigurationError
 from flow_pl.methods import FedAvg, KNNPer, Minibatch
-from flow_pl.methods import memory as memory_module
-from flow_pl.methods.memory import nearest
+from flow_pl.methods.parts import local_memory as memory_module
+from flow_pl.methods.parts.local_memory import nearest
 from flow_pl.models import MLP, NextCharacterLSTM
-from flow_pl.objective import Classification, MultiLabel, NextToken
-from flow_pl.server import server_groups
-from tests import test_sequences as sequences
+from flow_pl.tasks import Classification, MultiLabel, NextToken
+from tests.models import test_sequences as sequences
 from tests.support import CLASSES, bound, chunk, delta, flat, loop
 
 SIZES = (11, 3)

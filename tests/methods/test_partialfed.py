@@ -7,13 +7,13 @@ import torch
 from torch.nn import functional as F
 
 from flow_pl.checks import check_fit
+from flow_pl.engine.server_round import server_groups
 from flow_pl.errors import ConfigurationError
 from flow_pl.methods import FedAvg, FineTuning, PartialFed
 from flow_pl.models import MLP
-from flow_pl.objective import MultiLabel
-from flow_pl.routing import Groups
-from flow_pl.server import server_groups
-from tests import test_sequences as sequences
+from flow_pl.tasks import MultiLabel
+from flow_pl.utils.groups import Groups
+from tests.models import test_sequences as sequences
 from tests.support import bound, chunk, delta, flat, loop, minibatches, network, select, sgd, train_alone
 
 SIZES = (11, 6)

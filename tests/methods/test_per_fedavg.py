@@ -10,13 +10,13 @@ from torch.func import grad, vmap
 from torch.nn import functional as F
 
 from flow_pl.checks import check_fit
+from flow_pl.engine.gradients import GradientEngine
+from flow_pl.engine.server_round import server_groups
 from flow_pl.errors import ConfigurationError
 from flow_pl.methods import FedAvg, Minibatch, PerFedAvg
 from flow_pl.methods.per_fedavg import halves
 from flow_pl.models import EMNISTCNN, LSTM, MLP, NextCharacterLSTM, NextWordLSTM, ResNet18
-from flow_pl.objective import Classification, NextToken
-from flow_pl.server import server_groups
-from flow_pl.vectorize import GradientEngine
+from flow_pl.tasks import Classification, NextToken
 from tests.methods.helpers import TASKS, client_of, on_task
 from tests.support import bound, chunk, delta, flat, loop, minibatches, network, sgd, train_alone
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from flow_pl.engine.server_round import ServerRound, server_groups
 from flow_pl.errors import ConfigurationError
 from flow_pl.methods import FedAvg, PFedMe
-from flow_pl.server import ServerRound, server_groups
 from tests.methods.helpers import TASKS, filled, on_task
 from tests.support import bound, chunk, delta, flat, loop, minibatches, sgd, snapshot
 

@@ -5,13 +5,13 @@ import base64
 import numpy as np
 import pytest
 
-from flow_pl.compare.results import Client
 from flow_pl.report.client_figures import accuracy_by_size, accuracy_ranks, gain_histogram, size_groups
-from flow_pl.report.curves import accuracy_curves, route_curves
 from flow_pl.report.html import Cells, image, page, section, table, tiles
 from flow_pl.report.instances import picture, token_ways, way_color, way_range
 from flow_pl.report.routes import Instance
 from flow_pl.report.tokens import token_list
+from flow_pl.results.curves import accuracy_curves, route_curves
+from flow_pl.results.runs import Client
 
 NASTY = '<script>alert("&")</script>'
 

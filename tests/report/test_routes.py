@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from flow_pl.evaluation import ClientPredictions
+from flow_pl.evaluation.counts import ClientPredictions
 from flow_pl.report.routes import BINS, Routes, entropy
 
 

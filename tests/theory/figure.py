@@ -9,8 +9,8 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from flow_pl.compare.plotting import COLORS, save
 from flow_pl.methods import FedAvg
+from flow_pl.results.plotting import COLORS, save
 from tests.theory.problems import Logistic, Quadratics, noisy_local_part
 from tests.theory.runs import METHODS, federate, flow, gradient_descent, on_logistic, on_quadratics, place, slope
 from tests.theory.test_personalized_model import EIGENVALUES, LR, STEPS, personalized

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flow_pl.data.batch import GLOBAL, LOCAL, ClientBatch, Examples
-from flow_pl.objective import Classification
+from flow_pl.tasks import Classification
 
 ORDERS = 64
 """Orders of the examples in a batch: as many local epochs can be run."""

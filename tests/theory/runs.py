@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from flow_pl.checks import check_fit
 from flow_pl.data.batch import ClientBatch
-from flow_pl.loop import FederatedLoop
+from flow_pl.engine.loop import FederatedLoop
+from flow_pl.engine.server_round import ServerRound, server_groups
 from flow_pl.methods import FedAvg, Flow
 from flow_pl.methods.base import Method
 from flow_pl.models import LogisticRegression
-from flow_pl.objective import Classification
-from flow_pl.routers import Route, Router
-from flow_pl.server import ServerRound, server_groups
+from flow_pl.models.routers import Route, Router
+from flow_pl.tasks import Classification
 from tests.theory.problems import LeastSquares, Logistic, Quadratics, linear
 
 

@@ -11,9 +11,9 @@ from itertools import pairwise
 import pytest
 import torch
 
-from flow_pl.diagnostics import gradient_figures, gradient_sums
+from flow_pl.engine.server_round import server_groups
+from flow_pl.evaluation.convergence import gradient_figures, gradient_sums
 from flow_pl.methods import FedAvg
-from flow_pl.server import server_groups
 from tests.support import bound, chunk
 from tests.theory.problems import Quadratics
 from tests.theory.runs import METHODS, federate, gradient_descent, on_quadratics, place, slope

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from flow_pl.diagnostics import OBSERVED, gradient_figures, gradient_sums, observed
-from flow_pl.server import server_groups
+from flow_pl.engine.server_round import server_groups
+from flow_pl.evaluation.convergence import OBSERVED, gradient_figures, gradient_sums, observed
 from tests.theory.problems import Quadratics, noisy_local_part
 from tests.theory.runs import flow, gradient_descent, on_quadratics, place, weights
 

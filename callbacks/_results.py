@@ -1,0 +1,60 @@
+"""What callbacks that report a test share: its figures by population, and the round of the model that was tested."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+from flow_pl.callbacks._base import metric_prefixes
+from flow_pl.callbacks._federated import federated_data
+
+Results = dict[str, dict[str, float | None]]
+"""For each population, its metrics by name; None where one is not defined."""
+
+
+class ResultsCallback(Callback, ABC):
+    """Base: is handed the results of a test at its end, in the first process."""
+
+    _checkpoint_round: int | None = None
+
+    @abstractmethod
+    def report(self, trainer: Trainer, pl_module: LightningModule, rounds: int, results: Results) -> None:
+        """Do something with the results of the model after `rounds` rounds; in the first process only."""
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Note the round of the checkpoint that is tested, which the trainer itself does not restore."""
+        if trainer.testing:
+            self._checkpoint_round = checkpoint["global_step"]
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Collect the figures and hand them on."""
+        metrics = trainer.callback_metrics  # in every process: reading them may be collective
+        if trainer.is_global_zero:
+            results: Results = {
+                population: {
+                    name.removeprefix(p): _defined(value) for name, value in metrics.items() if name.startswith(p)
+                }
+                for population, p in zip(
+                    federated_data(trainer).test_populations, metric_prefixes(trainer), strict=True
+                )
+            }
+            self.report(trainer, pl_module, self.tested_round(trainer), results)
+        self._checkpoint_round = None
+
+    def tested_round(self, trainer: Trainer) -> int:
+        """Rounds that the model which is tested was trained for."""
+        return trainer.current_epoch if self._checkpoint_round is None else self._checkpoint_round
+
+
+def metric_rows(results: Results) -> list[list[str | float | None]]:
+    """A row for each metric: its name, and its value for each population."""
+    names = dict.fromkeys(name for metrics in results.values() for name in metrics)
+    return [[name, *(metrics.get(name) for metrics in results.values())] for name in names]
+
+
+def _defined(value: Tensor) -> float | None:
+    return None if value.isnan() else value.item()

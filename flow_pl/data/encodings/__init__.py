@@ -1,0 +1,1 @@
+"""How what a file holds becomes numbers: images, vectors, texts, tags."""

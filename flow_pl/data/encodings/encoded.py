@@ -1,0 +1,239 @@
+"""The base of the readers of published files: from their clients' examples to rows, by way of an encoding."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from abc import abstractmethod
+from collections.abc import Collection, Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from torch import Tensor
+
+from flow_pl.data.datamodule import FederatedDataModule
+from flow_pl.data.encodings.encoding import Encoding, Rows, UnusableError
+from flow_pl.data.encodings.vocabulary import Vocabulary
+from flow_pl.data.readers.sources import Part, RawClient, Record, Selection, Source, joined, new_clients
+from flow_pl.data.store.cache import file_identity
+from flow_pl.data.store.counting import kept_vocabularies
+from flow_pl.data.store.writer import ClientData
+from flow_pl.errors import ConfigurationError, DataError
+from flow_pl.utils.validation import given, require_choice, require_count
+
+_TRAIN: tuple[Part] = ("train",)
+_log = logging.getLogger(__name__)
+
+
+class EncodedData(FederatedDataModule):
+    """Clients of published files, whose examples an encoding turns into rows.
+
+    A reader of a file format is a subclass with `source` and `source_options`, and with `parts` where it has other ones
+    than training examples.
+
+    Where a vocabulary is counted, the tokens of new clients do not count: the new clients are then drawn by their names
+    before anything is counted, unless the data names its own, and noted in the store, which therefore depends on
+    `new_client_fraction` and `split_seed`. All examples of the training part of the other clients count; of these a
+    share may be for validation or testing later (`val_fraction`, `test_fraction`) and clients of fewer than
+    `min_examples` rows are left out later: those settings concern rows, which there are only after the encoding.
+    Validation and test examples in parts of their own never count.
+
+    Args:
+        encoding: how a client's examples become rows, by its class: `Images`, `Vectors`, `NextWord`, `NextCharacter`,
+            `CharacterAfterWindow`, `TokenSequences`, `TagPrediction`.
+        max_examples: largest number of examples of a client that are read, in each part of the data; the first ones
+            count; null = all.
+        client_fraction: share of the clients that are read, drawn by `split_seed`.
+        same_clients: whether a name means the same client in the training, the validation and the test files; otherwise
+            the test files have clients of their own, who are new, and so have the validation files.
+        unusable_clients: what to do about a client that nothing can be learned from (without examples, without text, or
+            with unknown tokens alone): "error" = stop, "skip" = leave it out.
+        **kwargs: settings of every data set, see `FederatedDataModule`.
+
+    Raises:
+        ConfigurationError: a setting is out of its range.
+    """
+
+    def __init__(
+        self,
+        encoding: Encoding,
+        max_examples: int | None = None,
+        client_fraction: float = 1.0,
+        same_clients: bool = True,
+        unusable_clients: Literal["error", "skip"] = "error",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        require_count(**given(max_examples=max_examples))
+        require_choice(("error", "skip"), unusable_clients=unusable_clients)
+        if not 0 < client_fraction <= 1:
+            raise ConfigurationError(
+                f"client_fraction is {client_fraction}, expected a share greater than 0 and at most 1."
+            )
+        self._encoding = encoding
+        self._selection = Selection(encoding.columns, max_examples, client_fraction, self.split_seed)
+        self._same_clients = same_clients
+        self._skip_unusable = unusable_clients == "skip"
+
+    @abstractmethod
+    def source(self, part: Part, selection: Selection) -> Source | None:
+        """Open a part of the data; None where there is no such part. There is always one to train on."""
+
+    @property
+    def parts(self) -> Collection[Part]:
+        """The parts that there are; one to train on is among them."""
+        return _TRAIN
+
+    @abstractmethod
+    def source_options(self) -> dict[str, Any]:
+        """What identifies the source, of JSON types."""
+
+    def obtain(self) -> None:
+        """Fetch the files of the source where they are to be fetched."""
+
+    def prepare_data(self) -> None:
+        """Fetch what is to be fetched, and write the client store where it is not there yet.
+
+        Raises:
+            DataError: the source is not there or cannot be used.
+            ConfigurationError: the cache cannot be written to.
+        """
+        self.obtain()
+        super().prepare_data()
+
+    def options(self) -> dict[str, Any]:
+        """The source, what is read of it, and how it is encoded."""
+        selection, sources = self._selection, self._encoding.vocabularies().values()
+        return {
+            "source": self.source_options(),
+            "encoding": self._encoding.options(),
+            "vocabularies": [file_identity(Path(source.path)) for source in sources if source.path],
+            "max_examples": selection.max_examples,
+            "clients": [selection.client_fraction, selection.seed] if selection.client_fraction < 1 else None,
+            "new_clients": [self.new_client_fraction, self.split_seed] if self._draws_new_clients else None,
+            "same_clients": self._same_clients,
+            "skip_unusable": self._skip_unusable,
+        }
+
+    def class_count(self) -> int | None:
+        """What the encoding says."""
+        return self._encoding.class_count(self.vocabularies)
+
+    def transform(self, x: Tensor) -> Tensor:
+        """Unpack the features and turn them into inputs of a model; see `FederatedDataModule.transform`."""
+        return super().transform(self._encoding.unpack(x))
+
+    @cached_property
+    def vocabularies(self) -> dict[str, Vocabulary]:
+        """The vocabularies of the encoding by name; kept beside the client store, so that they are counted once.
+
+        Raises:
+            DataError: the source cannot be used, or a vocabulary is empty.
+        """
+        path = self._store_path().with_suffix(".vocabulary.json")
+        return kept_vocabularies(path, self._encoding, self._counted_clients)
+
+    def clients(self) -> Iterator[ClientData]:
+        """Read the parts of the source, one client at a time.
+
+        Yields:
+            The clients of the training part, each with its validation and test examples, and then those of the other
+            parts.
+
+        Raises:
+            DataError: the source cannot be used; the message names the file and the client.
+        """
+        return self.remaining(())
+
+    def remaining(self, written: Collection[str]) -> Iterator[ClientData]:
+        """Read the clients that are missing in an unfinished store; the others are not encoded.
+
+        Args:
+            written: names of the clients that are not needed, in their order.
+
+        Yields:
+            The others, as `clients` does.
+
+        Raises:
+            DataError: the source cannot be used; the message names the file and the client.
+        """
+        with contextlib.ExitStack() as stack:
+            sources = {part: self._open(part, stack) for part in ("train", "test", "validation", "heldout")}
+            skipped = 0
+            for record in joined(**sources, same_clients=self._same_clients, written=written):
+                try:
+                    yield self._encoded(record)
+                except UnusableError:
+                    if not self._skip_unusable:
+                        raise
+                    skipped += 1
+            if skipped:
+                _log.info("%d clients with nothing to learn from: left out", skipped)
+
+    def _open(self, part: Part, stack: contextlib.ExitStack) -> Any:
+        source = self.source(part, self._selection)
+        return None if source is None else stack.enter_context(contextlib.closing(source))
+
+    def _counted_clients(self) -> Iterator[RawClient]:
+        """The clients whose tokens count for the vocabularies."""
+        with contextlib.ExitStack() as stack:
+            for client in self._open("train", stack):
+                if client.name not in self._new_clients:
+                    yield client
+
+    @property
+    def _draws_new_clients(self) -> bool:
+        """Whether the new clients are drawn before the vocabulary is counted."""
+        counted = any(source.is_counted for source in self._encoding.vocabularies().values())
+        named = "heldout" in self.parts or ("test" in self.parts and not self._same_clients)
+        return counted and not named and self.new_client_fraction > 0
+
+    @property
+    def _fraction_to_draw(self) -> float:
+        return 0.0 if self._draws_new_clients else self.new_client_fraction
+
+    @cached_property
+    def _new_clients(self) -> frozenset[str]:
+        """Names of the clients of the training part that are drawn to be new."""
+        if not self._draws_new_clients:
+            return frozenset()
+        with contextlib.ExitStack() as stack:
+            return new_clients(self._open("train", stack).names(), self.new_client_fraction, self.split_seed)
+
+    def _encoded(self, record: Record) -> ClientData:
+        train = self._rows(record.train)
+        if not self._encoding.can_be_learned_from(train):
+            raise _unusable(record.train, "has only tokens that are not in the vocabulary")
+        val, val_rows = self._heldout(record.validation)
+        test, test_rows = self._heldout(record.test)
+        x, y = (np.concatenate(arrays) for arrays in zip(train, *val, *test, strict=True))
+        role = "test" if record.role == "train" and record.name in self._new_clients else record.role
+        return ClientData(record.name, x, y, val_rows, test_rows, role, record.train.source)
+
+    def _heldout(self, client: RawClient | None) -> tuple[list[Rows], int | None]:
+        """Rows to be evaluated on and their number; None = the data does not say which they are."""
+        if client is None:
+            return [], None
+        try:
+            rows = self._rows(client)
+        except UnusableError:  # the client can still be trained on
+            return [], 0
+        return [rows], len(rows.x)
+
+    def _rows(self, client: RawClient) -> Rows:
+        if not all(len(column) for column in client.columns.values()):
+            raise _unusable(client, "has no examples")
+        try:
+            return self._encoding.encode(client.columns, self.vocabularies)
+        except UnusableError as error:
+            raise _unusable(client, error) from error
+        except DataError as error:
+            raise DataError(f"{client.source}: client {client.name!r} {error}") from error
+
+
+def _unusable(client: RawClient, found: object) -> UnusableError:
+    return UnusableError(
+        f"{client.source}: client {client.name!r} {found}: mend the file, or set unusable_clients to skip."
+    )

@@ -1,0 +1,121 @@
+"""Tags of texts: which of the most frequent tags a text has, from the words that are in it.
+
+Source: tag prediction on Stack Overflow in TensorFlow Federated's simulations (github.com/google-research/federated,
+`utils/datasets/stackoverflow_tag_prediction.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flow_pl.data.encodings.encoding import (
+    Columns,
+    Encoding,
+    Rows,
+    UnusableError,
+    Vocabularies,
+    VocabularySource,
+    texts,
+)
+from flow_pl.data.encodings.text import WORDS
+from flow_pl.data.encodings.vocabulary import OOV, PAD, SPECIAL
+from flow_pl.utils.validation import require_count, require_some
+
+TAGS = "tags"
+
+
+class TagPrediction(Encoding):
+    """Texts as bags of words, and which tags they have as zeros and ones (multi-hot).
+
+    A text's words are stored by their numbers. On the device they become the share of each word among the text's words,
+    unknown ones included: [..., vocab_size] in the order of the vocabulary, whose columns sum to 1 where all are known.
+
+    Args:
+        text: columns of the texts, joined.
+        tags: column of the tags, separated by `|`.
+        vocab_size: number of words that have a column of their own.
+        num_tags: number of tags to be predicted; a text with others alone has no tag, and is kept.
+        length: number of words of a text that are kept.
+        vocabulary: file with the words in the order of their columns, such as the published
+            `stackoverflow.word_count`; null = the most frequent words of the training clients.
+        tag_vocabulary: file with the tags, such as the published `stackoverflow.tag_count`; null = the most frequent
+            tags of the training clients.
+    """
+
+    def __init__(
+        self,
+        text: tuple[str, ...] = ("tokens", "title"),
+        tags: str = "tags",
+        vocab_size: int = 10_000,
+        num_tags: int = 500,
+        length: int = 128,
+        vocabulary: str | None = None,
+        tag_vocabulary: str | None = None,
+    ) -> None:
+        require_count(vocab_size=vocab_size, num_tags=num_tags, length=length)
+        require_some(text=text)
+        self.text = tuple(text)
+        self.tags = tags
+        self.vocab_size = vocab_size
+        self.num_tags = num_tags
+        self.length = length
+        self.vocabulary = vocabulary
+        self.tag_vocabulary = tag_vocabulary
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The texts and the tags."""
+        return *self.text, self.tags
+
+    def vocabularies(self) -> dict[str, VocabularySource]:
+        """The words and the tags."""
+        return {
+            WORDS: VocabularySource(self.vocab_size, path=self.vocabulary),
+            TAGS: VocabularySource(self.num_tags, path=self.tag_vocabulary),
+        }
+
+    def tokens(self, columns: Columns) -> Iterable[tuple[str, Iterable[str]]]:
+        """The words of the texts and the tags."""
+        for name in self.text:
+            yield from ((WORDS, text.split()) for text in texts(columns, name))
+        yield from ((TAGS, _tags(entry)) for entry in texts(columns, self.tags))
+
+    def class_count(self, vocabularies: Vocabularies) -> int:
+        """The number of tags asked for, whether or not there are as many."""
+        return self.num_tags
+
+    def encode(self, columns: Columns, vocabularies: Vocabularies) -> Rows:
+        """Numbers of words [n, length] and zeros and ones [n, num_tags]; see `Encoding.encode`."""
+        words, tags = vocabularies[WORDS], vocabularies[TAGS]
+        joined = zip(*(texts(columns, name) for name in self.text), strict=True)
+        numbers = [words.encode(" ".join(parts).split()[: self.length]) for parts in joined]
+        labels = [tags.encode(_tags(entry)) for entry in texts(columns, self.tags)]
+        kept = [row for row, found in enumerate(numbers) if found]
+        if not kept:
+            raise UnusableError("has no usable text")
+        x = words.rows([numbers[row] for row in kept], self.length)
+        y = np.zeros((len(kept), self.num_tags), dtype=np.int8)
+        for target, row in zip(y, kept, strict=True):
+            target[[number - SPECIAL for number in labels[row] if number != OOV]] = 1
+        return Rows(x, y)
+
+    def can_be_learned_from(self, rows: Rows) -> bool:
+        """Whether a word is one of the vocabulary."""
+        return bool((rows.x >= SPECIAL).any())
+
+    def unpack(self, x: Tensor) -> Tensor:
+        """Numbers of words [..., length] to their shares [..., vocab_size], float32."""
+        numbers = x.long()
+        known = (numbers >= SPECIAL).float()
+        # words without a column add nothing to the first one
+        columns = (numbers - SPECIAL).clamp_min(0)
+        counts = torch.zeros(*x.shape[:-1], self.vocab_size, device=x.device).scatter_add(-1, columns, known)
+        return counts / (numbers != PAD).sum(-1, keepdim=True).clamp_min(1)
+
+
+def _tags(entry: str) -> list[str]:
+    return [tag for tag in entry.split("|") if tag]

@@ -1,0 +1,165 @@
+"""Texts as rows of numbers, for models that predict the next word or character.
+
+A row's target at a position is the token that follows it, and `PAD` where nothing is to be predicted. Rows without any
+target are left out.
+
+Source of the words and the characters: the preprocessing of TensorFlow Federated's Stack Overflow and Shakespeare
+simulations (github.com/google-research/federated, `utils/datasets`), with other numbers for the special tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from flow_pl.data.encodings.encoding import (
+    Columns,
+    Encoding,
+    Rows,
+    UnusableError,
+    Vocabularies,
+    VocabularySource,
+    texts,
+)
+from flow_pl.data.encodings.vocabulary import BOS, EOS, OOV, PAD, Vocabulary
+from flow_pl.utils.validation import require_count, require_some
+
+CHARACTERS = "dhlptx@DHLPTX $(,048cgkoswCGKOSW[_#'/37;?bfjnrvzBFJNRVZ\"&*.26:\naeimquyAEIMQUY]!%)-159\r"
+"""The 86 characters of TensorFlow Federated's Shakespeare simulation."""
+
+WORDS = "words"
+CHARACTER = "characters"
+
+
+class NextToken(Encoding):
+    """Base of the encodings whose targets are tokens."""
+
+    def can_be_learned_from(self, rows: Rows) -> bool:
+        """Whether a target is a token of the vocabulary."""
+        return bool(np.isin(rows.y, (PAD, OOV, EOS), invert=True).any())
+
+
+class NextWord(NextToken):
+    """Sentences of words separated by spaces, cut at a length; every word and the end are to be predicted.
+
+    A row is the sentence's beginning and its first `length` - 1 words; a shorter sentence is filled up.
+
+    Args:
+        text: column of the sentences.
+        vocab_size: number of words that have a number of their own.
+        length: number of words of a sentence that are kept, which is the length of a row.
+        vocabulary: file with the words in the order of their numbers, such as the published
+            `stackoverflow.word_count`; null = the most frequent words of the training clients.
+    """
+
+    def __init__(
+        self, text: str = "tokens", vocab_size: int = 10_000, length: int = 20, vocabulary: str | None = None
+    ) -> None:
+        require_count(vocab_size=vocab_size, length=length)
+        self.text = text
+        self.vocab_size = vocab_size
+        self.length = length
+        self.vocabulary = vocabulary
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The sentences."""
+        return (self.text,)
+
+    def vocabularies(self) -> dict[str, VocabularySource]:
+        """The words."""
+        return {WORDS: VocabularySource(self.vocab_size, path=self.vocabulary)}
+
+    def tokens(self, columns: Columns) -> Iterable[tuple[str, Iterable[str]]]:
+        """The words of the sentences, those behind the cut as well."""
+        return ((WORDS, sentence.split()) for sentence in texts(columns, self.text))
+
+    def class_count(self, vocabularies: Vocabularies) -> int:
+        """The words and the special tokens."""
+        return len(vocabularies[WORDS])
+
+    def encode(self, columns: Columns, vocabularies: Vocabularies) -> Rows:
+        """Words [n, length] and those that follow them [n, length]; see `Encoding.encode`."""
+        words = vocabularies[WORDS]
+        sentences = (sentence.split()[: self.length] for sentence in texts(columns, self.text))
+        # as published, the end is a target only of sentences that are not cut
+        numbered = [[BOS, *words.encode(sentence), EOS][: self.length + 1] for sentence in sentences if sentence]
+        return _next_tokens(words, numbered, self.length)
+
+
+class NextCharacter(NextToken):
+    """Texts cut into windows of characters; every character and the end are to be predicted.
+
+    A text with its beginning and its end is cut into pieces of `length` + 1, the last one being filled up; a piece's
+    first `length` characters are a row, its last `length` the targets.
+
+    Args:
+        text: column of the texts.
+        length: number of characters of a row.
+        characters: the characters that have a number of their own; null = those of the training clients.
+        vocab_size: largest number of characters, where they are those of the training clients.
+    """
+
+    def __init__(
+        self,
+        text: str = "snippets",
+        length: int = 80,
+        characters: str | None = CHARACTERS,
+        vocab_size: int = 86,
+    ) -> None:
+        require_count(length=length, vocab_size=vocab_size)
+        if characters is not None:
+            require_some(characters=characters)
+        self.text = text
+        self.length = length
+        self.characters = characters
+        self.vocab_size = vocab_size
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The texts."""
+        return (self.text,)
+
+    def vocabularies(self) -> dict[str, VocabularySource]:
+        """The characters."""
+        return {CHARACTER: VocabularySource(self.vocab_size, self.characters)}
+
+    def tokens(self, columns: Columns) -> Iterable[tuple[str, Iterable[str]]]:
+        """The characters of the texts."""
+        return ((CHARACTER, text) for text in texts(columns, self.text))
+
+    def class_count(self, vocabularies: Vocabularies) -> int:
+        """The characters and the special tokens."""
+        return len(vocabularies[CHARACTER])
+
+    def encode(self, columns: Columns, vocabularies: Vocabularies) -> Rows:
+        """Characters [n, length] and those that follow them [n, length]; see `Encoding.encode`."""
+        characters, size = vocabularies[CHARACTER], self.length + 1
+        numbered = ([BOS, *characters.encode(text), EOS] for text in texts(columns, self.text) if text)
+        pieces = [numbers[start : start + size] for numbers in numbered for start in range(0, len(numbers), size)]
+        return _next_tokens(characters, pieces, self.length)
+
+
+def _next_tokens(vocabulary: Vocabulary, sequences: Sequence[Sequence[int]], length: int) -> Rows:
+    """Rows [n, length] of sequences of at most `length` + 1 numbers, and the numbers that follow."""
+    rows = vocabulary.rows(sequences, length + 1)
+    return usable_rows(Rows(rows[:, :-1], rows[:, 1:]))
+
+
+def usable_rows(rows: Rows) -> Rows:
+    """The rows that have a target.
+
+    Args:
+        rows: x and y [n, T] numbers of tokens.
+
+    Returns:
+        Those rows, at least one.
+
+    Raises:
+        UnusableError: there is none.
+    """
+    some = (rows.y != PAD).any(axis=1)
+    if not some.any():
+        raise UnusableError("has no usable text")
+    return Rows(rows.x[some], rows.y[some])

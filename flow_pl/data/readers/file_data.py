@@ -1,0 +1,109 @@
+"""The base of the readers of files that lie in a folder or come in an archive."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from flow_pl.data.encodings.encoded import EncodedData
+from flow_pl.data.encodings.encoding import Encoding
+from flow_pl.data.readers.download import Archive, obtain
+from flow_pl.data.readers.sources import Part, Selection, Source
+from flow_pl.data.store.cache import file_identity
+from flow_pl.errors import DataError
+from flow_pl.utils.validation import given, require_some
+
+
+class FileData(EncodedData):
+    """Clients of files; each part of the data is a file, a folder of files, or a list of both.
+
+    A reader of a file format is a subclass with `part_source`.
+
+    Args:
+        train: files of the training examples.
+        encoding: how a client's examples become rows, see `EncodedData`.
+        test: files of the test examples; clients that are in no training file are new. null = a share of each client's
+            examples is for testing.
+        validation: files of the validation examples; clients that are in no training file are never trained on, but
+            evaluated on after a round. null = a share of each client's examples is for validation.
+        heldout: files of clients that are never trained on and are new at the end; null = none.
+        archive: where the files are published; it is unpacked into the folder that `train` is in. null = nowhere.
+        download: whether the archive may be fetched, where a file is not there.
+        **kwargs: settings of every published data set, see `EncodedData`, and of every data set, see
+            `FederatedDataModule`.
+
+    Attributes:
+        endings: what the names of the files in a folder end on.
+
+    Raises:
+        ConfigurationError: a setting is out of its range.
+    """
+
+    endings: tuple[str, ...] = ("",)
+
+    def __init__(
+        self,
+        train: str | list[str],
+        encoding: Encoding,
+        test: str | list[str] | None = None,
+        validation: str | list[str] | None = None,
+        heldout: str | list[str] | None = None,
+        archive: Archive | None = None,
+        download: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(encoding=encoding, **kwargs)
+        parts: dict[Part, str | list[str] | None] = {
+            "train": train,
+            "test": test,
+            "validation": validation,
+            "heldout": heldout,
+        }
+        require_some(train=train, **given(test=test, validation=validation, heldout=heldout))
+        self._paths = {
+            part: [Path(path).expanduser() for path in ([paths] if isinstance(paths, str) else paths)]
+            for part, paths in parts.items()
+            if paths
+        }
+        self._archive = archive
+        self._download = download
+
+    @property
+    def parts(self) -> Collection[Part]:
+        """The parts that there are files of."""
+        return self._paths.keys()
+
+    @abstractmethod
+    def part_source(self, paths: Sequence[Path], selection: Selection) -> Source:
+        """Open the files of a part."""
+
+    def obtain(self) -> None:
+        """Unpack the archive where a file is not there, fetching it first where that is allowed.
+
+        Raises:
+            DataError: a file cannot be had; the message says which to put where.
+        """
+        if self._archive is not None:
+            obtain([path for paths in self._paths.values() for path in paths], self._archive, self._download)
+
+    def source_options(self) -> dict[str, Any]:
+        """The files, by their paths, sizes and times of modification."""
+        return {part: [file_identity(file) for file in self._files(part)] for part in self._paths}
+
+    def source(self, part: Part, selection: Selection) -> Source | None:
+        """Open the files of a part; None where there are none."""
+        return self.part_source(self._files(part), selection) if part in self._paths else None
+
+    def _files(self, part: Part) -> list[Path]:
+        found: list[Path] = []
+        for path in self._paths[part]:
+            if not path.is_dir():
+                found.append(path)
+                continue
+            files = sorted(file for file in path.iterdir() if file.is_file() and file.name.endswith(self.endings))
+            if not files:
+                raise DataError(f"the folder {path} has no file ending on {' or '.join(self.endings)}: correct it.")
+            found += files
+        return found

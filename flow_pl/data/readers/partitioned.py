@@ -1,0 +1,279 @@
+"""Any `datasets.Dataset`, cut into clients by any partitioner of Flower Datasets.
+
+Sources: huggingface.co/docs/datasets and flower.ai/docs/datasets.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flow_pl.data.encodings.encoded import EncodedData
+from flow_pl.data.encodings.encoding import Encoding
+from flow_pl.data.readers.npz import npz_table
+from flow_pl.data.readers.partitioned_files import check_files, require_embedded
+from flow_pl.data.readers.sources import Part, RawClient, Selection, Source
+from flow_pl.data.readers.tables import column_values
+from flow_pl.data.store.cache import file_identity
+from flow_pl.errors import ConfigurationError, DataError, brief
+from flow_pl.utils.optional import import_optional
+
+_BUILDERS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json", ".arrow": "arrow"}
+_ARRAYS = ".npz"
+_ROW = "__row__"
+_EXTRA = "datasets"
+
+
+class PartitionedSource(Source):
+    """The clients of a partitioned data set, of which one at a time is read.
+
+    Args:
+        name: name of the data set, for messages.
+        dataset: a `datasets.Dataset`.
+        rows: row numbers of each client, by its name.
+        selection: which clients and examples are read.
+    """
+
+    def __init__(self, name: str, dataset: Any, rows: dict[str, NDArray[np.int64]], selection: Selection) -> None:
+        self._name = name
+        self._rows = dict(rows)
+        self._selection = selection
+        missing = [column for column in selection.columns if column not in dataset.column_names]
+        if missing:
+            raise DataError(
+                f"{name} has no column {' and no '.join(missing)}, only {brief(dataset.column_names)}: name the "
+                "right ones in the encoding."
+            )
+        self._dataset = dataset.select_columns(list(selection.columns))
+
+    def __iter__(self) -> Iterator[RawClient]:
+        """The clients in the order of the partitions."""
+        for name in list(self._rows):
+            if self._selection.keeps(name) and (client := self.take(name)) is not None:
+                yield client
+
+    def take(self, name: str) -> RawClient | None:
+        """The client of a name, or None where there is none."""
+        rows = self._rows.pop(name, None)
+        if rows is None:
+            return None
+        if not len(rows):
+            return RawClient(name, dict.fromkeys(self._selection.columns, ()), self._name)
+        try:
+            chosen = self._dataset.select(rows[: self._selection.max_examples])
+            columns = {column: self._column(chosen, column) for column in self._selection.columns}
+        except DataError:
+            raise
+        except Exception as error:  # pictures and files that cannot be decoded: errors of Arrow, of Pillow, ...
+            raise DataError(f"{self._name}: client {name!r} cannot be read ({brief(error)}).") from error
+        return RawClient(name, columns, self._name)
+
+    def names(self) -> Iterable[str]:
+        """Names of the partitions that have not been taken."""
+        return filter(self._selection.keeps, self._rows)
+
+    def drop(self, name: str) -> None:
+        """Pass over the client of a name, of which nothing is read."""
+        self._rows.pop(name, None)
+
+    def _column(self, chosen: Any, name: str) -> Any:
+        feature = chosen.features[name]
+        while hasattr(feature, "feature"):  # lists, of lists
+            feature = feature.feature
+        kind = getattr(feature, "dtype", "")
+        if kind in ("string", "large_string"):
+            return chosen[name][:]
+        if type(feature).__name__ in ("Value", "ClassLabel"):
+            # the library's own conversion of nested lists is a hundred times slower
+            return column_values(self._name, name, chosen.with_format("arrow")[:][name])
+        require_embedded(chosen.with_format("arrow")[:][name])
+        return chosen.with_format("numpy")[:][name]  # pictures, decoded
+
+
+class PartitionedData(EncodedData):
+    """Clients cut out of a table: of local files, or of the Hugging Face hub.
+
+    Args:
+        path: a file (.parquet, .csv, .json, .jsonl, .arrow or .npz), a folder of files of one of these kinds but the
+            last, a folder written by `Dataset.save_to_disk`, or the name of a data set on the hub. The columns of a
+            `.npz` file are its arrays, of which `x_train` is the column `x` of the split `train`.
+        partitioner: a partitioner by its `class_path`, such as `flwr_datasets.partitioner.DirichletPartitioner`, and
+            its `init_args`.
+        encoding: how a client's examples become rows, see `EncodedData`; its columns are those of the table.
+        split: split of a data set of the hub, or of a folder or a `.npz` file that has some; `train+test` = both.
+        name: configuration of a data set of the hub; null = its only one.
+        revision: commit or tag of a data set of the hub; null = the newest, of which a client store that is already
+            written or begun is not told.
+        download: whether a data set of the hub may be fetched; otherwise it must be in the hub's cache.
+        **kwargs: settings of every published data set, see `EncodedData`, and of every data set, see
+            `FederatedDataModule`.
+
+    Raises:
+        ConfigurationError: a setting is out of its range, or the partitioner is none.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        partitioner: dict[str, Any],
+        encoding: Encoding,
+        split: str = "train",
+        name: str | None = None,
+        revision: str | None = None,
+        download: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(encoding=encoding, **kwargs)
+        if not {"class_path"} <= partitioner.keys() <= {"class_path", "init_args"}:
+            raise ConfigurationError(f"partitioner is {partitioner}, expected a class_path and its init_args.")
+        self._path = path
+        self._partitioner = partitioner
+        self._split = split
+        self._name = name
+        self._revision = revision
+        self._download = download
+
+    def source_options(self) -> dict[str, Any]:
+        """The files, or the name on the hub, and the partitioner."""
+        local = self._local()
+        files = None if local is None else [file_identity(file) for file in _files(local)]
+        return {
+            "path": self._path if files is None else files,
+            "split": self._split,
+            "name": self._name,
+            "revision": self._revision,
+            "partitioner": self._partitioner,
+        }
+
+    def source(self, part: Part, selection: Selection) -> PartitionedSource | None:
+        """The partitions; there is no other part."""
+        if part != "train":
+            return None
+        dataset, rows = self._partitioned
+        return PartitionedSource(self._path, dataset, rows, selection)
+
+    def draw_identity(self) -> str:
+        """A digest of the partitions: a partitioner without a seed draws others each time."""
+        digest = hashlib.sha256()
+        for name, rows in self._partitioned[1].items():
+            digest.update(f"{name} {len(rows)} ".encode() + rows.tobytes())
+        return digest.hexdigest()
+
+    @cached_property
+    def _partitioned(self) -> tuple[Any, dict[str, NDArray[np.int64]]]:
+        """The table and the row numbers of its partitions, once for the vocabulary and the store."""
+        dataset = self._load()
+        return dataset, partition(dataset, self._make_partitioner(), self._path)
+
+    def _make_partitioner(self) -> Any:
+        module, _, name = self._partitioner["class_path"].rpartition(".")
+        base = import_optional("flwr_datasets.partitioner", _EXTRA).Partitioner
+        try:
+            kind = getattr(import_optional(module or "flwr_datasets.partitioner", _EXTRA), name)
+            # before it is called: what is no partitioner may be anything, a command to the system say
+            if not (isinstance(kind, type) and issubclass(kind, base)):
+                raise ConfigurationError(f"{self._partitioner['class_path']} is no partitioner of flwr_datasets.")
+            return kind(**self._partitioner.get("init_args", {}))
+        except ConfigurationError:
+            raise
+        except (AttributeError, TypeError, ValueError) as error:
+            raise ConfigurationError(f"the partitioner {self._partitioner} cannot be made: {error}.") from error
+
+    def _local(self) -> Path | None:
+        """The path, unless it is the name of a data set on the hub."""
+        path = Path(self._path).expanduser()
+        if path.exists():
+            return path
+        if path.is_absolute() or path.suffix in (*_BUILDERS, _ARRAYS):
+            raise DataError(f"there is no {path}: correct the path of the data.")
+        return None
+
+    def _load(self) -> Any:
+        datasets = import_optional("datasets", _EXTRA)
+        local = self._local()
+        cache = str(self._store_path().parent / "datasets")
+        try:
+            if local is None:
+                with _network(datasets, self._download):
+                    return datasets.load_dataset(self._path, self._name, split=self._split, revision=self._revision)
+            files = _files(local)
+            check_files(local, files)
+            if (local / "state.json").is_file() or (local / "dataset_dict.json").is_file():
+                saved = datasets.load_from_disk(str(local))
+                if isinstance(saved, datasets.Dataset):
+                    return saved
+                return datasets.concatenate_datasets([saved[part] for part in self._split.split("+")])
+            if local.suffix == _ARRAYS:
+                return datasets.Dataset(npz_table(local, self._encoding.columns, self._split))
+            return datasets.load_dataset(
+                _BUILDERS[files[0].suffix], data_files=[str(file) for file in files], split="train", cache_dir=cache
+            )
+        except DataError:
+            raise
+        except Exception as error:  # of Arrow, of the hub's client, of the readers of the file formats, ...
+            remedy = (
+                "set download to true, or put it into the hub's cache on a machine with a network, or give a local path"
+                if local is None and not self._download
+                else "check that it is whole, that it can be reached, and its split"
+            )
+            raise DataError(f"the data set {self._path} cannot be read ({brief(error)}): {remedy}.") from error
+
+
+def partition(dataset: Any, partitioner: Any, name: str) -> dict[str, NDArray[np.int64]]:
+    """Divide a table among clients.
+
+    Args:
+        dataset: a `datasets.Dataset`.
+        partitioner: a partitioner of Flower Datasets, not used before.
+        name: name of the data set, for messages.
+
+    Returns:
+        The row numbers of each client by its name: the natural id where the partitioner goes by one.
+
+    Raises:
+        DataError: the partitioner cannot divide the table.
+    """
+    try:
+        # the partitioner divides row numbers instead of rows; what they stand for is read a client at a time
+        partitioner.dataset = dataset.add_column(_ROW, np.arange(len(dataset)))
+        natural: dict[int, Any] = {}
+        rows = {}
+        for index in range(partitioner.num_partitions):
+            members = partitioner.load_partition(index)
+            natural = natural or getattr(partitioner, "partition_id_to_natural_id", {})
+            client = str(natural.get(index, f"partition_{index:05d}"))
+            rows[client] = np.asarray(members.with_format("numpy", columns=[_ROW])[:][_ROW], dtype=np.int64)
+    except Exception as error:  # partitioners raise what their arithmetic raises
+        raise DataError(
+            f"{name} cannot be divided by {type(partitioner).__name__} ({brief(error)}): change its init_args."
+        ) from error
+    return rows
+
+
+@contextlib.contextmanager
+def _network(datasets: Any, allowed: bool) -> Iterator[None]:
+    """Keep the hub's client from the network, for whose answer it would wait long; its cache is still used."""
+    before = datasets.config.HF_HUB_OFFLINE
+    datasets.config.HF_HUB_OFFLINE = before or not allowed
+    try:
+        yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE = before
+
+
+def _files(path: Path) -> list[Path]:
+    """The files of a local path, all of one kind."""
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    if path.suffix == _ARRAYS or any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
+        return files
+    readable = [file for file in files if file.suffix in _BUILDERS]
+    if len({file.suffix for file in readable}) != 1:
+        raise DataError(f"{path} holds no files of one kind among {', '.join(_BUILDERS)}: name a file of the folder.")
+    return readable

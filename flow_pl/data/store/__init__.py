@@ -1,0 +1,1 @@
+"""The client store: clients as contiguous, memory-mapped rows."""

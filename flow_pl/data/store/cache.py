@@ -1,0 +1,94 @@
+"""Where client stores are kept, and building one that is not there yet."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Collection, Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rich.console import Console
+from rich.progress import track
+
+from flow_pl.data.store.client_store import FORMAT_VERSION
+from flow_pl.data.store.writer import ClientData, ClientStoreWriter
+from flow_pl.errors import DataError
+
+T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
+
+
+def store_path(cache_dir: str | None, name: str, options: dict[str, Any]) -> Path:
+    """Where the store of a data set belongs: two data sets that differ in any option have two stores.
+
+    Args:
+        cache_dir: folder of all stores; None = the environment variable FLOW_PL_CACHE, or else ~/.cache/flow_pl.
+        name: name of the kind of data.
+        options: everything that the rows depend on, of JSON types.
+
+    Returns:
+        The folder of the store, which may not exist yet.
+    """
+    root = Path(cache_dir or os.environ.get("FLOW_PL_CACHE") or "~/.cache/flow_pl").expanduser()
+    identity = json.dumps({"format": FORMAT_VERSION, "name": name, "options": options}, sort_keys=True)
+    return root / f"{name}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
+
+
+def file_identity(path: Path) -> dict[str, Any]:
+    """What identifies a source file, for the options of a store: it changes whenever the file is written.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Its full path, size in bytes and time of modification in nanoseconds.
+
+    Raises:
+        DataError: there is no such file.
+    """
+    if not path.is_file():
+        raise DataError(f"there is no file {path}: correct the path of the data.")
+    status = path.stat()
+    return {"path": str(path.resolve()), "size": status.st_size, "modified": status.st_mtime_ns}
+
+
+def progress(clients: Iterable[T], description: str) -> Iterable[T]:
+    """Show progress on a terminal, and nothing elsewhere.
+
+    Args:
+        clients: what is gone through.
+        description: what is being done.
+
+    Returns:
+        The same, one at a time.
+    """
+    console = Console(stderr=True)
+    return track(clients, description, console=console, transient=True, disable=not console.is_terminal)
+
+
+def build_store(
+    path: Path, clients: Callable[[Collection[str]], Iterable[ClientData]], num_classes: int | None, identity: str
+) -> None:
+    """Write a client store, showing progress on a terminal; one that was interrupted is gone on with.
+
+    Args:
+        path: the folder of the store.
+        clients: gives the clients but for those of the given names, the first ones, one at a time and always in the
+            same order.
+        num_classes: number of classes; None = the largest label + 1.
+        identity: what identifies the clients besides the path; an interrupted store of another one is not gone on with.
+
+    Raises:
+        DataError: a client cannot be used.
+        ConfigurationError: the folder cannot be made, or the disk is full.
+    """
+    with ClientStoreWriter(path, num_classes, resume=identity) as writer:
+        written = dict.fromkeys(writer.written)
+        if written:
+            _log.info("%s: %d clients are written already, going on behind them", path, len(written))
+        for client in progress(clients(written), f"Writing {path.name}"):
+            writer.add(*client)

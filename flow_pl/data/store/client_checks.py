@@ -1,0 +1,75 @@
+"""What a client's arrays must be like to be stored."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flow_pl.data.store.limits import require_name
+from flow_pl.errors import DataError
+
+LARGEST_LABEL = np.iinfo(np.int32).max
+"""A larger label is damage: a model has an output for each class."""
+
+
+def check_client(name: str, x: NDArray[Any], y: NDArray[Any], heldout_rows: int, num_classes: int | None) -> None:
+    """Check one client's arrays by themselves.
+
+    Args:
+        name: the client's name.
+        x: features.
+        y: labels.
+        heldout_rows: number of rows, the last ones, that are not for training by the data's own split.
+        num_classes: number of classes, if known.
+
+    Raises:
+        DataError: they cannot be used; the message names the client, what was found and the remedy.
+    """
+    require_name(name, "the data")
+    if x.ndim == 0 or y.ndim == 0 or len(x) != len(y):
+        raise unusable(name, f"has features {x.shape} and labels {y.shape}", "there must be one label for each row")
+    if len(x) == 0:
+        raise unusable(name, "has no rows", "leave it out")
+    _check_features(name, x)
+    _check_labels(name, y, num_classes)
+    if not (0 <= heldout_rows < len(y) and (y[: len(y) - heldout_rows] != -1).any()):
+        raise unusable(
+            name,
+            f"has {heldout_rows} rows of {len(y)} for validation and testing",
+            "its own split must leave a labelled row to train on",
+        )
+
+
+def unusable(name: str, found: str, remedy: str) -> DataError:
+    """The error that a client cannot be used."""
+    return DataError(f"client {name!r} {found}: {remedy}.")
+
+
+def _check_features(name: str, x: NDArray[Any]) -> None:
+    if x.dtype.kind not in "biuf":
+        raise unusable(name, f"has features of type {x.dtype}", "encode them as numbers")
+    if x.dtype.kind == "f":
+        finite = _rows(np.isfinite(x)).all(axis=1)
+        if not finite.all():
+            row = int(np.argmin(finite))
+            raise unusable(name, f"has a NaN or an infinite value in row {row}", "clean that row or leave it out")
+
+
+def _check_labels(name: str, y: NDArray[Any], num_classes: int | None) -> None:
+    if y.dtype.kind not in "biu" or y.dtype == np.uint64:
+        raise unusable(name, f"has labels of type {y.dtype}", "encode them as integers from 0, -1 = to be predicted")
+    wrong = (y < -1) | (y > (LARGEST_LABEL if num_classes is None else num_classes - 1))
+    if wrong.any():
+        row = int(np.argmax(_rows(wrong).any(axis=1)))
+        expected = f"0 to {num_classes - 1} (num_classes is {num_classes})" if num_classes else "0 or more"
+        if num_classes is None and (y > LARGEST_LABEL).any():
+            expected = f"at most {LARGEST_LABEL}"
+        raise unusable(name, f"has the label {y[wrong][0]} in row {row}", f"expected {expected}, -1 = to be predicted")
+    if not (y != -1).any():
+        raise unusable(name, "has no labelled row", "leave it out, or give it a label to learn from")
+
+
+def _rows(values: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    return values.reshape(len(values), -1)

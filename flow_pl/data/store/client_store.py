@@ -1,0 +1,251 @@
+"""A store of clients on disk: the rows of all clients one after the other, memory-mapped.
+
+Opening a store costs the same for a hundred clients and for a million: no row is read before a client is asked for,
+and what is kept in memory does not grow with the population.
+
+Layout of the folder, with M clients and R rows in all:
+
+- `x.npy` [R, ...]: features, of any numeric type;
+- `y.npy` [R] or [R, ...]: labels, a signed integer type, -1 = to be predicted;
+- `offsets.npy` [M + 1] int64: client i owns the rows offsets[i] to offsets[i + 1]; its labelled rows come first;
+- `labelled.npy` [M] int64: number of labelled rows;
+- `val_rows.npy` and `test_rows.npy` [M] int64: numbers of rows that are for validation and for testing by the data's
+  own split: the test rows are the last labelled ones, and the validation rows come before them; -1 where the data
+  does not say which rows are;
+- `roles.npy` [M] int8: what the data means the client for, an index into `ROLES`;
+- `names.npy` [M] bytes: names of the clients, UTF-8;
+- `meta.json`: what a reader checks (`StoreMeta`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flow_pl.data.store.client_checks import check_client
+from flow_pl.errors import DataError, brief
+
+FORMAT_VERSION = 3
+"""Version of the layout; a store of another version is not read."""
+
+Role = Literal["train", "validation", "test"]
+"""What the data means a client for: to be trained on, or never sampled in training and evaluated on after a round
+("validation") or at the end ("test"). Data that does not divide its clients means all of them to be trained on."""
+
+ROLES: tuple[Role, ...] = ("train", "validation", "test")
+
+
+class ClientRows(NamedTuple):
+    """The rows of one client, not copied from the file until they are indexed.
+
+    Attributes:
+        x: [n, ...] features.
+        y: [n, ...] labels; -1 in the rows after the labelled ones.
+        labelled: number of labelled rows, which come first.
+        val_rows: number of validation rows by the data's own split; -1 = it does not say.
+        test_rows: number of test rows by the data's own split, which are the last labelled ones; -1 = it does not say.
+    """
+
+    x: NDArray[Any]
+    y: NDArray[Any]
+    labelled: int
+    val_rows: int
+    test_rows: int
+
+
+@dataclass(frozen=True)
+class StoreMeta:
+    """What `meta.json` holds.
+
+    Attributes:
+        version: `FORMAT_VERSION` of the writer.
+        clients: number of clients.
+        rows: number of rows.
+        num_classes: number of classes of the labels.
+    """
+
+    version: int
+    clients: int
+    rows: int
+    num_classes: int
+
+
+class ClientStore:
+    """Clients read from a folder written by `ClientStoreWriter`; made by `ClientStore.open`.
+
+    Copies sent to loader workers open the files anew instead of carrying the rows.
+
+    Attributes:
+        path: the folder.
+        meta: number of clients, rows and classes.
+        offsets: [M + 1] int64, memory-mapped.
+        labelled: [M] int64, labelled rows of each client, memory-mapped.
+        val_rows: [M] int64, validation rows of the data's own split or -1, memory-mapped.
+        test_rows: [M] int64, test rows of the data's own split or -1, memory-mapped.
+        roles: [M] int8, indices into `ROLES`, memory-mapped.
+    """
+
+    def __init__(self, path: Path, meta: StoreMeta, arrays: dict[str, NDArray[Any]]) -> None:
+        self.path = path
+        self.meta = meta
+        self.offsets: NDArray[np.int64] = arrays["offsets"]
+        self.labelled: NDArray[np.int64] = arrays["labelled"]
+        self.val_rows: NDArray[np.int64] = arrays["val_rows"]
+        self.test_rows: NDArray[np.int64] = arrays["test_rows"]
+        self.roles: NDArray[np.int8] = arrays["roles"]
+        self._x = arrays["x"]
+        self._y = arrays["y"]
+        self._names = arrays["names"]
+
+    @classmethod
+    def open(cls, path: str | Path) -> ClientStore:
+        """Open a store; reads the headers of its files and how many rows each client has, but no row.
+
+        Args:
+            path: the folder of the store.
+
+        Returns:
+            The store.
+
+        Raises:
+            DataError: a file is missing, truncated, or of another version; the message names it and the remedy.
+        """
+        path = Path(path)
+        meta: StoreMeta = _load(path / "meta.json", _meta)
+        if meta.version != FORMAT_VERSION:
+            raise DataError(_broken(path / "meta.json", f"version {meta.version} instead of {FORMAT_VERSION}"))
+        lengths = {
+            "x": meta.rows,
+            "y": meta.rows,
+            "offsets": meta.clients + 1,
+            "labelled": meta.clients,
+            "val_rows": meta.clients,
+            "test_rows": meta.clients,
+            "roles": meta.clients,
+            "names": meta.clients,
+        }
+        arrays = {}
+        for name, length in lengths.items():
+            array = _load(path / f"{name}.npy", lambda file: np.load(file, mmap_mode="r", allow_pickle=False))
+            if array.shape[:1] != (length,):
+                raise DataError(_broken(path / f"{name}.npy", f"shape {array.shape} instead of {length} entries"))
+            if array.dtype.kind not in _KINDS.get(name, "i") or (name not in ("x", "y") and array.ndim != 1):
+                raise DataError(_broken(path / f"{name}.npy", f"shape {array.shape} and type {array.dtype}"))
+            arrays[name] = array
+        if arrays["offsets"][-1] != meta.rows:
+            raise DataError(_broken(path / "offsets.npy", f"it ends at {arrays['offsets'][-1]}, not at {meta.rows}"))
+        for start in range(0, meta.clients, _CLIENTS_AT_ONCE):
+            for name, problem in _wrong_counts(arrays, slice(start, start + _CLIENTS_AT_ONCE)):
+                raise DataError(_broken(path / f"{name}.npy", problem))
+        return cls(path, meta, arrays)
+
+    def __reduce__(self) -> tuple[Callable[[str], ClientStore], tuple[str]]:
+        return ClientStore.open, (str(self.path),)
+
+    def __len__(self) -> int:
+        """Number of clients."""
+        return self.meta.clients
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """[M] number of rows of each client, unlabelled ones included; reads no row."""
+        return np.diff(self.offsets)
+
+    @property
+    def feature_shape(self) -> tuple[int, ...]:
+        """Shape of the features of one row."""
+        return self._x.shape[1:]
+
+    @property
+    def feature_dtype(self) -> np.dtype[Any]:
+        """Type of the features, as stored."""
+        return self._x.dtype
+
+    @property
+    def label_shape(self) -> tuple[int, ...]:
+        """Shape of the label of one row: () for a class, (T,) for a sequence."""
+        return self._y.shape[1:]
+
+    def read(self, client: int) -> ClientRows:
+        """The rows of one client.
+
+        Args:
+            client: index of the client, 0 to M - 1.
+
+        Returns:
+            Views of the memory-mapped rows: only those that are indexed are read.
+        """
+        start, stop = int(self.offsets[client]), int(self.offsets[client + 1])
+        x, y = np.asarray(self._x[start:stop]), np.asarray(self._y[start:stop])
+        counts = (int(rows[client]) for rows in (self.labelled, self.val_rows, self.test_rows))
+        return ClientRows(x, y, *counts)
+
+    def check(self, client: int) -> None:
+        """Look at the values of a client: those of a file that was damaged can stop or spoil a whole training.
+
+        Raises:
+            DataError: a feature is not finite, or a label is no class.
+        """
+        rows = self.read(client)
+        try:
+            check_client(self.name(client), rows.x, rows.y, 0, self.meta.num_classes)
+        except DataError as error:
+            raise DataError(
+                f"the client store {self.path} is damaged, delete the folder and it is made again ({brief(error)})"
+            ) from error
+
+    def name(self, client: int) -> str:
+        """Name of a client, as in the source data."""
+        try:
+            return bytes(self._names[client]).decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(_broken(self.path / "names.npy", brief(error))) from error
+
+
+_KINDS = {"x": "biuf", "names": "S"}
+"""Types of the files; the others hold signed integers."""
+
+
+_CLIENTS_AT_ONCE = 1 << 13
+
+
+def _meta(file: Path) -> StoreMeta:
+    meta = StoreMeta(**json.loads(file.read_text(encoding="utf-8")))
+    if not all(type(value) is int and 0 <= value < 2**62 for value in vars(meta).values()):
+        raise ValueError(f"{meta} holds what is no count")
+    return meta
+
+
+def _wrong_counts(arrays: dict[str, NDArray[Any]], clients: slice) -> Iterator[tuple[str, str]]:
+    """Files whose numbers for some clients lead out of the rows, and what is wrong."""
+    sizes = np.diff(arrays["offsets"][clients.start : clients.stop + 1])
+    labelled, val_rows, test_rows, roles = (
+        arrays[name][clients] for name in ("labelled", "val_rows", "test_rows", "roles")
+    )
+    heldout = np.maximum(val_rows, 0) + np.maximum(test_rows, 0)
+    if arrays["offsets"][0] != 0 or (sizes < 1).any():
+        yield "offsets", "a client has no rows, or fewer"
+    if (labelled < 0).any() or (labelled > sizes).any():
+        yield "labelled", "a client has more labelled rows than rows, or fewer than none"
+    for name, rows in (("val_rows", val_rows), ("test_rows", test_rows)):
+        if (rows < -1).any() or (heldout > labelled).any():
+            yield name, "a client has more rows for validation and testing than labelled ones, or fewer than none"
+    if (roles < 0).any() or (roles >= len(ROLES)).any():
+        yield "roles", f"a client has a role other than {', '.join(ROLES)}"
+
+
+def _load(file: Path, read: Callable[[Path], Any]) -> Any:
+    try:
+        return read(file)
+    except Exception as error:  # damage shows as one of a dozen types: ValueError, TokenError, OSError, TypeError, ...
+        raise DataError(_broken(file, brief(error))) from error
+
+
+def _broken(file: Path, found: str) -> str:
+    return f"{file} is not a usable part of a client store ({found}): delete {file.parent}, it will be rebuilt."

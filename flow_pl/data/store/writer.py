@@ -1,0 +1,266 @@
+"""Writing a client store, one client at a time, so that it is whole or not there."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import uuid
+from array import array
+from collections.abc import Collection
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flow_pl.data.store.client_checks import check_client, unusable
+from flow_pl.data.store.client_store import FORMAT_VERSION, ROLES, Role, StoreMeta
+from flow_pl.data.store.growing import GrowingArray, sync
+from flow_pl.data.store.journal import Entry, Journal
+from flow_pl.errors import ConfigurationError, DataError
+from flow_pl.utils.validation import given, require_count
+
+
+class ClientData(NamedTuple):
+    """One client, as a reader of a source format yields it.
+
+    Attributes:
+        name: the client's name, unique in the data set.
+        x: [n, ...] features, numbers of any type, finite; the same shape and type for every client.
+        y: [n] or [n, ...] integer labels, 0 or more; -1 (in every entry of the row) = to be predicted.
+        val_rows: number of rows that the data means for validation, which come before its test rows; None = it does
+            not say.
+        test_rows: number of rows that the data means for testing, which come last; None = it does not say.
+        role: whether the data means the client to be trained on, or only to be evaluated on.
+        source: file that the client comes from, for messages; empty = none.
+    """
+
+    name: str
+    x: NDArray[Any]
+    y: NDArray[Any]
+    val_rows: int | None = None
+    test_rows: int | None = None
+    role: Role = "train"
+    source: str = ""
+
+
+class ClientStoreWriter:
+    """Writes a client store; a context manager.
+
+    Rows go straight to disk, in a folder beside the target that is renamed to it at the end. A writer that fails or is
+    killed leaves no store; where another process has finished the same store first, that one is kept.
+
+    With `resume`, what a writer has written stays in the folder `.<name>.partial` beside the target, unless a client
+    cannot be used, and the next writer goes on behind it, if that is of the same `resume` and number of classes. While
+    one process writes there, another one with the same target writes elsewhere.
+
+    Args:
+        target: folder of the store; must not exist.
+        num_classes: number of classes; None = the largest label + 1.
+        resume: what else identifies the clients, if those that an interrupted writer has written are to be gone on
+            with, see `written`; None = start anew.
+
+    Raises:
+        ConfigurationError: the folder cannot be made, or the disk is full.
+        DataError: on leaving, no client was added.
+    """
+
+    def __init__(self, target: str | Path, num_classes: int | None = None, resume: str | None = None) -> None:
+        require_count(**given(num_classes=num_classes))
+        self._target = Path(target)
+        self._folder = self._target.parent / f".{self._target.name}.{uuid.uuid4().hex}.tmp"
+        self._num_classes = num_classes
+        self._resume = resume
+        self._journal: Journal | None = None
+        self._largest_label = -1
+        self._names: dict[str, None] = {}
+        self._offsets = array("q", [0])
+        self._counts = {name: array("q") for name in ("labelled", "val_rows", "test_rows")}
+        self._roles = array("b")
+        self._x: GrowingArray | None = None
+        self._y: GrowingArray | None = None
+
+    @property
+    def written(self) -> Collection[str]:
+        """Names of the clients that are in the store, also of those that an interrupted writer has written."""
+        return self._names.keys()
+
+    def __enter__(self) -> ClientStoreWriter:
+        try:
+            if self._resume is not None:
+                identity = {"format": FORMAT_VERSION, "num_classes": self._num_classes, "clients": self._resume}
+                self._journal = Journal.hold(self._target.parent / f".{self._target.name}.partial", identity)
+            if self._journal is None:
+                self._folder.mkdir(parents=True)
+            else:
+                self._folder = self._journal.folder
+                self._restore(self._journal)
+        except OSError as error:
+            self._close()
+            raise self._unwritable(error) from error
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # a client that cannot be used calls for other data or settings, thus for another store
+        stays = self._journal is not None and bool(self._names) and not isinstance(error, DataError)
+        try:
+            if kind is None:
+                stays = self._commit()
+        except OSError as problem:
+            raise self._unwritable(problem) from problem
+        finally:
+            with contextlib.suppress(OSError):
+                if not stays and self._journal is None:
+                    shutil.rmtree(self._folder)
+                elif not stays and self._journal is not None:
+                    self._journal.discard()
+            self._close()
+
+    def add(
+        self,
+        name: str,
+        x: NDArray[Any],
+        y: NDArray[Any],
+        val_rows: int | None = None,
+        test_rows: int | None = None,
+        role: Role = "train",
+        source: str = "",
+    ) -> None:
+        """Append one client; the arguments are the fields of `ClientData`.
+
+        Raises:
+            DataError: the client cannot be used; the message names it and its file, what was found and the remedy.
+            ConfigurationError: the disk is full.
+        """
+        try:
+            self._add(name, np.asarray(x), np.asarray(y), val_rows, test_rows, role)
+        except DataError as error:
+            if not source:
+                raise
+            raise DataError(f"{source}: {error}") from error
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def _add(
+        self, name: str, x: NDArray[Any], y: NDArray[Any], val_rows: int | None, test_rows: int | None, role: Role
+    ) -> None:
+        if name in self._names:
+            raise unusable(name, "comes twice", "give every client a name of its own, and all of its rows at once")
+        check_client(name, x, y, (val_rows or 0) + (test_rows or 0), self._num_classes)
+        y = y.astype(np.promote_types(y.dtype, np.int8))  # the smallest signed type that holds -1 and every label
+        if self._x is None or self._y is None:
+            self._x = GrowingArray.create(self._folder / "x.npy", x)
+            self._y = GrowingArray.create(self._folder / "y.npy", y)
+        for what, file, rows in (("features", self._x, x), ("labels", self._y, y)):
+            if not file.fits(rows):
+                raise unusable(
+                    name,
+                    f"has {what} of shape {rows.shape[1:]} and type {rows.dtype}",
+                    f"those of the clients before it have shape {file.shape} and type {file.dtype}; make them equal",
+                )
+        labelled = (y != -1).reshape(len(y), -1).any(axis=1)
+        first = np.argsort(~labelled, kind="stable")
+        before_test = len(y) - (test_rows or 0)
+        entry = Entry(
+            name,
+            rows=len(x),
+            labelled=int(labelled.sum()),
+            val_rows=-1 if val_rows is None else int(labelled[before_test - val_rows : before_test].sum()),
+            test_rows=-1 if test_rows is None else int(labelled[before_test:].sum()),
+            role=ROLES.index(role),
+            largest_label=int(y.max()),
+            x_checksum=self._x.append(x if labelled.all() else x[first]),
+            y_checksum=self._y.append(y[first]),
+        )
+        self._note(entry)
+        if self._journal is not None:
+            self._x.flush()
+            self._y.flush()
+            self._journal.append(entry)
+
+    def _note(self, entry: Entry) -> None:
+        self._names[entry.name] = None
+        self._offsets.append(self._offsets[-1] + entry.rows)
+        for name, counts in self._counts.items():
+            counts.append(getattr(entry, name))
+        self._roles.append(entry.role)
+        self._largest_label = max(self._largest_label, entry.largest_label)
+
+    def _restore(self, journal: Journal) -> None:
+        """Go on behind the clients whose rows are as the journal says."""
+        with contextlib.ExitStack() as stack:
+            try:
+                x, y = (GrowingArray.reopen(self._folder / name) for name in ("x.npy", "y.npy"))
+            except (OSError, ValueError):  # not there yet, or damaged
+                journal.restart()
+                return
+            stack.callback(x.close)
+            stack.callback(y.close)
+            end = 0
+            for entry, entry_end in journal.entries():
+                start = self._offsets[-1]
+                if (
+                    x.checksum(start, entry.rows) != entry.x_checksum
+                    or y.checksum(start, entry.rows) != entry.y_checksum
+                ):
+                    break
+                self._note(entry)
+                end = entry_end
+            if not self._names:
+                journal.restart()
+                return
+            journal.cut(end)
+            x.truncate(self._offsets[-1])
+            y.truncate(self._offsets[-1])
+            self._x, self._y = x, y
+            stack.pop_all()
+
+    def _commit(self) -> bool:
+        """Make a store of the folder; False = there is one by now, and the folder is left."""
+        if self._x is None or self._y is None:
+            raise DataError(f"no client to write to {self._target}: the data set has no rows; check its source.")
+        for name, values in {"offsets": self._offsets, **self._counts}.items():
+            _save(self._folder / f"{name}.npy", np.asarray(values, dtype=np.int64))
+        _save(self._folder / "roles.npy", np.asarray(self._roles, dtype=np.int8))
+        _save(self._folder / "names.npy", np.array([name.encode("utf-8") for name in self._names], dtype=np.bytes_))
+        self._x.finish()
+        self._y.finish()
+        classes = self._largest_label + 1 if self._num_classes is None else self._num_classes
+        meta = StoreMeta(FORMAT_VERSION, len(self._names), self._offsets[-1], classes)
+        with (self._folder / "meta.json").open("w", encoding="utf-8") as file:
+            json.dump(asdict(meta), file, indent=2)
+            sync(file)
+        try:
+            if self._journal is None:
+                self._folder.rename(self._target)
+            else:
+                self._journal.move(self._target)
+        except OSError:
+            if not self._target.is_dir():  # where it is one, another process was first, with the same rows
+                raise
+            return False
+        return True
+
+    def _close(self) -> None:
+        for file in (self._x, self._y, self._journal):
+            if file is not None:
+                with contextlib.suppress(OSError):  # on a full disk, what is still to be written fails again
+                    file.close()
+
+    def _unwritable(self, error: OSError) -> ConfigurationError:
+        stays = f" What is written stays in {self._folder}, to go on with." if self._journal and self._names else ""
+        return ConfigurationError(
+            f"the client store {self._target} cannot be written ({error}): set cache_dir, or the environment variable "
+            f"FLOW_PL_CACHE, to a folder that can be written to, on a disk with room for the data.{stays}"
+        )
+
+
+def _save(path: Path, values: NDArray[Any]) -> None:
+    with path.open("wb") as file:
+        np.save(file, values, allow_pickle=False)
+        sync(file)

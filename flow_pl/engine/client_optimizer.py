@@ -1,0 +1,146 @@
+"""Any element-wise torch optimizer, on the stacked parameters of many clients."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from flow_pl.errors import ConfigurationError
+from flow_pl.utils.groups import OptimizerFactory
+from flow_pl.utils.validation import require_finite
+
+
+class StackedOptimizer:
+    """An optimizer over tensors [C, ...] of which only the first clients still move.
+
+    Clients out of minibatches keep their parameters: the optimizer then works on views of the others, its state
+    included, so neither momentum nor weight decay moves them and they cost nothing.
+
+    Args:
+        factory: makes the optimizer.
+        tensors: stacked parameters [C, ...], changed in place.
+        lr_scale: factor on the learning rate.
+    """
+
+    def __init__(self, factory: OptimizerFactory, tensors: Sequence[Tensor], lr_scale: float = 1.0) -> None:
+        self._optimizer = factory(list(tensors))
+        self._active = len(tensors[0])
+        for group in self._optimizer.param_groups:
+            group["lr"] *= lr_scale
+            if not group.get("fused") and group.get("foreach", True) is None:
+                group["foreach"] = True  # one call for all tensors; torch's default on CPU is one call per tensor
+        # What torch puts around a step, for profilers, hooks and its compiler, takes longer than a small model's step.
+        # The loop takes no gradients of steps, and nobody has put a hook on an optimizer that was made here.
+        self._step = inspect.unwrap(type(self._optimizer).step)
+
+    def narrow(self, active: int) -> None:
+        """Go on with the first clients alone."""
+        if active == self._active:
+            return
+        state, self._optimizer.state = self._optimizer.state, type(self._optimizer.state)(dict)
+        for group in self._optimizer.param_groups:
+            cut = [p[:active] for p in group["params"]]
+            for p, q in zip(group["params"], cut, strict=True):
+                if p in state:
+                    self._optimizer.state[q] = {k: v[:active] if _like(v, p) else v for k, v in state[p].items()}
+            group["params"] = cut
+        self._active = active
+
+    def step(self, grads: Sequence[Tensor], keep: Tensor | None = None) -> None:
+        """Move the active clients.
+
+        Args:
+            grads: gradients [A, ...], in the order of the tensors.
+            keep: [A] bool, False for clients that skip this step; their parameters and state stay as they are, but
+                for a count of steps that the optimizer keeps for all of them.
+        """
+        parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
+        before: dict[int, Tensor] = {}
+        if keep is not None:
+            grads = [torch.where(_align(keep, g), g, 0) for g in grads]
+            before = {id(t): t.clone() for t in (*parameters, *self._state(parameters))}
+        if len({g.data_ptr() for g in grads}) < len(grads):
+            grads = [g.clone() for g in grads]  # one tensor for two parameters: optimizers may write to gradients
+        if any(group.get("fused") for group in self._optimizer.param_groups):
+            grads = [g.contiguous() for g in grads]  # torch's fused kernels on CPU take no notice of strides
+        for p, g in zip(parameters, grads, strict=True):
+            p.grad = g
+        self._step(self._optimizer)
+        for p in parameters:
+            p.grad = None
+        if keep is not None:
+            for t in (*parameters, *self._state(parameters)):
+                # what was made in this step starts from zero
+                t.copy_(torch.where(_align(keep, t), t, before.get(id(t), torch.zeros_like(t))))
+
+    def _state(self, parameters: Sequence[Tensor]) -> list[Tensor]:
+        """The optimizer's state that has one element per element of a parameter."""
+        return [v for p in parameters for v in self._optimizer.state.get(p, {}).values() if _like(v, p)]
+
+
+def check_elementwise(factory: OptimizerFactory) -> None:
+    """Check that an optimizer moves stacked clients exactly as it moves each of them alone.
+
+    Raises:
+        ConfigurationError: it does not, or it cannot be stepped with gradients alone.
+    """
+    generator = torch.Generator().manual_seed(0)
+    start, *grads = (torch.randn(2, 4, 3, generator=generator).transpose(1, 2) for _ in range(4))
+    start = start.contiguous()  # parameters are, gradients of linear blocks are not
+    stacked, alone = start.clone(), start.clone()
+    try:
+        together = StackedOptimizer(factory, [stacked])
+        check_numbers(together._optimizer, "client_optimizer")
+        each = [StackedOptimizer(factory, [alone[i : i + 1]]) for i in range(len(alone))]
+    except ConfigurationError:
+        raise
+    except Exception as error:
+        raise ConfigurationError(f"the client optimizer cannot be made ({error}): correct its settings.") from error
+    name = f"the client optimizer {type(together._optimizer).__name__}"
+    try:
+        for grad in grads:
+            together.step([grad])
+            for i, optimizer in enumerate(each):
+                optimizer.step([grad[i : i + 1].contiguous()])
+    except Exception as error:
+        raise ConfigurationError(
+            f"{name} cannot train clients side by side ({error}): use an element-wise one, such as torch.optim.SGD."
+        ) from error
+    if not torch.allclose(stacked, alone):
+        raise ConfigurationError(
+            f"{name} mixes the clients that are trained side by side, expected an element-wise one: "
+            "use e.g. torch.optim.SGD."
+        )
+
+
+def check_numbers(optimizer: Optimizer, setting: str) -> None:
+    """Check that what an optimizer is made with is finite: torch's own checks let NaN and infinity pass.
+
+    Args:
+        optimizer: the optimizer.
+        setting: name of the setting that it comes from, for messages.
+
+    Raises:
+        ConfigurationError: a number is not finite.
+    """
+    for group in optimizer.param_groups:
+        for key, value in group.items():
+            if key != "params":
+                numbers = value if isinstance(value, tuple | list) else (value,)
+                for number in numbers:
+                    if isinstance(number, int | float | Tensor):
+                        require_finite(**{f"{setting}.{key}": float(number)})
+
+
+def _like(value: object, p: Tensor) -> bool:
+    """Whether an entry of the optimizer's state has one element per element of the parameter."""
+    return isinstance(value, Tensor) and value.shape == p.shape
+
+
+def _align(flags: Tensor, t: Tensor) -> Tensor:
+    """Flags [A], with as many axes as t."""
+    return flags.view(-1, *[1] * (t.ndim - 1))

@@ -1,0 +1,243 @@
+"""What clients keep between rounds: a file of one row per client, in no process's memory.
+
+The file is sparse, so that a client that has never been sampled takes no space on the disk, and it has no name once
+every process has opened it, so that it is gone when the last process is, however that ends. Every process of a run
+reads and writes it; the processes of a round never share a client, and the server's step stands between rounds.
+
+A client has two places in the file. A round writes to the one that is not in use, and its end makes it the one in use,
+so that a round that is broken off has changed nothing.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from flow_pl.errors import ConfigurationError, DataError, FlowError
+from flow_pl.utils.groups import Groups
+
+ROWS_AT_ONCE = 256
+"""Rows that are copied at once when all of them are read or written."""
+
+
+class ClientStates:
+    """Parameter groups of every client, by index in the client store.
+
+    Args:
+        template: the groups of one client; tells names and shapes. All are kept as float32.
+        population: number of clients.
+        folder: where the file is made; the same for all processes.
+        share: hands a string of the first process to every process, and waits for all of them
+            (`trainer.strategy.broadcast`); None for a single process.
+        first: whether this is the first process.
+
+    Attributes:
+        population: number of clients.
+        bytes_per_client: size of what a client keeps.
+
+    Raises:
+        ConfigurationError: the folder cannot be written to, or is not shared by all processes.
+    """
+
+    def __init__(
+        self,
+        template: Groups,
+        population: int,
+        folder: str | Path,
+        share: Callable[[str], str] | None = None,
+        first: bool = True,
+    ) -> None:
+        self.population = population
+        self._shapes = [(g, key, p.shape) for g, parameters in template.items() for key, p in parameters.items()]
+        self._sizes = [shape.numel() for _, _, shape in self._shapes]
+        self.bytes_per_client = 4 * sum(self._sizes)
+        self._written: list[tuple[int, int]] = []  # clients and places that the round has written
+        self._folder = Path(folder)
+        self._file = _open_shared(self._folder, share, first)
+        if first:
+            # One byte a client, which of its places is in use (1 or 2; 0: none yet); then the two places of each.
+            self._try(lambda: os.ftruncate(self._file, population * (1 + 2 * self.bytes_per_client)))
+        if share is not None:
+            share("")
+
+    def __del__(self) -> None:
+        """Give the file back."""
+        if hasattr(self, "_file"):
+            os.close(self._file)
+
+    def known(self) -> NDArray[np.int64]:
+        """Clients that keep something, in ascending order."""
+        return np.flatnonzero(np.frombuffer(os.pread(self._file, self.population, 0), dtype=np.uint8))
+
+    def read(self, clients: Tensor, initial: Groups) -> Groups:
+        """Groups of a chunk of clients, on the device of `initial`.
+
+        Args:
+            clients: [C] indices.
+            initial: what a client has that has never been written.
+
+        Returns:
+            Groups with a client axis [C, ...], which may be changed.
+        """
+        start = self._flat(initial, 0)
+        rows = start.expand(len(clients), -1).clone()
+        for i, client in enumerate(clients.tolist()):
+            if self._place(client):
+                rows[i] = torch.from_numpy(self._row(client))
+        device = next(p.device for group in initial.values() for p in group.values())
+        pieces = torch.split(rows.to(device), self._sizes, dim=1)
+        groups: Groups = {}
+        for (group, key, shape), piece in zip(self._shapes, pieces, strict=True):
+            groups.setdefault(group, {})[key] = piece.reshape(len(clients), *shape).contiguous()
+        return groups
+
+    def write(self, clients: Tensor, groups: Groups, accepted: Tensor | None = None) -> None:
+        """Write the groups [C, ...] of a chunk of clients; they are kept from `commit` on.
+
+        Args:
+            clients: [C] indices.
+            groups: what they keep.
+            accepted: [C] bool, False for clients that go on with what they have; None for none of them.
+
+        Raises:
+            FlowError: the disk is full.
+        """
+        rows = self._flat(groups, 1)
+        if accepted is not None:
+            clients, rows = clients[accepted], rows[accepted.cpu()]
+        self._write(clients.tolist(), rows.numpy())
+
+    def commit(self) -> None:
+        """Keep what was written since the last commit."""
+        for client, place in self._written:
+            self._put(bytes([place]), client)
+        self._written.clear()
+
+    def discard(self) -> None:
+        """Forget what was written since the last commit: the round was broken off."""
+        self._written.clear()
+
+    def state_dict(self, name: Callable[[int], str]) -> dict[str, Any]:
+        """All that is kept, for a checkpoint; a copy, which lies in a file as well.
+
+        Args:
+            name: of a client, by its index.
+
+        Returns:
+            `clients`, their names; `layout`, the groups' names and shapes; `rows` [clients, D] float32.
+        """
+        known = self.known()
+        rows = torch.empty(0, sum(self._sizes))
+        if len(known):
+            with tempfile.TemporaryFile(dir=self._folder) as copy:
+                rows = torch.from_numpy(np.memmap(copy, np.float32, "w+", shape=(len(known), sum(self._sizes))))
+                for start in range(0, len(known), ROWS_AT_ONCE):
+                    for i, client in enumerate(known[start : start + ROWS_AT_ONCE].tolist(), start):
+                        rows[i] = torch.from_numpy(self._row(client))
+        return {"clients": [name(client) for client in known.tolist()], "layout": self._layout(), "rows": rows}
+
+    def load_state_dict(self, state: dict[str, Any], index: Callable[[str], int | None]) -> None:
+        """Keep what a checkpoint holds, and nothing else.
+
+        Args:
+            state: from `state_dict`.
+            index: of a client, by its name; None where there is no such client.
+
+        Raises:
+            ConfigurationError: the checkpoint's clients keep other groups.
+            DataError: none of them is known.
+        """
+        if state["layout"] != self._layout():
+            raise ConfigurationError(
+                f"the checkpoint's clients keep {_brief(state['layout'])}, expected {_brief(self._layout())}: use the "
+                "settings of the method that the checkpoint was trained with."
+            )
+        clients = [index(name) for name in state["clients"]]
+        if clients and all(client is None for client in clients):
+            raise DataError(
+                f"none of the {len(clients)} clients whose state the checkpoint holds (the first is "
+                f"'{state['clients'][0]}') is in the data: test on the data that the checkpoint was trained on."
+            )
+        self._put(bytes(self.population), 0)
+        there = [(row, client) for row, client in enumerate(clients) if client is not None]
+        for start in range(0, len(there), ROWS_AT_ONCE):
+            rows, some = zip(*there[start : start + ROWS_AT_ONCE], strict=True)
+            self._write(some, state["rows"][list(rows)].numpy())
+        self.commit()
+
+    def _row(self, client: int) -> NDArray[np.float32]:
+        offset = self._offset(client, self._place(client))
+        return np.frombuffer(bytearray(os.pread(self._file, self.bytes_per_client, offset)), dtype=np.float32)
+
+    def _write(self, clients: Sequence[int], rows: NDArray[np.float32]) -> None:
+        for client, row in zip(clients, rows, strict=True):
+            place = 2 if self._place(client) == 1 else 1
+            self._put(row.tobytes(), self._offset(client, place))
+            self._written.append((client, place))
+
+    def _place(self, client: int) -> int:
+        return os.pread(self._file, 1, client)[0]
+
+    def _offset(self, client: int, place: int) -> int:
+        return self.population + (2 * client + place - 1) * self.bytes_per_client
+
+    def _flat(self, groups: Groups, axes: int) -> Tensor:
+        """The groups' tensors, side by side in the last axis, on the host."""
+        tensors = [groups[group][key] for group, key, _ in self._shapes]
+        return torch.cat([p.detach().float().reshape(*p.shape[:axes], -1) for p in tensors], dim=-1).cpu()
+
+    def _layout(self) -> list[list[Any]]:
+        return [[group, key, list(shape)] for group, key, shape in self._shapes]
+
+    def _put(self, data: bytes, offset: int) -> None:
+        def put() -> None:
+            done = os.pwrite(self._file, data, offset)
+            if done < len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        self._try(put)
+
+    def _try(self, write: Callable[[], Any]) -> None:
+        try:
+            write()
+        except OSError as error:
+            raise FlowError(
+                f"what clients keep cannot be written ({error}): it takes {self.bytes_per_client} bytes a client, make "
+                "room on the disk of trainer.default_root_dir, or sample fewer clients; the last checkpoint is intact."
+            ) from error
+
+
+def _open_shared(folder: Path, share: Callable[[str], str] | None, first: bool) -> int:
+    """A file without a name, open in all processes."""
+    name = ""
+    try:
+        if first:
+            folder.mkdir(parents=True, exist_ok=True)
+            file, name = tempfile.mkstemp(prefix=".client_states-", dir=folder)
+        if share is not None:
+            name = share(name)
+            if not first:
+                file = os.open(name, os.O_RDWR)
+            share("")  # all have opened it
+    except OSError as error:
+        raise ConfigurationError(
+            f"the file of what clients keep cannot be opened in {folder} ({error}): set trainer.default_root_dir to a "
+            "folder that every process can write to; on several machines, one that they share."
+        ) from error
+    if first:
+        os.unlink(name)
+    return file
+
+
+def _brief(layout: list[list[Any]]) -> str:
+    shown = [f"{group}.{key} {shape}" for group, key, shape in layout[:3]]
+    return ", ".join(shown) + (f" and {len(layout) - 3} more" if len(layout) > 3 else "") or "nothing"

@@ -1,0 +1,172 @@
+"""One-client functions made to run on the active clients of a chunk: the single engine of training and evaluation.
+
+A chunk (or what is left of it) of one client runs the same functions without the vmap wrapper. A gradient that is
+asked for often is traced once to plain tensor operations and replayed, which spares vmap's and autograd's cost per
+step; both give the same numbers, bit for bit. Steps are always made with the modules in training mode.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+from flow_pl.engine.client_groups import ClientGroups
+from flow_pl.engine.tracing import CompileMode, compiled, trace
+from flow_pl.errors import ConfigurationError
+from flow_pl.kernels.linear import ClientLinears
+from flow_pl.methods.base import Minibatch, Step
+from flow_pl.utils.groups import Groups
+from flow_pl.utils.validation import given, require_choice, require_count
+
+MAX_TRACES = 256
+"""Traced gradients kept; the least recently used goes first."""
+
+
+def map_clients(fn: Callable[[Groups, Any], Any], groups: ClientGroups, data: Any, active: int | None = None) -> Any:
+    """Call a one-client function for the first clients of a chunk, side by side.
+
+    Args:
+        fn: maps (groups, data) of one client to a tree of tensors.
+        groups: the clients' groups.
+        data: tree of tensors [active, ...].
+        active: number of clients; all by default.
+
+    Returns:
+        What `fn` returns, stacked: [active, ...].
+    """
+    active = groups.clients if active is None else active
+    views = groups.prefix(active)
+    if active == 1:
+        one = torch.utils._pytree.tree_map(lambda t: t[0], data)
+        return torch.utils._pytree.tree_map(lambda t: t.unsqueeze(0), fn(views, one))
+    dims = {name: 0 if name in groups.stacked else None for name in views}
+    with ClientLinears():
+        return vmap(fn, in_dims=(dims, 0), randomness="different")(views, data)
+
+
+class GradientEngine:
+    """Gradients of a step's objective with respect to the group that moves, for many clients at once.
+
+    Args:
+        trace_after: calls of the same kind (step, shapes, number of clients) after which it is traced and replayed;
+            None for never.
+        compile_mode: compile what is traced, by `torch.compile` in this mode; None to replay it as it is.
+    """
+
+    def __init__(self, trace_after: int | None = 200, compile_mode: CompileMode | None = None) -> None:
+        require_count(0, **given(trace_after=trace_after))
+        require_choice(get_args(CompileMode), **given(compile_mode=compile_mode))
+        if compile_mode is not None and trace_after is None:
+            raise ConfigurationError(
+                f"compile_mode is {compile_mode} and trace_after null: what is compiled are traced steps, set "
+                "trace_after to the number of steps after which they are."
+            )
+        self.trace_after = trace_after
+        self.compile_mode = compile_mode
+        self._calls: Counter[Any] = Counter()
+        self._traces: OrderedDict[Any, Callable[..., list[Tensor]] | None] = OrderedDict()
+
+    def __call__(
+        self, step: Step, views: Groups, stacked: set[str], minibatch: Minibatch, scale: Tensor | None
+    ) -> tuple[list[Tensor], Tensor]:
+        """Gradients and losses of the active clients.
+
+        Args:
+            step: the step.
+            views: groups of the active clients, from `ClientGroups.prefix`.
+            stacked: names of the groups with a client axis.
+            minibatch: of the active clients [A, B, ...].
+            scale: [A] factor on each client's loss (16-mixed), or None.
+
+        Returns:
+            Gradients of the moving group's tensors [A, ...] and losses [A], unscaled.
+        """
+        active = len(minibatch.mask)
+        names = [(group, key) for group, parameters in views.items() for key in parameters]
+        tensors = [views[group][key] for group, key in names]
+        arguments = [*tensors, *minibatch, *([] if scale is None else [scale])]
+
+        def gradients(*arguments: Tensor) -> list[Tensor]:
+            return _gradients(step, names, stacked, active, arguments)
+
+        # a client alone gains nothing by a trace, but something by the compiler
+        if self.trace_after is None or (active == 1 and self.compile_mode is None):
+            *grads, losses = gradients(*arguments)
+            return grads, losses
+        key = (
+            step,
+            tuple(sorted(stacked)),
+            tuple((a.shape, a.stride(), a.dtype) for a in arguments),
+            arguments[0].device,
+            torch.is_autocast_enabled(arguments[0].device.type),
+            torch.get_autocast_dtype(arguments[0].device.type),
+        )
+        replay = self._replay(key, gradients, arguments)
+        if replay is None:
+            *grads, losses = gradients(*arguments)
+            return grads, losses
+        # The casts of autocast are part of the trace.
+        with torch.no_grad(), torch.autocast(arguments[0].device.type, enabled=False):
+            *grads, losses = replay(*arguments)
+        return grads, losses
+
+    def _replay(
+        self, key: Any, gradients: Callable[..., list[Tensor]], arguments: Sequence[Tensor]
+    ) -> Callable[..., list[Tensor]] | None:
+        """The trace of a kind of step; None while it is not asked for often enough, or where it cannot be traced."""
+        if key in self._traces:
+            self._traces.move_to_end(key)
+            return self._traces[key]
+        if len(self._calls) > 16 * MAX_TRACES:
+            self._calls.clear()
+        self._calls[key] += 1
+        if self.trace_after is None or self._calls[key] <= self.trace_after:
+            return None
+        del self._calls[key]  # once dropped, a trace has to be earned anew
+        try:
+            traced = trace(gradients, arguments)
+        except Exception as error:
+            self._traces[key] = None
+            warnings.warn(f"a step cannot be traced and runs untraced, with the same results: {error}", stacklevel=2)
+        else:
+            self._traces[key] = traced.forward if self.compile_mode is None else compiled(traced, self.compile_mode)
+        if len(self._traces) > MAX_TRACES:
+            self._traces.popitem(last=False)
+        return self._traces[key]
+
+
+def _gradients(
+    step: Step, names: Sequence[tuple[str, str]], stacked: set[str], active: int, arguments: Sequence[Tensor]
+) -> list[Tensor]:
+    """Gradients of the moving group and the losses, for tensors given in a flat list."""
+    parameters, data = arguments[: len(names)], arguments[len(names) :]
+    minibatch, scale = Minibatch(*data[:3]), data[3] if len(data) > 3 else None
+    groups: Groups = {}
+    leaves = []
+    for (group, key), p in zip(names, parameters, strict=True):
+        if group == step.moves:
+            p = p.detach().requires_grad_()
+            leaves.append(p)
+        groups.setdefault(group, {})[key] = p
+    # One graph over all clients: their losses do not meet, so the gradient of the sum is every client's own.
+    with torch.enable_grad():
+        if active == 1:
+            losses = step.objective(groups, Minibatch(*(t[0] for t in minibatch))).unsqueeze(0)
+        else:
+            dims = {name: 0 if name in stacked else None for name in groups}
+            with ClientLinears():
+                losses = vmap(step.objective, in_dims=(dims, 0), randomness="different")(groups, minibatch)
+        total = (losses if scale is None else losses * scale).sum()
+        grads = list(torch.autograd.grad(total, leaves, materialize_grads=True))
+    # Autocast keeps its casts of this step's leaves until its context ends: a round's worth of copies of the model.
+    torch.clear_autocast_cache()
+    if active == 1:
+        # convolutions lay gradients out as their images, which may have their channels last; parameters do not
+        grads = [g.contiguous().unsqueeze(0) for g in grads]
+    return [*grads, losses.detach()]

@@ -1,0 +1,336 @@
+"""The federated loop: clients of a chunk trained side by side, personalized and evaluated.
+
+One engine for every method: phases over a client's data, minibatches in the drawn order, steps that each move one
+group. Nothing in it asks the device for a value.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from flow_pl.data.batch import ClientBatch, Examples
+from flow_pl.engine.client_groups import ClientGroups
+from flow_pl.engine.client_optimizer import StackedOptimizer
+from flow_pl.engine.gradients import GradientEngine, map_clients
+from flow_pl.engine.schedule import make_schedule, part_mask
+from flow_pl.engine.tracing import CompileMode
+from flow_pl.engine.training_statistics import TrainingStatistics
+from flow_pl.errors import ConfigurationError
+from flow_pl.evaluation.counts import ClientEvaluation, ClientPredictions, count_client, predict_client
+from flow_pl.methods.base import Derive, Method, Minibatch, Phase
+from flow_pl.utils.groups import Groups, OptimizerFactory
+from flow_pl.utils.validation import require_choice, require_count
+
+
+@dataclass(frozen=True)
+class ClientUpdate:
+    """What a chunk of clients sends to the server, and keeps.
+
+    Attributes:
+        client: [C] int64, indices into the client store.
+        difference: for each shared group of the server, what each client sends less what it got [C, ...].
+        weights: for each shared group of the server, [C] of the clients in the server's mean.
+        statistics: of their training.
+        kept: what each client keeps, by the group it starts its next round with [C, ...].
+    """
+
+    client: Tensor
+    difference: Groups
+    weights: dict[str, Tensor]
+    statistics: TrainingStatistics
+    kept: Groups
+
+    def add_to(self, sums: Sequence[Tensor]) -> None:
+        """Add the weighted sum over clients to tensors in the shape of what they send, in place."""
+        stacked = [(name, p) for name, group in self.difference.items() for p in group.values()]
+        for total, (name, p) in zip(sums, stacked, strict=True):
+            total.view(-1).addmv_(p.reshape(len(p), -1).t(), self.weights[name])
+
+    def finite(self) -> Tensor:
+        """Whether all that the clients send and keep is finite; a scalar."""
+        groups = (*self.difference.values(), *self.kept.values())
+        # a sum is finite only if what it is over is
+        sums = [p.sum() for group in groups for p in group.values()]
+        return torch.stack(sums).isfinite().all() if sums else torch.tensor(True)
+
+    def reject(self) -> Tensor:
+        """Leave out the clients with a value that is not finite: they send nothing, with no weight.
+
+        Returns:
+            [C] bool, False for the clients that are left out, which keep what they kept before.
+        """
+        accepted = torch.ones_like(self.client, dtype=torch.bool)
+        sent = [p for group in self.difference.values() for p in group.values()]
+        for p in (*sent, *(p for group in self.kept.values() for p in group.values())):
+            accepted &= p.reshape(len(p), -1).sum(1).isfinite()
+        for p in sent:
+            p.masked_fill_(~accepted.view(-1, *[1] * (p.ndim - 1)), 0)
+        for weights in self.weights.values():
+            weights.masked_fill_(~accepted, 0)
+        return accepted
+
+
+class FederatedLoop:
+    """Trains, personalizes and evaluates chunks of clients for any method.
+
+    Args:
+        batch_size: examples in a minibatch of a client.
+        client_optimizer: any element-wise torch optimizer; a fresh one for every client, phase and step.
+        weighting: a client's weight in the server's mean: its number of training examples, or 1.
+        evaluation_batch_size: examples of a client evaluated at once.
+        trace_after: steps of a kind after which they are traced once and replayed (a trace costs some hundred
+            steps' worth of what it saves on each); null to never trace.
+        channels_last: lay the images of a client that is trained alone out with their channels last. Makes
+            convolutions and pooling faster, and group normalization slower; the numbers stay the same up to rounding.
+            Blocks must then flatten or reshape what a convolution gives, not `view` it.
+        compile_mode: compile traced steps by `torch.compile` in this mode, for seconds each; on a GPU,
+            "reduce-overhead" and "max-autotune" replay them as CUDA graphs. Pays in long runs whose steps have few
+            shapes. The numbers stay the same up to rounding, so a resumed run is not bit-identical any more.
+    """
+
+    def __init__(
+        self,
+        batch_size: int = 20,
+        client_optimizer: OptimizerFactory = lambda params: torch.optim.SGD(params, lr=0.05, momentum=0.9),
+        weighting: Literal["examples", "uniform"] = "examples",
+        evaluation_batch_size: int = 256,
+        trace_after: int | None = 200,
+        channels_last: bool = False,
+        compile_mode: CompileMode | None = None,
+    ) -> None:
+        require_count(batch_size=batch_size, evaluation_batch_size=evaluation_batch_size)
+        require_choice(("examples", "uniform"), weighting=weighting)
+        self.batch_size = batch_size
+        self.client_optimizer = client_optimizer
+        self.weighting = weighting
+        self.evaluation_batch_size = evaluation_batch_size
+        self.channels_last = channels_last
+        self.engine = GradientEngine(trace_after, compile_mode)
+
+    def train_clients(
+        self,
+        method: Method,
+        server: Groups,
+        batch: ClientBatch,
+        loss_scale: Tensor | None = None,
+        kept: Groups | None = None,
+    ) -> ClientUpdate:
+        """One round of a chunk of clients.
+
+        Args:
+            method: the algorithm.
+            server: the server's groups; not changed.
+            batch: the clients, at least one.
+            loss_scale: scalar tensor, factor on the losses in 16-mixed; None for no scaling.
+            kept: what the clients kept [C, ...], by the group they start with, changed in place; None where they keep
+                nothing yet.
+
+        Returns:
+            What the clients send and keep.
+        """
+        groups, statistics = self._run(method, server, method.phases, batch, loss_scale, kept)
+        sizes = batch.train.mask.sum(1).to(torch.float32)
+        weights = sizes if self.weighting == "examples" else torch.ones_like(sizes)
+        factors = {} if method.participation is None else groups.groups[method.participation]
+        uses = Counter([*method.shared.values(), *method.private.values()])
+        difference: Groups = {}
+        for name, source in method.shared.items():
+            copies, base = groups.stack(source), [server[name][key] for key in groups.groups[source]]
+            if uses[source] == 1:
+                # The clients' copies are not needed any more: the difference is taken in place.
+                torch._foreach_sub_(copies, base)
+            else:
+                copies = list(torch._foreach_sub(copies, base))
+            difference[name] = dict(zip(groups.groups[source], copies, strict=True))
+        for name in method.private.values():
+            groups.stack(name)
+        return ClientUpdate(
+            batch.client,
+            difference,
+            {name: weights * factors.get(name, 1) for name in method.shared},
+            statistics,
+            {name: groups.groups[source] for name, source in method.private.items()},
+        )
+
+    def evaluate_clients(
+        self, method: Method, server: Groups, batch: ClientBatch, kept: Groups | None = None
+    ) -> ClientEvaluation:
+        """Personalize a chunk of clients and evaluate w_g and their models on the held-out examples."""
+        heldout = _heldout(batch)
+        groups, _ = self._run(method, server, method.personal_phases, batch, kept=kept)
+        zeros = torch.zeros(len(batch), device=batch.client.device)
+        totals: dict[str, Tensor] = {}
+        with _mode(method, training=False):
+            for active, examples in self._slices(heldout):
+                counts = map_clients(partial(count_client, method), groups, examples, active)
+                for name, value in counts.items():
+                    if name not in totals:
+                        totals[name] = zeros.view(-1, *[1] * (value.ndim - 1)).repeat(1, *value.shape[1:])
+                    totals[name][:active] += value
+        if method.route_names:  # also where no client has anything to evaluate
+            totals.setdefault("routed", zeros)
+            totals.setdefault("routed_local", zeros.new_zeros(len(batch), len(method.route_names)))
+        names = ["count", "generalized", "personalized", "both", "generalized_loss", "personalized_loss", "loss_count"]
+        if method.objective.subset:
+            names += ["subset_count", "subset_generalized", "subset_personalized"]
+        always = {name: totals.pop(name, zeros) for name in names}
+        return ClientEvaluation(client=batch.client, **always, **totals)
+
+    def personalize(self, method: Method, server: Groups, batch: ClientBatch) -> Groups:
+        """The groups of one client after its personalization, without a client axis; copies of what it changed."""
+        groups, _ = self._run(method, server, method.personal_phases, batch)
+        return groups.prefix(1)
+
+    def predict_clients(
+        self, method: Method, server: Groups, batch: ClientBatch, kept: Groups | None = None
+    ) -> ClientPredictions:
+        """Personalize a chunk of clients and predict their held-out and unlabelled examples, one by one."""
+        heldout = _heldout(batch)
+        groups, _ = self._run(method, server, method.personal_phases, batch, kept=kept)
+        with _mode(method, training=False):
+            slices = [
+                map_clients(partial(predict_client, method), groups, examples)
+                for _, examples in self._slices(heldout, prefix=False)
+            ]
+        if not slices:
+            none = heldout.mask
+            routes = none.new_zeros(*none.shape, len(method.route_names)) if method.route_names else None
+            return ClientPredictions(batch.client, none, heldout.y, none.long(), none, none, routes)
+        columns = {name: torch.cat([part[name] for part in slices], dim=1) for name in slices[0]}
+        return ClientPredictions(batch.client, **columns)
+
+    def _run(
+        self,
+        method: Method,
+        server: Groups,
+        stages: Sequence[Phase | Derive],
+        batch: ClientBatch,
+        loss_scale: Tensor | None = None,
+        kept: Groups | None = None,
+    ) -> tuple[ClientGroups, TrainingStatistics]:
+        """Take a chunk of clients through the stages, from the server's groups and what the clients kept."""
+        groups = ClientGroups(method.start(server), len(batch))
+        if kept is not None:
+            groups.put(kept)
+        statistics = TrainingStatistics(batch.client.device)
+        with torch.no_grad(), _seeded(batch.seed, batch.client.device), _mode(method, training=True):
+            for stage in stages if len(batch) else ():
+                if isinstance(stage, Derive):
+                    x = self.lay_out(batch.train.x)
+                    examples = Minibatch(x, batch.train.y, part_mask(batch, stage.part))
+                    with _mode(method, training=False):
+                        groups.put(map_clients(stage.compute, groups, examples))
+                else:
+                    self._run_phase(groups, stage, batch, loss_scale, statistics)
+        return groups, statistics
+
+    def _run_phase(
+        self,
+        groups: ClientGroups,
+        phase: Phase,
+        batch: ClientBatch,
+        loss_scale: Tensor | None,
+        statistics: TrainingStatistics,
+    ) -> None:
+        """All minibatches of a phase, for all clients of the chunk."""
+        schedule = make_schedule(batch, phase, self.batch_size)
+        optimizers = {
+            step: StackedOptimizer(step.optimizer or self.client_optimizer, groups.stack(step.moves), step.lr_scale)
+            for step in dict.fromkeys(phase.steps)
+        }
+        x, y = batch.train.x.flatten(0, 1), batch.train.y.flatten(0, 1)
+        scales = None if loss_scale is None else loss_scale.expand(len(batch)).clone()
+        active = 0
+        for t, now in enumerate(schedule.active):
+            if now != active:
+                active = now
+                views = groups.prefix(active)
+                for optimizer in optimizers.values():
+                    optimizer.narrow(active)
+            rows = schedule.index[t, :active].reshape(-1)
+            shape = (active, self.batch_size)
+            minibatch = Minibatch(
+                self.lay_out(x.index_select(0, rows).view(*shape, *x.shape[1:])),
+                y.index_select(0, rows).view(*shape, *y.shape[1:]),
+                schedule.mask[t, :active],
+            )
+            for step in phase.steps:
+                scale = None if scales is None else scales[:active]
+                grads, losses = self.engine(step, views, groups.stacked, minibatch, scale)
+                keep = None if scale is None else _unscale(grads, scale)
+                optimizers[step].step(grads, keep)
+                if step.bounds is not None:
+                    for p in groups.stack(step.moves):
+                        p.clamp_(*step.bounds)
+                statistics.add_step(step.moves, losses, keep)
+        statistics.add_rows(sum(schedule.active) * self.batch_size, schedule.examples)
+
+    def _slices(self, examples: Examples, prefix: bool = True) -> Iterator[tuple[int, Minibatch]]:
+        """Pieces of the examples along N that bound the memory, each with the clients that reach it."""
+        longest = max(examples.sizes, default=0)
+        for start in range(0, longest, self.evaluation_batch_size):
+            end = min(start + self.evaluation_batch_size, longest)
+            active = max(i + 1 for i, n in enumerate(examples.sizes) if n > start) if prefix else len(examples.sizes)
+            x, y, mask = (t[:active, start:end] for t in (examples.x, examples.y, examples.mask))
+            yield active, Minibatch(self.lay_out(x), y, mask)
+
+    def lay_out(self, x: Tensor) -> Tensor:
+        """Instances [A, B, ...] as they are; images [1, B, channels, height, width] with their channels last."""
+        if not self.channels_last or x.ndim != 5 or len(x) > 1:
+            return x
+        return x[0].to(memory_format=torch.channels_last)[None]
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """The generator of a device started at a seed, and put back afterwards.
+
+    `torch.manual_seed` would seed every backend there is, which takes longer than some steps.
+    """
+    generator = torch.default_generator
+    if device.type == "cuda":
+        generator = torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
+    before = generator.get_state()
+    generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        generator.set_state(before)
+
+
+@contextmanager
+def _mode(method: Method, training: bool) -> Iterator[None]:
+    """The method's modules in training or evaluation mode (dropout)."""
+    before = {name: module.training for name, module in method.modules.items()}
+    for module in method.modules.values():
+        module.train(training)
+    try:
+        yield
+    finally:
+        for name, module in method.modules.items():
+            module.train(before[name])
+
+
+def _heldout(batch: ClientBatch) -> Examples:
+    if batch.heldout is None:
+        raise ConfigurationError(
+            "the batch has no held-out examples: evaluate on a validation, test or predict loader."
+        )
+    return batch.heldout
+
+
+def _unscale(grads: list[Tensor], scale: Tensor) -> Tensor:
+    """Take the loss scale off a list of gradients [A, ...]; returns which clients' are finite, [A] bool."""
+    finite = torch.ones_like(scale, dtype=torch.bool)
+    for i, g in enumerate(grads):
+        grads[i] = g / scale.view(-1, *[1] * (g.ndim - 1))  # not in place: two parameters may have one gradient
+        finite &= g.isfinite().flatten(1).all(1)
+    return finite

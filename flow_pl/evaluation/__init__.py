@@ -1,0 +1,1 @@
+"""Personalizes clients and evaluates both models on them: counts, metrics, convergence."""

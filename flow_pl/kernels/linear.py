@@ -1,0 +1,114 @@
+"""Linear layers of many clients at once, with gradients laid out as the weights are.
+
+Torch's own gradient of a batch of weights is a transposed product. An optimizer then walks through memory in two
+orders, which on a CPU takes longer than the product itself, and its `foreach` kernels fall back to a tensor at a time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from flow_pl.kernels.functional import mapped_first
+
+
+class ClientLinears(TorchFunctionMode):
+    """A context in which `torch.nn.functional.linear`, and so `torch.nn.Linear`, is that of this module.
+
+    It has reverse-mode derivatives of any order, and none in forward mode (`torch.func.jvp`).
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Replace linear layers; leave everything else."""
+        return (_linear if func is functional.linear else func)(*args, **(kwargs or {}))
+
+
+def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:  # noqa: A002  # torch's own name
+    if weight.ndim != 2 or (bias is not None and bias.shape != weight.shape[:1]):
+        return functional.linear(input, weight, bias)  # not of a layer
+    device = input.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        input, weight = _cast(input, dtype), _cast(weight, dtype)  # noqa: A001
+        bias = None if bias is None else _cast(bias, dtype)
+    return _apply(input, weight, bias)
+
+
+def _cast(t: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor as torch's autocast has it: float64 and whole numbers are left alone."""
+    return t.to(dtype) if t.is_floating_point() and t.dtype != torch.float64 else t
+
+
+class _Linear(torch.autograd.Function):
+    """x [..., in], weight [out, in], bias [out] or None to [..., out]; under vmap each with clients [C] in front."""
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """One product, of all clients."""
+        rows = _rows(x, weight)
+        if weight.ndim == 2:
+            out = functional.linear(rows, weight, bias)
+        elif bias is None:
+            out = torch.bmm(rows, weight.mT)
+        else:
+            out = torch.baddbmm(bias.unsqueeze(1), rows, weight.mT)
+        # to autograd not a view: what follows may change it in place
+        shaped: Tensor = torch.ops.aten._unsafe_view(out, [*x.shape[:-1], weight.shape[-2]])
+        return shaped
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
+        """Keep what the backward pass needs."""
+        ctx.save_for_backward(*inputs[:2])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of what needs one."""
+        x, weight = ctx.saved_tensors
+        product = torch.mm if weight.ndim == 2 else torch.bmm
+        rows, needs = _rows(grad, weight), ctx.needs_input_grad
+        return (
+            product(rows, weight).view(x.shape) if needs[0] else None,
+            product(rows.mT, _rows(x, weight)) if needs[1] else None,
+            rows.sum(-2) if needs[2] else None,
+        )
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int | None, ...], x: Tensor, weight: Tensor, bias: Tensor | None
+    ) -> tuple[Tensor, int]:
+        """All clients' products at once, where each has weights of its own."""
+        size = info.batch_size
+        x = mapped_first(x, in_dims[0], size)
+        if in_dims[1] is None and weight.ndim == 2 and in_dims[2] is None:
+            return functional.linear(x, weight, bias), 0  # of a layer that all share
+        weight = mapped_first(weight, in_dims[1], size)
+        bias = None if bias is None else mapped_first(bias, in_dims[2], size)
+        if weight.ndim == 3:
+            return _apply(x, weight, bias), 0
+        # a vmap inside a vmap: its axis becomes a part of the axis of clients
+        out = _apply(x.flatten(0, 1), weight.flatten(0, 1), None if bias is None else bias.flatten(0, 1))
+        return out.view(size, len(out) // size, *out.shape[1:]), 0
+
+
+def _rows(t: Tensor, weight: Tensor) -> Tensor:
+    """Vectors [..., size] as rows of a matrix, of one for each client that has weights of its own."""
+    clients = weight.shape[:-2]
+    return t.reshape(*clients, math.prod(t.shape[len(clients) : -1]), t.shape[-1])
+
+
+def _apply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    out: Tensor = _Linear.apply(x, weight, bias)  # type: ignore[no-untyped-call]
+    return out

@@ -1,0 +1,99 @@
+"""The recurrence of an LSTM for many clients at once, with a backward pass written by hand.
+
+Autograd through the steps makes the gradient of the recurrent weights by one outer product, as large as the weights,
+at every step; here one matrix product over all steps makes it. Under vmap all clients run in one batched product.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flow_pl.kernels.functional import mapped_first
+
+
+def recur(gates: Tensor, weight: Tensor) -> Tensor:
+    """Hidden states of an LSTM that starts at zero.
+
+    Args:
+        gates: the inputs' share of the gates [T, C, N, 4 H], in torch's order: input, forget, cell, output.
+        weight: recurrent weights [C, 4 H, H]. C is an axis of clients, each with its own; vmap adds to it.
+
+    Returns:
+        The hidden states [T, C, N, H].
+    """
+    return _apply(gates, weight)[0]
+
+
+class _Recurrence(torch.autograd.Function):
+    """`recur`, which for the backward pass also returns the gates [T, C, N, 4 H], tanh(c) and c [T, C, N, H]."""
+
+    @staticmethod
+    def forward(gates: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+        """Run the steps."""
+        steps, hidden = gates.shape[0], weight.shape[-1]
+        active = gates.clone()
+        c = gates.new_empty(*gates.shape[:-1], hidden)
+        tanh_c, h = torch.empty_like(c), torch.empty_like(c)
+        transposed = weight.transpose(1, 2)
+        with torch.autocast(gates.device.type, enabled=False):
+            for t in range(steps):
+                if t:
+                    active[t].baddbmm_(h[t - 1], transposed)
+                i, f, g, o = active[t].chunk(4, dim=-1)
+                active[t, ..., : 2 * hidden].sigmoid_()
+                g.tanh_()
+                o.sigmoid_()
+                c[t].copy_(i * g)
+                if t:
+                    c[t].addcmul_(f, c[t - 1])
+                tanh_c[t].copy_(c[t].tanh())
+                h[t].copy_(o * tanh_c[t])
+        return h, active, tanh_c, c
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
+        """Keep what the backward pass needs."""
+        h, active, tanh_c, c = output
+        ctx.mark_non_differentiable(active, tanh_c, c)
+        ctx.save_for_backward(h, active, tanh_c, c, inputs[1])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Gradients of the gates' inputs and of the recurrent weights."""
+        h, active, tanh_c, c, weight = ctx.saved_tensors
+        steps, clients, _, hidden = h.shape
+        delta = torch.empty_like(active)
+        later: Tensor | None = None  # what the step behind asks of c
+        with torch.autocast(grad.device.type, enabled=False):
+            for t in range(steps - 1, -1, -1):
+                i, f, g, o = active[t].chunk(4, dim=-1)
+                of_h = grad[t] if t == steps - 1 else torch.baddbmm(grad[t], delta[t + 1], weight)
+                of_c = of_h * o * (1 - tanh_c[t] * tanh_c[t])
+                if later is not None:
+                    of_c = of_c + later
+                of_f = of_c * c[t - 1] * f * (1 - f) if t else torch.zeros_like(of_c)
+                pieces = (of_c * g * i * (1 - i), of_f, of_c * i * (1 - g * g), of_h * tanh_c[t] * o * (1 - o))
+                delta[t].copy_(torch.cat(pieces, dim=-1))
+                later = of_c * f
+            of_weight = None
+            if ctx.needs_input_grad[1]:
+                gates = delta[1:].permute(1, 3, 0, 2).reshape(clients, 4 * hidden, -1)
+                of_weight = gates @ h[:-1].transpose(0, 1).reshape(clients, -1, hidden)
+        return delta, of_weight
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], gates: Tensor, weight: Tensor) -> tuple[Any, Any]:
+        """A mapped axis becomes a part of the axis of clients."""
+        size = info.batch_size
+        gates = mapped_first(gates, in_dims[0], size).movedim(0, 1)  # [T, size, C, N, 4 H]
+        weight = mapped_first(weight, in_dims[1], size)  # [size, C, 4 H, H]
+        outputs = _apply(gates.flatten(1, 2), weight.flatten(0, 1))
+        return tuple(out.view(len(out), size, -1, *out.shape[2:]) for out in outputs), (1,) * 4
+
+
+def _apply(gates: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+    outputs: tuple[Tensor, ...] = _Recurrence.apply(gates, weight)  # type: ignore[no-untyped-call]
+    return outputs

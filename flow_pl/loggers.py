@@ -1,0 +1,213 @@
+"""Loggers of a run: a CSV file that survives kills and resumes; one W&B run through interruptions and sweeps.
+
+Nothing here imports wandb; Lightning's logger does, when it is used.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+
+from flow_pl.errors import ConfigurationError
+from flow_pl.utils.files import unwritable, write_text
+
+
+class RunLogger(CSVLogger):
+    """Lightning's CSVLogger, whose file is never half written and can be gone on with.
+
+    Attributes:
+        continued: whether it goes on with the file of a run that was interrupted.
+    """
+
+    continued = False
+
+    def go_on(self, version: int | str) -> None:
+        """Write to the folder of an earlier version from now on, where it is still there."""
+        if (Path(self.root_dir) / f"version_{version}").is_dir():
+            self._version, self.continued = version, True
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> MetricsFile:
+        """What writes the file."""
+        if self._experiment is None:
+            self._experiment = MetricsFile(self.log_dir)
+        assert isinstance(self._experiment, MetricsFile)
+        return self._experiment
+
+
+class MetricsFile(ExperimentWriter):
+    """Rows of metrics, below one header; a column that comes later is put into it.
+
+    Args:
+        log_dir: folder of the file; what is there of it is kept.
+    """
+
+    def __init__(self, log_dir: str) -> None:
+        try:
+            super().__init__(log_dir)
+        except OSError as error:
+            raise unwritable(Path(log_dir), error) from error
+        self._path = Path(self.metrics_file_path)
+        self.metrics_keys, rows = self._read()
+        self.rows = len(rows)
+
+    def _check_log_dir_exists(self) -> None:
+        """Lightning deletes the file here."""
+
+    def save(self) -> None:
+        """Append the rows that have come since the last time.
+
+        Raises:
+            FlowError: the disk is full; the rows of before are intact.
+        """
+        if not self.metrics:
+            return
+        new_keys = self._record_new_keys()
+        rows, self.metrics = self.metrics, []
+        self.rows += len(rows)
+        if new_keys:
+            self._write([*self._read()[1], *rows])
+            return
+        text = self._csv(rows, header=False)
+        try:
+            # without a buffer: a kill leaves all of it or nothing
+            with self._path.open("ab", buffering=0) as file:
+                end = file.tell()
+                if file.write(text.encode()) < len(text.encode()):
+                    file.truncate(end)
+                    raise OSError("there is no space left")
+        except OSError as error:
+            raise unwritable(self._path, error) from error
+
+    def keep(self, rows: int, step: int, last: dict[str, float]) -> None:
+        """Forget what was logged behind a checkpoint.
+
+        Args:
+            rows: that were there when it was written.
+            step: round of the checkpoint; rows of it that came later are kept.
+            last: the training metrics of that round, which are logged only behind the checkpoint; they are added if the
+                run was killed in between.
+        """
+        _, there = self._read()
+        kept = there[:rows] + [row for row in there[rows:] if row["step"] == str(step)]
+        if last and not any(row["step"] == str(step) and all(row.get(name) for name in last) for row in kept):
+            kept.append({**last, "step": step})
+        self.metrics_keys = sorted({*self.metrics_keys, *(name for row in kept for name in row)})
+        self.metrics, self.rows = [], len(kept)
+        self._write(kept)
+
+    def _read(self) -> tuple[list[str], list[dict[str, Any]]]:
+        """Header and whole rows of the file."""
+        if not self._path.exists():
+            return [], []
+        text = self._path.read_text(encoding="utf-8")
+        reader = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1], newline=""))
+        return list(reader.fieldnames or []), list(reader)
+
+    def _write(self, rows: list[dict[str, Any]]) -> None:
+        write_text(self._path, self._csv(rows, header=True))
+
+    def _csv(self, rows: list[dict[str, Any]], header: bool) -> str:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, self.metrics_keys, lineterminator="\n")
+        if header:
+            writer.writeheader()
+        writer.writerows(rows)
+        return text.getvalue()
+
+
+NOTE = "wandb_run.json"
+"""Name of the file in the folder of a run that tells the W&B run of its fit."""
+
+
+class Note(NamedTuple):
+    """The W&B run that a fit is logged to.
+
+    Attributes:
+        id: of the run.
+        step: W&B's own counter of the rows that have been logged.
+    """
+
+    id: str
+    step: int
+
+
+def wandb_loggers(trainer: Trainer) -> list[WandbLogger]:
+    """The loggers of a trainer that write to W&B; their `log_table` and `log_image` take tables and images."""
+    return [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
+
+
+def read_note(path: Path) -> Note | None:
+    """Read which W&B run a fit was logged to; None where there is no such file.
+
+    Raises:
+        ConfigurationError: the file is not one that `WandbRun` wrote.
+    """
+    if not path.exists():
+        return None
+    try:
+        return Note(**json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ConfigurationError(
+            f"{path} tells no run of Weights & Biases ({error}): delete it, and the command starts a new one."
+        ) from error
+
+
+def continued_run(root: Path, ckpt_path: str | os.PathLike[str] | None) -> str | None:
+    """The W&B run that a command goes on with: the one whose checkpoint it starts from.
+
+    Args:
+        root: folder of the run.
+        ckpt_path: the checkpoint, as given on the command line.
+
+    Returns:
+        The id; None where the checkpoint does not lie in the folder or its run was not logged to W&B, or where the
+        environment names a run (`WANDB_RUN_ID`), as in a sweep.
+
+    Raises:
+        ConfigurationError: see `read_note`.
+    """
+    if ckpt_path is None or "WANDB_RUN_ID" in os.environ:
+        return None
+    path = Path(ckpt_path)
+    if str(path) in ("best", "last", "hpc") or (path.exists() and path.resolve().is_relative_to(root.resolve())):
+        note = read_note(root / NOTE)
+        return None if note is None else note.id
+    return None
+
+
+def sweep_folder(root: str) -> str:
+    """The folder of a run: its own, `<root>/sweeps/<sweep>/<run>`, for each run that an agent of a sweep starts."""
+    sweep, run = os.environ.get("WANDB_SWEEP_ID"), os.environ.get("WANDB_RUN_ID")
+    return os.path.join(root, "sweeps", sweep, run) if sweep and run else root
+
+
+def make_wandb_logger(run_id: str | None, make: type[WandbLogger], *args: Any, **settings: Any) -> WandbLogger:
+    """Make a logger that goes on with a run, where its own settings name none.
+
+    Args:
+        run_id: the run; None for a new one.
+        make: the logger's class.
+        *args: its arguments.
+        **settings: its keyword arguments.
+
+    Returns:
+        The logger.
+    """
+    settings.pop("applied_instantiation_links", None)  # jsonargparse hands it to every instantiator
+    if settings.get("id") is None and settings.get("version") is None:
+        settings["id"] = run_id
+    # From a configuration `resume` comes as None, which would overwrite a run of that id: Lightning's own default.
+    if settings.get("resume") is None:
+        settings["resume"] = "allow"
+    return make(*args, **settings)

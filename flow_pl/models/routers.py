@@ -1,0 +1,167 @@
+"""Routers: which way, global or local, each instance takes through each block (Panchal et al., NeurIPS 2023).
+
+A router is written for one client and is functional: its parameters come in, so that the loop can vectorise it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flow_pl.errors import ConfigurationError
+from flow_pl.kernels.functional import call
+from flow_pl.models.dropout import Dropout
+from flow_pl.models.recurrent import Recurrent
+from flow_pl.utils.validation import require_counts, require_fraction, require_some
+
+Route = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+"""Maps (index of the routed block, its inputs, its outputs on the global and on the local copy) to probabilities
+[..., 2], (global, local), that sum to 1. A recurrent block asks at every time step, with one step's tensors."""
+
+
+class Router(nn.Module, ABC):
+    """Decides, for every instance and routed block, between the global and the local parameters.
+
+    A router is made from the routed blocks of a backbone, in order.
+
+    Attributes:
+        sees_outputs: whether it decides by the outputs of both copies of a block; otherwise a block of which one way
+            alone is taken need not compute the other.
+    """
+
+    sees_outputs = True
+
+    @abstractmethod
+    def bind(self, parameters: dict[str, Tensor] | None, x: Tensor) -> Route:
+        """The route of instances through the blocks.
+
+        Args:
+            parameters: of the router; None for the module's own.
+            x: instances [N, ...].
+        """
+
+    def call(self, parameters: dict[str, Tensor] | None, *args: Any) -> Any:
+        """`forward` under the given parameters."""
+        return self(*args) if parameters is None else call(self, parameters, args)
+
+
+class InstanceRouter(Router):
+    """An MLP over the flattened instance with one early exit per routed block.
+
+    Exit i is a 2-way softmax on hidden layer i; blocks beyond the last hidden layer share it, and where there are
+    fewer blocks than layers the exits sit on the last ones.
+
+    Args:
+        blocks: the routed blocks, given by the method.
+        hidden: widths of the hidden layers (published for EMNIST: 350, 150, 50).
+        dropout: share of hidden units dropped in training; none in evaluation (published: 0.3).
+    """
+
+    sees_outputs = False
+
+    def __init__(
+        self, blocks: Sequence[nn.Module], hidden: Sequence[int] = (350, 150, 50), dropout: float = 0.3
+    ) -> None:
+        super().__init__()
+        self.exits = _EarlyExits(len(blocks), hidden, dropout)
+
+    def bind(self, parameters: dict[str, Tensor] | None, x: Tensor) -> Route:
+        """Decide for all blocks from the instance alone."""
+        q: Tensor = self.call(parameters, x)
+        return lambda block, inputs, on_global, on_local: q[:, block]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Probabilities [N, blocks, 2] for instances x [N, ...]."""
+        h = x.flatten(1)
+        probabilities: Tensor = self.exits(h if h.is_floating_point() else h.float())
+        return probabilities
+
+
+class SequenceRouter(Router):
+    """For recurrent backbones: an MLP at every time step of a cell, and one with early exits for the blocks behind.
+
+    The cell's MLP sees [input of the step, global h, local h], and with `cell_state` also both c. The one for the
+    blocks behind sees the concatenated global and local outputs of the first of them, per token.
+
+    Args:
+        blocks: the routed blocks, given by the method.
+        hidden: widths for a cell (published for Stack Overflow: 500, 250, 100, 50).
+        hidden_behind: widths for the blocks behind the last cell (published: 75, 30, 10).
+        cell_state: whether the cell's MLP sees c too (published for Shakespeare).
+        dropout: share of hidden units dropped in training (published: 0.3).
+
+    Raises:
+        ConfigurationError: no block is recurrent, or a recurrent block stands behind one that is not.
+    """
+
+    def __init__(
+        self,
+        blocks: Sequence[nn.Module],
+        hidden: Sequence[int] = (500, 250, 100, 50),
+        hidden_behind: Sequence[int] = (75, 30, 10),
+        cell_state: bool = False,
+        dropout: float = 0.3,
+    ) -> None:
+        super().__init__()
+        recurrent = [isinstance(block, Recurrent) for block in blocks]
+        self._cells = sum(recurrent)
+        if not self._cells or recurrent != sorted(recurrent, reverse=True):
+            raise ConfigurationError(
+                "SequenceRouter routes recurrent blocks followed by others, the backbone's are "
+                f"{[type(block).__name__ for block in blocks]}: use InstanceRouter, or another backbone."
+            )
+        self.cell_state = cell_state
+        self.cells = nn.ModuleList([_EarlyExits(1, hidden, dropout) for _ in range(self._cells)])
+        self.behind = _EarlyExits(max(1, len(blocks) - self._cells), hidden_behind, dropout, "hidden_behind")
+
+    def bind(self, parameters: dict[str, Tensor] | None, x: Tensor) -> Route:
+        """Decide per token: at every step of a cell, and once for the blocks behind."""
+        decided: list[Tensor] = []
+
+        def route(block: int, inputs: Tensor, on_global: Tensor, on_local: Tensor) -> Tensor:
+            if block < self._cells:
+                states = [on_global, on_local]
+                if not self.cell_state:
+                    states = [state.chunk(2, dim=-1)[0] for state in states]  # h alone
+                q: Tensor = self.call(parameters, block, torch.cat([inputs, *states], dim=-1))
+                return q[..., 0, :]
+            if not decided:
+                decided.append(self.call(parameters, block, torch.cat([on_global, on_local], dim=-1)))
+            return decided[0][..., block - self._cells, :]
+
+        return route
+
+    def forward(self, block: int, features: Tensor) -> Tensor:
+        """Probabilities [..., exits, 2] for features [..., F] of a cell's step, or of the first block behind."""
+        exits = self.cells[block] if block < self._cells else self.behind
+        probabilities: Tensor = exits(features)
+        return probabilities
+
+
+class _EarlyExits(nn.Module):
+    """An MLP with 2-way softmax exits on its hidden layers: [..., F] to [..., exits, 2]."""
+
+    def __init__(self, exits: int, hidden: Sequence[int], dropout: float, setting: str = "hidden") -> None:
+        super().__init__()
+        require_counts(**{f"the router's {setting}": hidden})
+        require_some(**{f"the router's {setting}": hidden})
+        require_fraction(**{"the router's dropout": dropout})
+        # The first layer takes its width from the first instance it sees, in FederatedModule.setup.
+        self.layers = nn.ModuleList([nn.LazyLinear(hidden[0]), *(nn.Linear(a, b) for a, b in pairwise(hidden))])
+        self.dropout = Dropout(dropout)
+        skip = max(0, len(hidden) - exits)
+        self._layers_of_exits = [min(i + skip, len(hidden) - 1) for i in range(exits)]
+        self.heads = nn.ModuleList([nn.Linear(hidden[layer], 2) for layer in self._layers_of_exits])
+
+    def forward(self, h: Tensor) -> Tensor:
+        outputs = []
+        for layer in self.layers:
+            h = self.dropout(layer(h).relu())
+            outputs.append(h)
+        logits = [head(outputs[layer]) for head, layer in zip(self.heads, self._layers_of_exits, strict=True)]
+        return torch.stack(logits, dim=-2).float().softmax(-1)

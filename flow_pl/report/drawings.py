@@ -1,0 +1,160 @@
+"""The figures of the report: what each of them is called, shows and means."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from matplotlib.figure import Figure
+
+from flow_pl.report import client_figures, instances, route_figures
+from flow_pl.report.evidence import Evidence
+from flow_pl.report.routes import Instance
+from flow_pl.results import curves
+from flow_pl.results import figures as compared
+from flow_pl.results.plotting import save
+
+Section = Literal["rounds", "clients", "routes", "instances"]
+
+
+class Drawing(NamedTuple):
+    """A figure of the report.
+
+    Attributes:
+        name: of its file.
+        section: that it is in.
+        title: above it.
+        caption: how to read it.
+        make: draws it; None where there is nothing to draw.
+    """
+
+    name: str
+    section: Section
+    title: str
+    caption: str
+    make: Callable[[Evidence], Figure | None]
+
+
+def _pictures(found: Sequence[Instance], evidence: Evidence) -> Figure | None:
+    return instances.picture(found, evidence.kind, evidence.classes, evidence.tokens) if found else None
+
+
+def _most(name: Literal["most_local", "most_global"], evidence: Evidence) -> Figure | None:
+    return None if evidence.all_routes is None else _pictures(getattr(evidence.all_routes, name), evidence)
+
+
+_INSTANCES = (
+    "Above each: its class and the mean probability of the local way over the blocks. Below: whether the server's "
+    "model (g) and the client's own model (p) are right. At most three are of the same client."
+)
+
+DRAWINGS = (
+    Drawing(
+        "curves",
+        "rounds",
+        "Accuracy over the rounds",
+        "Lines: mean over the validated clients. Bands: from their 10th to their 90th percentile.",
+        lambda evidence: curves.accuracy_curves(evidence.curve, evidence.rounds),
+    ),
+    Drawing(
+        "route_rounds",
+        "rounds",
+        "Routed local over the rounds",
+        "Share of the decisions for the local block, on the validated clients.",
+        lambda evidence: curves.route_curves(evidence.curve, evidence.blocks, evidence.rounds),
+    ),
+    Drawing(
+        "gains",
+        "clients",
+        "Who gains how much",
+        "Accuracy of the client's own model less that of the server's model. The bar at zero is of clients for whom "
+        "nothing changes.",
+        lambda evidence: client_figures.gain_histogram(evidence.clients),
+    ),
+    Drawing(
+        "clients",
+        "clients",
+        "Client by client",
+        "A dot is a client; above the line its own model is better than the server's. Areas grow with the client's "
+        "training examples.",
+        lambda evidence: compared.client_scatter(evidence.comparison),
+    ),
+    Drawing(
+        "ranks",
+        "clients",
+        "From the worst client to the best",
+        "Each line sorts the clients by that model's accuracy: the flatter, the fairer. The shaded tenth is what "
+        "'worst tenth' is the mean of.",
+        lambda evidence: client_figures.accuracy_ranks(evidence.clients),
+    ),
+    Drawing(
+        "sizes",
+        "clients",
+        "Accuracy by client size",
+        "Dots: mean of the clients of that size, seen and new together. Bars: the middle half of them.",
+        lambda evidence: client_figures.accuracy_by_size(evidence.clients),
+    ),
+    Drawing(
+        "routes",
+        "routes",
+        "Routed local, by block",
+        "Share of the decisions for which the local block is the more probable way; mean over all clients.",
+        lambda evidence: compared.routes(evidence.comparison),
+    ),
+    Drawing(
+        "route_probabilities",
+        "routes",
+        "How sure the router is",
+        "Distribution of the probability of the local way. Mass at both ends: sure decisions; one peak: the same "
+        "mixture for everything. What lies right of the dotted line is routed local.",
+        lambda evidence: (
+            route_figures.probability_histogram(evidence.routes, evidence.blocks) if evidence.all_routes else None
+        ),
+    ),
+    Drawing(
+        "route_clients",
+        "routes",
+        "Routes, client by client",
+        "Share routed local, the clients sorted for each line. A level line: all clients are routed alike; a steep "
+        "one: they differ.",
+        lambda evidence: route_figures.client_ranks(evidence.shares, evidence.blocks) if evidence.blocks else None,
+    ),
+    Drawing(
+        "route_agreement",
+        "routes",
+        "Do clients route alike?",
+        "All clients' own models are asked about the same instances. Each point is a pair of clients: the share of "
+        "decisions on which both take the same way.",
+        lambda evidence: None if evidence.agreement is None else route_figures.agreement_matrix(evidence.agreement),
+    ),
+    Drawing(
+        "route_classes",
+        "routes",
+        "By class",
+        "Mean probability of the local way, in percent, of the most frequent classes; in brackets their decisions.",
+        lambda evidence: (
+            None
+            if evidence.all_routes is None
+            else route_figures.by_class(evidence.all_routes, evidence.blocks, evidence.classes)
+        ),
+    ),
+    Drawing("instances_local", "instances", "Most local", _INSTANCES, partial(_most, "most_local")),
+    Drawing("instances_global", "instances", "Most global", _INSTANCES, partial(_most, "most_global")),
+)
+
+
+def draw(evidence: Evidence, folder: Path) -> dict[str, Path]:
+    """Draw all figures for which there is something to draw.
+
+    Args:
+        evidence: what was found out.
+        folder: where the files go.
+
+    Returns:
+        The PNG files by name.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = {drawing.name: folder / f"{drawing.name}.png" for drawing in DRAWINGS}
+    return {d.name: paths[d.name] for d in DRAWINGS if save(partial(d.make, evidence), paths[d.name])}

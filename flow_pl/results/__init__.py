@@ -1,0 +1,1 @@
+"""What finished runs measured, read from disk; statistics and figures that compare and report share."""

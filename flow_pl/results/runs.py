@@ -1,0 +1,123 @@
+"""What the runs of a comparison measured, read from their folders."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import NamedTuple
+
+Metrics = Mapping[str, float | None]
+"""Figures by name; None where one is not defined."""
+
+
+class Client(NamedTuple):
+    """A client in the test of a run.
+
+    Attributes:
+        name: of the client.
+        population: seen or new.
+        examples: number of training examples.
+        generalized: accuracy of w_g.
+        personalized: accuracy of the client's own model.
+    """
+
+    name: str
+    population: str
+    examples: int
+    generalized: float
+    personalized: float
+
+
+@dataclass(frozen=True)
+class RunResults:
+    """What one run measured.
+
+    Attributes:
+        method: name of the method.
+        seed: of the run.
+        folder: of the run.
+        rounds: of the model that was tested.
+        train_seconds: time in training, without validation; None where it is not known.
+        train_rounds: rounds made in that time.
+        populations: metrics of the test by population.
+        clients: those with evaluated targets.
+        curve: metrics of the validations, by round.
+    """
+
+    method: str
+    seed: int
+    folder: Path
+    rounds: int
+    train_seconds: float | None
+    train_rounds: int
+    populations: Mapping[str, Metrics]
+    clients: Sequence[Client]
+    curve: Mapping[int, Metrics]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All that was measured.
+
+    Attributes:
+        name: of the comparison.
+        methods: the runs that are done, in the order of the seeds, by method, in the order of the configurations.
+        populations: which clients are shown.
+        seeds: how many a method ought to have.
+        notes: what a reader has to know.
+    """
+
+    name: str
+    methods: Mapping[str, Sequence[RunResults]]
+    populations: Sequence[str]
+    seeds: int
+    notes: Sequence[str] = ()
+
+    def values(self, method: str, population: str, metric: str) -> list[float]:
+        """A metric of the test, of each seed for which it is defined."""
+        found = (run.populations.get(population, {}).get(metric) for run in self.methods[method])
+        return [value for value in found if value is not None]
+
+    def client_accuracies(self, method: str, population: str, model: str) -> dict[str, float]:
+        """Each client's accuracy, averaged over the seeds.
+
+        Args:
+            method: name of the method.
+            population: which clients.
+            model: "generalized" or "personalized".
+        """
+        found: dict[str, list[float]] = {}
+        for run in self.methods[method]:
+            for client in run.clients:
+                if client.population == population:
+                    found.setdefault(client.name, []).append(getattr(client, model))
+        return {name: fmean(values) for name, values in found.items()}
+
+    def curves(self, method: str, metric: str) -> dict[int, list[float]]:
+        """A metric of the validations, of each seed, by round."""
+        found: dict[int, list[float]] = {}
+        for run in self.methods[method]:
+            for number, metrics in run.curve.items():
+                value = metrics.get(metric)
+                if value is not None:
+                    found.setdefault(number, []).append(value)
+        return dict(sorted(found.items()))
+
+
+def read_curve(path: Path) -> dict[int, Metrics]:
+    """The metrics of the validations of a fit, by round; none where there is no file, as of a run without a round.
+
+    Args:
+        path: the file that the callback `LearningCurves` wrote.
+    """
+    rows = read_table(path) if path.exists() else []
+    return {int(row["round"]): {name: float(text) if text else None for name, text in row.items()} for row in rows}
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    """Read the rows of a CSV file with a header."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))

@@ -1,0 +1,1 @@
+"""What every room uses and has no subject of its own."""

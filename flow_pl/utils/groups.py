@@ -1,0 +1,19 @@
+"""Types that every room shares: named parameters, groups of them, and what makes an optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+Parameters = dict[str, Tensor]
+"""Parameters of one copy of a module by name."""
+
+
+Groups = dict[str, Parameters]
+"""Parameter groups by name: "global" (w_g), "local" (w_l), "router" (psi), ...."""
+
+
+OptimizerFactory = Callable[[Sequence[Tensor]], Optimizer]
+"""Makes an optimizer for parameters; in YAML a `class_path` with `init_args`."""

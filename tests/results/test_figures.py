@@ -1,0 +1,104 @@
+"""What is drawn, without looking at it."""
+
+import numpy as np
+import pytest
+from matplotlib import rcParams
+from matplotlib.collections import PathCollection
+
+from flow_pl.results.figures import accuracy_bars, client_scatter, draw, learning_curves, routes
+from flow_pl.results.plotting import label_heights, line_style
+from tests.compare.fakes import comparison, run_results
+
+SEEN = {"a": (0.2, 0.6), "b": (0.5, 0.5), "c": (0.9, 0.7)}
+NEW = {"d": (0.4, 0.8)}
+CURVE = {10: (0.1, 0.2), 20: (0.3, 0.5)}
+
+
+@pytest.fixture
+def three():
+    """Two methods with rounds, of which one routes, and one without; two seeds."""
+    runs = []
+    for seed in range(2):
+        both = {"seen": SEEN, "new": NEW}
+        higher = {number: (g + 0.1 * seed, p + 0.1 * seed) for number, (g, p) in CURVE.items()}
+        runs.append(run_results("routing", seed, both, higher, {"conv": 0.25 + 0.5 * seed, "head": 1.0}))
+        runs.append(run_results("plain", seed, both, CURVE))
+        runs.append(run_results("no rounds", seed, both, {1: (0.1, 0.7)}))
+    return comparison(runs)
+
+
+def test_learning_curves(three):
+    figure = learning_curves(three)
+    generalized, personalized = figure.axes
+    for axes, ends in ((generalized, (35, 30, 10)), (personalized, (55, 50, 70))):
+        assert [line.get_ydata()[-1] for line in axes.lines] == pytest.approx(ends)
+        assert len(axes.collections) == 2, "a band for each method with rounds"
+        assert [text.get_text() for text in axes.texts if text.get_text()] == ["routing", "plain", "no rounds"]
+    assert list(generalized.lines[0].get_xdata()) == [10, 20]
+    band = generalized.collections[0].get_paths()[0].vertices[:, 1]
+    assert max(band) - 35 == pytest.approx(100 * 0.1 / 2**0.5)
+
+
+def test_client_scatter(three):
+    figure = client_scatter(three)
+    assert [axes.get_title() for axes in figure.axes] == ["routing", "plain", "no rounds"]
+    for axes in figure.axes:
+        (diagonal,) = axes.lines
+        assert np.array_equal(diagonal.get_xdata(), diagonal.get_ydata())
+        seen, new = (each for each in axes.collections if isinstance(each, PathCollection))
+        assert seen.get_offsets().tolist() == [[20, 60], [50, 50], [90, 70]]
+        assert new.get_offsets().tolist() == [[40, 80]]
+        small, middle, large = seen.get_sizes()  # 10, 20 and 30 examples
+        assert middle > small
+        assert large - middle == pytest.approx(middle - small)
+        assert axes.texts[0].get_text() == "helped 50 %, harmed 25 %"
+
+
+def test_routes(three):
+    figure = routes(three)
+    (axes,) = figure.axes
+    assert axes.get_title() == "routing"
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["conv", "head"]
+    assert [bar.get_width() for bars in axes.containers for bar in bars if hasattr(bar, "get_width")] == [50, 100] * 2
+    assert [text.get_text() for text in axes.texts] == ["50 ± 35", "100 ± 0"] * 2
+
+
+def test_accuracy_bars():
+    """The best on top; the line in a bar is w_g."""
+    runs = [run_results(name, 0, {"seen": {"a": (0.3, p)}}) for name, p in (("low", 0.4), ("high", 0.8), ("mid", 0.6))]
+    (axes,) = accuracy_bars(comparison(runs)).axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["high", "mid", "low"]
+    assert axes.yaxis_inverted()
+    assert [bar.get_width() for bar in axes.patches] == pytest.approx([80, 60, 40])
+    assert [line.get_segments()[0][0][0] for line in axes.collections] == pytest.approx([30] * 3)
+
+
+def test_files_and_what_there_is_nothing_to_draw_for(three, tmp_path):
+    before = dict(rcParams)
+    written = draw(three, tmp_path)
+    assert sorted(written) == ["accuracy", "clients", "curves", "routes"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(f"{name}.png" for name in written)
+    for path in written.values():
+        assert path.read_bytes().startswith(b"\x89PNG")
+    without = comparison([run_results("plain", 0, {"seen": SEEN})])
+    assert sorted(draw(without, tmp_path)) == ["accuracy", "clients"]
+    assert not (tmp_path / "routes.png").exists(), "of an older comparison"
+    assert dict(rcParams) == before
+
+
+def test_no_two_of_many_lines_look_alike():
+    assert len({str(line_style(index)) for index in range(28)}) == 28
+
+
+@pytest.mark.parametrize(
+    ("values", "heights"),
+    [
+        ([5.0, 1.0, 9.0], [5.0, 1.0, 9.0]),
+        ([5.0, 5.0], [4.5, 5.5]),  # around where the lines end
+        ([5.5, 5.0, 2.0], [5.75, 4.75, 2.0]),
+        ([10.0, 10.0, 10.0], [8.0, 9.0, 10.0]),  # not above the axes
+        ([0.0, 0.0], [0.0, 1.0]),  # nor below
+    ],
+)
+def test_labels_keep_their_distance(values, heights):
+    assert label_heights(values, 0.0, 10.0, 1.0) == pytest.approx(heights)

@@ -1,0 +1,181 @@
+"""What tasks count, lose and predict, for outputs made by hand."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from flow_pl.checks import check_fit
+from flow_pl.data.batch import ClientBatch, Examples
+from flow_pl.errors import ConfigurationError
+from flow_pl.methods import FedAvg
+from flow_pl.methods.base import Method, Prediction
+from flow_pl.tasks import Classification, MultiLabel, NextToken
+from tests.support import loop
+
+PAD, OOV, BOS, EOS = range(4)
+TOKENS = 8
+
+
+class Scripted(Method):
+    """Outputs are the instance itself: its first half w_g's, its second half the personalized model's."""
+
+    def training(self):
+        return ()
+
+    def predict(self, groups, x):
+        generalized, personalized = x.chunk(2, dim=-1)
+        return Prediction(generalized, personalized, local=generalized, routes=x[..., :1] > 0)
+
+
+def scripted(task):
+    method = Scripted(1)
+    method.bind(nn.Sequential(nn.Linear(1, 1)), task)
+    return method
+
+
+def clients(x, y, mask):
+    """A chunk whose clients have these held-out examples and nothing to train on."""
+    held = Examples(x, y, mask, tuple(mask.sum(1).tolist()))
+    none = Examples(x[:, :0], y[:, :0], mask[:, :0], (0,) * len(x))
+    order = torch.zeros(len(x), 1, 0, dtype=torch.int64)
+    return ClientBatch(torch.arange(len(x)), none, torch.zeros(len(x), 0, dtype=torch.uint8), order, held, -1)
+
+
+def one_hot(generalized, personalized):
+    """Outputs that favour given tokens [C, N, T]."""
+    return torch.cat([F.one_hot(torch.tensor(t), TOKENS).float() for t in (generalized, personalized)], dim=-1)
+
+
+def sentences():
+    """Two clients: two sentences, and one sentence of special tokens alone (the second is padding of the chunk)."""
+    y = [[[5, OOV, 6, EOS], [7, 5, EOS, PAD]], [[OOV, EOS, PAD, PAD], [6, 6, 6, 6]]]
+    w_g = [[[5, OOV, 5, EOS], [5, 5, 6, PAD]], [[OOV, 5, PAD, PAD], [6, 6, 6, 6]]]
+    w_p = [[[5, 6, 6, EOS], [7, 6, EOS, PAD]], [[5, EOS, PAD, PAD], [6, 6, 6, 6]]]
+    return clients(one_hot(w_g, w_p), torch.tensor(y), torch.tensor([[True, True], [True, False]]))
+
+
+def test_tokens_are_counted_with_and_without_the_special_ones():
+    """By hand: client 0 has the words 5, 6, 7, 5 and three special tokens; client 1 special tokens alone."""
+    method = scripted(NextToken())
+    counts = loop().evaluate_clients(method, {"global": {}}, sentences())
+    assert counts.count.tolist() == counts.loss_count.tolist() == [7, 2]
+    assert counts.generalized.tolist() == [4, 1]
+    assert counts.personalized.tolist() == [5, 1]
+    assert counts.subset_count.tolist() == [4, 0]
+    assert counts.subset_generalized.tolist() == [2, 0]
+    assert counts.subset_personalized.tolist() == [3, 0]
+
+
+def test_special_tokens_are_a_setting():
+    """Without unknown words alone, ends of sentences count; without any, there is one accuracy."""
+    batch = sentences()
+    counts = loop().evaluate_clients(scripted(NextToken(special_tokens=(OOV,))), {"global": {}}, batch)
+    assert counts.subset_count.tolist() == [6, 1]
+    assert counts.subset_personalized.tolist() == [5, 1]
+    plain = NextToken(special_tokens=())
+    counts = loop().evaluate_clients(scripted(plain), {"global": {}}, batch)
+    assert (plain.subset, counts.subset_count) == ("", None)
+
+
+@pytest.mark.parametrize("clients_left", [0, 2], ids=["no client", "clients without examples"])
+def test_a_chunk_with_nothing_to_evaluate_has_the_same_fields(clients_left):
+    batch = sentences()
+    held = batch.heldout
+    empty = clients(held.x[:clients_left, :0], held.y[:clients_left, :0], held.mask[:clients_left, :0])
+    zeros = [0.0] * clients_left
+    counts = loop().evaluate_clients(scripted(NextToken()), {"global": {}}, empty)
+    for name in ("count", "loss_count", "subset_count", "subset_generalized", "subset_personalized"):
+        assert getattr(counts, name).tolist() == zeros, name
+    assert loop().evaluate_clients(scripted(Classification()), {"global": {}}, empty).subset_count is None
+    assert not loop().predict_clients(scripted(NextToken()), {"global": {}}, empty).mask.any()
+
+
+def test_positions_without_a_label_count_nowhere_and_are_predicted():
+    """The second sentence is to be predicted: where it ends is told by the tokens that are read."""
+    task = NextToken()
+    x = torch.tensor([[BOS, 5, 6, PAD], [BOS, 7, PAD, PAD], [BOS, 5, 6, 7]])
+    y = torch.tensor([[5, 6, EOS, PAD], [-1, -1, -1, -1], [5, 6, 7, EOS]])
+    mask = torch.tensor([True, True, False])
+    assert task.counted(y, mask).int().tolist() == [[1, 1, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
+    assert task.to_predict(x, y, mask).int().tolist() == [[1, 1, 1, 0], [1, 1, 0, 0], [0, 0, 0, 0]]
+
+
+def test_multi_label_loss_of_an_evaluation_is_that_of_training():
+    """Mean over three examples of four labels, also of the example without a true label; recall is over true labels.
+
+    By hand: true labels {0, 1, 2}, {} and {3}; w_g's top two are {0, 1}, {0, 1} and {3, 2}: it finds 3 of 4.
+    """
+    w_g = torch.tensor([[3.0, 2.0, 1.0, 0.0], [1.0, 1.0, -1.0, -2.0], [-1.0, -2.0, 0.5, 2.0], [9.0, 9.0, 9.0, 9.0]])
+    y = torch.tensor([[1, 1, 1, 0], [0, 0, 0, 0], [0, 0, 0, 1], [1, 1, 1, 1]])
+    mask = torch.tensor([True, True, True, False])
+    method = scripted(MultiLabel(k=2))
+    batch = clients(torch.cat([w_g, -w_g], dim=-1)[None], y[None], mask[None])
+    counts = loop().evaluate_clients(method, {"global": {}}, batch)
+    assert (counts.count.item(), counts.generalized.item()) == (4, 3)
+    assert counts.loss_count.item() == 12
+    for outputs, summed in ((w_g, counts.generalized_loss), (-w_g, counts.personalized_loss)):
+        expected = F.binary_cross_entropy_with_logits(outputs[:3], y[:3].float())
+        torch.testing.assert_close(summed / counts.loss_count, expected[None])
+        torch.testing.assert_close(method.objective.loss(outputs, y, mask), expected)
+
+
+def test_predictions_for_tokens_have_the_shape_of_tokens():
+    batch = sentences()
+    found = loop(evaluation_batch_size=1).predict_clients(scripted(NextToken()), {"global": {}}, batch)
+    assert found.mask.int().tolist() == [[[1, 1, 1, 1], [1, 1, 1, 0]], [[1, 1, 0, 0], [0, 0, 0, 0]]]
+    assert torch.equal(found.label, batch.heldout.y)
+    assert found.prediction[0].tolist() == [[5, 6, 6, EOS], [7, 6, EOS, PAD]]
+    assert (found.personalized_correct & found.mask).sum((1, 2)).tolist() == [5, 1]
+    assert (found.generalized_correct & found.mask).sum((1, 2)).tolist() == [4, 1]
+    assert found.routes.shape == (2, 2, 4, 1)
+
+
+def test_a_way_of_an_instance_is_that_of_its_tokens():
+    """A method that routes whole sentences: each of its tokens has the sentence's way."""
+
+    class BySentence(Scripted):
+        def predict(self, groups, x):
+            found = super().predict(groups, x)
+            first = torch.tensor([True, False]).unsqueeze(1)
+            return Prediction(found.generalized, found.personalized, routes=first)
+
+    method = BySentence(1)
+    method.bind(nn.Sequential(nn.Linear(1, 1)), NextToken())
+    found = loop().predict_clients(method, {"global": {}}, sentences())
+    assert found.routes[0, :, :, 0].tolist() == [[True] * 4, [False] * 4]
+
+
+def test_predictions_of_several_labels_are_ranked():
+    outputs = torch.tensor([[0.1, 3.0, -1.0, 2.0], [1.0, 0.0, 5.0, -2.0]])
+    batch = clients(torch.cat([outputs, outputs], dim=-1)[None], torch.eye(4, dtype=torch.int64)[None, 1:3], _real(2))
+    found = loop().predict_clients(scripted(MultiLabel(k=2)), {"global": {}}, batch)
+    assert found.prediction.tolist() == [[[1, 3], [2, 0]]]
+    assert found.personalized_correct.sum(-1).tolist() == [[1, 1]]
+    assert found.mask.shape == (1, 2)
+
+
+def _real(n):
+    return torch.ones(1, n, dtype=torch.bool)
+
+
+def test_more_predicted_labels_than_there_are_is_refused():
+    with pytest.raises(ConfigurationError, match=r"k is 5, but the backbone has 3 outputs.*objective\.k"):
+        MultiLabel(k=5).check(torch.zeros(1, 3), num_classes=2)
+
+
+@pytest.mark.parametrize(
+    ("objective", "label_shape", "expected"),
+    [(Classification(), (3,), r"\[\]"), (MultiLabel(k=2), (), r"\[3\]"), (MultiLabel(k=2), (2,), r"\[3\]")],
+)
+def test_labels_of_another_task_are_refused(objective, label_shape, expected):
+    method = FedAvg(1)
+    method.bind(nn.Sequential(nn.Linear(4, 3)), objective)
+    name = type(objective).__name__
+    with pytest.raises(ConfigurationError, match=rf"label of the data has shape .*, {name} .* expects {expected}"):
+        check_fit(method, torch.zeros(1, 4), 2, label_shape)
+    check_fit(method, torch.zeros(1, 4), 2, (3,) if isinstance(objective, MultiLabel) else ())
+
+
+def test_tokens_have_a_label_each():
+    assert NextToken().label_shape(torch.zeros(1, 7, 9)) == (7,)

@@ -1,0 +1,116 @@
+"""The benchmarks run, and their contenders do the same work."""
+
+import io
+import json
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from tools.benchmarks import scale
+from tools.benchmarks.__main__ import main
+from tools.benchmarks.peers.handover import load, save
+from tools.benchmarks.race import Entry, Race, entries, handed_over, run
+from tools.benchmarks.remote import Remote, RemoteError
+from tools.benchmarks.report import print_race, race_figures, write
+from tools.benchmarks.workloads import WORKLOADS
+
+
+def test_quick_benchmark_writes_its_figures_and_contenders_agree(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["--quick", "--only", "mlp"]) == 0
+    written = json.loads((tmp_path / "bench.json").read_text())
+    for contender in ("sequential", "optimizer", "vmap", "trainer", "overhead"):
+        assert written[f"mlp.{contender}"] > 0
+    facts = written["workloads"]["mlp"]
+    assert set(facts["same_model"]) == {"sequential", "optimizer", "vmap", "loop", "trainer"}
+    assert max(facts["same_model"].values()) < 1e-4
+    assert facts["breakdown_milliseconds"]["gradients"] > 0
+    assert facts["breakdown_milliseconds"]["optimizer"] > 0
+    assert written["machine"]["threads"] == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["bench.json"]
+
+
+def test_log_normal_sizes_have_the_mean_they_say():
+    sizes = WORKLOADS["skew"].sizes()
+    assert sizes == sorted(sizes, reverse=True)
+    assert 50 < sum(sizes) / len(sizes) < 200
+
+
+def test_a_race_is_between_the_best_settings_of_each():
+    slow, fast, ours, trainer = (Entry(name, "", (), 1, ()) for name in ("bare", "pfl", "loop", "trainer"))
+    also = replace(slow, label="2 processes")
+    race = Race(WORKLOADS["mlp"])
+    race.seconds = {slow: [6, 6, 8], also: [2, 4, 4], fast: [3, 3, 3], ours: [1, 2, 1], trainer: [2, 2, 2]}
+    race.models = dict.fromkeys((slow, also, fast, ours, trainer), np.zeros(3)) | {fast: np.array([0, 0.5, 0])}
+    race.starts = dict.fromkeys(race.seconds, 1.0)
+    ratios, facts = race_figures(race)
+    assert ratios == {"mlp.bare": 2, "mlp.bare_over_trainer": 2, "mlp.pfl": 3, "mlp.pfl_over_trainer": 1.5}
+    assert facts["best_settings"]["bare"] == "2 processes"
+    assert facts["same_model"] == {"bare": 0, "pfl": 0.5, "loop": 0, "trainer": 0}
+    assert not race.agrees
+    shown = Console(file=io.StringIO(), width=200)
+    print_race(shown, race)
+    assert "NO (5e-01)" in shown.file.getvalue()
+
+
+def test_peers_start_from_the_same_data_and_model(tmp_path):
+    given = handed_over(replace(WORKLOADS["lstm"], clients=2))
+    save(str(tmp_path / "handover.npz"), given)
+    back = load(str(tmp_path / "handover.npz"))
+    assert back[:2] == given[:2]
+    assert back[4:] == given[4:]
+    for (x, y), (xs, ys) in zip(given.clients, back.clients, strict=True):
+        np.testing.assert_array_equal(x, xs)
+        np.testing.assert_array_equal(y, ys)
+        np.testing.assert_array_equal(x[:, 1:], y[:, :-1])  # the next token
+    for p, q in zip(given.parameters, back.parameters, strict=True):
+        np.testing.assert_array_equal(p, q)
+
+
+def test_a_peer_takes_part_only_where_it_is_installed(tmp_path):
+    workload = WORKLOADS["mlp"]
+    without = {entry.contender for entry in entries(workload, 30, {}, "", tmp_path)}
+    assert without == {"bare", "loop", "trainer"}
+    both = entries(workload, 30, {"pfl": "/a/python", "fedjax": "/b/python"}, "", tmp_path)
+    assert {entry.contender for entry in both} == without | {"pfl", "fedjax"}
+    assert {entry.command[0] for entry in both if entry.contender == "pfl"} == {"/a/python"}
+
+
+def test_a_contender_that_fails_says_why(tmp_path):
+    with (
+        Remote([sys.executable, "-c", "raise SystemExit('no such thing')"], tmp_path) as remote,
+        pytest.raises(RemoteError, match="no such thing"),
+    ):
+        remote.round({"threads": 1, "save": False})
+
+
+def test_the_part_that_was_not_measured_stays(tmp_path):
+    path = tmp_path / "bench.json"
+    write(path, {"mlp.pfl": 2.0, "mlp.gone": 1.0})
+    write(path, {"scale": {"cohort": 1}})
+    write(path, {"mlp.pfl": 3.0})
+    assert json.loads(path.read_text()) == {"mlp.pfl": 3.0, "scale": {"cohort": 1}}
+
+
+@pytest.mark.slow
+def test_contenders_in_their_own_processes_make_the_same_model():
+    """The bare loop, ours and the Trainer, in one process and in two."""
+    race = run(WORKLOADS["skew"], 30, {}, rounds=1, heats=1)
+    assert not race.failures
+    assert {(entry.contender, entry.processes) for entry in race.models} == {
+        (name, processes) for name in ("bare", "loop", "trainer") for processes in (1, 2)
+    }
+    assert race.agrees
+
+
+@pytest.mark.slow
+def test_scale_compares_cases_with_the_first(tmp_path):
+    axis = scale.Axis("cohort", (scale.Case(20, 2, 4, 2), scale.Case(20, 4, 4, 2)))
+    few, more = scale.measure(axis, str(tmp_path), rounds=2)
+    assert few.store_seconds > 0
+    assert min(few.memory_mb, more.memory_mb, few.start_seconds, more.start_seconds) > 0
+    assert len(few.seconds) == len(more.seconds) == 2
+    assert scale.growth(few, few) == 1

@@ -1,0 +1,132 @@
+"""What a training example costs in the published runs: `python -m tools.benchmarks.paper [configuration ...]`.
+
+Trains two rounds of each shipped `flow.yaml` of the paper on random rows of the data's shape, one process after the
+other and each in one thread, and prints the processor time of the cheaper round for a training example and a local
+epoch, and the most memory that the process held. What a client does costs the same whatever the numbers are.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from flow_pl.data import ClientData, FederatedDataModule
+from flow_pl.serving import instantiate
+
+PICTURE, CLASSES = "picture", "classes"
+SHAPES: dict[str, dict[str, Any]] = {
+    "emnist": {PICTURE: (1, 28, 28), CLASSES: 62, "clients": 5, "rows": 40},
+    "cifar10": {PICTURE: (3, 32, 32), CLASSES: 10, "clients": 2, "rows": 20},
+    "cifar100": {PICTURE: (3, 32, 32), CLASSES: 100, "clients": 2, "rows": 20},
+    "stackoverflow": {"length": 20, CLASSES: 10_004, "clients": 10, "rows": 32},
+    "shakespeare": {"length": 80, CLASSES: 90, "clients": 10, "rows": 8},
+    "reddit": {"length": 10, CLASSES: 10_004, "clients": 10, "rows": 32},
+    "stackoverflow_tags": {"words": 10_000, CLASSES: 500, "clients": 10, "rows": 64},
+}
+"""By folder of the configuration: a row's shape, and how many clients of how many rows are trained in a round."""
+
+
+class RandomRows(FederatedDataModule):
+    """Random rows of the shape of a data set.
+
+    Args:
+        shape: an entry of `SHAPES`.
+        **kwargs: settings of every data set, see `FederatedDataModule`.
+    """
+
+    def __init__(self, shape: dict[str, Any], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._shape = shape
+
+    def options(self) -> dict[str, Any]:
+        """The shape."""
+        return self._shape
+
+    def class_count(self) -> int:
+        """That of the data set."""
+        classes: int = self._shape[CLASSES]
+        return classes
+
+    def clients(self) -> Iterator[ClientData]:
+        """As many as a round has."""
+        random, n, classes = np.random.default_rng(0), self._shape["rows"], self._shape[CLASSES]
+        for client in range(self._shape["clients"]):
+            if PICTURE in self._shape:
+                x = random.integers(256, size=(n, *self._shape[PICTURE]), dtype=np.uint8)
+                y = random.integers(classes, size=n)
+            elif "length" in self._shape:
+                tokens = random.integers(4, classes, size=(n, self._shape["length"] + 1), dtype=np.int32)
+                x, y = tokens[:, :-1], tokens[:, 1:].astype(np.int64)
+            else:
+                x = random.random((n, self._shape["words"]), dtype=np.float32)
+                y = (random.random((n, classes)) < 0.01).astype(np.int64)
+            yield ClientData(f"client-{client}", x, y)
+
+
+class Clock(Callback):
+    """Processor time of each round."""
+
+    def __init__(self) -> None:
+        self.rounds: list[float] = []
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self.rounds.append(-time.process_time())
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop it."""
+        self.rounds[-1] += time.process_time()
+
+
+def measure(config: str, rounds: int = 2) -> dict[str, Any]:
+    """Train a configuration on random rows.
+
+    Args:
+        config: `configs/<data set>/<method>.yaml`, from the current folder.
+        rounds: the cheapest of them counts.
+
+    Returns:
+        The configuration, milliseconds of a core for an example and a local epoch, and MB of memory.
+    """
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore")
+    module, published = instantiate(config)
+    shape, clock = SHAPES[config.split("/")[-2]], Clock()
+    with tempfile.TemporaryDirectory() as cache:
+        data = RandomRows(
+            shape, cohort_size=shape["clients"], chunk_size=published.chunk_size,
+            new_client_fraction=0.0, val_fraction=0.0, test_fraction=0.0, cache_dir=cache, seed=0,
+        )  # fmt: skip
+        trainer = lightning.Trainer(
+            max_epochs=rounds, accelerator="cpu", devices=1, callbacks=[clock], limit_val_batches=0, logger=False,
+            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        )  # fmt: skip
+        trainer.fit(module, datamodule=data)
+    steps = shape["clients"] * shape["rows"] * module.method.local_epochs
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"config": config, "ms": round(1000 * min(clock.rounds) / steps, 2), "memory_mb": round(memory)}
+
+
+def main(configs: list[str]) -> None:
+    """Measure each configuration in a process of its own; one alone in this process."""
+    if len(configs) == 1:
+        print(json.dumps(measure(configs[0])))
+        return
+    for config in configs or [f"configs/{name}/flow.yaml" for name in SHAPES]:
+        subprocess.run([sys.executable, "-m", "tools.benchmarks.paper", config], check=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,257 @@
+"""Contenders in processes of their own, which take turns round by round; each counts with its best settings.
+
+All settings of a contender run in heats, and those that may be its best in the final. Threads are settings of a round
+where a library lets them be changed, and of a process where it does not.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+import tempfile
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+
+import numpy as np
+
+from tools.benchmarks.contest import TOLERANCE
+from tools.benchmarks.peers.handover import Handover, save
+from tools.benchmarks.remote import ROOT, Remote, RemoteError
+from tools.benchmarks.workloads import Workload
+
+PEERS = ("pfl", "flwr", "fedjax")
+"""Other simulators, by the names of their packages."""
+OURS = ("loop", "trainer")
+"""Our own contenders; ratios are over the first one."""
+CLOSE = 1.15
+"""A setting goes to the final if its fastest heat is within this factor of its contender's fastest."""
+HOPELESS = 5.0
+"""A setting makes no more heats once it is that much slower than another one in the same process: two threads with
+little to do can be a hundred times slower beside a busy neighbour."""
+PROCESSES = (1, 2)
+"""Numbers of processes that are tried, the others than the first with a thread in each."""
+XLA_ONE_THREAD = {"XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A contender with its settings.
+
+    Attributes:
+        contender: its name.
+        label: what the settings are, for people.
+        command: that starts the process; entries of the same command and number of processes share it.
+        processes: to start.
+        settings: of a round.
+        environment: variables of the process.
+    """
+
+    contender: str
+    label: str
+    command: tuple[str, ...]
+    processes: int
+    settings: tuple[tuple[str, Any], ...]
+    environment: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass
+class Race:
+    """What a race gave.
+
+    Attributes:
+        workload: what was trained.
+        seconds: of the timed rounds of the final, by entry.
+        processor_seconds: of the same, of the entry's first process.
+        heats: seconds of the fastest heat, by entry.
+        starts: seconds from the start of the process to the end of the first round, by entry.
+        memory: most megabytes of the first process, by entry.
+        models: the parameters after the first round, by entry.
+        failures: what contenders said that could not take part.
+    """
+
+    workload: Workload
+    seconds: dict[Entry, list[float]] = field(default_factory=dict)
+    processor_seconds: dict[Entry, list[float]] = field(default_factory=dict)
+    heats: dict[Entry, float] = field(default_factory=dict)
+    starts: dict[Entry, float] = field(default_factory=dict)
+    memory: dict[Entry, float] = field(default_factory=dict)
+    models: dict[Entry, np.ndarray] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def contenders(self) -> list[str]:
+        """Names of those in the final."""
+        return list(dict.fromkeys(entry.contender for entry in self.seconds))
+
+    def best(self, contender: str) -> Entry:
+        """A contender's fastest entry in the final, by the median of its rounds."""
+        entries = [entry for entry in self.seconds if entry.contender == contender]
+        return min(entries, key=lambda entry: median(self.seconds[entry]))
+
+    def milliseconds(self, entry: Entry) -> float:
+        """Median round of an entry."""
+        return median(self.seconds[entry]) * 1e3
+
+    def ratios(self, contender: str, ours: str) -> tuple[float, float, float]:
+        """A contender's round time over ours, round by round: lower quartile, median, upper quartile."""
+        pairs = zip(self.seconds[self.best(contender)], self.seconds[self.best(ours)], strict=True)
+        each = [theirs / our for theirs, our in pairs]
+        low, middle, high = quantiles(each, n=4, method="inclusive") if len(each) > 1 else each * 3
+        return low, middle, high
+
+    def difference(self, contender: str) -> float:
+        """Largest difference of a parameter to our loop's model after the first round, over the contender's entries."""
+        ours = next(model for entry, model in self.models.items() if entry.contender == OURS[0])
+        theirs = [model for entry, model in self.models.items() if entry.contender == contender]
+        return max(float(np.abs(model - ours).max()) for model in theirs)
+
+    @property
+    def agrees(self) -> bool:
+        """Whether all contenders made the same model."""
+        return all(self.difference(name) <= TOLERANCE for name in self.contenders)
+
+
+def interpreters(given: Iterable[str] = ()) -> dict[str, str]:
+    """The Python of each peer that is installed, by its name.
+
+    Args:
+        given: `NAME=PATH` each; otherwise those of `make bench-peers`, or this one where the peer is installed in it.
+    """
+    found = {name: sys.executable for name in PEERS if find_spec(name) is not None}
+    made = {name: ROOT / ".venv-peers" / name / "bin" / "python" for name in PEERS}
+    found |= {name: str(path) for name, path in made.items() if path.exists()}
+    return found | dict(item.split("=", 1) for item in given)
+
+
+def entries(workload: Workload, chunk_size: int, pythons: dict[str, str], handover: str, folder: Path) -> list[Entry]:
+    """All contenders of a workload with all their settings.
+
+    Args:
+        workload: what is trained.
+        chunk_size: of our contender by the Trainer.
+        pythons: of the peers.
+        handover: path of what peers start from.
+        folder: for the store of the Trainer.
+    """
+    cores = os.cpu_count() or 1
+    chosen: list[Entry] = []
+
+    def enter(
+        contender: str,
+        command: Iterable[str],
+        processes: int,
+        label: str = "",
+        environment: dict[str, str] | None = None,
+        **settings: Any,
+    ) -> None:
+        both = (f"{processes} processes" if processes > 1 else f"{settings['threads']} threads") + label
+        variables = tuple((environment or {}).items())
+        chosen.append(Entry(contender, both, tuple(command), processes, tuple(settings.items()), variables))
+
+    def module(python: str, name: str, *arguments: object) -> list[str]:
+        return [python, "-m", f"tools.benchmarks.peers.{name}", *map(str, arguments)]
+
+    # threads of one process, or one thread in each of several processes
+    ways = [(1, threads) for threads in sorted({1, min(2, cores)})] + [(p, 1) for p in PROCESSES[1:] if p <= cores]
+    for processes, threads in ways:
+        if "bare" in workload.peers:
+            enter("bare", module(sys.executable, "run_torch", "loops", workload.name), processes, threads=threads)
+        if "pfl" in workload.peers and "pfl" in pythons:
+            enter("pfl", module(pythons["pfl"], "run_pfl", handover), processes, threads=threads)
+        if "fedjax" in workload.peers and "fedjax" in pythons and processes == 1:
+            environment = XLA_ONE_THREAD if threads == 1 else {}
+            enter("fedjax", module(pythons["fedjax"], "run_fedjax", handover), 1, "", environment, threads=threads)
+        if "flwr" in workload.peers and "flwr" in pythons and processes == 1:
+            actors = cores // threads
+            command = module(pythons["flwr"], "run_flwr", handover, actors, cores)
+            enter("flwr", command, 1, f" in each of {actors} actors", threads=threads)
+        command = module(sys.executable, "run_torch", "loops", workload.name)
+        sizes = {min(size, -(-workload.clients // processes)) for size in workload.chunk_sizes}
+        for size in sorted(sizes):
+            enter("loop", command, processes, f", chunk {size}", threads=threads, chunk_size=size)
+        size = min(chunk_size, -(-workload.clients // processes))
+        command = module(sys.executable, "run_torch", "trainer", workload.name, size, folder / f"store{processes}")
+        enter("trainer", command, processes, f", chunk {size}", threads=threads)
+    return chosen
+
+
+def run(workload: Workload, chunk_size: int, pythons: dict[str, str], rounds: int, heats: int) -> Race:
+    """Run a workload's race.
+
+    Args:
+        workload: what is trained.
+        chunk_size: of our contender by the Trainer.
+        pythons: of the peers that are there.
+        rounds: of the final.
+        heats: rounds of each entry before it; the first ones, at most 3 and all but one, warm up.
+    """
+    race = Race(workload)
+    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
+        folder = Path(name)
+        handover = str(folder / "handover.npz")
+        save(handover, handed_over(workload))
+        remotes: dict[Entry, Remote] = {}
+        chosen = entries(workload, chunk_size, pythons, handover, folder)
+        for _, group in itertools.groupby(sorted(chosen, key=_process), key=_process):
+            together = list(group)
+            first = together[0]
+            remote = Remote(first.command, folder, first.processes, dict(first.environment))
+            stack.callback(remote.close)
+            try:
+                _heats(race, remote, together, heats)
+            except RemoteError as error:
+                race.failures[f"{first.contender} ({first.label})"] = str(error)
+                remote.close()
+            else:
+                remotes |= dict.fromkeys(together, remote)
+        finalists = [entry for entry in remotes if race.heats[entry] <= CLOSE * _fastest(race, entry.contender)]
+        for remote in set(remotes.values()) - {remotes[entry] for entry in finalists}:
+            remote.close()
+        for _ in range(rounds):
+            for entry in finalists:
+                result = remotes[entry].round({**dict(entry.settings), "save": False})
+                race.seconds.setdefault(entry, []).append(result.seconds)
+                race.processor_seconds.setdefault(entry, []).append(result.processor_seconds)
+                race.memory[entry] = result.memory_mb
+    return race
+
+
+def handed_over(workload: Workload) -> Handover:
+    """What peers start from."""
+    clients = [(x.numpy(), y.numpy()) for x, y in workload.data()]
+    parameters = [p.detach().numpy() for p in workload.model().parameters()]
+    kind = workload.kind
+    return Handover(workload.name, kind, clients, parameters, workload.batch_size, workload.lr, workload.momentum)
+
+
+def _process(entry: Entry) -> tuple[int, tuple[str, ...], tuple[tuple[str, str], ...]]:
+    return entry.processes, entry.command, entry.environment
+
+
+def _fastest(race: Race, contender: str) -> float:
+    return min(seconds for entry, seconds in race.heats.items() if entry.contender == contender)
+
+
+def _heats(race: Race, remote: Remote, together: list[Entry], heats: int) -> None:
+    """Rounds of a process just started, its settings taking turns."""
+    seconds: dict[Entry, list[float]] = {entry: [] for entry in together}
+    named: set[str] = set()
+    for _ in range(heats):
+        for entry in together:
+            new = entry.contender not in named
+            if seconds[entry] and min(seconds[entry]) > HOPELESS * min(map(min, filter(None, seconds.values()))):
+                continue
+            seconds[entry].append(remote.round({**dict(entry.settings), "save": new}).seconds)
+            if new:
+                named.add(entry.contender)
+                race.models[entry] = remote.model()
+    assert remote.start_seconds is not None
+    race.starts[together[0]] = remote.start_seconds
+    for entry in together:
+        race.heats[entry] = min(seconds[entry][min(3, heats - 1) :] or seconds[entry])

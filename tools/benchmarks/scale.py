@@ -1,0 +1,143 @@
+"""How cost grows: cases that differ in one thing take turns round by round, each in a process of its own."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+
+from rich.console import Console
+from rich.table import Table
+
+from tools.benchmarks.remote import Remote
+from tools.benchmarks.scaling import Case, ScaledData
+
+WARM_UP = 3
+"""Rounds of each case before the timed ones."""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Cases that differ in one thing.
+
+    Attributes:
+        what: the case's attribute.
+        cases: the first one is what the others are compared to.
+        rounds: timed rounds.
+    """
+
+    what: str
+    cases: tuple[Case, ...]
+    rounds: int = 7
+
+
+@dataclass
+class Point:
+    """What a case cost.
+
+    Attributes:
+        case: it.
+        store_seconds: to write its store; 0 where another case had written it.
+        start_seconds: from the start of the process to the end of the first round, the store being there.
+        memory_mb: most that the process has held; where there are several, the first of them.
+        seconds: of the timed rounds.
+        processor_seconds: of the same, which do not grow where the machine is busy.
+    """
+
+    case: Case
+    store_seconds: float = 0.0
+    start_seconds: float = 0.0
+    memory_mb: float = 0.0
+    seconds: list[float] = field(default_factory=list)
+    processor_seconds: list[float] = field(default_factory=list)
+
+
+def _axis(what: str, values: Sequence[object], rounds: int = 7, **others: object) -> Axis:
+    return Axis(what, tuple(Case(**{**others, what: value}) for value in values), rounds)  # type: ignore[arg-type]
+
+
+_LSTM = {"hidden": 0, "population": 20, "batch_size": 16, "chunk": 5}
+
+AXES = {
+    "cohort": _axis("cohort", (10, 100, 1000)),
+    "examples": _axis("examples", (10, 50, 250)),
+    "chunk": _axis("chunk", (1, 10, 50, 100)),
+    "population": _axis("population", (1000, 1_000_000), cohort=30, examples=4, chunk=30),
+    "hidden": _axis("hidden", (64, 512, 4096), rounds=3, cohort=20, chunk=20),
+    "processes": _axis("processes", (1, 2)),
+    "lstm_examples": _axis("examples", (16, 32, 64), rounds=3, cohort=5, **_LSTM),
+    "lstm_method": _axis("method", ("FedAvg", "Flow"), rounds=3, cohort=5, examples=32, **_LSTM),
+    "lstm_chunk": _axis("chunk", (1, 5, 20), rounds=3, cohort=20, examples=16, **_LSTM),
+}
+"""What is varied, by the name of the table."""
+
+
+def measure(axis: Axis, folder: str, rounds: int | None = None) -> list[Point]:
+    """Run the cases of an axis, side by side.
+
+    Args:
+        axis: the cases.
+        folder: for their stores.
+        rounds: timed rounds instead of the axis's.
+    """
+    points = [Point(case) for case in axis.cases]
+    with ExitStack() as stack:
+        remotes = []
+        for point in points:
+            start = time.perf_counter()
+            ScaledData(point.case, folder).prepare_data()
+            point.store_seconds = time.perf_counter() - start
+            command = [sys.executable, "-m", "tools.benchmarks.scaling", folder, point.case.json()]
+            remote = Remote(command, Path(folder), point.case.processes)
+            stack.callback(remote.close)
+            remotes.append(remote)
+            remote.round({"threads": 1, "save": False})
+            assert remote.start_seconds is not None
+            point.start_seconds = remote.start_seconds
+        for number in range(1, WARM_UP + (rounds or axis.rounds)):
+            for point, remote in zip(points, remotes, strict=True):
+                result = remote.round({"threads": 1, "save": False})
+                point.memory_mb = result.memory_mb
+                if number >= WARM_UP:
+                    point.seconds.append(result.seconds)
+                    point.processor_seconds.append(result.processor_seconds)
+    return points
+
+
+def growth(point: Point, base: Point) -> float:
+    """A case's round time over the first one's, median of the rounds."""
+    return median(a / b for a, b in zip(point.seconds, base.seconds, strict=True))
+
+
+def run(console: Console, names: Sequence[str], rounds: int | None = None) -> dict[str, object]:
+    """Measure, print tables, and give what `bench.json` holds."""
+    results: dict[str, object] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name in names:
+            axis = AXES[name]
+            points = measure(axis, folder, rounds)
+            console.print(f"[bold]{name}[/bold]; apart from {axis.what}: {points[0].case.others(axis.what)}")
+            table = Table(
+                axis.what, "ms a round", "over the first", "processor ms", "start to first round, s", "MB", "store, s"
+            )
+            rows: dict[str, dict[str, float]] = {}
+            for point in points:
+                value = str(getattr(point.case, axis.what))
+                rows[value] = {
+                    "milliseconds": median(point.seconds) * 1e3,
+                    "over_first": growth(point, points[0]),
+                    "processor_milliseconds": median(point.processor_seconds) * 1e3,
+                    "start_seconds": point.start_seconds,
+                    "memory_mb": point.memory_mb,
+                    "store_seconds": point.store_seconds,
+                }
+                cells = [f"{number:.4g}" for number in rows[value].values()]
+                table.add_row(value, *cells)
+            console.print(table)
+            results[name] = {"what": axis.what, "else": points[0].case.others(axis.what), "cases": rows}
+    return results

@@ -1,0 +1,123 @@
+"""One run of the Trainer at some scale, in a process of its own: `python -m tools.benchmarks.scaling FOLDER JSON`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from flow_pl import FederatedLoop, FederatedModule
+from flow_pl.data import ClientData, FederatedDataModule
+from flow_pl.models import MLP, NextWordLSTM
+from flow_pl.tasks import Classification, NextToken
+from tools.benchmarks.ours import METHODS, TRACE_AFTER, trainer
+from tools.benchmarks.peers.gate import processes
+from tools.benchmarks.peers.run_torch import Turns
+
+FEATURES, CLASSES, TOKENS, STEPS = 60, 10, 10_004, 20
+AT_ONCE = 10_000
+"""Clients that are drawn at once."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A point of a table.
+
+    Attributes:
+        population: clients in the store.
+        cohort: of a round.
+        examples: of a client.
+        chunk: clients side by side.
+        hidden: width of the MLP; 0 for the language model.
+        processes: that share the cohort, with a thread each.
+        method: one of `METHODS`.
+        batch_size: examples in a minibatch.
+    """
+
+    population: int = 1000
+    cohort: int = 100
+    examples: int = 50
+    chunk: int = 50
+    hidden: int = 64
+    processes: int = 1
+    method: str = "FedAvg"
+    batch_size: int = 10
+
+    def json(self) -> str:
+        """For the command line."""
+        return json.dumps(asdict(self))
+
+    def others(self, what: str) -> str:
+        """All but one of the attributes, for people."""
+        return ", ".join(f"{name} {value}" for name, value in asdict(self).items() if name != what)
+
+    def module(self) -> FederatedModule:
+        """Model, method and loop."""
+        torch.manual_seed(0)
+        backbone = MLP(FEATURES, CLASSES, (self.hidden,)) if self.hidden else NextWordLSTM(TOKENS)
+        method = METHODS[self.method](not self.hidden)
+        loop = FederatedLoop(self.batch_size, partial(torch.optim.SGD, lr=0.01), trace_after=TRACE_AFTER)
+        return FederatedModule(backbone, method, loop, Classification() if self.hidden else NextToken())
+
+
+class ScaledData(FederatedDataModule):
+    """A population of random clients of equal size in a store.
+
+    Args:
+        case: what is measured.
+        folder: of the stores.
+    """
+
+    def __init__(self, case: Case, folder: str) -> None:
+        super().__init__(
+            cohort_size=case.cohort,
+            chunk_size=min(case.chunk, -(-case.cohort // case.processes)),
+            new_client_fraction=0.0,
+            val_fraction=0.0,
+            test_fraction=0.0,
+            seed=0,
+            cache_dir=folder,
+        )
+        self.case = case
+
+    def options(self) -> dict[str, Any]:
+        """What the rows depend on."""
+        return {"population": self.case.population, "examples": self.case.examples, "tokens": not self.case.hidden}
+
+    def class_count(self) -> int:
+        """Classes, or tokens."""
+        return CLASSES if self.case.hidden else TOKENS
+
+    def clients(self) -> Iterator[ClientData]:
+        """The population."""
+        n = self.case.examples
+        for first in range(0, self.case.population, AT_ONCE):
+            random = np.random.default_rng(first)
+            count = min(AT_ONCE, self.case.population - first)
+            if self.case.hidden:
+                x = random.standard_normal((count, n, FEATURES), dtype=np.float32)
+                y = random.integers(CLASSES, size=(count, n))
+            else:
+                tokens = (random.zipf(1.3, size=(count, n, STEPS + 1)) % (TOKENS - 1) + 1).astype(np.int16)
+                x, y = tokens[..., :-1], tokens[..., 1:]
+            for i in range(count):
+                yield ClientData(f"{first + i:08d}", x[i], y[i])
+
+
+def main() -> None:
+    folder, case = sys.argv[1], Case(**json.loads(sys.argv[2]))
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.simplefilter("ignore")
+    trainer(10**6, [Turns()], processes()).fit(case.module(), datamodule=ScaledData(case, folder))
+
+
+if __name__ == "__main__":
+    main()

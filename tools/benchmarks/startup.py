@@ -1,0 +1,39 @@
+"""How long the command line takes from the start of its process to the end of a one-round run."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from statistics import median
+
+from tools.benchmarks.remote import ROOT
+
+CONFIG = "configs/digits/flow.yaml"
+
+
+def first_round(repetitions: int = 3) -> dict[str, float]:
+    """Run `flow-pl fit` for one round without validation, its store being there.
+
+    Returns:
+        Medians of the seconds to the end of the process, and of the processor time in them, which does not grow where
+        the machine is busy.
+
+    Args:
+        repetitions: how often it is run, behind a run that makes the store.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "flow_pl", "fit", "--config", CONFIG, "--trainer.max_epochs", "1"]
+        command += ["--trainer.limit_val_batches", "0", "--trainer.default_root_dir", folder]
+        environment = {**os.environ, "FLOW_PL_CACHE": folder, "OMP_NUM_THREADS": "1"}
+        wall, processor = [], []
+        for _ in range(1 + repetitions):
+            start, before = time.perf_counter(), os.times()
+            subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
+            after = os.times()
+            wall.append(time.perf_counter() - start)
+            used = (after.children_user - before.children_user, after.children_system - before.children_system)
+            processor.append(sum(used))
+    return {"start_seconds": median(wall[1:]), "start_processor_seconds": median(processor[1:])}
