@@ -9,8 +9,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from rich import get_console
 
-from flow_pl.utils.checkpoints import look_at
 from flow_pl.results.run_folder import CHECKPOINTS, CONFIG, best_checkpoint, goes_on, put_aside
+from flow_pl.utils.checkpoints import look_at
 
 
 class BestCheckpoint(ModelCheckpoint):

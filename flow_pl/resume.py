@@ -155,7 +155,8 @@ def check_server(saved: Record, now: Record) -> bool:
     if lines:
         warnings.warn(
             f"the run goes on with other settings than the checkpoint's: {', '.join(lines)}. What this command says is "
-            "used from here on" + (", the schedule as if it had been from the first round." if "scheduler" in now else "."),
+            "used from here on"
+            + (", the schedule as if it had been from the first round." if "scheduler" in now else "."),
             ChangedSettingWarning,
             stacklevel=2,
         )

@@ -6,8 +6,8 @@ import itertools
 import os
 from pathlib import Path
 
-from flow_pl.utils.checkpoints import HPC
 from flow_pl.errors import ConfigurationError
+from flow_pl.utils.checkpoints import HPC
 from flow_pl.utils.files import unwritable
 
 CHECKPOINTS = "checkpoints"
