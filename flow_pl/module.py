@@ -31,7 +31,7 @@ from flow_pl.errors import ConfigurationError
 from flow_pl.evaluation.counts import ClientEvaluation, ClientPredictions, concatenate
 from flow_pl.kernels.allocator import keep_freed_memory
 from flow_pl.methods.base import Method
-from flow_pl.resume import apply_server, check_data, check_server, data_record, server_record
+from flow_pl.resume import apply_server, begin_round_anew, check_data, check_server, data_record, server_record
 from flow_pl.tasks import Classification, Objective
 from flow_pl.utils.checkpoints import WholeCheckpointIO
 from flow_pl.utils.groups import Groups
@@ -381,6 +381,8 @@ class FederatedModule(lightning.LightningModule):
             check_data(checkpoint["data"], data_record(self.trainer.datamodule), fitting)  # type: ignore[attr-defined]
         if fitting and "server" in checkpoint:
             self._changed = check_server(checkpoint["server"], self._server_record())
+        if fitting:
+            begin_round_anew(checkpoint)
         if self._chunks.automatic and checkpoint.get("chunk_size"):
             self._chunks.load_state_dict(checkpoint["chunk_size"])
         if self._states is not None:

@@ -2,7 +2,7 @@
 
 | setting | where it differs |
 |---|---|
-| rows, and which of them are for training, validation and testing | a fit is refused; other commands too where rows trained on could be tested |
+| rows, and which are for training, validation and testing | a fit is refused, other commands too if they could leak |
 | class of the server's optimizer or scheduler | a fit is refused: the state of one means nothing to another |
 | settings of the two, such as the learning rate | those of the configuration are used, and it is said |
 | other settings that decide numbers: of the method, the loop, the cohort, the seed | the same |
@@ -108,6 +108,27 @@ def check_data(saved: Record, now: Record, fitting: bool) -> None:
     )
 
 
+def begin_round_anew(checkpoint: Record) -> None:
+    """Let a fit that broke off in a round, with a checkpoint of its exception, make that round from its first client.
+
+    Lightning would go on behind the last chunk, without the updates that were summed up to there.
+
+    Args:
+        checkpoint: is changed, where the server has not made the step of the round it was written in.
+    """
+    loop = checkpoint.get("loops", {}).get("fit_loop", {})
+    if not loop:
+        return
+    epochs, chunks = loop["epoch_progress"], loop["epoch_loop.batch_progress"]
+    done = epochs["current"]["processed"]
+    if epochs["current"]["started"] == done or checkpoint["global_step"] > done:
+        return
+    for counts in epochs.values():
+        counts |= dict.fromkeys(counts, counts["processed"])
+    chunks["current"] |= dict.fromkeys(chunks["current"], 0)
+    chunks["is_last_batch"] = False
+
+
 def server_record(
     optimizer: OptimizerCallable, scheduler: LRSchedulerCallable | None, parameters: Iterable[Tensor]
 ) -> Record:
@@ -207,8 +228,8 @@ def warn_of_changes(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     if names:
         told = [f"{key} is {after.get(key)}, was {before.get(key)}".replace(".init_args.", ".") for key in names]
         warnings.warn(
-            f"the run goes on with other settings than it began with: {'; '.join(told)}. What this command says is used "
-            "from here on.",
+            f"the run goes on with other settings than it began with: {'; '.join(told)}. What this command says is "
+            "used from here on.",
             ChangedSettingWarning,
             stacklevel=2,
         )

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]  # public, by its documentation
 from lightning.pytorch.cli import LightningArgumentParser
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 import flow_pl.methods
 import flow_pl.models  # noqa: F401 (imported, their classes go by their bare names in YAML)
 from flow_pl.checks import check_checkpoint, check_class_paths
+from flow_pl.configuration import KEY
 from flow_pl.data import FederatedDataModule
 from flow_pl.data.batch import ClientBatch, Examples
 from flow_pl.data.dataset import draw_part
@@ -28,7 +30,7 @@ from flow_pl.utils.rng import Stream, generator
 
 
 def load(
-    config: str | os.PathLike[str], checkpoint: str | os.PathLike[str], *overrides: str
+    config: str | os.PathLike[str] | None, checkpoint: str | os.PathLike[str], *overrides: str
 ) -> tuple[FederatedModule, FederatedDataModule]:
     """A trained module and its data module, without a trainer.
 
@@ -40,8 +42,8 @@ def load(
     that. For `personalize` every client is one that has not been sampled yet.
 
     Args:
-        config: YAML file of the run, of `configs` or the one that the run has saved; what it says of the trainer and
-            the seed has no effect.
+        config: YAML file of the run, of `configs` or the one that the run has saved; None = what the checkpoint says.
+            What it says of the trainer and the seed has no effect.
         checkpoint: of the run, on the CPU when it is loaded.
         *overrides: options of the command line for `--model` and `--data`, such as "--data.cache_dir=/tmp/stores".
 
@@ -50,21 +52,33 @@ def load(
 
     Raises:
         ConfigurationError: the configuration is not valid; or the checkpoint is missing, damaged, none of this project
-            or of another method or backbone.
+            or of another method or backbone, or holds no configuration where none is given.
     """
     saved = WholeCheckpointIO().load_checkpoint(os.fspath(checkpoint))
     with torch.random.fork_rng(devices=[]):  # initial weights are drawn, and replaced at once
-        module, data = instantiate(os.fspath(config), *overrides)
+        module, data = instantiate(_saved_settings(saved, checkpoint) if config is None else config, *overrides)
     check_checkpoint(saved["flow_pl"], module.identity(), saved["state_dict"], dict(module.state_dict()))
     module.load_state_dict(saved["state_dict"])
     return module.eval(), data
 
 
-def instantiate(config: str, *overrides: str) -> tuple[FederatedModule, FederatedDataModule]:
+def _saved_settings(saved: dict[str, Any], checkpoint: str | os.PathLike[str]) -> dict[str, Any]:
+    settings: dict[str, Any] = saved.get(KEY, {})
+    if not {"model", "data"} <= settings.keys():
+        raise ConfigurationError(
+            f"the checkpoint {checkpoint} holds no configuration, since its run was put together in Python: give the "
+            "configuration's file."
+        )
+    return {section: settings[section] for section in ("model", "data")}
+
+
+def instantiate(
+    config: str | os.PathLike[str] | dict[str, Any], *overrides: str
+) -> tuple[FederatedModule, FederatedDataModule]:
     """The untrained module and the data module of a configuration, as the command line makes them.
 
     Args:
-        config: YAML file of a run.
+        config: YAML file of a run, or its sections "model" and "data".
         *overrides: options of the command line for `--model` and `--data`.
 
     Raises:
@@ -77,11 +91,14 @@ def instantiate(config: str, *overrides: str) -> tuple[FederatedModule, Federate
     parser.add_lightning_class_args(FederatedModule, "model")
     parser.add_lightning_class_args(FederatedDataModule, "data", subclass_mode=True)
     try:
-        settings = parser.parse_args(["--config", config, *overrides])
+        # a configuration may stand in the place of its file
+        file = yaml.safe_dump(config) if isinstance(config, dict) else os.fspath(config)
+        settings = parser.parse_args(["--config", file, *overrides])
         check_class_paths(settings)
         made = parser.instantiate_classes(settings)
     except argparse.ArgumentError as error:
-        raise ConfigurationError(f"{config} cannot be used: {error}") from error
+        named = "the configuration" if isinstance(config, dict) else config
+        raise ConfigurationError(f"{named} cannot be used: {error}") from error
     except Exception as error:
         cause = find_cause(error, FlowError)
         if cause is None:

@@ -11,6 +11,10 @@ from lightning.pytorch.callbacks import Callback
 import flow_pl
 from flow_pl import FederatedModule
 from flow_pl.cli import main, run
+from flow_pl.errors import ConfigurationError
+from flow_pl.methods import Flow
+from flow_pl.models import MLP
+from flow_pl.models.routers import InstanceRouter
 from flow_pl.resume import ChangedSettingWarning
 from flow_pl.utils.checkpoints import look_at
 from tests.test_cli import config, fails  # noqa: F401 (a fixture)
@@ -33,13 +37,22 @@ def weights(path):
 
 
 class StopIn(Callback):
-    """Raises in the middle of a round."""
+    """Raises in the second round, in one of the hooks."""
 
-    def __init__(self, round: int) -> None:
-        self.round = round
+    def __init__(self, hook: str) -> None:
+        self.hook = hook
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        if trainer.current_epoch == self.round and batch_idx == 0:
+        self._stop(trainer, "first chunk" if batch_idx == 0 else "last chunk" if trainer.is_last_batch else "")
+
+    def on_validation_batch_end(self, trainer, *_):
+        self._stop(trainer, "validation")
+
+    def on_validation_end(self, trainer, pl_module):
+        self._stop(trainer, "end of validation")
+
+    def _stop(self, trainer, hook):
+        if trainer.current_epoch == 1 and hook == self.hook:
             raise RuntimeError("stopped")
 
 
@@ -94,7 +107,7 @@ def test_a_trial_needs_no_checkpoint_and_a_trainer_in_python_tests_what_it_has(c
     command(config, "test", "--trainer.fast_dev_run", "true")
     assert not root.exists() or not list(root.rglob("*.ckpt"))
     cli = command(config, "fit")
-    (seen, new) = cli.trainer.test(cli.model, datamodule=cli.datamodule)
+    (seen, _) = cli.trainer.test(cli.model, datamodule=cli.datamodule)
     assert {"test/seen/personalized_accuracy"} <= seen.keys()
 
 
@@ -220,11 +233,12 @@ def test_another_progress_bar_replaces_the_default_one(config, bar):  # noqa: F8
     assert type(cli.trainer.progress_bar_callback).__name__ == bar
 
 
-def test_a_run_that_breaks_off_goes_on_from_the_checkpoint_of_its_exception(config, root, monkeypatch):  # noqa: F811
-    """Broken off between two chunks of a round: the round is made anew, so that nothing of it is counted twice."""
+@pytest.mark.parametrize("hook", ["first chunk", "last chunk", "validation", "end of validation"])
+def test_a_run_that_breaks_off_goes_on_from_the_checkpoint_of_its_exception(config, root, hook):  # noqa: F811
+    """Between two chunks the round is made anew, since the updates of the first ones are lost."""
     crash = ["--trainer.callbacks+=OnExceptionCheckpoint", f"--trainer.callbacks.dirpath={root}/crash"]
     rounds = ["--trainer.max_epochs", 3, "--data.chunk_size", 1]
-    stop = ["--trainer.callbacks+=tests.test_runs.StopIn", "--trainer.callbacks.round=1"]
+    stop = ["--trainer.callbacks+=tests.test_runs.StopIn", f"--trainer.callbacks.hook={hook}"]
     with pytest.raises(RuntimeError, match="stopped"):
         command(config, "fit", *rounds, *crash, *stop)
     assert (root / "crash" / "on_exception.ckpt").is_file()
@@ -323,7 +337,7 @@ def test_other_settings_that_change_numbers_are_told(config):  # noqa: F811
     changed = ["--model.method.regularization=0.5", "--data.cohort_size=2", "--seed_everything=3"]
     with pytest.warns(ChangedSettingWarning, match="began with") as told:
         command(config, "fit", "--ckpt_path=last", "--trainer.max_epochs=3", *changed)
-    said = str(told[0].message)
+    (said,) = [str(warning.message) for warning in told if warning.category is ChangedSettingWarning]
     assert "model.method.regularization is 0.5, was" in said
     assert "data.cohort_size is 2, was 3; " in said or "data.cohort_size is 2, was 3." in said
     assert "seed_everything is 3, was 1" in said
@@ -356,14 +370,17 @@ def test_a_checkpoint_without_a_configuration_says_what_it_needs(config, root): 
     saved = torch.load(path, weights_only=True)
     del saved["configuration"]
     torch.save(saved, path)
-    with pytest.raises(flow_pl.errors.ConfigurationError, match=r"load_from_checkpoint\(path, backbone=..., method="):
+    with pytest.raises(ConfigurationError, match=r"load_from_checkpoint\(path, backbone=..., method="):
         FederatedModule.load_from_checkpoint(path)
-    with pytest.raises(flow_pl.errors.ConfigurationError, match="holds no configuration"):
+    with pytest.raises(ConfigurationError, match="holds no configuration"):
         flow_pl.load(None, path)
-    fresh = command(config, "fit", "--trainer.fast_dev_run=true")
-    method = type(fresh.model.method)(local_epochs=1, router=fresh.model.method.router_factory) if False else None
-    assert method is None
-    assert cli.model is not None
+    model = cli.model
+    copy = FederatedModule.load_from_checkpoint(path, backbone=MLP(6, 3, [5]), method=make_flow(), loop=model.loop)
+    assert torch.equal(torch.cat([p.flatten() for p in copy.state_dict().values()]), weights(path))
+
+
+def make_flow():
+    return Flow(local_epochs=1, router=lambda blocks: InstanceRouter(blocks, hidden=[4]))
 
 
 @pytest.mark.parametrize("path", ["os.system", "subprocess.Popen", "tests.test_runs.StopIn", "no.such.Class"])
@@ -373,7 +390,7 @@ def test_a_class_path_in_a_checkpoint_is_looked_at_before_it_is_called(config, r
     saved = torch.load(last, weights_only=True)
     saved["configuration"]["model"]["backbone"] = {"class_path": path, "init_args": {}}
     torch.save(saved, last)
-    with pytest.raises(flow_pl.errors.ConfigurationError):
+    with pytest.raises(ConfigurationError):
         FederatedModule.load_from_checkpoint(last)
 
 
