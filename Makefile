@@ -14,8 +14,8 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	touch $@
 
 demo: $(VENV)/installed
-	OMP_NUM_THREADS=$(TORCH_THREADS) $(BIN)/flow-pl fit --config configs/digits/flow.yaml
-	OMP_NUM_THREADS=$(TORCH_THREADS) $(BIN)/flow-pl test --config configs/digits/flow.yaml --ckpt_path runs/digits/flow/checkpoints/best.ckpt
+	OMP_NUM_THREADS=$(TORCH_THREADS) $(BIN)/flow-pl fit -c task/digits -c tuned/digits/flow
+	OMP_NUM_THREADS=$(TORCH_THREADS) $(BIN)/flow-pl test -c task/digits -c tuned/digits/flow --ckpt_path runs/digits/flow/checkpoints/best.ckpt
 
 test: $(VENV)/installed
 	OMP_NUM_THREADS=$(TORCH_THREADS) $(BIN)/python -m pytest -n $(TEST_PROCESSES)

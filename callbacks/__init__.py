@@ -1,5 +1,6 @@
 """Callbacks for federated runs: what is measured on the clients, shown, and written to disk."""
 
+from flow_pl.callbacks.backdoor_success import BackdoorSuccess
 from flow_pl.callbacks.client_results import ClientResults
 from flow_pl.callbacks.convergence_diagnostics import ConvergenceDiagnostics
 from flow_pl.callbacks.generalized_accuracy import GeneralizedAccuracy
@@ -15,6 +16,7 @@ from flow_pl.callbacks.wandb_results import WandbResults
 from flow_pl.callbacks.wandb_run import WandbRun
 
 __all__ = [
+    "BackdoorSuccess",
     "ClientResults",
     "ConvergenceDiagnostics",
     "GeneralizedAccuracy",

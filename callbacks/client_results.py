@@ -37,7 +37,7 @@ class ClientCounts(ClientMetric):
 
     def update(self, evaluation: ClientEvaluation) -> None:
         """Add a chunk of clients."""
-        oracle, routed, local = evaluation.oracle, evaluation.routed, evaluation.routed_local
+        either, routed, local = evaluation.global_or_local, evaluation.routed, evaluation.routed_local
         nowhere = torch.full_like(evaluation.count.float(), torch.nan)
         # every process has every column, those that saw no client too
         blocks = self.columns - 7
@@ -49,7 +49,7 @@ class ClientCounts(ClientMetric):
                 evaluation.count,
                 evaluation.generalized,
                 evaluation.personalized,
-                nowhere if oracle is None else oracle,
+                nowhere if either is None else either,
                 nowhere if routed is None else routed,
                 *shares,
             )
@@ -59,9 +59,9 @@ class ClientCounts(ClientMetric):
         """The counts of the clients of all processes."""
         table = self.table()
         table = table[:, table[2] > 0]
-        high, low, count, generalized, personalized, oracle, routed, *local = table
+        high, low, count, generalized, personalized, either, routed, *local = table
         client = high * _BASE + low
-        columns = torch.stack([client, count, generalized, personalized, oracle, *(share / routed for share in local)])
+        columns = torch.stack([client, count, generalized, personalized, either, *(share / routed for share in local)])
         return columns[:, client.argsort(stable=True)]
 
 
@@ -69,8 +69,9 @@ class ClientResults(EvaluationCallback[ClientCounts]):
     """Writes the results of a test to a CSV file, one row for each client that has evaluated targets.
 
     Columns: `client` (name), `population` (`seen` or `new`), `train_examples`, `evaluated` (targets: held-out examples,
-    or tokens), `generalized_accuracy`, `personalized_accuracy`, `oracle_accuracy` for a method that has a local model,
-    and `routed_local/<block>` for each routed block. The file is there when it is complete.
+    or tokens), `generalized_accuracy`, `personalized_accuracy`, for a method that has a local model
+    `global_or_local_accuracy` (one of w_g and it is right), and `routed_local/<block>` for each routed block. The
+    file is there when it is complete.
 
     Args:
         path: the file (.csv), in the run's folder; folders are created.
@@ -107,24 +108,24 @@ class ClientResults(EvaluationCallback[ClientCounts]):
         if trainer.is_global_zero:
             blocks = federated_module(pl_module).route_names
             # a local model is the method's: either all clients have one, or none
-            oracle = not any(bool(table[4].isnan().any()) for table in counts)
+            has_local = not any(bool(table[4].isnan().any()) for table in counts)
             header = ["client", "population", "train_examples", "evaluated", *_ACCURACIES]
-            header += ["oracle_accuracy"] * oracle + [f"routed_local/{block}" for block in blocks]
+            header += ["global_or_local_accuracy"] * has_local + [f"routed_local/{block}" for block in blocks]
             text = io.StringIO()
             writer = csv.writer(text, lineterminator="\n")
             writer.writerow(header)
             for population, table in zip(federated_data(trainer).test_populations, counts, strict=True):
-                writer.writerows(_rows(trainer, population, table, oracle))
+                writer.writerows(_rows(trainer, population, table, has_local))
             write_text(in_run_folder(trainer, self.path), text.getvalue())
 
 
 _ACCURACIES = ("generalized_accuracy", "personalized_accuracy")
 
 
-def _rows(trainer: Trainer, population: str, table: Tensor, oracle: bool) -> Iterator[list[object]]:
+def _rows(trainer: Trainer, population: str, table: Tensor, has_local: bool) -> Iterator[list[object]]:
     data = federated_data(trainer)
     for client, count, generalized, personalized, either, *shares in table.T.tolist():
         index = int(client)
-        accuracies = [generalized / count, personalized / count] + [either / count] * oracle
+        accuracies = [generalized / count, personalized / count] + [either / count] * has_local
         examples = int(data.federation.train_sizes[index])
         yield [data.client_name(index), population, examples, int(count), *accuracies, *shares]

@@ -30,7 +30,7 @@ class MetricsLog(Callback):
         if logger is None or self._trainer is None:
             return {}
         logged = self._trainer.logged_metrics if self._ended else {}  # in every process: it may be collective
-        last = {name: float(value) for name, value in logged.items() if name.startswith("train/")}
+        last = {name: float(value) for name, value in logged.items() if name.startswith(("train/", "privacy/"))}
         if not self._trainer.is_global_zero:
             return {}
         rows = logger.experiment.rows

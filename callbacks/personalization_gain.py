@@ -12,10 +12,10 @@ from flow_pl.evaluation.metrics import ClientGain
 class PersonalizationGain(EvaluationCallback[ClientGain]):
     """Logs the gain of the personalized models over the server's, for clients and for examples.
 
-     Logs `gain`, `gain_client_mean`, `clients_helped`, `clients_unchanged`, `clients_harmed`, the four-way table
-     `examples_both_right`, `examples_only_generalized`, `examples_only_personalized`, `examples_neither` and, for a
-     method with a local model, `oracle_accuracy` and `oracle_captured`, behind `val/` or `test/<population>/`
-    .
+    Logs `gain`, `gain_client_mean`, `clients_helped`, `clients_unchanged`, `clients_harmed`, the four-way table
+    `examples_both_right`, `examples_only_generalized`, `examples_only_personalized`, `examples_neither` and, for a
+    method with a local model, `global_or_local_accuracy`, `best_mixture_accuracy` and `gain_over_mixture`, behind
+    `val/` or `test/<population>/`.
     """
 
     def create_metric(self, pl_module: LightningModule) -> ClientGain:
@@ -25,5 +25,10 @@ class PersonalizationGain(EvaluationCallback[ClientGain]):
     def update_metric(self, metric: ClientGain, evaluation: ClientEvaluation) -> None:
         """Add the counts of both models."""
         metric.update(
-            evaluation.count, evaluation.generalized, evaluation.personalized, evaluation.both, evaluation.oracle
+            evaluation.count,
+            evaluation.generalized,
+            evaluation.personalized,
+            evaluation.both,
+            evaluation.global_or_local,
+            evaluation.mixtures,
         )

@@ -44,8 +44,9 @@ GROUPS: dict[str, tuple[Row, ...]] = {
     "Gain of personalization": (
         Row("gain", "over examples", signed=True),
         Row("gain_client_mean", "mean over clients", signed=True),
-        Row("oracle_accuracy", "oracle accuracy"),
-        Row("oracle_captured", "share of the oracle captured"),
+        Row("best_mixture_accuracy", "best fixed mixture"),
+        Row("gain_over_mixture", "over the best fixed mixture", signed=True),
+        Row("global_or_local_accuracy", "global or local model right"),
     ),
     "Clients": (
         Row("clients_helped", "helped"),
@@ -96,7 +97,10 @@ class ResultsTable(ResultsCallback):
         """Print and write the results."""
         names = self._print(pl_module, rounds, results)
         if self.path is not None:
-            run = {**names, "round": rounds, "results": results}
+            privacy = federated_module(pl_module).privacy
+            spent = {} if privacy is None else {"privacy/epsilon": privacy.epsilon, "privacy/delta": privacy.delta}
+            run = {**names, "round": rounds, **spent, "results": results}
+            results = {population: {**metrics, **spent} for population, metrics in results.items()}
             text = _csv(results) if self.path.suffix == ".csv" else json.dumps(run, indent=2) + "\n"
             write_text(in_run_folder(trainer, self.path), text)
 
@@ -105,7 +109,10 @@ class ResultsTable(ResultsCallback):
         module = federated_module(pl_module)
         names = {"method": type(module.method).__name__, "backbone": type(module.backbone).__name__}
         title = f"{names['method']} with {names['backbone']}, round {rounds}"
-        get_console().print(results_table(title, results, module.route_names))
+        table, privacy = results_table(title, results, module.route_names), module.privacy
+        if privacy is not None:
+            table.caption = f"{table.caption}\nprivacy: epsilon {privacy.epsilon:.4g} at delta {privacy.delta:g}"
+        get_console().print(table)
         return names
 
 

@@ -13,7 +13,11 @@ from flow_pl.callbacks._federated import federated_data
 from flow_pl.callbacks._progress_display import Pace, ProgressDisplay
 from flow_pl.utils.validation import require_at_least_zero
 
-ACCURACIES = {"val/generalized_accuracy": "val generalized", "val/personalized_accuracy": "personalized"}
+ACCURACIES = {
+    "val/generalized_accuracy": "val generalized",
+    "val/personalized_accuracy": "personalized",
+    "privacy/epsilon": "epsilon",
+}
 """Metrics shown behind the training losses of a fit, as they come, and what they are called there."""
 
 

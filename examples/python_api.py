@@ -24,8 +24,13 @@ data = DigitsData(num_clients=30, cohort_size=10, chunk_size=10, new_client_frac
 # %% The module: a backbone, a method, and how a client trains.
 module = FederatedModule(
     MLP(in_features=64, num_classes=10, hidden=[32]),
-    Flow(local_epochs=2, personal_epochs=4, router=lambda blocks: InstanceRouter(blocks, hidden=[16])),
-    FederatedLoop(batch_size=5, client_optimizer=lambda parameters: SGD(parameters, lr=0.05, momentum=0.9)),
+    Flow(router=lambda blocks: InstanceRouter(blocks, hidden=[16])),
+    FederatedLoop(
+        local_epochs=3,
+        personal_epochs=8,
+        batch_size=5,
+        client_optimizer=lambda parameters: SGD(parameters, lr=0.05, momentum=0.9),
+    ),
 )
 
 

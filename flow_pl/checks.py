@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
+from jsonargparse import Namespace
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
@@ -93,12 +94,14 @@ def check_class_paths(settings: Any) -> None:
     Raises:
         ConfigurationError: a class path names another function.
     """
-    if isinstance(settings, list | tuple):
+    if isinstance(settings, list | tuple | set):
         for entry in settings:
             check_class_paths(entry)
         return
+    if isinstance(settings, Namespace):
+        settings = vars(settings)
     if not isinstance(settings, Mapping):
-        settings = getattr(settings, "__dict__", {})
+        return  # a value: an enumeration, a duration, a signal
     for entry in settings.values():
         check_class_paths(entry)
     path = settings.get("class_path")

@@ -1,4 +1,4 @@
-"""The command line: `flow-pl fit | validate | test | predict` (LightningCLI), and `flow-pl compare`."""
+"""The command line: `flow-pl fit | validate | test | predict` (LightningCLI), `compare`, `export`, `personalize`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 import flow_pl.methods
 import flow_pl.models  # noqa: F401 (imported, their classes go by their bare names in YAML)
-from flow_pl import callbacks
+from flow_pl import callbacks, shipped
 from flow_pl.callbacks.metrics_log import MetricsLog, continue_log
 from flow_pl.callbacks.preemption import Preemption
 from flow_pl.callbacks.run_folder import BestCheckpoint, LastCheckpoint, RunFolder
@@ -46,6 +46,7 @@ DEFAULT_CALLBACKS = (
     callbacks.PersonalizedAccuracy,
     callbacks.PersonalizationGain,
     callbacks.RoutingStatistics,
+    callbacks.BackdoorSuccess,
     callbacks.RoundProgressBar,
     callbacks.ResultsTable,
     callbacks.PredictionWriter,
@@ -60,7 +61,8 @@ DEFAULT_CALLBACKS = (
 """Always there, but for those that a listed callback replaces: see `_replaces`."""
 
 DESCRIPTION = """Personalized federated learning, one command for each stage of a run.
-Another command, `flow-pl compare`, trains and tests several configurations: see `flow-pl compare --help`."""
+Other commands, each with --help: `flow-pl compare` trains and tests several configurations, `flow-pl export` and
+`flow-pl personalize` write a trained model as a file that needs no flow_pl."""
 
 
 WORDS = (None, "best", "last", "hpc", "registry")
@@ -218,6 +220,11 @@ def run(args: ArgsType = None) -> FlowCLI:
     Returns:
         The finished CLI, with its trainer, model and data module.
     """
+    files: list[str] = []
+    if args is None:
+        sys.argv[1:], files = shipped.expand(sys.argv[1:])  # where Lightning reads it, to start other processes too
+    elif isinstance(args, list):
+        args, files = shipped.expand(args)
     return FlowCLI(
         FederatedModule,
         FederatedDataModule,
@@ -237,7 +244,7 @@ def run(args: ArgsType = None) -> FlowCLI:
             # one line, "server"
             "enable_model_summary": False,
             "log_every_n_steps": 1,
-            "default_root_dir": "runs",
+            "default_root_dir": str(Path("runs", shipped.run_name(files))),
         },
         args=args,
     )
@@ -267,6 +274,12 @@ def main(args: ArgsType = None) -> None:
             status = compare(words[1:])
             if status:
                 raise SystemExit(status)
+        elif isinstance(words, list) and words[:1] == ["configs"]:
+            shipped.command(words[1:])
+        elif isinstance(words, list) and words[:1] in (["export"], ["personalize"]):
+            from flow_pl.export_command import command  # as few runs need it
+
+            command(words[0], words[1:])
         else:
             run(args)
     except SIGTERMException:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from functools import partial
+from pathlib import Path
 from typing import IO, Any
 
 import lightning
@@ -12,6 +13,7 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from typing_extensions import Self
@@ -20,12 +22,24 @@ from flow_pl.checks import check_checkpoint, check_fit, check_gradients, check_s
 from flow_pl.configuration import KEY, make, read_settings
 from flow_pl.data import CohortSampler, FederatedDataModule
 from flow_pl.data.batch import ClientBatch
+from flow_pl.engine.aggregation import Aggregation, Mean
+from flow_pl.engine.attacks import Attack
 from flow_pl.engine.chunk_size import ChunkSize
 from flow_pl.engine.client_optimizer import check_elementwise
 from flow_pl.engine.client_states import ClientStates
+from flow_pl.engine.compression import RESIDUAL, Compression, compress_update, no_residual
+from flow_pl.engine.draw_check import check_draws
 from flow_pl.engine.loop import ClientUpdate, FederatedLoop
 from flow_pl.engine.loss_scale import LossScale
-from flow_pl.engine.server_round import ServerRound, server_groups
+from flow_pl.engine.privacy import GaussianMechanism
+from flow_pl.engine.round_settings import choose_attackers, planned_rounds, prepare_rounds
+from flow_pl.engine.server_round import (
+    ServerRound,
+    changed_parameters,
+    sent_parameters,
+    server_groups,
+    trained_parameters,
+)
 from flow_pl.engine.tracing import check_compiler
 from flow_pl.errors import ConfigurationError
 from flow_pl.evaluation.counts import ClientEvaluation, ClientPredictions, concatenate
@@ -54,7 +68,7 @@ class FederatedModule(lightning.LightningModule):
 
     Args:
         backbone: a `torch.nn.Sequential` of blocks.
-        method: the federated algorithm.
+        method: the federated algorithm; a bound copy of it is kept.
         loop: how clients are trained.
         objective: the task.
         server_optimizer: any torch optimizer, on the pseudo-gradient. SGD with lr 1.0 is FedAvg, with momentum
@@ -62,6 +76,10 @@ class FederatedModule(lightning.LightningModule):
         server_scheduler: of the server optimizer's learning rate, stepped once a round.
         max_rejected: largest share of a round's clients that may be left out, as their update is not finite or their
             data cannot be used; with more of them the run stops.
+        aggregation: what the server makes of the clients' updates; null = their weighted mean.
+        privacy: differential privacy of the training, for each client as a whole; null = none.
+        compression: of the updates that clients send, lossy; null = none.
+        attack: simulated clients that attack; null = none.
     """
 
     def __init__(
@@ -73,17 +91,25 @@ class FederatedModule(lightning.LightningModule):
         server_optimizer: OptimizerCallable = lambda params: torch.optim.SGD(params, lr=1.0),
         server_scheduler: LRSchedulerCallable | None = None,
         max_rejected: float = 0.5,
+        aggregation: Aggregation | None = None,
+        privacy: GaussianMechanism | None = None,
+        compression: Compression | None = None,
+        attack: Attack | None = None,
     ) -> None:
         super().__init__()
         require_fraction(max_rejected=max_rejected)
         self.automatic_optimization = False
-        self.method = method
         self.loop = FederatedLoop() if loop is None else loop
         self.objective = Classification() if objective is None else objective
-        self.server = nn.ModuleDict(method.bind(backbone, self.objective))
+        self.method = method.bind(backbone, self.objective)
+        self.server = nn.ModuleDict(self.method.modules)
         self.server_optimizer = server_optimizer
         self.server_scheduler = server_scheduler
         self.max_rejected = max_rejected
+        self.aggregation = Mean() if aggregation is None else aggregation
+        self.privacy = privacy
+        self.compression = compression
+        self.attack = attack
         self.loss_scale = LossScale()
         self._changed = False
         self._round: ServerRound | None = None
@@ -99,6 +125,11 @@ class FederatedModule(lightning.LightningModule):
     def route_names(self) -> list[str]:
         """Names of the routed blocks; empty for a method that does not route."""
         return self.method.route_names
+
+    @property
+    def orders(self) -> int:
+        """How many orders of its examples a client needs; the data module draws as many."""
+        return self.loop.orders(self.method)
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs of the global model for instances x [N, ...]."""
@@ -174,45 +205,77 @@ class FederatedModule(lightning.LightningModule):
             keep_freed_memory()
         if stage == "fit" and mode is not None:
             check_compiler(device, mode)
-        data.epochs = self.method.epochs
+        if stage == "fit" and changed_parameters(self.method):
+            self.method.plan()
         check_elementwise(self.loop.client_optimizer)
         example, label_shape = self.loop.lay_out(data.example()[None])[0], data.federation.store.label_shape
         check_fit(self.method, example, data.num_classes, label_shape)
+        check_draws(self.method, example)
+        if self.attack is not None:
+            self.attack.check(example, data.num_classes, label_shape)
+        data.unevaluated = choose_attackers(data, self.attack)
         if stage == "fit":
+            prepare_rounds(
+                self.trainer,
+                data,
+                self.method,
+                self.loop.weighting,
+                self.aggregation,
+                self.privacy,
+                self.attack,
+                self.compression,
+            )
             rounds = self.trainer.max_epochs
             check_server_optimizer(
                 self.server_optimizer,
                 self.server_scheduler,
-                self.server.parameters(),
+                self._trained(),
                 -1 if rounds is None else rounds,
             )
         self._open_states(data)
         if data.chunk_size == "auto" and not self._chunks.automatic:
-            self._chunks = ChunkSize(True, 4 * sum(p.numel() for p in self.server.parameters()))
+            self._chunks = ChunkSize(True, 4 * sum(p.numel() for p in self._trained()))
+
+    def _trained(self) -> list[nn.Parameter]:
+        """The server's parameters that its optimizer moves: neither frozen nor averaged as they are."""
+        groups = trained_parameters(self.method).values()
+        return [p for group in groups for p in group.values() if p.requires_grad]
 
     def _open_states(self, data: FederatedDataModule) -> None:
         """Make room for what clients keep, unless it is there from an earlier stage."""
         population = len(data.federation.store)
         if not self.method.private or (self._states is not None and self._states.population == population):
             return
-        initial = self.method.initial_state(server_groups(self.method))
+        initial = self._initial_state(self.method, server_groups(self.method))
         trainer = self.trainer
         root, share = trainer.default_root_dir, trainer.strategy.broadcast
         self._states = ClientStates(initial, population, root, share, first=trainer.is_global_zero)
 
-    def _kept(self, server: Groups, batch: ClientBatch) -> Groups | None:
+    def _initial_state(self, method: Method, server: Groups) -> Groups:
+        """What a client has in the groups that clients keep, before it has been sampled."""
+        initial = method.initial_state(server)
+        if self.compression is None or not self.compression.keeps_residual:
+            return initial
+        return initial | no_residual({name: dict(group) for name, group in sent_parameters(method).items()})
+
+    def _kept(self, method: Method, server: Groups, batch: ClientBatch) -> Groups | None:
         """What the clients of a chunk kept from their last round."""
-        if self._states is None or not len(batch):
+        if self._states is None or not method.private or not len(batch):
             return None
-        return self._states.read(batch.client, self.method.initial_state(server))
+        return self._states.read(batch.client, self._initial_state(method, server))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The server's optimizer and scheduler."""
-        optimizer = self.server_optimizer(self.server.parameters())
+        optimizer = self.server_optimizer(self._trained())
         if self.server_scheduler is None:
             return optimizer
         scheduler = self.server_scheduler(optimizer)
         return [optimizer], [scheduler]
+
+    def on_fit_start(self) -> None:
+        """Refuse more rounds than the privacy budget allows, once a checkpoint's ledger is known."""
+        if self.privacy is not None:
+            self.privacy.require_budget(planned_rounds(self.trainer))
 
     def on_train_start(self) -> None:
         """Refuse a loader whose sampler Lightning has replaced: every process would train every client."""
@@ -234,23 +297,45 @@ class FederatedModule(lightning.LightningModule):
             self._changed = False
 
     def on_train_epoch_start(self) -> None:
-        """Begin the round from nothing, whatever an interrupted one has left."""
+        """Begin the round from nothing, whatever an interrupted one has left.
+
+        Raises:
+            ConfigurationError: a callback has frozen or unfrozen parameters.
+        """
+        changed = changed_parameters(self.method)
+        if changed:
+            raise ConfigurationError(
+                f"{', '.join(changed[:3])} {'has' if len(changed) == 1 else 'have'} been frozen or unfrozen after the "
+                "fit has begun, expected requires_grad to stay as it is: leave out callbacks that change it "
+                "(BackboneFinetuning), and fit anew for each phase of the training."
+            )
         self._round = None
         if self._states is not None:
             self._states.discard()
+        if self.privacy is not None and self.privacy.exhausted:
+            self.privacy.require_budget(None)  # trainer.min_epochs goes on where it should stop
 
     def training_step(self, batch: ClientBatch, batch_idx: int) -> None:
         """Train a chunk of clients; with the last one of the round, make the server's step."""
+        method = self.method.in_round(self.current_epoch)
         if self._round is None:
-            self._round = ServerRound(self.method, self.max_rejected)
+            self._round = ServerRound(
+                method,
+                self.max_rejected,
+                self.aggregation,
+                self.privacy,
+                self.attack,
+                self.compression,
+                Path(self.trainer.default_root_dir),
+            )
         self._round.reject(batch.unusable)
         if len(batch):
             scaler = self._scaler
             scale = None if scaler is None else self.loss_scale.value
             server = server_groups(self.method)
-            for update in self._chunks.run(batch, partial(self._train, server, scale)):
+            for update in self._chunks.run(batch, partial(self._train, method, server, scale)):
                 accepted = self._round.add(update)
-                if self._states is not None:
+                if self._states is not None and method.private:
                     self._states.write(update.client, update.kept, accepted)
         if self.trainer.is_last_batch:
             if self._states is not None:
@@ -259,17 +344,35 @@ class FederatedModule(lightning.LightningModule):
             self._round = None
             self._chunks.end_round()
 
-    def _train(self, server: Groups, scale: Tensor | None, piece: ClientBatch) -> ClientUpdate:
-        return self.loop.train_clients(self.method, server, piece, scale, self._kept(server, piece))
+    def _train(self, method: Method, server: Groups, scale: Tensor | None, piece: ClientBatch) -> ClientUpdate:
+        kept, residual = self._kept(method, server, piece), None
+        if kept is not None and RESIDUAL in kept:
+            residual = {RESIDUAL: kept.pop(RESIDUAL)}
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if self.attack is not None:
+            piece = self.attack.poison(piece, data.num_classes)
+        update = self.loop.train_clients(method, server, piece, scale, kept)
+        if self.attack is not None:
+            self.attack.corrupt(update.difference, update.client, piece.round)
+        if self.compression is not None:
+            update.kept.update(
+                compress_update(
+                    self.compression, update.difference, update.client, residual, data.run_seed, piece.round
+                )
+            )
+        return update
 
     def _server_step(self, round_: ServerRound) -> None:
         figures = round_.finish(
-            lambda tensor: self.trainer.strategy.reduce(tensor, reduce_op="sum"), self.current_epoch
+            lambda tensor: self.trainer.strategy.reduce(tensor, reduce_op="sum"),
+            self.current_epoch,
+            self.trainer.global_rank,
+            self.trainer.world_size,
         )
         scaler = self._scaler
         if scaler is not None:
             # Lightning takes the scaler's factor off every gradient, and wants one; the pseudo-gradient never had it.
-            for p in self.server.parameters():
+            for p in self._trained():
                 if p.grad is not None or not self.method.shared:
                     p.grad = scaler.scale(torch.zeros_like(p) if p.grad is None else p.grad)
             self.loss_scale.adapt(figures["skipped_steps"])
@@ -284,13 +387,18 @@ class FederatedModule(lightning.LightningModule):
         if scaler is None:
             del figures["skipped_steps"]
         sampler = self.trainer.train_dataloader.sampler  # type: ignore[union-attr]
+        figures["bytes_down"] = figures["bytes_down"] + round_.bytes_down * sum(sampler.absent.values())
         figures |= {f"{name}_clients": torch.tensor(float(count)) for name, count in sampler.absent.items()}
         if self._states is not None:
             kept = torch.tensor(float(len(self._states.known())))
             figures |= {"clients_with_state": kept, "state_bytes": kept * self._states.bytes_per_client}
         self._log_round()
+        logged = {f"train/{name}": value for name, value in figures.items()}
+        if self.privacy is not None:
+            logged["privacy/epsilon"] = torch.tensor(self.privacy.epsilon)
+            self._stop_at_budget(self.privacy)
         self.log_dict(
-            {f"train/{name}": value for name, value in figures.items()},
+            logged,
             on_step=False,
             on_epoch=True,
             batch_size=1,
@@ -298,6 +406,16 @@ class FederatedModule(lightning.LightningModule):
             sync_dist=True,
             rank_zero_only=True,
         )
+
+    def _stop_at_budget(self, privacy: GaussianMechanism) -> None:
+        """End the fit behind the last round that the privacy budget allows."""
+        rounds = planned_rounds(self.trainer)
+        if privacy.exhausted and (rounds is None or self.trainer.global_step < rounds):
+            self.trainer.should_stop = True
+            rank_zero_info(
+                f"the privacy budget is spent: epsilon is {privacy.epsilon:.4g} of {privacy.budget:g} after "
+                f"{privacy.ledger.rounds} rounds, and another round would exceed it. Training stops here."
+            )
 
     def _name_rejected(self, round_: ServerRound) -> None:
         """Warn of the clients of this process that were left out of a round, and say why."""
@@ -340,7 +458,7 @@ class FederatedModule(lightning.LightningModule):
         server = server_groups(self.method)
 
         def evaluate(piece: ClientBatch) -> ClientEvaluation:
-            return self.loop.evaluate_clients(self.method, server, piece, self._kept(server, piece))
+            return self.loop.evaluate_clients(self.method, server, piece, self._kept(self.method, server, piece))
 
         return concatenate(list(self._chunks.run(batch, evaluate))) if len(batch) else evaluate(batch)
 
@@ -355,7 +473,7 @@ class FederatedModule(lightning.LightningModule):
         server = server_groups(self.method)
 
         def predict(piece: ClientBatch) -> ClientPredictions:
-            return self.loop.predict_clients(self.method, server, piece, self._kept(server, piece))
+            return self.loop.predict_clients(self.method, server, piece, self._kept(self.method, server, piece))
 
         pieces = list(self._chunks.run(batch, predict)) if len(batch) else [predict(batch)]
         # those without any example have no axes to put together
@@ -367,6 +485,8 @@ class FederatedModule(lightning.LightningModule):
         checkpoint["server"] = self._server_record()
         checkpoint["data"] = data_record(self.trainer.datamodule)  # type: ignore[attr-defined]
         checkpoint["chunk_size"] = self._chunks.state_dict()
+        if self.privacy is not None:
+            checkpoint["privacy"] = self.privacy.state_dict()
         if self._states is not None and self.trainer.is_global_zero:
             data = self.trainer.datamodule  # type: ignore[attr-defined]
             checkpoint["client_states"] = self._states.state_dict(data.client_name)
@@ -383,6 +503,7 @@ class FederatedModule(lightning.LightningModule):
             self._changed = check_server(checkpoint["server"], self._server_record())
         if fitting:
             begin_round_anew(checkpoint)
+        self._load_privacy(checkpoint.get("privacy"))
         if self._chunks.automatic and checkpoint.get("chunk_size"):
             self._chunks.load_state_dict(checkpoint["chunk_size"])
         if self._states is not None:
@@ -394,6 +515,21 @@ class FederatedModule(lightning.LightningModule):
 
     def _server_record(self) -> dict[str, Any]:
         return server_record(self.server_optimizer, self.server_scheduler, self.server.parameters())
+
+    def _load_privacy(self, state: dict[str, Any] | None) -> None:
+        """Go on with the ledger of a checkpoint.
+
+        Raises:
+            ConfigurationError: of the checkpoint's rounds and those to come only some are private.
+        """
+        if (state is None) != (self.privacy is None) and self.trainer.state.fn == "fit":
+            before, now = ("without", "has") if state is None else ("with", "has no")
+            raise ConfigurationError(
+                f"the checkpoint was trained {before} model.privacy, this configuration {now} model.privacy: rounds "
+                "that are not private would void the guarantee; go on as the checkpoint was trained, or start anew."
+            )
+        if state is not None and self.privacy is not None:
+            self.privacy.load_state_dict(state)
 
     def identity(self) -> dict[str, str]:
         """What a checkpoint must have been trained with to fit: the class names of the method and the backbone."""

@@ -3,34 +3,45 @@
 from __future__ import annotations
 
 import argparse
+import keyword
 import os
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import yaml
 from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]  # public, by its documentation
 from lightning.pytorch.cli import LightningArgumentParser
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 import flow_pl.methods
 import flow_pl.models  # noqa: F401 (imported, their classes go by their bare names in YAML)
-from flow_pl.checks import check_checkpoint, check_class_paths
+from flow_pl.checks import check_checkpoint, check_class_paths, check_fit
 from flow_pl.configuration import KEY
 from flow_pl.data import FederatedDataModule
 from flow_pl.data.batch import ClientBatch, Examples
 from flow_pl.data.dataset import draw_part
+from flow_pl.data.store.client_checks import check_client
+from flow_pl.engine.client_states import client_state
 from flow_pl.engine.server_round import server_groups
 from flow_pl.errors import ConfigurationError, DataError, FlowError, find_cause
 from flow_pl.methods.base import Method
 from flow_pl.module import FederatedModule
-from flow_pl.utils.checkpoints import WholeCheckpointIO
-from flow_pl.utils.groups import Groups
-from flow_pl.utils.rng import Stream, generator
+from flow_pl.shipped import find
+from flow_pl.utils.checkpoints import WholeCheckpointIO, look_at
+from flow_pl.utils.groups import Groups, Parameters
+from flow_pl.utils.rng import Stream, generator, key
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 def load(
-    config: str | os.PathLike[str] | None, checkpoint: str | os.PathLike[str], *overrides: str
+    config: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None,
+    checkpoint: str | os.PathLike[str],
+    *overrides: str,
 ) -> tuple[FederatedModule, FederatedDataModule]:
     """A trained module and its data module, without a trainer.
 
@@ -38,12 +49,13 @@ def load(
     not be there: the router's shapes come from the checkpoint. So the data module is not set up; its `transform` can
     be used at once, its clients after `prepare_data()` and `setup()`, which a Trainer calls itself.
 
-    What clients of a stateful method kept is in the checkpoint, but is not loaded: give a Trainer the `ckpt_path` for
-    that. For `personalize` every client is one that has not been sampled yet.
+    What clients of a stateful method kept is in the checkpoint, but is not loaded: `load_kept` does that for one
+    client, and a Trainer that is given the `ckpt_path` for all of them.
 
     Args:
-        config: YAML file of the run, of `configs` or the one that the run has saved; None = what the checkpoint says.
-            What it says of the trainer and the seed has no effect.
+        config: YAML file that the run has saved, or the files or names of shipped ones that it was put together
+            from (`["task/digits", "method/flow"]`); None = what the checkpoint says. What they say of the trainer and
+            the seed has no effect.
         checkpoint: of the run, on the CPU when it is loaded.
         *overrides: options of the command line for `--model` and `--data`, such as "--data.cache_dir=/tmp/stores".
 
@@ -73,17 +85,23 @@ def _saved_settings(saved: dict[str, Any], checkpoint: str | os.PathLike[str]) -
 
 
 def instantiate(
-    config: str | os.PathLike[str] | dict[str, Any], *overrides: str
+    config: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | dict[str, Any], *overrides: str
 ) -> tuple[FederatedModule, FederatedDataModule]:
     """The untrained module and the data module of a configuration, as the command line makes them.
 
     Args:
-        config: YAML file of a run, or its sections "model" and "data".
+        config: YAML file of a run, or several; names of shipped ones are found. Or the sections "model" and "data" of
+            one.
         *overrides: options of the command line for `--model` and `--data`.
 
     Raises:
         ConfigurationError: they are not valid.
     """
+    if isinstance(config, dict):
+        files = [yaml.safe_dump(config)]  # which may stand in the place of a file
+    else:
+        listed = [config] if isinstance(config, str | os.PathLike) else config
+        files = [str(find(os.fspath(each))) for each in listed]
     parser = LightningArgumentParser(exit_on_error=False)
     parser.add_argument("--config", action=ActionConfigFile)
     for ignored in ("seed_everything", "trainer", "ckpt_path", "weights_only"):
@@ -91,13 +109,11 @@ def instantiate(
     parser.add_lightning_class_args(FederatedModule, "model")
     parser.add_lightning_class_args(FederatedDataModule, "data", subclass_mode=True)
     try:
-        # a configuration may stand in the place of its file
-        file = yaml.safe_dump(config) if isinstance(config, dict) else os.fspath(config)
-        settings = parser.parse_args(["--config", file, *overrides])
+        settings = parser.parse_args([*(f"--config={file}" for file in files), *overrides])
         check_class_paths(settings)
         made = parser.instantiate_classes(settings)
     except argparse.ArgumentError as error:
-        named = "the configuration" if isinstance(config, dict) else config
+        named = "the configuration" if isinstance(config, dict) else ", ".join(map(str, files))
         raise ConfigurationError(f"{named} cannot be used: {error}") from error
     except Exception as error:
         cause = find_cause(error, FlowError)
@@ -107,7 +123,56 @@ def instantiate(
     return made.model, made.data
 
 
-class PersonalModel(nn.Module):
+SINGLE = "model"
+"""The only group of a model whose weights are one set of the backbone's parameters."""
+
+
+class ServedModel(nn.Module):
+    """What predicts, as a module of its own: its weights are buffers, copies of those that it is made from.
+
+    So it can be moved, converted, copied, pickled and saved like any module, and later training changes nothing in it.
+    It predicts in evaluation mode, also after `train()`: dropout has no place in a prediction.
+
+    Args:
+        method: of the run, bound to its backbone.
+        groups: the parameter groups to predict with.
+    """
+
+    def __init__(self, method: Method, groups: Groups) -> None:
+        super().__init__()
+        self.method = method.predictor()
+        self.blocks = nn.ModuleList(self.method.modules.values())  # without weights; for their buffers
+        self.groups = _Buffers({f"{name}.{key}": p for name, group in groups.items() for key, p in group.items()})
+        self.eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of this module; its blocks stay in evaluation mode."""
+        super().train(mode)
+        self.blocks.eval()
+        return self
+
+    def weights(self) -> Parameters:
+        """All tensors by name: a single model's by the backbone's own names, others as group.name."""
+        groups = self.tensors()
+        if len(groups) == 1:
+            ((_, weights),) = groups.items()
+            return {**weights, **dict(self.method.modules["global"].named_buffers())}
+        found = {f"{name}.{key}": p for name, group in groups.items() for key, p in group.items()}
+        for name, block in self.method.modules.items():
+            if name in groups:
+                found |= {f"{name}.{key}": p for key, p in block.named_buffers()}
+        return found
+
+    def tensors(self) -> Groups:
+        """The parameter groups by name."""
+        groups: Groups = {}
+        for name, tensor in self.groups.tensors().items():
+            group, _, key = name.partition(".")
+            groups.setdefault(group, {})[key] = tensor
+        return groups
+
+
+class PersonalModel(ServedModel):
     """What a client predicts with; made by `personalize`.
 
     Args:
@@ -116,28 +181,76 @@ class PersonalModel(nn.Module):
     """
 
     def __init__(self, method: Method, groups: Groups) -> None:
-        super().__init__()
-        self._method = method
-        self._groups = groups
+        personal = method.personal(groups)
+        needed = {name: group for name, group in groups.items() if name not in method.scratch}
+        super().__init__(method, needed if personal is None else {SINGLE: personal})
 
-    @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         """Outputs for instances x [N, ...], as the backbone gives them: [N, classes] or [N, T, tokens].
 
         With hard routing by the instance, each goes through one copy of a block alone (Flow with `routing: hard`).
         """
-        modules = self._method.modules.values()
-        modes = [module.training for module in modules]
-        for module in modules:
-            module.eval()
-        try:
-            return self._method.personalized(self._groups, x)
-        finally:
-            for module, mode in zip(modules, modes, strict=True):
-                module.train(mode)
+        groups = self.tensors()
+        if SINGLE in groups:
+            return self.method.model.plain(x, groups[SINGLE])
+        return self.method.personalized(groups, x)
 
 
-def personalize(module: FederatedModule, x: Tensor, y: Tensor, seed: int = 0) -> PersonalModel:
+class ServerModel(ServedModel):
+    """What the server predicts with: the method's generalized model.
+
+    Args:
+        module: trained; of a checkpoint, say.
+    """
+
+    def __init__(self, module: FederatedModule) -> None:
+        server = server_groups(module.method)
+        super().__init__(module.method, {name: server[name] for name in module.method.models})
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Outputs for instances x [N, ...], as the backbone gives them: [N, classes] or [N, T, tokens]."""
+        return self.method.generalized(self.tensors(), x)
+
+
+class _Buffers(nn.Module):
+    """Tensors by dotted names, as buffers of nested modules.
+
+    A name that Python or torch has taken ("global") gets an underscore behind it: it must be an attribute's.
+    """
+
+    def __init__(self, tensors: Parameters) -> None:
+        super().__init__()
+        self._names: dict[str, str] = {}
+        below: dict[str, Parameters] = {}
+        for name, tensor in tensors.items():
+            first, _, rest = name.partition(".")
+            if rest:
+                below.setdefault(first, {})[rest] = tensor
+            else:
+                copied = tensor.detach().clone(memory_format=torch.contiguous_format)
+                self.register_buffer(self._attribute(first), copied)
+        for first, inner in below.items():
+            self.add_module(self._attribute(first), _Buffers(inner))
+
+    def _attribute(self, name: str) -> str:
+        attribute = name
+        while keyword.iskeyword(attribute) or hasattr(self, attribute):
+            attribute += "_"
+        self._names[attribute] = name
+        return attribute
+
+    def tensors(self) -> Parameters:
+        """The tensors by their dotted names."""
+        found = {self._names[name]: tensor for name, tensor in self.named_buffers(recurse=False)}
+        for name, inner in self.named_children():
+            assert isinstance(inner, _Buffers)
+            found |= {f"{self._names[name]}.{rest}": tensor for rest, tensor in inner.tensors().items()}
+        return found
+
+
+def personalize(
+    module: FederatedModule, x: Tensor | ArrayLike, y: Tensor | ArrayLike, seed: int = 0, kept: Groups | None = None
+) -> PersonalModel:
     """Personalize the server's model for a client that need not have been seen in training.
 
     The same steps are taken as when a client is evaluated (`Method.personalization`).
@@ -145,20 +258,29 @@ def personalize(module: FederatedModule, x: Tensor, y: Tensor, seed: int = 0) ->
     Args:
         module: trained; of a checkpoint, say.
         x: the client's examples [N, ...], as a model gets them (`FederatedDataModule.transform`).
-        y: their targets [N] or [N, ...].
+        y: their targets [N] or [N, ...], integers; -1 where an example has no label, which then has no part in it.
         seed: of the order in which they are visited, and of dropout.
+        kept: what the client of a stateful method kept, without a client axis, as `load_kept` gives it; None for a
+            client that has not been sampled yet.
 
     Returns:
         The client's model; the module is not changed.
 
     Raises:
-        DataError: there is no example, or not one target for each.
+        DataError: there is no example with a label, not one target for each, or a value that cannot be used.
+        ConfigurationError: the examples or `kept` do not fit the model.
     """
-    if len(x) != len(y) or not len(x):
-        raise DataError(f"x has {len(x)} examples and y {len(y)} targets, expected one for each, and at least one.")
+    device = next(module.parameters()).device
+    x, y = _labelled(as_tensor("x", x), as_tensor("y", y))
     n, method = len(x), module.method
+    classes = y.shape[-1] if method.objective.several_labels else int(y.max()) + 1
+    check_fit(method, x[:1].to(device), classes, tuple(y.shape[1:]))
+    server = server_groups(method)
+    if kept is not None:
+        _check_kept(method, method.initial_state(server), kept)
+        kept = {name: {key: p.to(device)[None].clone() for key, p in group.items()} for name, group in kept.items()}
     random = generator(seed, Stream.EVALUATION_ORDER, 0)
-    orders = np.stack([random.permutation(n) for _ in range(method.epochs)])
+    orders = np.stack([random.permutation(n) for _ in range(module.loop.orders(method))])
     device = next(module.parameters()).device
     batch = ClientBatch(
         client=torch.zeros(1, dtype=torch.int64),
@@ -167,6 +289,96 @@ def personalize(module: FederatedModule, x: Tensor, y: Tensor, seed: int = 0) ->
         order=torch.from_numpy(orders)[None],
         heldout=None,
         round=-1,
-        seed=seed,
+        key=torch.tensor([key(seed, Stream.DROPOUT, 0, 0)]),
     ).to(device)
-    return PersonalModel(method, module.loop.personalize(method, server_groups(method), batch))
+    return PersonalModel(method, module.loop.personalize(method, server, batch, kept))
+
+
+def load_kept(module: FederatedModule, checkpoint: str | os.PathLike[str], client: str) -> Groups:
+    """What a client of a stateful method kept, for `personalize`.
+
+    Args:
+        module: of the same run, as `load` gives it.
+        checkpoint: of the run.
+        client: its name in the data.
+
+    Returns:
+        Its groups, without a client axis, on the module's device.
+
+    Raises:
+        ConfigurationError: the method keeps nothing, or the checkpoint is missing, damaged, or of another method.
+        DataError: the client keeps nothing, as it has not been sampled.
+    """
+    method = module.method
+    if not method.private:
+        raise ConfigurationError(_stateless(method))
+    saved = look_at(checkpoint)
+    check_checkpoint(saved["flow_pl"], module.identity(), saved["state_dict"], dict(module.state_dict()))
+    return client_state(saved["client_states"], client, method.initial_state(server_groups(method)))
+
+
+def _stateless(method: Method) -> str:
+    return (
+        f"clients of {type(method).__name__} keep nothing between rounds: leave out what the client kept, its "
+        "personalized model is made from the server's and its examples."
+    )
+
+
+def _check_kept(method: Method, expected: Groups, kept: Groups) -> None:
+    """Check that a client kept what clients of a method keep."""
+    if not expected:
+        raise ConfigurationError(_stateless(method))
+    shapes, found = (
+        {f"{name}.{key}": list(p.shape) for name, group in groups.items() for key, p in group.items()}
+        for groups in (expected, kept)
+    )
+    for name in sorted(shapes.keys() | found.keys()):
+        if shapes.get(name) != found.get(name):
+            given = f"{name} of shape {found[name]}" if name in found else f"no {name}"
+            some = ", ".join(f"{key} {shape}" for key, shape in list(shapes.items())[:3])
+            raise ConfigurationError(
+                f"kept has {given}, a client of {type(method).__name__} keeps {some}"
+                f"{', ...' if len(shapes) > 3 else ''}: give what load_kept returns."
+            )
+
+
+def as_tensor(name: str, values: Tensor | ArrayLike) -> Tensor:
+    """What a user gives, as a tensor.
+
+    Args:
+        name: of the values, for the message.
+        values: a tensor, an array, or lists of numbers.
+
+    Raises:
+        DataError: they are no numbers.
+    """
+    if isinstance(values, Tensor):
+        return values
+    array = np.asarray(values)
+    if array.dtype.kind not in "biuf":
+        raise DataError(f"{name} has values of type {array.dtype}, expected numbers.")
+    return torch.from_numpy(np.require(array, array.dtype.newbyteorder("="), ["C", "W"]))
+
+
+def _labelled(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """The examples with a label, in the types that a model gets: float32 or int64.
+
+    Raises:
+        DataError: there are none, or a value cannot be used.
+    """
+    if not x.ndim or not y.ndim or len(x) != len(y) or not len(x):
+        raise DataError(
+            f"x has shape {list(x.shape)} and y {list(y.shape)}: of examples and targets, expected one for each, and "
+            "at least one."
+        )
+    if not (y != -1).any():
+        raise DataError(
+            f"none of the {len(y)} examples has a label (all of y is -1), expected at least one: label some of them, "
+            "or serve the client with the server's model (ServerModel)."
+        )
+    check_client("to be personalized", x.detach().cpu().numpy(), y.detach().cpu().numpy(), 0, None)
+    there = (y != -1).reshape(len(y), -1).any(1)
+    x = x[there]
+    if x.dtype not in (torch.uint8, torch.bool):
+        x = x.float() if x.is_floating_point() else x.long()
+    return x, y[there].long()

@@ -6,14 +6,14 @@ Written for one client without a client axis; the federated loop vectorises it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from flow_pl.errors import ConfigurationError, DataError
-from flow_pl.utils.validation import require_count, require_counts
+from flow_pl.utils.validation import require_choice, require_count, require_counts
 
 
 class Objective(ABC):
@@ -185,13 +185,22 @@ class MultiLabel(Objective):
 
     Args:
         k: how many labels are predicted for an example (published for Stack Overflow tags: 5).
+        reduction: what a step of a client minimizes: "sum", over the labels and the examples of a minibatch (published
+            for Stack Overflow tags), or "mean" over both. For 32 examples of 500 labels the sum's gradient is 16,000
+            times the mean's, so each has learning rates and weights of a method's regulariser of its own. The losses
+            of an evaluation are means for both.
+
+    Raises:
+        ConfigurationError: `k` is not positive, or `reduction` is neither of the two.
     """
 
     several_labels: ClassVar[bool] = True
 
-    def __init__(self, k: int = 5) -> None:
+    def __init__(self, k: int = 5, reduction: Literal["mean", "sum"] = "mean") -> None:
         require_count(k=k)
+        require_choice(("mean", "sum"), reduction=reduction)
         self.k = k
+        self.reduction = reduction
 
     def counted(self, y: Tensor, mask: Tensor) -> Tensor:
         """The true labels of real examples [N, labels]."""
@@ -205,6 +214,13 @@ class MultiLabel(Objective):
         """Binary cross-entropy of every label [N, labels], in float32."""
         scores = outputs.float()
         return functional.softplus(scores) - scores * y
+
+    def loss(self, outputs: Tensor, y: Tensor, mask: Tensor) -> Tensor:
+        """Sum or mean over all labels of real examples; see `Objective.loss`."""
+        if self.reduction == "mean":
+            return super().loss(outputs, y, mask)
+        # selected, not multiplied by 0: what a padded row holds must not reach the sum
+        return self.losses(outputs, y).where(self.in_loss(y, mask), 0.0).sum()
 
     def predictions(self, outputs: Tensor) -> Tensor:
         """The k most probable labels [N, k], the most probable first."""

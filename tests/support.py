@@ -44,12 +44,13 @@ def chunk(sizes: Sequence[int], epochs: int = 2, seed: int = 0, pad_to: int = 0,
     random = np.random.default_rng(seed + 1)
     longest = train.mask.shape[1]
     part = np.zeros((len(sizes), longest), dtype=np.uint8)
-    order = np.tile(np.arange(longest), (len(sizes), epochs, 1))
+    orders = 2 * epochs  # phases before the last one visit those behind
+    order = np.tile(np.arange(longest), (len(sizes), orders, 1))
     for i, n in enumerate(sizes):
         local, global_ = part_sizes(n)
         rank = random.permutation(n)
         part[i, :n] = LOCAL * (rank < local) | GLOBAL * (rank >= n - global_)
-        for e in range(epochs):
+        for e in range(orders):
             order[i, e, :n] = random.permutation(n)
     return ClientBatch(
         client=torch.arange(len(sizes)),
@@ -58,6 +59,7 @@ def chunk(sizes: Sequence[int], epochs: int = 2, seed: int = 0, pad_to: int = 0,
         order=torch.from_numpy(order),
         heldout=examples([heldout] * len(sizes), seed + 2),
         round=0,
+        key=torch.arange(len(sizes)) + 1000 * seed,
     )
 
 
@@ -69,9 +71,9 @@ def select(batch: ClientBatch, clients: Sequence[int]) -> ClientBatch:
         return Examples(part.x[index], part.y[index], part.mask[index], tuple(part.sizes[i] for i in clients))
 
     assert batch.heldout is not None
-    return ClientBatch(
-        batch.client[index], pick(batch.train), batch.part[index], batch.order[index], pick(batch.heldout), batch.round
-    )
+    heldout = pick(batch.heldout)
+    part, order, key = batch.part[index], batch.order[index], batch.key[index]
+    return ClientBatch(batch.client[index], pick(batch.train), part, order, heldout, batch.round, key)
 
 
 def network(seed: int = 0, dropout: float = 0.0) -> nn.Sequential:
@@ -83,15 +85,15 @@ def network(seed: int = 0, dropout: float = 0.0) -> nn.Sequential:
 def bound(method: Method, backbone: nn.Module | None = None) -> Method:
     """A method bound to a backbone, with lazy modules in shape."""
     torch.manual_seed(1)
-    method.bind(network() if backbone is None else backbone, Classification())
+    method = method.bind(network() if backbone is None else backbone, Classification())
     check_fit(method, torch.zeros(1, FEATURES), CLASSES)
     return method
 
 
-def loop(batch_size: int = 4, **settings: object) -> FederatedLoop:
+def loop(batch_size: int = 4, local_epochs: int = 2, **settings: object) -> FederatedLoop:
     """A loop with momentum and weight decay, so that a client which should rest and does not is seen."""
     settings = {"client_optimizer": sgd, **settings}
-    return FederatedLoop(batch_size, **settings)  # type: ignore[arg-type]
+    return FederatedLoop(local_epochs, batch_size=batch_size, **settings)  # type: ignore[arg-type]
 
 
 def sgd(params: Sequence[Tensor]) -> torch.optim.Optimizer:
@@ -99,10 +101,12 @@ def sgd(params: Sequence[Tensor]) -> torch.optim.Optimizer:
     return torch.optim.SGD(params, lr=0.1, momentum=0.9, weight_decay=0.01)
 
 
-def minibatches(batch: ClientBatch, client: int, epochs: int, batch_size: int, bit: int = 0) -> Iterator[Tensor]:
-    """Rows of a client's minibatches, by a plain loop; `bit` restricts them to a part."""
+def minibatches(
+    batch: ClientBatch, client: int, epochs: int, batch_size: int, bit: int = 0, first: int = 0
+) -> Iterator[Tensor]:
+    """Rows of a client's minibatches, by a plain loop; `bit` restricts them to a part, `first` is the first order."""
     n = batch.train.sizes[client]
-    for epoch in range(epochs):
+    for epoch in range(first, first + epochs):
         rows = [r for r in batch.order[client, epoch].tolist() if r < n]
         if bit:
             rows = [r for r in rows if int(batch.part[client, r]) & bit]
@@ -118,10 +122,11 @@ def train_alone(
     batch_size: int,
     bit: int = 0,
     optimizer: Callable[[Sequence[Tensor]], torch.optim.Optimizer] = sgd,
+    first: int = 0,
 ) -> nn.Module:
     """Train a module on one client by `loss.backward()` and `optimizer.step()`."""
     steps = optimizer(list(backbone.parameters()))
-    for rows in minibatches(batch, client, epochs, batch_size, bit):
+    for rows in minibatches(batch, client, epochs, batch_size, bit, first):
         loss = F.cross_entropy(backbone(batch.train.x[client, rows]), batch.train.y[client, rows])
         steps.zero_grad()
         loss.backward()

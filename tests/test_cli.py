@@ -40,11 +40,10 @@ model:
     init_args: {{in_features: 6, num_classes: 3, hidden: [5]}}
   loop:
     class_path: FederatedLoop
-    init_args: {{batch_size: 4}}
+    init_args: {{batch_size: 4, local_epochs: 1}}
   method:
     class_path: Flow
     init_args:
-      local_epochs: 1
       router: {{class_path: InstanceRouter, init_args: {{hidden: [4]}}}}
 """
 
@@ -93,7 +92,14 @@ def test_fit_then_validate_test_and_predict_from_the_best_checkpoint(config, tmp
     table = ["--trainer.callbacks+=ResultsTable", f"--trainer.callbacks.path={results}"]
     main(["test", "--config", str(config), "--ckpt_path", str(best), *table])
     printed = capsys.readouterr().out
-    for words in ("Flow with MLP", "seen clients", "new clients", "Generalized accuracy", "10th percentile", "oracle"):
+    for words in (
+        "Flow with MLP",
+        "seen clients",
+        "new clients",
+        "Generalized accuracy",
+        "10th percentile",
+        "best fixed mixture",
+    ):
         assert words in printed
     assert json.loads(results.read_text())
 
@@ -212,7 +218,7 @@ def test_predictions_for_tokens_agree_with_the_accuracies_of_a_test(config, tmp_
             "init_args": {"num_tokens": 7, "embedding": 4, "hidden": 5, "projection": 4},
         },
         objective="NextToken",
-        method={"class_path": "Flow", "init_args": {"local_epochs": 2, "router": router}},
+        method={"class_path": "Flow", "init_args": {"router": router}},
     )
     _, metrics, rows = _tested_and_predicted(config, tmp_path)
     assert list(rows[0])[:6] == ["client", "population", "instance", "position", "prediction", "label"]
@@ -238,7 +244,7 @@ def test_predictions_of_several_labels_agree_with_the_recall_of_a_test(config, t
         _array_config(config, tmp_path / "tags.npz"),
         backbone={"class_path": "LogisticRegression", "init_args": {"in_features": 6, "num_classes": 4}},
         objective={"class_path": "MultiLabel", "init_args": {"k": 2}},
-        method={"class_path": "FineTuning", "init_args": {"local_epochs": 2}},
+        method={"class_path": "FineTuning", "init_args": {}},
     )
     cli, metrics, rows = _tested_and_predicted(config, tmp_path)
     assert cli.model.objective.k == 2
@@ -323,7 +329,7 @@ def test_python_m_is_the_same_command():
         (["--data.cohort_size", "7"], 1, "cohort_size is 7"),
         (["--data.new_client_fraction", "1.5"], 1, "new_client_fraction is 1.5"),
         (["--model.loop.batch_size", "0"], 1, "batch_size is 0"),
-        (["--model.method.local_epochs", "-1"], 1, "local_epochs is -1"),
+        (["--model.loop.local_epochs", "-1"], 1, "local_epochs is -1"),
         (["--model.method.split", "thirds"], 2, "thirds"),
         (["--model.backbone.in_features", "7"], 1, "features have shape [6]"),
         (["--model.backbone.num_classes", "2"], 1, "labels run from 0 to 2"),

@@ -29,7 +29,7 @@ METHODS = {
 COMMAND = re.compile(r"^    (?:flow-pl|python -m flow_pl) (.*)$", re.MULTILINE)
 CODE = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 SMALL = ["--trainer.max_epochs=1", "--trainer.check_val_every_n_epoch=1", "--trainer.accelerator=cpu"]
-DIGITS = ROOT / "configs" / "digits" / "flow.yaml"
+DIGITS = ["-c", "task/digits", "-c", "tuned/digits/flow"]
 
 
 def name(path):
@@ -38,11 +38,10 @@ def name(path):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """An empty folder with the configurations, where Python finds modules."""
+    """An empty folder, where Python finds modules."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FLOW_PL_CACHE", str(tmp_path / "cache"))
     monkeypatch.syspath_prepend(str(tmp_path))
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
     before = set(sys.modules)
     yield tmp_path
     for module in set(sys.modules) - before:
@@ -86,7 +85,7 @@ def test_the_method_shown_is_fedprox(folder):
     (folder / "my_method.py").write_text(code)
     norms = {}
     for method in ("FedAvg", "my_method.FedProx --model.method.mu=0", "my_method.FedProx --model.method.mu=1"):
-        args = shlex.split(f"fit --config {DIGITS.parent / 'fedavg.yaml'} --model.method {method}")
+        args = shlex.split(f"fit -c task/digits -c method/fedavg --model.method {method}")
         norms[method] = run([*args, *SMALL, "--trainer.devices=1"]).trainer.callback_metrics["train/update_norm"]
     first, same, smaller = norms.values()
     assert torch.equal(first, same)
@@ -100,7 +99,7 @@ def test_the_callbacks_shown_work(folder, capsys):
 
 
 def test_serving_takes_ten_lines(folder, capsys):
-    run(["fit", "--config", str(DIGITS), *SMALL, "--trainer.devices=1"])
+    run(["fit", *DIGITS, *SMALL, "--trainer.devices=1"])
     random = np.random.default_rng(0)
     x, new = (random.integers(0, 256, size=(n, 1, 8, 8), dtype=np.uint8) for n in (20, 7))
     np.savez(folder / "client.npz", x=x, y=np.arange(20) % 10, new=new)
@@ -110,6 +109,28 @@ def test_serving_takes_ten_lines(folder, capsys):
     names, _ = run_page("serving.md")
     printed = [int(digit) for digit in re.findall(r"\d", capsys.readouterr().out)]
     assert printed == names["model"](names["data"].transform(torch.from_numpy(new))).argmax(-1).tolist()
+
+
+def test_export_takes_ten_lines_or_one_command(folder):
+    """The two commands and the code; what each wrote predicts as the model does."""
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed")
+    run(["fit", "--config", str(DIGITS), *SMALL, "--trainer.devices=1"])
+    x = np.random.default_rng(0).integers(0, 256, size=(20, 1, 8, 8), dtype=np.uint8)
+    np.savez(folder / "client.npz", x=x, y=np.arange(20) % 10)
+    text = (DOCS / "export.md").read_text()
+    commands = COMMAND.findall(text)
+    assert {shlex.split(command)[0] for command in commands} == {"export", "personalize"}
+    for command in commands:
+        main(shlex.split(command))
+    (code,) = CODE.findall(text)
+    assert len([line for line in code.splitlines() if line]) <= 10
+    names = {}
+    exec(compile(code, "export.md", "exec"), names)
+    model, inputs = names["model"], names["x"]
+    program = torch.export.load("model.pt2").module()
+    torch.testing.assert_close(program(inputs), model(inputs))
+    assert Path("model.onnx").stat().st_size > 1000
+    assert Path("server.pt2").stat().st_size > 1000
 
 
 def test_the_python_interface_takes_ten_lines(folder, capsys):
@@ -145,7 +166,7 @@ def test_commands_parse(page, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     for command in COMMAND.findall(page.read_text()):
         args = shlex.split(command)
-        if args[0] == "compare" or "my_" in command:
+        if args[0] in ("compare", "export", "personalize") or "my_" in command:
             continue
         if "--ckpt_path" in args:
             at = args.index("--ckpt_path")
@@ -188,7 +209,7 @@ def test_a_method_has_a_page_with_its_parameters(stem):
 def test_every_metric_is_explained(folder):
     """Those of a run with all that is logged, by their names without prefixes of populations and models."""
     options = ["--data.dropout=0.2", "--trainer.callbacks+=ConvergenceDiagnostics"]
-    cli = run(["fit", "--config", str(DIGITS), *SMALL, "--trainer.devices=1", *options])
+    cli = run(["fit", *DIGITS, *SMALL, "--trainer.devices=1", *options])
     text = (DOCS / "metrics.md").read_text()
     logged = {re.sub(r"^(val/|diagnostics/)", "", metric) for metric in cli.trainer.callback_metrics}
     for metric in sorted(logged):
@@ -196,7 +217,7 @@ def test_every_metric_is_explained(folder):
         general = re.sub(r"^(train/)\w+_loss$", r"\1<group>_loss", general)
         general = re.sub(r"/(linear1|head)$", "/<block>", general)
         assert f"`{general}" in text, metric
-    assert {"train/dropped_clients", "train/late_clients", "gradient_norm", "oracle_captured"} <= logged
+    assert {"train/dropped_clients", "train/late_clients", "gradient_norm", "gain_over_mixture"} <= logged
 
 
 def test_every_callback_is_listed():

@@ -33,12 +33,12 @@ def data(cache, **settings):
 
 
 def flow(**settings):
-    return Flow(1, router=lambda blocks: InstanceRouter(blocks, hidden=(6,)), **settings)
+    return Flow(router=lambda blocks: InstanceRouter(blocks, hidden=(6,)), **settings)
 
 
 def module(method=None, **settings):
     torch.manual_seed(3)
-    loop = FederatedLoop(5, lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9), trace_after=3)
+    loop = FederatedLoop(1, None, 5, lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9), trace_after=3)
     model = FederatedModule(MLP(8, 3, (6,)), flow() if method is None else method, loop, **settings)
     check_fit(model.method, torch.zeros(1, 8), num_classes=3)
     return model
@@ -66,9 +66,9 @@ def parameters(model):
 
 def test_one_round_of_fedavg_is_the_weighted_mean_of_clients(tmp_path):
     """SGD with lr 1 sets w_g to sum_m n_m w_m / sum_m n_m, and global_step counts rounds."""
-    model, run = fitted(tmp_path, FedAvg(1), rounds=1)
+    model, run = fitted(tmp_path, FedAvg(), rounds=1)
     lightning.seed_everything(0, verbose=False)
-    fresh = module(FedAvg(1))
+    fresh = module(FedAvg())
     loader = run.datamodule.train_dataloader()
     loader.sampler.set_epoch(0)
     total, weight = 0.0, 0.0
@@ -99,7 +99,7 @@ def test_server_optimizers_and_schedulers_take_the_pseudo_gradient(tmp_path, ser
     settings = {"server_optimizer": makers[server]}
     if server == "schedule":
         settings["server_scheduler"] = lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)
-    start = module(FedAvg(1), **settings)
+    start = module(FedAvg(), **settings)
     lightning.seed_everything(0, verbose=False)
     model = copy.deepcopy(start)
     trainer(3, callbacks=[Record()]).fit(model, datamodule=data(tmp_path))
@@ -118,7 +118,7 @@ def test_chunks_and_workers_change_nothing(tmp_path, change):
     """Without dropout; 0 and 2 workers and any chunk size give the same model."""
 
     def method():
-        return Flow(1, router=lambda blocks: InstanceRouter(blocks, hidden=(6,), dropout=0.0))
+        return Flow(router=lambda blocks: InstanceRouter(blocks, hidden=(6,), dropout=0.0))
 
     reference, run = fitted(tmp_path, method())
     other, other_run = fitted(tmp_path, method(), **change)
@@ -144,7 +144,7 @@ class _KillAt(Callback):
             raise _KilledError
 
 
-@pytest.mark.parametrize("method", [flow, lambda: FineTuning(1)], ids=["flow", "fine_tuning"])
+@pytest.mark.parametrize("method", [flow, lambda: FineTuning()], ids=["flow", "fine_tuning"])
 def test_a_killed_run_resumes_bit_identical(tmp_path, method):
     """Killed in round 3 of 4 and resumed from the last checkpoint; server momentum, schedule and router dropout on."""
     settings = {
@@ -190,7 +190,7 @@ def test_local_never_moves_the_server(tmp_path):
 
 def test_validation_sees_the_round_it_follows(tmp_path):
     """Validation after round r evaluates the model that round r made: the last one equals a validation afterwards."""
-    model, run = fitted(tmp_path, FedAvg(1))
+    model, run = fitted(tmp_path, FedAvg())
     last = float(run.callback_metrics["val/generalized_loss"])
     again = trainer().validate(model, datamodule=data(tmp_path / "cache"), verbose=False)[0]
     assert again["val/generalized_loss"] == pytest.approx(last, rel=1e-6)
@@ -224,20 +224,20 @@ def test_local_has_nothing_to_unscale(tmp_path):
 @pytest.mark.parametrize("precision", ["64-true", "bf16-true"])
 def test_other_precisions_are_refused(tmp_path, precision):
     with pytest.raises(ConfigurationError, match=f"trainer.precision is {precision}, expected one of 32-true"):
-        fitted(tmp_path, FedAvg(1), trainer_settings={"precision": precision})
+        fitted(tmp_path, FedAvg(), trainer_settings={"precision": precision})
 
 
 def test_a_scheduler_that_wants_a_metric_is_refused(tmp_path):
     settings = {"server_scheduler": torch.optim.lr_scheduler.ReduceLROnPlateau}
     with pytest.raises(ConfigurationError, match="ReduceLROnPlateau"):
-        fitted(tmp_path, FedAvg(1), module_settings=settings)
+        fitted(tmp_path, FedAvg(), module_settings=settings)
 
 
 def test_an_interrupted_round_leaves_nothing_behind(tmp_path):
     """Interrupted after one of two chunks, then fitted anew: as if it had not begun."""
-    reference, _ = fitted(tmp_path, FedAvg(1), rounds=1)
+    reference, _ = fitted(tmp_path, FedAvg(), rounds=1)
     lightning.seed_everything(0, verbose=False)
-    model = module(FedAvg(1))
+    model = module(FedAvg())
     with pytest.raises(_KilledError):
         trainer(1, callbacks=[_KillAt(batch=1)]).fit(model, datamodule=data(tmp_path / "cache"))
     trainer(1).fit(model, datamodule=data(tmp_path / "cache"))
@@ -246,7 +246,7 @@ def test_an_interrupted_round_leaves_nothing_behind(tmp_path):
 
 def test_diverging_clients_stop_the_run(tmp_path):
     lightning.seed_everything(0, verbose=False)
-    model = module(FedAvg(1))
+    model = module(FedAvg())
     model.loop.client_optimizer = lambda p: torch.optim.SGD(p, lr=1e30)
     message = r"round 0: the updates of [56] of 6 clients are not finite.*lower the learning"
     with pytest.raises(FlowError, match=message):
@@ -263,7 +263,7 @@ def test_diverging_clients_stop_the_run(tmp_path):
 )
 def test_data_that_does_not_fit_the_backbone_is_refused_before_training(tmp_path, backbone, message):
     with pytest.raises(FlowError, match=message):
-        trainer().fit(FederatedModule(backbone, FedAvg(1)), datamodule=data(tmp_path))
+        trainer().fit(FederatedModule(backbone, FedAvg()), datamodule=data(tmp_path))
 
 
 def test_checkpoints_of_another_method_or_backbone_are_refused(tmp_path):
@@ -271,7 +271,7 @@ def test_checkpoints_of_another_method_or_backbone_are_refused(tmp_path):
     fitted(tmp_path, rounds=1, trainer_settings={"callbacks": [checkpoint], "enable_checkpointing": True})
     path = str(tmp_path / "ckpt" / "last.ckpt")
     for other, message in (
-        (module(FedAvg(1)), "written by the method Flow, this configuration has FedAvg"),
+        (module(FedAvg()), "written by the method Flow, this configuration has FedAvg"),
         (FederatedModule(nn.Sequential(nn.Linear(8, 3)), flow()), "written by the backbone MLP, .* has Sequential"),
         (FederatedModule(MLP(8, 3, (7,)), flow()), r"other parameters .*\[6, 8\] instead of \[7, 8\]"),
     ):
@@ -292,10 +292,10 @@ import sys, torch, lightning
 from pathlib import Path
 from tests.test_module import data, module, trainer
 from flow_pl.methods import Flow
-from flow_pl.routers import InstanceRouter
+from flow_pl.models.routers import InstanceRouter
 cache, out, cohort, processes = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 lightning.seed_everything(0, verbose=False)
-model = module(Flow(1, router=lambda blocks: InstanceRouter(blocks, hidden=(6,), dropout=0.0)))
+model = module(Flow(router=lambda blocks: InstanceRouter(blocks, hidden=(6,), dropout=0.0)))
 run = trainer(2)
 run = lightning.Trainer(max_epochs=2, accelerator="cpu", devices=processes, strategy="ddp", inference_mode=False,
     logger=False, enable_checkpointing=False, use_distributed_sampler=False, enable_progress_bar=False,
@@ -313,7 +313,7 @@ def test_several_processes_give_the_numbers_of_one(tmp_path, processes, cohort):
     """gloo on CPU; an uneven cohort, and one with fewer clients than processes."""
 
     def method():
-        return Flow(1, router=lambda blocks: InstanceRouter(blocks, hidden=(6,), dropout=0.0))
+        return Flow(router=lambda blocks: InstanceRouter(blocks, hidden=(6,), dropout=0.0))
 
     alone, run = fitted(tmp_path, method(), cohort_size=cohort)
     script, out = tmp_path / "run.py", tmp_path / "out.pt"
@@ -335,8 +335,8 @@ def test_a_trainer_that_forbids_gradients_is_refused(tmp_path, stage):
     settings = {"accelerator": "cpu", "devices": 1, "logger": False, "enable_progress_bar": False}
     run = getattr(lightning.Trainer(**settings, enable_model_summary=False), stage)
     with pytest.raises(ConfigurationError, match=r"FineTuning personalizes .* Trainer\(inference_mode=False\)"):
-        run(module(FineTuning(1)), datamodule=data(tmp_path / "cache"))
-    run(module(FedAvg(1)), datamodule=data(tmp_path / "cache"))
+        run(module(FineTuning()), datamodule=data(tmp_path / "cache"))
+    run(module(FedAvg()), datamodule=data(tmp_path / "cache"))
 
 
 class _Views(nn.Module):
@@ -352,5 +352,5 @@ def test_a_backbone_that_needs_another_layout_is_refused_before_training(tmp_pat
     source = ArrayData(path, feature_shape=(1, 4, 4), num_classes=2, cohort_size=2, chunk_size=1, cache_dir=cache)
     backbone = nn.Sequential(nn.Conv2d(1, 3, 2), _Views(), nn.Linear(27, 2))
     with pytest.raises(ConfigurationError, match="view size is not compatible"):
-        trainer().fit(FederatedModule(backbone, FedAvg(1), FederatedLoop(channels_last=True)), datamodule=source)
-    trainer(1).fit(FederatedModule(backbone, FedAvg(1)), datamodule=source)
+        trainer().fit(FederatedModule(backbone, FedAvg(), FederatedLoop(channels_last=True)), datamodule=source)
+    trainer(1).fit(FederatedModule(backbone, FedAvg()), datamodule=source)

@@ -1,29 +1,242 @@
 """A trained server from its files, and a personalized model for one client, outside any trainer."""
 
-from pathlib import Path
+import copy
+import io
+import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
+from flow_pl import FederatedLoop, FederatedModule
 from flow_pl.cli import run
 from flow_pl.data import SyntheticData
+from flow_pl.engine.server_round import server_groups
 from flow_pl.errors import ConfigurationError, DataError
-from flow_pl.methods import FedAvg, FineTuning, Flow, KNNPer
-from flow_pl.serving import load, personalize
+from flow_pl.methods import (
+    APFL,
+    Ditto,
+    FedAvg,
+    FedRep,
+    FineTuning,
+    Flow,
+    HypCluster,
+    Interpolation,
+    KNNPer,
+    LGFedAvg,
+    Local,
+    PartialFed,
+    PerFedAvg,
+    PFedMe,
+)
+from flow_pl.models.routers import InstanceRouter
+from flow_pl.serving import PersonalModel, ServerModel, load, load_kept, personalize
+from flow_pl.tasks import NextToken
+from tests.models import test_sequences
 from tests.test_module import module as trained
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "synthetic"
+CONFIGS = ("task/synthetic", "tuned/synthetic/flow")
+DITTO = ("task/synthetic", "method/ditto")
 X, Y = torch.randn(11, 8), torch.arange(11) % 3
 
 
+def small_flow(**settings):
+    return Flow(router=lambda blocks: InstanceRouter(blocks, hidden=(6,)), **settings)
+
+
+METHODS = {
+    "apfl": lambda: APFL(),
+    "ditto": lambda: Ditto(),
+    "fedavg": lambda: FedAvg(),
+    "fedrep": lambda: FedRep(),
+    "fine_tuning": lambda: FineTuning(),
+    "flow": small_flow,
+    "flow_hard": lambda: small_flow(routing="hard", split="cross"),
+    "flow_by_client": lambda: small_flow(route_by="client"),
+    "hypcluster": lambda: HypCluster(),
+    "interpolation": lambda: Interpolation(),
+    "interpolation_votes": lambda: Interpolation(average="probabilities", neighbours=3, neighbour_weight=0.4),
+    "interpolation_chosen": lambda: Interpolation(alpha="chosen", average="probabilities"),
+    "knn_per": lambda: KNNPer(neighbours=3),
+    "lg_fedavg": lambda: LGFedAvg(),
+    "local": lambda: Local(1),
+    "partialfed": lambda: PartialFed(),
+    "per_fedavg": lambda: PerFedAvg(),
+    "pfedme": lambda: PFedMe(),
+}
+STATEFUL = ("apfl", "ditto", "fedrep", "lg_fedavg", "partialfed")
+every_method = pytest.mark.parametrize("make", METHODS.values(), ids=METHODS.keys())
+
+
+@every_method
+def test_what_is_kept_predicts_as_an_evaluation_does(make, monkeypatch):
+    """All of a client's groups under `Method.predict`, against the few that its model keeps."""
+    module, groups = trained(make()), {}
+    personalized = module.loop.personalize
+    monkeypatch.setattr(module.loop, "personalize", lambda *args: groups.update(personalized(*args)) or groups)
+    model = personalize(module, X, Y)
+    module.eval()
+    predicted = module.method.predict(groups, X)
+    torch.testing.assert_close(model(X), predicted.personalized)
+    torch.testing.assert_close(ServerModel(module)(X), predicted.generalized)
+    assert not any(p.requires_grad for p in model.state_dict().values())
+    assert not list(model.parameters())
+
+
+@every_method
+def test_a_personal_model_is_copied_pickled_saved_and_loaded(make):
+    module = trained(make())
+    model, other = personalize(module, X, Y), personalize(module, X.flip(0) + 1, (Y + 1) % 3)
+    expected = model(X)
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model)), torch.load(file, weights_only=False)]
+    other.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        for p in (*model.buffers(), *module.parameters()):
+            p.zero_()  # of none of these is it a part
+    for each in (*copies, other):
+        assert torch.equal(each(X), expected)
+
+
+@every_method
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_a_personal_model_takes_another_precision(make, dtype):
+    model = personalize(trained(make()), X, Y)
+    expected = model(X)
+    found = model.to(dtype)(X.to(dtype))
+    # a way or a neighbour may be another one where two are as good
+    close = (found.float().softmax(-1) - expected.softmax(-1)).abs().amax(-1) < 0.02
+    assert close.float().mean() > 0.8
+    assert {p.dtype for p in model.buffers() if p.is_floating_point()} == {dtype}
+
+
+def test_a_personal_model_of_sequences_takes_another_precision():
+    (x,), (y,) = test_sequences.sequences(1, 9)
+    torch.manual_seed(0)
+    method = Flow(router=test_sequences.router)
+    model = personalize(FederatedModule(test_sequences.small_words(), method, FederatedLoop(4), NextToken()), x, y)
+    expected = model(x)
+    torch.testing.assert_close(model.half()(x).float(), expected, atol=0.02, rtol=0.02)
+
+
+def test_a_personal_model_moves_with_its_buffers():
+    """Also those of the backbone's blocks, which no method sees; the device `meta` has shapes alone."""
+
+    class Shifted(nn.Linear):
+        def __init__(self):
+            super().__init__(8, 3)
+            self.register_buffer("shift", torch.full((3,), 2.0))
+
+        def forward(self, x):
+            return super().forward(x) + self.shift
+
+    module = FederatedModule(nn.Sequential(Shifted()), FineTuning(), FederatedLoop(5))
+    model = personalize(module, X, Y)
+    weights = model.tensors()["model"]
+    torch.testing.assert_close(model(X), X @ weights["0.weight"].t() + weights["0.bias"] + 2)
+    moved = model.to("meta")
+    assert {p.device.type for p in moved.state_dict().values()} == {"meta"}
+    assert moved(X.to("meta")).shape == (11, 3)
+
+
+def test_dropout_has_no_place_in_a_prediction():
+    backbone = nn.Sequential(nn.Linear(8, 30), nn.Dropout(0.5), nn.Linear(30, 3))
+    model = personalize(FederatedModule(backbone, FineTuning(), FederatedLoop(5)), X, Y).train()
+    assert model.training
+    assert torch.equal(model(X), model(X))
+
+
+def test_a_prediction_of_its_own_is_what_is_served():
+    """A subclass that overrides `predict` alone."""
+
+    class Doubled(FineTuning):
+        def predict(self, groups, x):
+            found = super().predict(groups, x)
+            return replace(found, personalized=2 * found.personalized)
+
+    found, plain = (personalize(trained(method), X, Y)(X) for method in (Doubled(1), FineTuning()))
+    torch.testing.assert_close(found, 2 * plain)
+
+
+def test_numpy_arrays_and_lists_are_taken():
+    module = trained(FineTuning())
+    expected = personalize(module, X, Y)(X)
+    for x, y in (
+        (X.numpy(), Y.numpy()),
+        (X.numpy().astype(np.float64), Y.numpy().astype(np.uint8)),
+        (X.tolist(), Y.tolist()),
+        (np.asfortranarray(X.numpy()), Y.numpy()[::-1][::-1]),
+        (X.numpy().astype(">f4"), Y.numpy().astype(">i4")),
+    ):
+        torch.testing.assert_close(personalize(module, x, y)(X), expected)
+
+
+def test_examples_without_a_label_have_no_part():
+    module = trained(KNNPer())
+    some = torch.where(torch.arange(11) < 6, Y, -1)
+    assert torch.equal(personalize(module, X, some)(X), personalize(module, X[:6], Y[:6])(X))
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "error", "words"),
+    [
+        (
+            X,
+            torch.full((11,), -1),
+            DataError,
+            "none of the 11 examples has a label.*, or .*ServerModel",
+        ),
+        (X, Y.float(), DataError, "labels of type float32: encode them as integers"),
+        (X, Y - 2, DataError, "has the label -2"),
+        (X, Y + 1, DataError, "labels run from 0 to 3 but the backbone has 3 outputs"),
+        (X.log(), Y, DataError, "NaN or an infinite value in row 0"),
+        (X[:, :5], Y, ConfigurationError, r"features have shape \[5\]"),
+        (X, Y[:, None], ConfigurationError, r"label of the data has shape \[1\]"),
+        (["a"], [0], DataError, "x has values of type <U1, expected numbers"),
+        (X[0, 0], Y, DataError, "expected one for each"),
+    ],
+)
+def test_examples_that_cannot_be_used_are_refused(x, y, error, words):
+    with pytest.raises(error, match=words):
+        personalize(trained(FineTuning()), x, y)
+
+
+@pytest.mark.parametrize("name", STATEFUL)
+def test_what_a_client_kept_is_where_it_goes_on_from(name):
+    """As in an evaluation by the loop of one client with its state."""
+    module = trained(METHODS[name]())
+    initial = module.method.initial_state(server_groups(module.method))
+    kept = {group: {key: p + 0.3 for key, p in tensors.items()} for group, tensors in initial.items()}
+    if "strategy" in kept:
+        kept["strategy"]["logits"] += torch.tensor([0.0, 9.0])  # to what was kept
+    before = copy.deepcopy(kept)
+    with_state, without = personalize(module, X, Y, kept=kept), personalize(module, X, Y)
+    assert not torch.equal(with_state(X), without(X))
+    assert torch.equal(personalize(module, X, Y, kept=initial)(X), without(X))
+    for group, tensors in before.items():
+        assert all(torch.equal(kept[group][key], p) for key, p in tensors.items())
+
+
+def test_what_does_not_fit_as_kept_is_refused():
+    with pytest.raises(ConfigurationError, match="clients of FedAvg keep nothing"):
+        personalize(trained(FedAvg()), X, Y, kept={"personal": {}})
+    module = trained(Ditto())
+    kept = module.method.initial_state(server_groups(module.method))
+    with pytest.raises(ConfigurationError, match=r"kept has no personal\.head\.bias, a client of Ditto keeps personal"):
+        personalize(module, X, Y, kept={"personal": {k: p for k, p in kept["personal"].items() if k != "head.bias"}})
+
+
 def test_without_personalization_it_is_w_g():
-    module = trained(FedAvg(1))
+    module = trained(FedAvg())
     assert torch.equal(personalize(module, X, Y)(X), module(X))
 
 
 def test_fine_tuning_moves_a_copy():
-    module = trained(FineTuning(2))
+    module = trained(FineTuning())
     before = module(X)
     model = personalize(module, X, Y)
     assert torch.equal(module(X), before)
@@ -34,23 +247,23 @@ def test_fine_tuning_moves_a_copy():
 @pytest.mark.parametrize("routing", ["hard", "soft"])
 def test_it_predicts_as_an_evaluation_does(routing):
     """The same client, evaluated by the loop: the personalized outputs are equal."""
-    module = trained(Flow(1, split="none", routing=routing, regularization=0.0))
+    module = trained(Flow(split="none", routing=routing, regularization=0.0))
     model = personalize(module, X, Y)
     module.eval()  # without dropout
-    predicted = module.method.predict(model._groups, X)
+    predicted = module.method.predict(model.tensors(), X)
     torch.testing.assert_close(model(X), predicted.personalized)
     assert not torch.equal(predicted.personalized, predicted.generalized)
 
 
 def test_the_seed_draws_the_order():
-    module = trained(FineTuning(1))
+    module = trained(FineTuning())
     first, again, other = (personalize(module, X, Y, seed)(X) for seed in (0, 0, 1))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
 
 def test_modules_keep_their_modes():
-    module = trained(KNNPer(1)).train()
+    module = trained(KNNPer()).train()
     personalize(module, X, Y)(X)
     assert module.backbone.training
 
@@ -58,7 +271,7 @@ def test_modules_keep_their_modes():
 @pytest.mark.parametrize(("x", "y"), [(X[:0], Y[:0]), (X, Y[:3])])
 def test_examples_and_targets_must_match(x, y):
     with pytest.raises(DataError, match="expected one for each, and at least one"):
-        personalize(trained(FedAvg(1)), x, y)
+        personalize(trained(FedAvg()), x, y)
 
 
 @pytest.fixture(scope="module")
@@ -67,9 +280,38 @@ def trained_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     options = ["--trainer.max_epochs=1", f"--trainer.default_root_dir={folder}", f"--data.cache_dir={folder / 'cache'}"]
     options += ["--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.limit_val_batches=0"]
-    cli = run(["fit", f"--config={CONFIGS / 'flow.yaml'}", *options])
+    cli = run(["fit", *(f"--config={name}" for name in CONFIGS), *options])
     (saved,) = folder.glob("logs/*/config.yaml")
     return cli.model, folder / "checkpoints" / "last.ckpt", saved
+
+
+def test_what_clients_kept_is_loaded_by_name(tmp_path):
+    """A round of Ditto with all clients: each one's v is the one that the loop's own evaluation reads."""
+    options = ["--trainer.max_epochs=1", f"--trainer.default_root_dir={tmp_path}", f"--data.cache_dir={tmp_path}/cache"]
+    options += ["--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.limit_val_batches=0"]
+    cli = run(["fit", *(f"--config={name}" for name in DITTO), *options])
+    checkpoint = tmp_path / "checkpoints" / "last.ckpt"
+    module, _ = load(DITTO, checkpoint)
+    states, data = cli.model._states, cli.datamodule
+    sampled = states.known().tolist()
+    initial = module.method.initial_state(server_groups(module.method))
+    for client in sampled[:2]:
+        kept = load_kept(module, checkpoint, data.client_name(client))
+        expected = states.read(torch.tensor([client]), initial)
+        assert all(torch.equal(p, expected["personal"][key][0]) for key, p in kept["personal"].items())
+        assert isinstance(personalize(module, *data.examples(client, "train"), kept=kept), PersonalModel)
+    with pytest.raises(DataError, match=r"client 'nobody' keeps nothing in the checkpoint, which has the state of"):
+        load_kept(module, checkpoint, "nobody")
+    other, _ = load(DITTO, checkpoint)
+    other.method.private = {"received": "received", "personal": "personal"}
+    with pytest.raises(ConfigurationError, match="the checkpoint's clients keep"):
+        load_kept(other, checkpoint, data.client_name(sampled[0]))
+
+
+def test_a_stateless_method_has_nothing_kept_to_load(trained_run):
+    module, checkpoint, _ = trained_run
+    with pytest.raises(ConfigurationError, match="clients of Flow keep nothing between rounds"):
+        load_kept(module, checkpoint, "0")
 
 
 @pytest.mark.parametrize("which", ["shipped", "saved"])
@@ -79,7 +321,7 @@ def test_what_is_loaded_is_what_was_trained(trained_run, tmp_path, monkeypatch, 
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(7)
     states = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002 (the state that others share)
-    config = saved if which == "saved" else CONFIGS / "flow.yaml"
+    config = saved if which == "saved" else CONFIGS
     module, data = load(config, checkpoint, f"--data.cache_dir={tmp_path / 'stores'}", "--data.cohort_size=3")
     assert torch.equal(states[0], torch.get_rng_state())
     assert (states[1] == np.random.get_state()[1]).all()  # noqa: NPY002
@@ -114,21 +356,21 @@ def test_the_loaded_data_are_those_of_the_run(trained_run):
 @pytest.mark.parametrize(
     ("config", "options", "words"),
     [
-        ("fedavg.yaml", (), "written by the method Flow, this configuration has FedAvg"),
-        ("flow.yaml", ("--model.backbone.hidden=[7]",), "other parameters than this configuration's"),
-        ("flow.yaml", ("--model.method.nothing=1",), "flow.yaml cannot be used: .*\n.*\n.*'nothing' is not accepted"),
-        ("flow.yaml", ("--data.cohort_size=-1",), "cohort_size is -1"),
-        ("flow.yaml", ("--model.backbone=os.getcwd",), "os.getcwd"),
-        ("absent.yaml", (), "absent.yaml cannot be used"),
+        (("task/synthetic", "method/fedavg"), (), "written by the method Flow, this configuration has FedAvg"),
+        (CONFIGS, ("--model.backbone.hidden=[7]",), "other parameters than this configuration's"),
+        (CONFIGS, ("--model.method.nothing=1",), "flow.yaml cannot be used: .*\n.*\n.*'nothing' is not accepted"),
+        (CONFIGS, ("--data.cohort_size=-1",), "cohort_size is -1"),
+        (CONFIGS, ("--model.backbone=os.getcwd",), "os.getcwd"),
+        ("absent.yaml", (), "there is no configuration absent.yaml"),
     ],
 )
 def test_what_does_not_fit_is_refused(trained_run, config, options, words):
     with pytest.raises(ConfigurationError, match=words):
-        load(CONFIGS / config, trained_run[1], *options)
+        load(config, trained_run[1], *options)
 
 
 def test_a_damaged_checkpoint_is_refused_by_name(trained_run, tmp_path):
     damaged = tmp_path / "half.ckpt"
     damaged.write_bytes(trained_run[1].read_bytes()[:-5000])
     with pytest.raises(ConfigurationError, match=r"half\.ckpt is damaged or truncated"):
-        load(CONFIGS / "flow.yaml", damaged)
+        load(CONFIGS, damaged)

@@ -28,7 +28,7 @@ RECORDS = {"ClientBatch", "ClientStore", "Derive", "Examples", "Phase", "Predict
 """What the code itself makes and hands on, besides the named tuples; nobody configures them."""
 
 REQUIRED: dict[str, dict[str, Any]] = {
-    "FederatedModule": {"backbone": MLP(2, 2), "method": FedAvg(1)},
+    "FederatedModule": {"backbone": MLP(2, 2), "method": FedAvg()},
     "InstanceRouter": {"blocks": [nn.Linear(2, 2)]},
     "SequenceRouter": {"blocks": [LSTM(2, 2), nn.Linear(2, 2)]},
     "MLP": {"in_features": 2, "num_classes": 2},
@@ -49,17 +49,17 @@ REQUIRED: dict[str, dict[str, Any]] = {
 }
 
 FROM_ZERO = {"common", "head_epochs", "num_workers", "padding", "rank", "seed", "special_tokens", "split_seed"}
-FROM_ZERO |= {"trace_after"}
+FROM_ZERO |= {"pretrain_rounds", "trace_after"}
 """Whole numbers that may be 0; the others are counts of 1 or more."""
 
 EMPTY = {"MLP.hidden", "NextToken.special_tokens"}
 """Lists that may be empty: a linear model, no second accuracy."""
 
-POSITIVE = {"dirichlet_alpha", "epsilon", "global_lr_scale", "inner_lr_scale", "local_lr_scale", "personal_lr_scale"}
-POSITIVE |= {"router_lr_scale", "strategy_lr_scale", "temperature", "PFedMe.regularization"}
+POSITIVE = {"dirichlet_alpha", "epsilon", "global_lr_scale", "personal_lr_scale"}
+POSITIVE |= {"router_lr", "router_lr_scale", "strategy_lr_scale", "temperature", "PFedMe.regularization"}
 AT_LEAST_ZERO = {"Ditto.regularization", "Flow.regularization", "PerFedAvg.alpha", "SyntheticData.alpha", "beta"}
-AT_LEAST_ZERO |= {"interval_s", "sigma_log_size", "speed_spread", "style_strength"}
-SHARE = {"APFL.alpha", "Interpolation.alpha", "neighbour_weight", "shared_fraction"}
+AT_LEAST_ZERO |= {"interval_s", "router_weight_decay", "sigma_log_size", "speed_spread", "style_strength"}
+SHARE = {"APFL.alpha", "EvidenceFlow.alpha", "Interpolation.alpha", "neighbour_weight", "shared_fraction"}
 ABOVE_ZERO_SHARE = {"client_fraction"}
 BELOW_ONE_SHARE = {"dropout", "max_rejected", "new_client_fraction", "p", "test_fraction", "val_fraction"}
 ANY = {"mean_log_size"}

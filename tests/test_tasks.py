@@ -1,5 +1,7 @@
 """What tasks count, lose and predict, for outputs made by hand."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -7,11 +9,13 @@ from torch.nn import functional as F
 
 from flow_pl.checks import check_fit
 from flow_pl.data.batch import ClientBatch, Examples
+from flow_pl.engine.server_round import server_groups
 from flow_pl.errors import ConfigurationError
 from flow_pl.methods import FedAvg
 from flow_pl.methods.base import Method, Prediction
 from flow_pl.tasks import Classification, MultiLabel, NextToken
-from tests.support import loop
+from tests.methods.helpers import TAGS, with_tags
+from tests.support import FEATURES, chunk, loop, minibatches, sgd
 
 PAD, OOV, BOS, EOS = range(4)
 TOKENS = 8
@@ -29,9 +33,7 @@ class Scripted(Method):
 
 
 def scripted(task):
-    method = Scripted(1)
-    method.bind(nn.Sequential(nn.Linear(1, 1)), task)
-    return method
+    return Scripted(1).bind(nn.Sequential(nn.Linear(1, 1)), task)
 
 
 def clients(x, y, mask):
@@ -39,7 +41,8 @@ def clients(x, y, mask):
     held = Examples(x, y, mask, tuple(mask.sum(1).tolist()))
     none = Examples(x[:, :0], y[:, :0], mask[:, :0], (0,) * len(x))
     order = torch.zeros(len(x), 1, 0, dtype=torch.int64)
-    return ClientBatch(torch.arange(len(x)), none, torch.zeros(len(x), 0, dtype=torch.uint8), order, held, -1)
+    index = torch.arange(len(x))
+    return ClientBatch(index, none, torch.zeros(len(x), 0, dtype=torch.uint8), order, held, -1, index)
 
 
 def one_hot(generalized, personalized):
@@ -120,6 +123,49 @@ def test_multi_label_loss_of_an_evaluation_is_that_of_training():
         torch.testing.assert_close(method.objective.loss(outputs, y, mask), expected)
 
 
+@pytest.mark.parametrize(("reduction", "divisor"), [("sum", 1), ("mean", 2 * 3)])
+def test_multi_label_loss_is_summed_over_labels_and_examples(reduction, divisor):
+    """The gradient is sigmoid(s) - y, over two real examples of three labels for the mean; a padded row has none."""
+    task = MultiLabel(k=1, reduction=reduction)
+    scores = torch.tensor([[1.0, -2.0, 0.5], [0.0, 3.0, -1.0], [4.0, 4.0, 4.0]], requires_grad=True)
+    y, mask = torch.tensor([[1, 0, 0], [0, 1, 1], [0, 0, 0]]), torch.tensor([True, True, False])
+    loss = task.loss(scores, y, mask)
+    loss.backward()
+    torch.testing.assert_close(
+        loss * divisor, F.binary_cross_entropy_with_logits(scores[:2], y[:2].float(), reduction="sum")
+    )
+    torch.testing.assert_close(scores.grad[:2] * divisor, (scores.sigmoid() - y).detach()[:2])
+    assert not scores.grad[2].any()
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_padded_rows_never_count_in_a_step(reduction):
+    """A client alone and beside a longer one, whose padding holds garbage: a plain loop's steps on the real rows."""
+    task = MultiLabel(k=2, reduction=reduction)
+    batch = with_tags(chunk((7, 3), epochs=2))
+    method = FedAvg()
+    torch.manual_seed(0)
+    method = method.bind(nn.Sequential(nn.Linear(FEATURES, TAGS)), task)
+    before = server_groups(method)
+    update = loop(batch_size=4).train_clients(method, before, batch)
+    for client in range(2):
+        w = copy.deepcopy(method.modules["global"])
+        steps = sgd(list(w.parameters()))
+        for rows in minibatches(batch, client, 2, 4):
+            steps.zero_grad()
+            outputs, y = w(batch.train.x[client, rows]), batch.train.y[client, rows].float()
+            F.binary_cross_entropy_with_logits(outputs, y, reduction=reduction).backward()
+            steps.step()
+        for name, p in w.named_parameters():
+            moved = update.difference["global"][name][client]
+            torch.testing.assert_close(moved, p.detach() - before["global"][name], atol=1e-6, rtol=1e-5)
+
+
+def test_an_unknown_reduction_is_refused():
+    with pytest.raises(ConfigurationError, match="reduction is average, expected 'mean' or 'sum'"):
+        MultiLabel(reduction="average")
+
+
 def test_predictions_for_tokens_have_the_shape_of_tokens():
     batch = sentences()
     found = loop(evaluation_batch_size=1).predict_clients(scripted(NextToken()), {"global": {}}, batch)
@@ -141,7 +187,7 @@ def test_a_way_of_an_instance_is_that_of_its_tokens():
             return Prediction(found.generalized, found.personalized, routes=first)
 
     method = BySentence(1)
-    method.bind(nn.Sequential(nn.Linear(1, 1)), NextToken())
+    method = method.bind(nn.Sequential(nn.Linear(1, 1)), NextToken())
     found = loop().predict_clients(method, {"global": {}}, sentences())
     assert found.routes[0, :, :, 0].tolist() == [[True] * 4, [False] * 4]
 
@@ -169,8 +215,8 @@ def test_more_predicted_labels_than_there_are_is_refused():
     [(Classification(), (3,), r"\[\]"), (MultiLabel(k=2), (), r"\[3\]"), (MultiLabel(k=2), (2,), r"\[3\]")],
 )
 def test_labels_of_another_task_are_refused(objective, label_shape, expected):
-    method = FedAvg(1)
-    method.bind(nn.Sequential(nn.Linear(4, 3)), objective)
+    method = FedAvg()
+    method = method.bind(nn.Sequential(nn.Linear(4, 3)), objective)
     name = type(objective).__name__
     with pytest.raises(ConfigurationError, match=rf"label of the data has shape .*, {name} .* expects {expected}"):
         check_fit(method, torch.zeros(1, 4), 2, label_shape)

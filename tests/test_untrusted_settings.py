@@ -115,7 +115,7 @@ def test_our_own_checkpoints_hold_nothing_but_tensors_and_plain_values(config, m
     """With a scheduler, an optimizer with state, what clients keep, and every default callback."""
     settings = yaml.safe_load(config.read_text())
     if method is Ditto:
-        settings["model"]["method"] = {"class_path": "Ditto", "init_args": {"local_epochs": 1}}
+        settings["model"]["method"] = {"class_path": "Ditto", "init_args": {}}
     settings["model"]["server_optimizer"] = {"class_path": "torch.optim.Adam", "init_args": {"lr": 0.01}}
     settings["model"]["server_scheduler"] = {
         "class_path": "torch.optim.lr_scheduler.OneCycleLR",

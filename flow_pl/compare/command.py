@@ -44,7 +44,7 @@ def compare(args: Sequence[str]) -> int:
     options = parse(args)
     for package in ("matplotlib", "scipy"):
         import_optional(package, "compare", "flow-pl compare")
-    settings = {method: resolve(path, options.passed_on) for method, path in options.configs.items()}
+    settings = {method: resolve([*options.common, path], options.passed_on) for method, path in options.methods.items()}
     different = check_comparable(settings)
     if different and not options.allow_different:
         raise ConfigurationError(
@@ -55,7 +55,7 @@ def compare(args: Sequence[str]) -> int:
     runs = [
         Run(method, seed, _folder(options, method, seed), settings[method], options.checkpoint, options.name)
         for seed in options.seeds  # first: a table of all methods is there after the first seed
-        for method in options.configs
+        for method in options.methods
     ]
     _check_folder(options.folder)
     console = get_console()
@@ -106,7 +106,7 @@ def _run(runs: Sequence[Run], jobs: int, console: Console) -> dict[Run, str] | N
 def _collect(options: Options, runs: Sequence[Run], notes: list[str]) -> Comparison | None:
     """What the runs that are done measured; None where none is."""
     done = [read_run(run) for run in runs if run.state() == "done"]
-    methods = {method: [run for run in done if run.method == method] for method in options.configs}
+    methods = {method: [run for run in done if run.method == method] for method in options.methods}
     seeds = len(options.seeds)
     tested = list(dict.fromkeys(population for run in done for population in run.populations))
     unknown = [population for population in options.populations or () if population not in tested]

@@ -21,15 +21,27 @@ MARK = "†"
 def caption(comparison: Comparison) -> list[str]:
     """What the tables mean, in sentences."""
     seeds = f"mean ± standard deviation over {comparison.seeds} seeds" if comparison.seeds > 1 else "one seed"
-    averaged = ", averaged over the seeds," if comparison.seeds > 1 else ""
     return [
         f"Test accuracy in percent, gain (personalized - generalized) in percentage points; {seeds}.",
         "Over all held-out examples, as a mean over clients, and its 10th percentile over clients.",
         "Bold: the best accuracy of its column.",
-        f"{MARK}: differs significantly from the best of its column (Wilcoxon's signed-rank test over the clients' "
-        f"accuracies{averaged} Holm's correction for {len(comparison.methods) - 1} comparisons, p < {LEVEL}).",
+        *_test_caption(comparison),
         "Train time is that of all rounds, without evaluation and thus without personalization there.",
         *comparison.notes,
+    ]
+
+
+def _test_caption(comparison: Comparison) -> list[str]:
+    """What the mark means; nothing where there is one method alone."""
+    comparisons = len(comparison.methods) - 1
+    if not comparisons:
+        return []
+    averaged = ", averaged over the seeds" if comparison.seeds > 1 else ""
+    # a method that is as good as the best is not tested, nor counted
+    corrected = f", with Holm's correction for up to {comparisons} comparisons in a column" if comparisons > 1 else ""
+    return [
+        f"{MARK}: differs significantly from the best of its column: p < {LEVEL} in Wilcoxon's signed-rank test, which "
+        f"pairs the two methods' accuracies on each client{averaged}{corrected}."
     ]
 
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import glob
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
+from flow_pl import shipped
 from flow_pl.errors import ConfigurationError
 from flow_pl.utils.validation import require_positive
 
 GIVEN = {
-    "--config": "which compare takes itself",
     "--seed_everything": "use --seeds",
     "--trainer.default_root_dir": "use --out",
     "--ckpt_path": "runs that were interrupted are resumed by themselves",
@@ -27,7 +26,8 @@ class Options:
     """What was asked for.
 
     Attributes:
-        configs: the configurations by the names of their methods.
+        common: configurations of every run, such as the task's, in their order.
+        methods: a configuration for each method, by its name.
         seeds: of the runs.
         folder: where the results go.
         name: of the comparison.
@@ -38,7 +38,8 @@ class Options:
         passed_on: options for every run.
     """
 
-    configs: Mapping[str, Path]
+    common: Sequence[Path]
+    methods: Mapping[str, Path]
     seeds: Sequence[int]
     folder: Path
     name: str
@@ -60,10 +61,12 @@ def parse(args: Sequence[str]) -> Options:
     """
     given, passed_on = _make_parser().parse_known_args(args)
     _check(given, passed_on)
-    configs = find_configs(given.config)
-    name = given.out.name if given.out else comparison_name(configs.values())
+    common = [shipped.find(name) for name in given.config]
+    methods = find_methods(given.methods)
+    name = given.out.name if given.out else comparison_name(common, methods.values())
     return Options(
-        configs=configs,
+        common=common,
+        methods=methods,
         seeds=given.seeds,
         folder=given.out or Path("runs", "compare", name),
         name=name,
@@ -79,17 +82,29 @@ def _make_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
         prog="flow-pl compare",
-        description="Train and test several configurations with several seeds; tables and figures of all of them.",
+        description="Train and test several methods on one task with several seeds; tables and figures of all of them.",
         epilog="Any other option is given to every run, as to `flow-pl fit`: --trainer.max_epochs 20, say, or "
         "--data.path x.npz. The same command goes on where it was interrupted, and skips the runs that are done.",
         allow_abbrev=False,
     )
     parser.add_argument(
-        "--config", nargs="+", required=True, metavar="FILE", help="configurations; the name of a method is its file's"
+        "-c",
+        "--config",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="configuration of every run, such as task/digits; may be given several times",
+    )
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        required=True,
+        metavar="NAME",
+        help="a configuration for each method, such as method/*.yaml; a method is called as its file",
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N", help="seeds of the runs (default: 0)")
     parser.add_argument(
-        "--out", type=Path, metavar="FOLDER", help="default: runs/compare/ and the configurations' folder"
+        "--out", type=Path, metavar="FOLDER", help="where the results go (default: runs/compare/ and the task's name)"
     )
     parser.add_argument(
         "--populations", nargs="+", metavar="NAME", help="clients to show, such as seen (default: all that are tested)"
@@ -120,42 +135,36 @@ def _check(options: argparse.Namespace, passed_on: Sequence[str]) -> None:
         raise ConfigurationError(f"{passed_on[0]!r} is no option: see `flow-pl compare --help`.")
 
 
-def find_configs(patterns: Sequence[str]) -> dict[str, Path]:
-    """The configurations by the names of their methods; patterns that no shell has expanded are expanded.
+def find_methods(patterns: Sequence[str]) -> dict[str, Path]:
+    """The configurations of the methods by their names.
 
     Args:
-        patterns: files or patterns.
+        patterns: names, files or patterns; see `flow_pl.shipped.match`.
 
     Raises:
         ConfigurationError: there is no such file, or two have the same name.
     """
-    found = [sorted(glob.glob(pattern)) if glob.has_magic(pattern) else [pattern] for pattern in patterns]
-    configs: dict[str, Path] = {}
-    for path in map(Path, chain(*found)):
-        if not path.is_file():
-            raise ConfigurationError(f"there is no configuration {path}.")
-        if path.stem in configs:
+    methods: dict[str, Path] = {}
+    for path in chain.from_iterable(map(shipped.match, patterns)):
+        if path.stem in methods:
             raise ConfigurationError(
-                f"{configs[path.stem]} and {path} would both be called {path.stem}: rename one of them."
+                f"{methods[path.stem]} and {path} would both be called {path.stem}: rename one of them."
             )
-        configs[path.stem] = path
-    if not configs:
-        raise ConfigurationError(f"--config {' '.join(patterns)} matches no file.")
-    return configs
+        methods[path.stem] = path
+    return methods
 
 
-def comparison_name(configs: Iterable[Path]) -> str:
-    """The name of a comparison: the configurations' folder, below `configs` where it is in such a one.
+def comparison_name(common: Sequence[Path], methods: Iterable[Path]) -> str:
+    """The name of a comparison: that of what all runs have in common, or else of the methods' folder.
 
     Args:
-        configs: the files.
+        common: configurations of every run.
+        methods: of each method.
 
     Raises:
-        ConfigurationError: they are in several folders.
+        ConfigurationError: there is nothing in common, and the methods are in several folders.
     """
-    folders = {path.resolve().parent for path in configs}
-    if len(folders) > 1:
+    folders = {path.resolve().parent.name for path in methods}
+    if not common and len(folders) > 1:
         raise ConfigurationError("the configurations are in several folders: say where the results go with --out.")
-    parts = folders.pop().parts
-    below = len(parts) - parts[::-1].index("configs") if "configs" in parts else len(parts) - 1
-    return "/".join(parts[below:]) or parts[-1]
+    return shipped.run_name(common) or folders.pop()

@@ -30,11 +30,11 @@ AMOUNTS = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "ov
 """Settings of the trainer that change how much is trained and evaluated, and how exactly."""
 
 
-def resolve(config: Path, options: Sequence[str]) -> Settings:
-    """What a configuration and options come to, with every default.
+def resolve(configs: Sequence[Path], options: Sequence[str]) -> Settings:
+    """What configurations and options come to, with every default.
 
     Args:
-        config: the file.
+        configs: the files, later ones win.
         options: of the command line of `flow-pl fit`.
 
     Raises:
@@ -43,11 +43,12 @@ def resolve(config: Path, options: Sequence[str]) -> Settings:
     printed, complaint = io.StringIO(), io.StringIO()
     try:
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(complaint):
-            run(["fit", "--config", str(config), *options, "--print_config"])
+            given = [f"--config={path}" for path in configs]
+            run(["fit", *given, *options, "--print_config"])
     except SystemExit as stop:
         if stop.code:
             message = complaint.getvalue().strip().partition("error: ")[2] or complaint.getvalue().strip()
-            raise ConfigurationError(f"{config} with the options given: {message}") from None
+            raise ConfigurationError(f"{configs[-1]} with the options given: {message}") from None
     settings: Settings = yaml.safe_load(printed.getvalue())
     return {key: settings[key] for key in ("trainer", "data", "model")}
 

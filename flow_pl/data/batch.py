@@ -67,7 +67,7 @@ class ClientBatch:
             client's real examples.
         heldout: the examples to evaluate on, in evaluation only.
         round: the communication round; -1 in evaluation.
-        seed: of the device's generator (dropout), drawn from (seed, round, first client).
+        key: [C] int64, of what each client draws while it is trained (dropout), drawn from (seed, round, client).
         unusable: clients that the chunk should have had but whose data cannot be used, each with the reason.
     """
 
@@ -77,7 +77,7 @@ class ClientBatch:
     order: Tensor
     heldout: Examples | None
     round: int
-    seed: int = 0
+    key: Tensor
     unusable: tuple[tuple[int, str], ...] = ()
 
     def __len__(self) -> int:
@@ -85,7 +85,7 @@ class ClientBatch:
         return len(self.train.sizes)
 
     def clients(self, start: int, stop: int) -> ClientBatch:
-        """Some of the clients, padded to their longest, with a seed of their own.
+        """Some of the clients, padded to their longest.
 
         Args:
             start: position of the first one.
@@ -101,7 +101,7 @@ class ClientBatch:
             # a client's own examples come first in its order
             order=self.order[start:stop, :, :longest],
             heldout=None if self.heldout is None else self.heldout.clients(start, stop),
-            seed=(self.seed + start) % 2**63,
+            key=self.key[start:stop],
         )
 
     def to(self, *args: Any, **kwargs: Any) -> ClientBatch:

@@ -40,7 +40,7 @@ class FederatedDataModule(ABC, L.LightningDataModule):
     `**kwargs`.
 
     Args:
-        cohort_size: number of clients sampled in a round of training.
+        cohort_size: number of clients sampled in a round of training; with `sampling: poisson`, its expectation.
         chunk_size: number of clients trained or evaluated side by side; "auto" = what the first rounds measure to be
             fastest on this machine and fits into its memory. With dropout, whose masks depend on the chunk, runs with
             "auto" cannot be repeated exactly.
@@ -60,11 +60,13 @@ class FederatedDataModule(ABC, L.LightningDataModule):
         seed: seed of the cohorts and of the order of the examples; null = the seed of the run (`seed_everything`),
             or 0 where there is none.
         num_workers: number of processes that read ahead; 0 = read in the training process.
+        sampling: "fixed" samples `cohort_size` clients without replacement; "poisson" samples every client apart, with
+            the same probability, as privacy accountants like it: cohorts vary in size.
         cache_dir: folder of the client stores; null = the environment variable FLOW_PL_CACHE, or else
             ~/.cache/flow_pl.
 
     Attributes:
-        epochs: number of local epochs to draw an order of the examples for; set before the loaders are made.
+        unevaluated: indices of clients that are left out of validation and test; set before the loaders are made.
 
     Raises:
         ConfigurationError: a setting is out of its range, as soon as it can be told.
@@ -86,6 +88,7 @@ class FederatedDataModule(ABC, L.LightningDataModule):
         seed: int | None = None,
         num_workers: int = 0,
         cache_dir: str | None = None,
+        sampling: Literal["fixed", "poisson"] = "fixed",
     ) -> None:
         super().__init__()
         require_count(cohort_size=cohort_size, **given(val_clients=val_clients))
@@ -95,6 +98,7 @@ class FederatedDataModule(ABC, L.LightningDataModule):
             require_count(chunk_size=chunk_size)
         check_split(val_fraction, test_fraction, new_client_fraction, min_examples, split_seed)
         require_count(0, num_workers=num_workers, **given(seed=seed))
+        require_choice(("fixed", "poisson"), sampling=sampling)
         self.cohort_size = cohort_size
         self.chunk_size: int | Literal["auto"] = chunk_size
         self.availability = Availability(dropout, deadline, speed_spread)
@@ -107,8 +111,15 @@ class FederatedDataModule(ABC, L.LightningDataModule):
         self.seed = seed
         self.num_workers = num_workers
         self.cache_dir = cache_dir
-        self.epochs = 1
+        self.sampling: Literal["fixed", "poisson"] = sampling
+        self.unevaluated: Ints = np.zeros(0, dtype=np.int64)
         self._federation: Federation | None = None
+
+    @property
+    def orders(self) -> int:
+        """Orders that are drawn of each client's examples: as many as the trainer's module needs, 1 without one."""
+        module = None if self.trainer is None else self.trainer.lightning_module
+        return int(getattr(module, "orders", 1))
 
     @abstractmethod
     def options(self) -> dict[str, Any]:
@@ -236,6 +247,11 @@ class FederatedDataModule(ABC, L.LightningDataModule):
         return self._federation
 
     @property
+    def run_seed(self) -> int:
+        """The seed of the run: of cohorts and orders, and of all else that a round draws."""
+        return int(os.environ.get("PL_GLOBAL_SEED", 0)) if self.seed is None else self.seed
+
+    @property
     def num_classes(self) -> int:
         """Number of classes."""
         return self.federation.store.meta.num_classes
@@ -291,7 +307,8 @@ class FederatedDataModule(ABC, L.LightningDataModule):
         return replace(examples, x=x if self.trainer is None else self.trainer.precision_plugin.convert_input(x))
 
     def _with_rows(self, clients: Ints, rows: Heldout) -> Ints:
-        return clients[self.federation.heldout_sizes(rows)[clients] > 0]
+        clients = clients[self.federation.heldout_sizes(rows)[clients] > 0]
+        return clients if rows == "predict" else np.setdiff1d(clients, self.unevaluated, assume_unique=True)
 
     def _test_clients(self) -> dict[Population, Ints]:
         populations: dict[Population, Ints] = {"seen": self.federation.seen, "new": self.federation.new}
@@ -308,7 +325,7 @@ class FederatedDataModule(ABC, L.LightningDataModule):
     def _loader(
         self, clients: Ints, heldout: Heldout | None, cohort_size: int | None = None, setting: str = "cohort_size"
     ) -> Loader:
-        seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if self.seed is None else self.seed
+        seed = self.run_seed
         sampler = CohortSampler(
             clients,
             self.federation.train_sizes[clients],
@@ -319,10 +336,11 @@ class FederatedDataModule(ABC, L.LightningDataModule):
             world_size=self.trainer.world_size if self.trainer else 1,
             training=heldout is None,
             setting=setting,
+            sampling=self.sampling if heldout is None else "fixed",
             availability=None if heldout is not None or self.availability.all_arrive else self.availability,
         )
         return DataLoader(
-            ClientDataset(self.federation, seed, heldout, self.epochs),
+            ClientDataset(self.federation, seed, heldout, self.orders),
             sampler=sampler,
             batch_size=None,  # the sampler yields whole chunks
             num_workers=self.num_workers,

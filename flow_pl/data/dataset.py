@@ -13,7 +13,7 @@ from flow_pl.data.batch import GLOBAL, LOCAL, Chunk, ClientBatch, Examples, part
 from flow_pl.data.federation import Federation, Heldout, Ints, Split
 from flow_pl.data.store.client_store import ClientRows
 from flow_pl.errors import DataError
-from flow_pl.utils.rng import Stream, generator
+from flow_pl.utils.rng import Stream, generator, key
 from flow_pl.utils.validation import given, require_choice, require_count
 
 Part = NDArray[np.uint8]
@@ -32,17 +32,17 @@ class ClientDataset(Dataset[ClientBatch]):
         federation: the clients and their splits.
         seed: seed of the run: of the order of the examples and of the local and global shares.
         heldout: the rows to evaluate on; None in training.
-        epochs: number of orders to draw, that is, of local epochs.
+        orders: number of orders to draw of each client's examples, one for each epoch.
     """
 
-    def __init__(self, federation: Federation, seed: int, heldout: Heldout | None = None, epochs: int = 1) -> None:
-        require_count(epochs=epochs)
+    def __init__(self, federation: Federation, seed: int, heldout: Heldout | None = None, orders: int = 1) -> None:
+        require_count(orders=orders)
         require_count(0, seed=seed)
         require_choice(get_args(Heldout), **given(heldout=heldout))
         self.federation = federation
         self.seed = seed
         self.heldout = heldout
-        self.epochs = epochs
+        self.orders = orders
         self._plans: dict[int, tuple[Split, Part]] = {}
 
     def __getitem__(self, chunk: Chunk) -> ClientBatch:
@@ -62,11 +62,11 @@ class ClientDataset(Dataset[ClientBatch]):
         train = self._examples(rows, [split.train for split in splits])
         longest = max(train.sizes, default=0)
         part = np.zeros((len(clients), longest), dtype=np.uint8)
-        order = np.broadcast_to(np.arange(longest), (len(clients), self.epochs, longest)).copy()
+        order = np.broadcast_to(np.arange(longest), (len(clients), self.orders, longest)).copy()
         for i, (client, size) in enumerate(zip(clients, train.sizes, strict=True)):
             part[i, :size] = plans[i][1]
             random = self._order_generator(chunk.round, client)
-            for epoch in range(self.epochs):
+            for epoch in range(self.orders):
                 order[i, epoch, :size] = random.permutation(size)
         heldout = None
         if self.heldout is not None:
@@ -78,7 +78,7 @@ class ClientDataset(Dataset[ClientBatch]):
             order=torch.from_numpy(order),
             heldout=heldout,
             round=chunk.round,
-            seed=self._dropout_seed(chunk.round, clients),
+            key=torch.tensor([self._key(chunk.round, client) for client in clients], dtype=torch.int64),
             unusable=tuple(unusable),
         )
 
@@ -125,9 +125,9 @@ class ClientDataset(Dataset[ClientBatch]):
             self._plans[client] = (split, draw_part(self.seed, client, len(split.train)))
         return self._plans[client]
 
-    def _dropout_seed(self, round_: int, clients: list[int]) -> int:
+    def _key(self, round_: int, client: int) -> int:
         # a stream has no negative keys, and the round is -1 in evaluation
-        return int(generator(self.seed, Stream.DROPOUT, round_ + 1, clients[0]).integers(2**63)) if clients else 0
+        return key(self.seed, Stream.DROPOUT, round_ + 1, client)
 
     def _order_generator(self, round_: int, client: int) -> np.random.Generator:
         if round_ < 0:  # in evaluation a client is personalized the same way after every round

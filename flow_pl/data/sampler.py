@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -17,6 +17,9 @@ from flow_pl.data.federation import Ints
 from flow_pl.errors import ConfigurationError
 from flow_pl.utils.rng import Stream, generator
 from flow_pl.utils.validation import given, require_count
+
+SPREADS = 4
+"""Standard deviations above its expectation that a Poisson cohort has room for in chunks of the usual size."""
 
 
 class CohortSampler(DistributedSampler[Chunk]):
@@ -39,6 +42,8 @@ class CohortSampler(DistributedSampler[Chunk]):
         world_size: number of processes.
         training: whether the chunks are for training; evaluation draws its clients once, independently of training.
         setting: name of the setting that `cohort_size` comes from, for messages.
+        sampling: "fixed", a cohort of `cohort_size` without replacement, or "poisson": every client apart with
+            probability cohort_size / M, so that cohorts vary in size and may be empty.
         availability: which clients of the cohort report back; the others are not trained. None = all.
 
     Attributes:
@@ -60,6 +65,7 @@ class CohortSampler(DistributedSampler[Chunk]):
         world_size: int = 1,
         training: bool = True,
         setting: str = "cohort_size",
+        sampling: Literal["fixed", "poisson"] = "fixed",
         availability: Availability | None = None,
     ) -> None:
         require_count(chunk_size=chunk_size, world_size=world_size, **given(**{setting: cohort_size}))
@@ -73,6 +79,10 @@ class CohortSampler(DistributedSampler[Chunk]):
         self._clients = clients
         self._sizes = sizes
         self._cohort = len(clients) if cohort_size is None else cohort_size
+        self._poisson = sampling == "poisson"
+        # Room for nearly every cohort; the chunks of a round that has more clients are larger.
+        spread = math.sqrt(self._cohort * (1 - self._cohort / max(1, len(clients)))) if self._poisson else 0.0
+        self._room = min(len(clients), self._cohort + math.ceil(SPREADS * spread))
         self._chunk_size = chunk_size
         self._training = training
         self._availability = availability
@@ -80,16 +90,18 @@ class CohortSampler(DistributedSampler[Chunk]):
 
     def __len__(self) -> int:
         """Number of chunks of each process, the same in every round."""
-        chunks = math.ceil(self._cohort / (self.num_replicas * self._chunk_size))
+        chunks = math.ceil(self._room / (self.num_replicas * self._chunk_size))
         # with one more, a process may get more clients than another, where they are smaller
-        return chunks + (self.num_replicas > 1 and self._cohort > self._chunk_size)
+        return chunks + (self.num_replicas > 1 and self._room > self._chunk_size)
 
     def __iter__(self) -> Iterator[Chunk]:
         """Yield the chunks of this process in the current round, the largest clients first."""
-        share = self._share(self._arrived(self._draw()))
+        cohort = self._arrived(self._draw())
+        size = max(self._chunk_size, math.ceil(len(cohort) / max(1, self.num_replicas * len(self))))
+        share = self._share(cohort, size)
         round_ = self.epoch if self._training else -1
-        for start in range(0, len(self) * self._chunk_size, self._chunk_size):
-            yield Chunk(round_, tuple(self._clients[share[start : start + self._chunk_size]].tolist()))
+        for start in range(0, len(self) * size, size):
+            yield Chunk(round_, tuple(self._clients[share[start : start + size]].tolist()))
 
     def _draw(self) -> Ints:
         """Positions of the cohort, the largest clients first, equals in the order of the population."""
@@ -100,8 +112,10 @@ class CohortSampler(DistributedSampler[Chunk]):
             # evaluation: the same clients after every round, or the best round would be that of the easiest ones
             keys = (Stream.COHORT, self.epoch) if self._training else (Stream.EVALUATION_COHORT, 0)
             random = generator(self.seed, *keys)
+            # each client apart is a number of clients first, and then which
+            size = random.binomial(population, self._cohort / population) if self._poisson else self._cohort
             # unshuffled: numpy then draws a small cohort without a pass over the population
-            cohort = np.sort(random.choice(population, self._cohort, replace=False, shuffle=False))
+            cohort = np.sort(random.choice(population, size, replace=False, shuffle=False))
         return cohort[np.argsort(-self._sizes[cohort], kind="stable")]
 
     def _arrived(self, cohort: Ints) -> Ints:
@@ -113,11 +127,11 @@ class CohortSampler(DistributedSampler[Chunk]):
         self.absent = {"dropped": arrivals.dropped, "late": arrivals.late}
         return cohort[arrivals.in_time]
 
-    def _share(self, cohort: Ints) -> Ints:
+    def _share(self, cohort: Ints, chunk_size: int) -> Ints:
         """The part of the cohort that falls to this process."""
         if self.num_replicas == 1:
             return cohort
-        room = len(self) * self._chunk_size
+        room = len(self) * chunk_size
         loads = [(0, rank) for rank in range(self.num_replicas)]
         shares: list[list[int]] = [[] for _ in loads]
         for position in cohort.tolist():

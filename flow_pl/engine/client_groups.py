@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from flow_pl.utils.groups import Groups
+from flow_pl.utils.groups import Groups, Parameters
 
 
 class ClientGroups:
@@ -38,6 +38,11 @@ class ClientGroups:
             # what was made of shared groups alone is one tensor seen by all clients, which no step could move
             self.groups[name] = {key: p.contiguous() for key, p in group.items()}
         self.stacked.update(groups)
+
+    def take(self, name: str) -> Parameters:
+        """Take a stacked group out; returns its tensors [C, ...]."""
+        self.stacked.remove(name)
+        return self.groups.pop(name)
 
     def prefix(self, active: int) -> Groups:
         """Views on the first clients' groups; without a client axis where there is one client."""

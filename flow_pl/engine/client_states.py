@@ -13,7 +13,7 @@ from __future__ import annotations
 import errno
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -156,11 +156,7 @@ class ClientStates:
             ConfigurationError: the checkpoint's clients keep other groups.
             DataError: none of them is known.
         """
-        if state["layout"] != self._layout():
-            raise ConfigurationError(
-                f"the checkpoint's clients keep {_brief(state['layout'])}, expected {_brief(self._layout())}: use the "
-                "settings of the method that the checkpoint was trained with."
-            )
+        check_layout(state["layout"], self._layout())
         clients = [index(name) for name in state["clients"]]
         if clients and all(client is None for client in clients):
             raise DataError(
@@ -214,6 +210,50 @@ class ClientStates:
                 f"what clients keep cannot be written ({error}): it takes {self.bytes_per_client} bytes a client, make "
                 "room on the disk of trainer.default_root_dir, or sample fewer clients; the last checkpoint is intact."
             ) from error
+
+
+def client_state(state: Mapping[str, Any], client: str, template: Groups) -> Groups:
+    """What one client keeps in a checkpoint.
+
+    Args:
+        state: from `ClientStates.state_dict`.
+        client: its name.
+        template: the groups of a client; tells names, shapes and types.
+
+    Returns:
+        Its groups, without a client axis, on the device of the template.
+
+    Raises:
+        ConfigurationError: the checkpoint's clients keep other groups.
+        DataError: the client keeps nothing, as it has not been sampled.
+    """
+    shapes = [(group, key, p) for group, parameters in template.items() for key, p in parameters.items()]
+    check_layout(state["layout"], [[group, key, list(p.shape)] for group, key, p in shapes])
+    if client not in state["clients"]:
+        known = ", ".join(repr(name) for name in state["clients"][:3])
+        raise DataError(
+            f"client {client!r} keeps nothing in the checkpoint, which has the state of {len(state['clients'])} "
+            f"clients{f' ({known}, ...)' if known else ''}: name one of them, or serve it as a client that has not "
+            "been sampled yet."
+        )
+    row = state["rows"][state["clients"].index(client)]
+    groups: Groups = {}
+    for (group, key, p), piece in zip(shapes, torch.split(row, [p.numel() for _, _, p in shapes]), strict=True):
+        groups.setdefault(group, {})[key] = piece.reshape(p.shape).to(p, copy=True)
+    return groups
+
+
+def check_layout(found: list[list[Any]], expected: list[list[Any]]) -> None:
+    """Check that the clients of a checkpoint keep what a method's clients keep.
+
+    Raises:
+        ConfigurationError: they keep other groups.
+    """
+    if found != expected:
+        raise ConfigurationError(
+            f"the checkpoint's clients keep {_brief(found)}, expected {_brief(expected)}: use the "
+            "settings of the method that the checkpoint was trained with."
+        )
 
 
 def _open_shared(folder: Path, share: Callable[[str], str] | None, first: bool) -> int:

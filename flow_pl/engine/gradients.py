@@ -10,16 +10,18 @@ from __future__ import annotations
 import warnings
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any, get_args
 
 import torch
 from torch import Tensor
 from torch.func import vmap
 
+from flow_pl.engine.client_draws import ClientDraws, UnitTable
 from flow_pl.engine.client_groups import ClientGroups
 from flow_pl.engine.tracing import CompileMode, compiled, trace
 from flow_pl.errors import ConfigurationError
-from flow_pl.kernels.linear import ClientLinears
+from flow_pl.kernels.linear import REPLACED, ClientLinears
 from flow_pl.methods.base import Minibatch, Step
 from flow_pl.utils.groups import Groups
 from flow_pl.utils.validation import given, require_choice, require_count
@@ -47,7 +49,7 @@ def map_clients(fn: Callable[[Groups, Any], Any], groups: ClientGroups, data: An
         return torch.utils._pytree.tree_map(lambda t: t.unsqueeze(0), fn(views, one))
     dims = {name: 0 if name in groups.stacked else None for name in views}
     with ClientLinears():
-        return vmap(fn, in_dims=(dims, 0), randomness="different")(views, data)
+        return vmap(fn, in_dims=(dims, 0))(views, data)
 
 
 class GradientEngine:
@@ -69,11 +71,18 @@ class GradientEngine:
             )
         self.trace_after = trace_after
         self.compile_mode = compile_mode
+        self._units = UnitTable()
         self._calls: Counter[Any] = Counter()
         self._traces: OrderedDict[Any, Callable[..., list[Tensor]] | None] = OrderedDict()
 
     def __call__(
-        self, step: Step, views: Groups, stacked: set[str], minibatch: Minibatch, scale: Tensor | None
+        self,
+        step: Step,
+        views: Groups,
+        stacked: set[str],
+        minibatch: Minibatch,
+        scale: Tensor | None,
+        keys: Tensor | None = None,
     ) -> tuple[list[Tensor], Tensor]:
         """Gradients and losses of the active clients.
 
@@ -83,17 +92,21 @@ class GradientEngine:
             stacked: names of the groups with a client axis.
             minibatch: of the active clients [A, B, ...].
             scale: [A] factor on each client's loss (16-mixed), or None.
+            keys: [A, 2] int32, of what the clients draw in this step (`counter_rng.step_keys`); None where nothing is
+                drawn.
 
         Returns:
             Gradients of the moving group's tensors [A, ...] and losses [A], unscaled.
         """
         active = len(minibatch.mask)
+        self._units.grow(minibatch.mask.device)
         names = [(group, key) for group, parameters in views.items() for key in parameters]
         tensors = [views[group][key] for group, key in names]
-        arguments = [*tensors, *minibatch, *([] if scale is None else [scale])]
+        arguments = [*tensors, *minibatch, *(t for t in (scale, keys) if t is not None)]
+        options = (scale is not None, keys is not None)
 
         def gradients(*arguments: Tensor) -> list[Tensor]:
-            return _gradients(step, names, stacked, active, arguments)
+            return _gradients(step, names, stacked, active, arguments, options, self._units)
 
         # a client alone gains nothing by a trace, but something by the compiler
         if self.trace_after is None or (active == 1 and self.compile_mode is None):
@@ -106,6 +119,7 @@ class GradientEngine:
             arguments[0].device,
             torch.is_autocast_enabled(arguments[0].device.type),
             torch.get_autocast_dtype(arguments[0].device.type),
+            options,
         )
         replay = self._replay(key, gradients, arguments)
         if replay is None:
@@ -142,11 +156,18 @@ class GradientEngine:
 
 
 def _gradients(
-    step: Step, names: Sequence[tuple[str, str]], stacked: set[str], active: int, arguments: Sequence[Tensor]
+    step: Step,
+    names: Sequence[tuple[str, str]],
+    stacked: set[str],
+    active: int,
+    arguments: Sequence[Tensor],
+    options: tuple[bool, bool],
+    units: UnitTable,
 ) -> list[Tensor]:
     """Gradients of the moving group and the losses, for tensors given in a flat list."""
     parameters, data = arguments[: len(names)], arguments[len(names) :]
-    minibatch, scale = Minibatch(*data[:3]), data[3] if len(data) > 3 else None
+    minibatch, (scaled, drawn) = Minibatch(*data[:3]), options
+    scale, keys = data[3] if scaled else None, data[-1] if drawn else None
     groups: Groups = {}
     leaves = []
     for (group, key), p in zip(names, parameters, strict=True):
@@ -157,11 +178,21 @@ def _gradients(
     # One graph over all clients: their losses do not meet, so the gradient of the sum is every client's own.
     with torch.enable_grad():
         if active == 1:
-            losses = step.objective(groups, Minibatch(*(t[0] for t in minibatch))).unsqueeze(0)
-        else:
+            one = Minibatch(*(t[0] for t in minibatch))
+            with nullcontext() if keys is None else ClientDraws(keys[0], units):
+                losses = step.objective(groups, one).unsqueeze(0)
+        elif keys is None:
             dims = {name: 0 if name in stacked else None for name in groups}
             with ClientLinears():
-                losses = vmap(step.objective, in_dims=(dims, 0), randomness="different")(groups, minibatch)
+                losses = vmap(step.objective, in_dims=(dims, 0))(groups, minibatch)
+        else:
+            dims = {name: 0 if name in stacked else None for name in groups}
+
+            def objective(key: Tensor, groups: Groups, minibatch: Minibatch) -> Tensor:
+                with ClientDraws(key, units, REPLACED):
+                    return step.objective(groups, minibatch)
+
+            losses = vmap(objective, in_dims=(0, dims, 0))(keys, groups, minibatch)
         total = (losses if scale is None else losses * scale).sum()
         grads = list(torch.autograd.grad(total, leaves, materialize_grads=True))
     # Autocast keeps its casts of this step's leaves until its context ends: a round's worth of copies of the model.

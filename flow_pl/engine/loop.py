@@ -26,8 +26,9 @@ from flow_pl.engine.training_statistics import TrainingStatistics
 from flow_pl.errors import ConfigurationError
 from flow_pl.evaluation.counts import ClientEvaluation, ClientPredictions, count_client, predict_client
 from flow_pl.methods.base import Derive, Method, Minibatch, Phase
+from flow_pl.utils.counter_rng import step_keys
 from flow_pl.utils.groups import Groups, OptimizerFactory
-from flow_pl.utils.validation import require_choice, require_count
+from flow_pl.utils.validation import given, require_choice, require_count
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,8 @@ class FederatedLoop:
     """Trains, personalizes and evaluates chunks of clients for any method.
 
     Args:
+        local_epochs: epochs over a client's data in a round (E), for every method alike.
+        personal_epochs: epochs when a client is personalized for evaluation; None for `local_epochs`.
         batch_size: examples in a minibatch of a client.
         client_optimizer: any element-wise torch optimizer; a fresh one for every client, phase and step.
         weighting: a client's weight in the server's mean: its number of training examples, or 1.
@@ -98,6 +101,8 @@ class FederatedLoop:
 
     def __init__(
         self,
+        local_epochs: int = 3,
+        personal_epochs: int | None = None,
         batch_size: int = 20,
         client_optimizer: OptimizerFactory = lambda params: torch.optim.SGD(params, lr=0.05, momentum=0.9),
         weighting: Literal["examples", "uniform"] = "examples",
@@ -106,14 +111,43 @@ class FederatedLoop:
         channels_last: bool = False,
         compile_mode: CompileMode | None = None,
     ) -> None:
+        require_count(local_epochs=local_epochs, **given(personal_epochs=personal_epochs))
         require_count(batch_size=batch_size, evaluation_batch_size=evaluation_batch_size)
         require_choice(("examples", "uniform"), weighting=weighting)
+        self.local_epochs = local_epochs
+        self.personal_epochs = local_epochs if personal_epochs is None else personal_epochs
         self.batch_size = batch_size
         self.client_optimizer = client_optimizer
         self.weighting = weighting
         self.evaluation_batch_size = evaluation_batch_size
         self.channels_last = channels_last
         self.engine = GradientEngine(trace_after, compile_mode)
+
+    def orders(self, method: Method) -> int:
+        """How many orders of its examples a client needs, for a round or for its personalization."""
+        plans = [*self._plan(method, training=True), *self._plan(method, training=False)]
+        return max([1, *(orders.stop for _, orders in plans if orders is not None)])
+
+    def _plan(self, method: Method, training: bool) -> list[tuple[Phase | Derive, range | None]]:
+        """Which of the drawn orders each phase visits, one an epoch.
+
+        Phases that move what is sent, and the last one of a round, visit the first orders, as FedAvg's only phase
+        does: methods that send the same model see the same minibatches. Other phases visit those behind, or two models
+        born from w_g would take the very same steps. Personalization has orders of its own.
+        """
+        stages = method.phases if training else method.personal_phases
+        budget = self.local_epochs if training else self.personal_epochs
+        last = max((i for i, stage in enumerate(stages) if isinstance(stage, Phase)), default=0)
+        plan: list[tuple[Phase | Derive, range | None]] = []
+        for i, stage in enumerate(stages):
+            if isinstance(stage, Phase):
+                sent = any(step.moves in method.shared.values() for step in stage.steps)
+                first = self.local_epochs if training and i < last and not sent else 0
+                epochs = self.personal_epochs if stage.epochs == "personal" else stage.epochs or budget
+                plan.append((stage, range(first, first + epochs)))
+            else:
+                plan.append((stage, None))
+        return plan
 
     def train_clients(
         self,
@@ -136,7 +170,7 @@ class FederatedLoop:
         Returns:
             What the clients send and keep.
         """
-        groups, statistics = self._run(method, server, method.phases, batch, loss_scale, kept)
+        groups, statistics = self.run(method, server, batch, True, loss_scale, kept)
         sizes = batch.train.mask.sum(1).to(torch.float32)
         weights = sizes if self.weighting == "examples" else torch.ones_like(sizes)
         factors = {} if method.participation is None else groups.groups[method.participation]
@@ -165,7 +199,7 @@ class FederatedLoop:
     ) -> ClientEvaluation:
         """Personalize a chunk of clients and evaluate w_g and their models on the held-out examples."""
         heldout = _heldout(batch)
-        groups, _ = self._run(method, server, method.personal_phases, batch, kept=kept)
+        groups, _ = self.run(method, server, batch, False, kept=kept)
         zeros = torch.zeros(len(batch), device=batch.client.device)
         totals: dict[str, Tensor] = {}
         with _mode(method, training=False):
@@ -184,9 +218,9 @@ class FederatedLoop:
         always = {name: totals.pop(name, zeros) for name in names}
         return ClientEvaluation(client=batch.client, **always, **totals)
 
-    def personalize(self, method: Method, server: Groups, batch: ClientBatch) -> Groups:
+    def personalize(self, method: Method, server: Groups, batch: ClientBatch, kept: Groups | None = None) -> Groups:
         """The groups of one client after its personalization, without a client axis; copies of what it changed."""
-        groups, _ = self._run(method, server, method.personal_phases, batch)
+        groups, _ = self.run(method, server, batch, False, kept=kept)
         return groups.prefix(1)
 
     def predict_clients(
@@ -194,7 +228,7 @@ class FederatedLoop:
     ) -> ClientPredictions:
         """Personalize a chunk of clients and predict their held-out and unlabelled examples, one by one."""
         heldout = _heldout(batch)
-        groups, _ = self._run(method, server, method.personal_phases, batch, kept=kept)
+        groups, _ = self.run(method, server, batch, False, kept=kept)
         with _mode(method, training=False):
             slices = [
                 map_clients(partial(predict_client, method), groups, examples)
@@ -207,47 +241,55 @@ class FederatedLoop:
         columns = {name: torch.cat([part[name] for part in slices], dim=1) for name in slices[0]}
         return ClientPredictions(batch.client, **columns)
 
-    def _run(
+    def run(
         self,
         method: Method,
         server: Groups,
-        stages: Sequence[Phase | Derive],
         batch: ClientBatch,
+        training: bool,
         loss_scale: Tensor | None = None,
         kept: Groups | None = None,
     ) -> tuple[ClientGroups, TrainingStatistics]:
-        """Take a chunk of clients through the stages, from the server's groups and what the clients kept."""
+        """Take a chunk of clients through a round or their personalization, from what the server and they have."""
+        plan = self._plan(method, training)
         groups = ClientGroups(method.start(server), len(batch))
         if kept is not None:
             groups.put(kept)
         statistics = TrainingStatistics(batch.client.device)
-        with torch.no_grad(), _seeded(batch.seed, batch.client.device), _mode(method, training=True):
-            for stage in stages if len(batch) else ():
+        with torch.no_grad(), _mode(method, training=True):
+            phases = 0
+            for stage, orders in plan if len(batch) else ():
                 if isinstance(stage, Derive):
                     x = self.lay_out(batch.train.x)
                     examples = Minibatch(x, batch.train.y, part_mask(batch, stage.part))
                     with _mode(method, training=False):
                         groups.put(map_clients(stage.compute, groups, examples))
                 else:
-                    self._run_phase(groups, stage, batch, loss_scale, statistics)
+                    assert orders is not None
+                    self._run_phase(groups, stage, orders, phases, batch, loss_scale, statistics)
+                    phases += 1
         return groups, statistics
 
     def _run_phase(
         self,
         groups: ClientGroups,
         phase: Phase,
+        orders: range,
+        number: int,
         batch: ClientBatch,
         loss_scale: Tensor | None,
         statistics: TrainingStatistics,
     ) -> None:
-        """All minibatches of a phase, for all clients of the chunk."""
-        schedule = make_schedule(batch, phase, self.batch_size)
+        """All minibatches of a phase, the number-th of its kind, for all clients of the chunk."""
+        schedule = make_schedule(batch, phase.part, orders, self.batch_size)
         optimizers = {
             step: StackedOptimizer(step.optimizer or self.client_optimizer, groups.stack(step.moves), step.lr_scale)
             for step in dict.fromkeys(phase.steps)
         }
-        x, y = batch.train.x.flatten(0, 1), batch.train.y.flatten(0, 1)
+        data = {"x": batch.train.x, "y": batch.train.y} if phase.examples is None else groups.take(phase.examples)
+        x, y = data["x"].flatten(0, 1), data["y"].flatten(0, 1)
         scales = None if loss_scale is None else loss_scale.expand(len(batch)).clone()
+        keys = iter(step_keys(batch.key, number, len(schedule.active) * len(phase.steps)).unbind())
         active = 0
         for t, now in enumerate(schedule.active):
             if now != active:
@@ -264,7 +306,7 @@ class FederatedLoop:
             )
             for step in phase.steps:
                 scale = None if scales is None else scales[:active]
-                grads, losses = self.engine(step, views, groups.stacked, minibatch, scale)
+                grads, losses = self.engine(step, views, groups.stacked, minibatch, scale, next(keys)[:active])
                 keep = None if scale is None else _unscale(grads, scale)
                 optimizers[step].step(grads, keep)
                 if step.bounds is not None:
@@ -287,23 +329,6 @@ class FederatedLoop:
         if not self.channels_last or x.ndim != 5 or len(x) > 1:
             return x
         return x[0].to(memory_format=torch.channels_last)[None]
-
-
-@contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """The generator of a device started at a seed, and put back afterwards.
-
-    `torch.manual_seed` would seed every backend there is, which takes longer than some steps.
-    """
-    generator = torch.default_generator
-    if device.type == "cuda":
-        generator = torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
-    before = generator.get_state()
-    generator.manual_seed(seed)
-    try:
-        yield
-    finally:
-        generator.set_state(before)
 
 
 @contextmanager

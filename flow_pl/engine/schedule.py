@@ -9,7 +9,7 @@ from torch import Tensor
 
 from flow_pl.data.batch import GLOBAL, LOCAL, ClientBatch, part_sizes
 from flow_pl.errors import ConfigurationError
-from flow_pl.methods.base import Part, Phase
+from flow_pl.methods.base import Part
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def count(n: int, part: Part) -> int:
     return n if part == "all" else part_sizes(n)[0 if part == "local" else 1]
 
 
-def make_schedule(batch: ClientBatch, phase: Phase, batch_size: int) -> Schedule:
+def make_schedule(batch: ClientBatch, part: Part, orders: range, batch_size: int) -> Schedule:
     """Cut each client's part into minibatches, epoch by epoch, in the drawn order.
 
     A client starts its next epoch as soon as its last one is through, without waiting for larger clients. The last
@@ -50,17 +50,18 @@ def make_schedule(batch: ClientBatch, phase: Phase, batch_size: int) -> Schedule
 
     Args:
         batch: the chunk of clients, in order of decreasing size.
-        phase: which share of the data, how often, and in which of the drawn orders.
+        part: which share of the data.
+        orders: which of the drawn orders, one for each epoch.
         batch_size: examples in a minibatch (B).
 
     Raises:
-        ConfigurationError: fewer orders were drawn than the phase needs.
+        ConfigurationError: fewer orders were drawn than are asked for.
     """
-    part, epochs, first = phase.part, phase.epochs, phase.first_order
-    if batch.order.shape[1] < first + epochs:
+    epochs = len(orders)
+    if batch.order.shape[1] < orders.stop:
         raise ConfigurationError(
-            f"the batch has a minibatch order for {batch.order.shape[1]} local epochs, the method needs "
-            f"{first + epochs}: set the data module's `epochs` to {first + epochs} before its loaders are made."
+            f"the batch has {batch.order.shape[1]} minibatch orders of each client, expected {orders.stop}: make it "
+            "with as many as FederatedLoop.orders says."
         )
     C, N = batch.train.mask.shape
     device = batch.order.device
@@ -70,7 +71,7 @@ def make_schedule(batch: ClientBatch, phase: Phase, batch_size: int) -> Schedule
     total = epochs * max(per_epoch, default=0)
     active = tuple(sum(epochs * steps > t for steps in per_epoch) for t in range(total))
 
-    picks = batch.order[:, first : first + epochs]
+    picks = batch.order[:, orders.start : orders.stop]
     if part != "all":
         # The part's examples first, in the order drawn; the sort is stable.
         outside = ~part_mask(batch, part)[:, None].expand(C, epochs, N).gather(2, picks)

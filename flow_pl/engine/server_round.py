@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from flow_pl.engine.aggregation import Aggregation, AggregationError, CohortAggregation, CohortUpdates, Mean
+from flow_pl.engine.attacks import Attack
+from flow_pl.engine.client_norms import scaled_weights
+from flow_pl.engine.compression import Compression
 from flow_pl.engine.loop import ClientUpdate
+from flow_pl.engine.privacy import GaussianMechanism
 from flow_pl.errors import FlowError
 from flow_pl.methods.base import Method, Phase
 from flow_pl.utils.groups import Groups
@@ -17,19 +24,41 @@ class DivergenceError(FlowError):
     """The clients' updates are not finite."""
 
 
+EXTRAS = 5
+"""Numbers behind the others: half of the clients within the clipping norm less half of the others; attackers, their
+weight and that of all; clients whose data cannot be used."""
+
+
 class ServerRound:
     """Sums what clients send in a round, on the device, in one flat buffer of float32.
 
     Args:
         method: the algorithm.
         max_rejected: largest share of the clients that may be left out of a round.
+        aggregation: what is made of the updates; None for their mean.
+        privacy: makes the mean differentially private; None for a mean as it is.
+        attack: whose attackers are counted; None where there are none.
+        compression: of what clients send, for the bytes.
+        folder: where an aggregation may keep a cohort on disk.
 
     Attributes:
         any_rejected: after `finish`, whether a client of any process was left out.
     """
 
-    def __init__(self, method: Method, max_rejected: float = 0.5) -> None:
+    def __init__(
+        self,
+        method: Method,
+        max_rejected: float = 0.5,
+        aggregation: Aggregation | None = None,
+        privacy: GaussianMechanism | None = None,
+        attack: Attack | None = None,
+        compression: Compression | None = None,
+        folder: Path | None = None,
+    ) -> None:
         self._max_rejected = max_rejected
+        self._aggregation = Mean() if aggregation is None else aggregation
+        self._privacy = privacy
+        self._attack = attack
         self._accepted: list[tuple[Tensor, Tensor]] = []
         self._unusable: list[tuple[int, str]] = []
         self.any_rejected = False
@@ -38,14 +67,25 @@ class ServerRound:
         self._moved = tuple(dict.fromkeys(step.moves for stage in stages for step in stage.steps))
         self._sizes = [sum(p.numel() for p in group.values()) for group in self._parameters.values()]
         # deltas | clients, rejected clients, rows, examples, skipped steps | weight of each shared group
-        # | for each group that moves: loss, steps
+        # | for each group that moves: loss, steps | what privacy and attacks count, see EXTRAS
         device = next(method.modules["global"].parameters()).device
-        size = sum(self._sizes)
-        self._buffer = torch.zeros(size + 5 + len(self._sizes) + 2 * len(self._moved), device=device)
         every = [p for group in self._parameters.values() for p in group.values()]
+        # what clients send: a group of theirs that is the update of several of the server's, once
+        sources = dict(zip(method.shared.values(), self._parameters.values(), strict=True)).values()
+        sent = [p.numel() for group in sources for p in group.values()]
+        self._bytes_up = 4 * sum(sent) if compression is None else compression.bytes(sent)
+        self._bytes_down = 4 * sum(self._sizes)
+        self._cohort: CohortUpdates | None = None
+        if isinstance(self._aggregation, CohortAggregation):
+            on_disk = folder if self._aggregation.storage == "disk" else None
+            self._cohort = CohortUpdates(sum(self._sizes), device, on_disk)
+            every = []
+        size = sum(p.numel() for p in every)
+        self._buffer = torch.zeros(size + 5 + len(self._sizes) + 2 * len(self._moved) + EXTRAS, device=device)
         pieces = torch.split(self._buffer[:size], [p.numel() for p in every]) if every else ()
         self._deltas = [piece.view(p.shape) for piece, p in zip(pieces, every, strict=True)]
-        self._tail = self._buffer[size:]
+        self._tail = self._buffer[size:-EXTRAS]
+        self._extras = self._buffer[-EXTRAS:]
 
     @torch.no_grad()
     def add(self, update: ClientUpdate) -> Tensor | None:
@@ -58,7 +98,7 @@ class ServerRound:
         if not _known_to_be_finite(update):
             accepted = update.reject()
             self._accepted.append((update.client, accepted))
-        update.add_to(self._deltas)
+        self._take(update, accepted)
         statistics = update.statistics
         clients = len(update.client)
         rejected = torch.zeros_like(statistics.skipped) if accepted is None else clients - accepted.sum()
@@ -69,10 +109,31 @@ class ServerRound:
         self._tail += torch.cat([counts, known, statistics.skipped[None], *weights, losses])
         return accepted
 
+    def _take(self, update: ClientUpdate, accepted: Tensor | None) -> None:
+        """Sum what clients send, or keep it for the end of the round."""
+        weights = update.weights
+        if self._cohort is not None:
+            self._cohort.add(update.client, update.difference, next(iter(weights.values())), accepted)
+        elif self._privacy is not None:
+            weights, within = self._privacy.clip(update.difference, weights)
+            self._extras[0] += within
+        else:
+            factors = self._aggregation.factors(update.difference)
+            if factors is not None:
+                weights = scaled_weights(weights, factors)
+        if self._cohort is None:
+            replace(update, weights=weights).add_to(self._deltas)
+        if self._attack is not None and weights:
+            attackers, influence = self._attack.members(update.client), next(iter(weights.values()))
+            if accepted is not None:
+                attackers = attackers & accepted
+            self._extras[1:4] += torch.stack([attackers.sum(), (influence * attackers).sum(), influence.sum()])
+
     def reject(self, clients: Sequence[tuple[int, str]]) -> None:
         """Count clients that cannot be trained, each with the reason."""
         if clients:
             self._tail[1] += len(clients)
+            self._extras[4] += len(clients)
             self._unusable += clients
 
     def rejected(self) -> list[tuple[int, str]]:
@@ -81,29 +142,47 @@ class ServerRound:
         return [(client, "its update is not finite") for client in diverged] + self._unusable
 
     @torch.no_grad()
-    def finish(self, reduce: Callable[[Tensor], Tensor], number: int) -> dict[str, Tensor]:
+    def finish(
+        self, reduce: Callable[[Tensor], Tensor], number: int, rank: int = 0, world_size: int = 1
+    ) -> dict[str, Tensor]:
         """Sum over processes, and leave the pseudo-gradient (server - mean of clients) in the server's `.grad`.
+
+        Parameters that require no gradient (running statistics) become the clients' mean at once: no server optimizer
+        may scale their change.
 
         Args:
             reduce: sums a tensor over processes.
             number: of the round, for messages.
+            rank: index of this process.
+            world_size: number of processes.
 
         Returns:
             Figures of the round by name.
 
         Raises:
             DivergenceError: too many updates are not finite.
+            AggregationError: too few clients have come.
         """
+        size = len(self._buffer) - len(self._tail) - EXTRAS
+        if self._privacy is not None:
+            self._privacy.perturb(self._buffer[:size], self._extras[0])
         self._buffer = total = reduce(self._buffer)
-        size = len(total) - len(self._tail)
-        tail = total[size:]
+        tail, extras = total[size:-EXTRAS], total[-EXTRAS:]
         clients, rejected, rows, examples, skipped = tail[:5]
         weights = tail[5 : 5 + len(self._sizes)].clamp_min(torch.finfo(torch.float32).tiny)
         pseudo_gradient = total[:size]
-        for piece, weight in zip(torch.split(pseudo_gradient, self._sizes) if size else (), weights, strict=False):
-            piece /= -weight
+        attacks: dict[str, Tensor] = {}
+        if self._cohort is not None:
+            pseudo_gradient, attacks = self._combined(self._cohort, reduce, rank, world_size, number)
+        elif self._privacy is not None:
+            pseudo_gradient /= -self._privacy.denominator
+        else:
+            for piece, weight in zip(torch.split(pseudo_gradient, self._sizes) if size else (), weights, strict=False):
+                piece /= -weight
         # The only question to the device in a round.
-        finite, left_out, trained = torch.stack([pseudo_gradient.sum().isfinite().float(), rejected, clients]).tolist()
+        finite, left_out, trained, within, unusable = torch.stack(
+            [pseudo_gradient.sum().isfinite().float(), rejected, clients, extras[0], extras[4]]
+        ).tolist()
         self.any_rejected = left_out > 0
         if not finite or left_out > self._max_rejected * (left_out + trained):
             raise DivergenceError(
@@ -114,7 +193,11 @@ class ServerRound:
             )
         start = 0
         for p in (p for group in self._parameters.values() for p in group.values()):
-            p.grad = pseudo_gradient[start : start + p.numel()].view(p.shape)
+            difference = pseudo_gradient[start : start + p.numel()].view(p.shape)
+            if p.requires_grad:
+                p.grad = difference
+            else:
+                p.sub_(difference)
             start += p.numel()
         figures = {
             "clients": clients,
@@ -123,10 +206,44 @@ class ServerRound:
             "padding": 1 - examples / rows.clamp_min(1),
             "update_norm": pseudo_gradient.norm(),
             "skipped_steps": skipped,
+            # in double precision, which counts bytes exactly
+            "bytes_up": torch.tensor((trained + left_out - unusable) * self._bytes_up, dtype=torch.float64),
+            "bytes_down": torch.tensor((trained + left_out) * self._bytes_down, dtype=torch.float64),
         }
+        if self._privacy is not None:
+            figures["clip_norm"] = clients.new_tensor(self._privacy.clipping.norm)
+            self._privacy.close_round(within)
+        if self._attack is not None:
+            tiny = torch.finfo(torch.float32).tiny
+            figures |= {"attackers": extras[1], "attackers_weight": extras[2] / extras[3].clamp_min(tiny), **attacks}
         for name, (loss, steps) in zip(self._moved, tail[5 + len(self._sizes) :].view(-1, 2), strict=True):
             figures[f"{name}_loss"] = loss / steps.clamp_min(1)
         return figures
+
+    @property
+    def bytes_down(self) -> int:
+        """Bytes that a client gets in a round."""
+        return self._bytes_down
+
+    def _combined(
+        self, cohort: CohortUpdates, reduce: Callable[[Tensor], Tensor], rank: int, world_size: int, number: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The pseudo-gradient that an aggregation makes of a whole cohort, and what became of the attackers."""
+        assert isinstance(self._aggregation, CohortAggregation)
+        cohort.gathered(reduce, rank, world_size)
+        if not len(cohort):
+            return torch.zeros(cohort.size, device=self._buffer.device), {}
+        try:
+            combined = self._aggregation.combine(cohort)
+        except AggregationError as error:
+            raise AggregationError(f"round {number}: {error}; the last checkpoint is intact.") from error
+        if self._attack is None:
+            return -combined.update, {}
+        attackers = self._attack.members(cohort.client)
+        return -combined.update, {
+            "attackers_weight": (combined.influence * attackers).sum().float(),
+            "attackers_left_out": ((combined.influence == 0) & attackers).sum().float(),
+        }
 
 
 def _known_to_be_finite(update: ClientUpdate) -> bool:
@@ -140,11 +257,28 @@ def _known_to_be_finite(update: ClientUpdate) -> bool:
 
 def sent_parameters(method: Method) -> dict[str, dict[str, nn.Parameter]]:
     """The server's parameters that clients send an update of, by group and name, in the order of the updates."""
-    server = {name: dict(method.modules[name].named_parameters()) for name in method.modules}
+    server = trained_parameters(method)
     client = method.start(server_groups(method))
     return {name: {key: server[name][key] for key in client[source]} for name, source in method.shared.items()}
 
 
+def changed_parameters(method: Method) -> list[str]:
+    """Names of the server's parameters that were frozen or unfrozen since the method was bound."""
+    return [
+        f"{group}.{name}"
+        for group, module in method.modules.items()
+        for name, p in module.named_parameters()
+        if not getattr(module, "averaged", False) and p.requires_grad != (name in method.trained[group])
+    ]
+
+
 def server_groups(method: Method) -> Groups:
-    """The server's parameters by group, as plain tensors: clients never write them nor take gradients of them."""
-    return {name: {key: p.detach() for key, p in module.named_parameters()} for name, module in method.modules.items()}
+    """The trained parameters by group, as plain tensors: clients never write them nor take gradients of them."""
+    return {name: {key: p.detach() for key, p in group.items()} for name, group in trained_parameters(method).items()}
+
+
+def trained_parameters(method: Method) -> dict[str, dict[str, nn.Parameter]]:
+    """The server's parameters by group and name, but for frozen ones: these are in no group and never move."""
+    return {
+        name: {key: method.modules[name].get_parameter(key) for key in keys} for name, keys in method.trained.items()
+    }

@@ -32,7 +32,7 @@ def trace(fn: Callable[..., list[Tensor]], arguments: Sequence[Tensor]) -> Graph
     Returns:
         The traced function.
     """
-    # On fake tensors: nothing is computed, nothing is drawn from the generator. Tensors that are no arguments (buffers
+    # On fake tensors: nothing is computed. Tensors that are no arguments (buffers
     # of blocks) are referred to.
     traced: GraphModule = make_fx(fn, tracing_mode="fake", _allow_non_fake_inputs=True)(*arguments)
     graph = traced.graph
@@ -89,10 +89,8 @@ def check_compiler(device: torch.device, mode: CompileMode) -> None:
 
 
 def _compile(traced: GraphModule, mode: CompileMode) -> Callable[..., list[Tensor]]:
-    # with the draws of torch's own generators, for dropout; torch takes a mode or options, not both
-    options = {**torch._inductor.list_mode_options(mode), "fallback_random": True}
     # the function itself is new code; modules share theirs, of which torch compiles only so many kinds
-    return torch.compile(traced.forward, fullgraph=True, dynamic=False, options=options)
+    return torch.compile(traced.forward, fullgraph=True, dynamic=False, mode=mode)
 
 
 def _compiler_errors() -> tuple[type[Exception], ...]:

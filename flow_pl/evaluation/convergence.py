@@ -232,8 +232,8 @@ def _routes(method: Method, groups: Groups, examples: Minibatch, blocks: Tensor)
     """Means over a client's training examples: q_local [blocks], and the deviation sum_b q_b^2 ||w_l,b - w_g,b||^2."""
     total = _Total()
     for piece in pieces(examples):
-        q = method.predict(groups, piece.x).local_probability
-        assert q is not None, "a method with routes predicts their probabilities"
+        q = method.local_probability(groups, piece.x)
+        assert q is not None, "a method with routes tells their probabilities"
         counted = method.objective.counted(piece.y, piece.mask)
         weight = (counted if counted.shape == q.shape[:-1] else piece.mask).float().flatten()
         q = q.flatten(0, -2)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -11,9 +13,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from flow_pl.methods.base import Method, Minibatch
+from flow_pl.tasks import Objective
 from flow_pl.utils.groups import Groups
 
 T = TypeVar("T", bound="_OnDevice")
+
+MIXTURE_STEPS = 5
+"""Shares of a fixed mixture are multiples of a fifth: 6 mixtures of two models, 21 of three."""
 
 
 class _OnDevice:
@@ -40,8 +46,11 @@ class ClientEvaluation(_OnDevice):
         generalized_loss: [C] float, summed loss of w_g.
         personalized_loss: [C] float, summed loss of the personalized model.
         loss_count: [C] float, targets that these sums are over, which need not be those that count in an accuracy.
-        oracle: [C] float, targets that w_g or the client's local model gets right; None for a method without a
-            local model.
+        global_or_local: [C] float, targets that w_g or the client's local model gets right; None for a method without
+            a local model.
+        mixtures: [C, K] float, targets that fixed mixtures of the probabilities of w_g, the local model and, where the
+            method has one, the client's memory get right, one for each of `mixture_shares`; None for a method without
+            a local model.
         routed: [C] float, number of routing decisions per block; None for a method without routes.
         routed_local: [C, blocks] float, decisions that chose the local block; None for a method without routes.
         subset_count: [C] float, evaluated targets of the task's second accuracy (`Objective.subset`); None, as the
@@ -58,7 +67,8 @@ class ClientEvaluation(_OnDevice):
     generalized_loss: Tensor
     personalized_loss: Tensor
     loss_count: Tensor
-    oracle: Tensor | None = None
+    global_or_local: Tensor | None = None
+    mixtures: Tensor | None = None
     routed: Tensor | None = None
     routed_local: Tensor | None = None
     subset_count: Tensor | None = None
@@ -148,13 +158,33 @@ def count_client(method: Method, groups: Groups, examples: Minibatch) -> dict[st
         counts["subset_generalized"] = (generalized & in_subset).sum()
         counts["subset_personalized"] = (personalized & in_subset).sum()
     if predicted.local is not None:
-        counts["oracle"] = (generalized | right(predicted.local)).sum()
+        counts["global_or_local"] = (generalized | right(predicted.local)).sum()
+        experts = [predicted.generalized, predicted.local, *([] if predicted.memory is None else [predicted.memory])]
+        counts["mixtures"] = torch.stack([right(outputs).sum() for outputs in _mixtures(method.objective, experts)])
     if predicted.routes is not None:
         # per token where blocks are routed per token, else per instance, however many labels it has
         decided = counted if counted.shape == predicted.routes.shape[:-1] else examples.mask
         counts["routed"] = decided.sum()
         counts["routed_local"] = (predicted.routes & decided.unsqueeze(-1)).flatten(0, -2).sum(0)
     return {name: value.float() for name, value in counts.items()}
+
+
+def mixture_shares(experts: int) -> list[tuple[int, ...]]:
+    """Shares of experts in a fixed mixture, in units of 1 / `MIXTURE_STEPS`: every way to divide them up.
+
+    Args:
+        experts: how many there are.
+    """
+    shares = itertools.product(range(MIXTURE_STEPS + 1), repeat=experts)
+    return [share for share in shares if sum(share) == MIXTURE_STEPS]
+
+
+def _mixtures(objective: Objective, experts: Sequence[Tensor]) -> Iterator[Tensor]:
+    """Outputs of each fixed mixture of the experts' probabilities, one at a time: a vocabulary takes much memory."""
+    probabilities = [objective.probabilities(outputs) for outputs in experts]
+    for shares in mixture_shares(len(experts)):
+        mixed = (p * (share / MIXTURE_STEPS) for p, share in zip(probabilities, shares, strict=True) if share)
+        yield objective.outputs(functools.reduce(torch.add, mixed))
 
 
 def predict_client(method: Method, groups: Groups, examples: Minibatch) -> dict[str, Tensor]:

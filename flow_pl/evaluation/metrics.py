@@ -13,6 +13,11 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from flow_pl.evaluation.counts import mixture_shares
+
+MAX_MIXTURES = len(mixture_shares(3))
+"""Columns for fixed mixtures: of w_g, a local model and a memory."""
+
 PERCENTILES = (10, 50, 90)
 """Percentiles over clients that are reported beside each mean."""
 
@@ -122,18 +127,25 @@ class ClientGain(ClientMetric):
     - `clients_helped`, `clients_unchanged`, `clients_harmed`: shares of clients;
     - `examples_both_right`, `examples_only_generalized`, `examples_only_personalized`, `examples_neither`: shares of
       examples;
-    - for a method with a local model, `oracle_accuracy`, what perfect routing between w_g and w_l would get, and
-      `oracle_captured`, the share of its headroom over w_g that the personalized model gets; it is not defined
-      without headroom, and negative where personalization harms.
+    - for a method with a local model: `global_or_local_accuracy`, w_g or w_l right (no bound of what both can reach
+      together: a mixture may be right where neither is); `best_mixture_accuracy`, of the best of the fixed mixtures of
+      the method's models, the same one for all clients, chosen on these very examples; and `gain_over_mixture`,
+      personalized accuracy minus that, which is what deciding by the instance is worth.
     """
 
     higher_is_better = True
 
     def __init__(self) -> None:
-        super().__init__(columns=5)
+        super().__init__(columns=5 + MAX_MIXTURES)
 
     def update(
-        self, count: Tensor, generalized: Tensor, personalized: Tensor, both: Tensor, oracle: Tensor | None = None
+        self,
+        count: Tensor,
+        generalized: Tensor,
+        personalized: Tensor,
+        both: Tensor,
+        global_or_local: Tensor | None = None,
+        mixtures: Tensor | None = None,
     ) -> None:
         """Add a chunk of clients.
 
@@ -142,16 +154,20 @@ class ClientGain(ClientMetric):
             generalized: [C] examples that w_g gets right.
             personalized: [C] examples that the personalized model gets right.
             both: [C] examples that both get right.
-            oracle: [C] examples that w_g or the local model gets right; None for a method without a local model.
+            global_or_local: [C] examples that w_g or the local model gets right; None for a method without a local
+                model.
+            mixtures: [C, K] examples that each fixed mixture gets right; None for a method without a local model.
         """
-        # the column is always there, so that a process that cannot know of a local model still gathers the same table
-        known = torch.full_like(count, torch.nan) if oracle is None else oracle
-        self.append((count, generalized, personalized, both, known))
+        # the columns are always there, so that a process that cannot know of a local model gathers the same table
+        unknown = torch.full_like(count, torch.nan, dtype=torch.float32)
+        mixed = () if mixtures is None else mixtures.unbind(1)
+        known = [unknown if global_or_local is None else global_or_local, *mixed]
+        self.append((count, generalized, personalized, both, *known, *[unknown] * (MAX_MIXTURES - len(mixed))))
 
     def compute(self) -> dict[str, Tensor]:
         """Figures over all clients of all processes."""
         table = self.table()
-        count, generalized, personalized, both, oracle = table[:, table[0] > 0]
+        count, generalized, personalized, both, either, *mixtures = table[:, table[0] > 0]
         gain = personalized - generalized
         examples = count.sum()
         figures = {
@@ -165,10 +181,13 @@ class ClientGain(ClientMetric):
             "examples_only_personalized": (personalized - both).sum() / examples,
             "examples_neither": (count - generalized - personalized + both).sum() / examples,
         }
-        if not oracle.isnan().all():
-            headroom = (oracle - generalized).sum()
-            figures["oracle_accuracy"] = oracle.sum() / examples
-            figures["oracle_captured"] = gain.sum() / headroom if headroom > 0 else torch.tensor(torch.nan)
+        if not either.isnan().all():
+            figures["global_or_local_accuracy"] = either.sum() / examples
+        known = [mixture.sum() for mixture in mixtures if not mixture.isnan().all()]
+        if known:
+            best = torch.stack(known).max()
+            figures["best_mixture_accuracy"] = best / examples
+            figures["gain_over_mixture"] = (personalized.sum() - best) / examples
         return _rounded(figures)
 
 

@@ -7,7 +7,7 @@ orders, which on a CPU takes longer than the product itself, and its `foreach` k
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,13 +15,15 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from flow_pl.kernels.embedding import embedding, raw_embedding
 from flow_pl.kernels.functional import mapped_first
 
 
 class ClientLinears(TorchFunctionMode):
     """A context in which `torch.nn.functional.linear`, and so `torch.nn.Linear`, is that of this module.
 
-    It has reverse-mode derivatives of any order, and none in forward mode (`torch.func.jvp`).
+    Embeddings are those of `flow_pl.kernels.embedding`. Linear layers have reverse-mode derivatives of any order, and
+    none in forward mode (`torch.func.jvp`).
     """
 
     def __torch_function__(
@@ -31,8 +33,8 @@ class ClientLinears(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Replace linear layers; leave everything else."""
-        return (_linear if func is functional.linear else func)(*args, **(kwargs or {}))
+        """Replace linear layers and embeddings; leave everything else."""
+        return REPLACED.get(func, func)(*args, **(kwargs or {}))
 
 
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:  # noqa: A002  # torch's own name
@@ -44,6 +46,14 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
         input, weight = _cast(input, dtype), _cast(weight, dtype)  # noqa: A001
         bias = None if bias is None else _cast(bias, dtype)
     return _apply(input, weight, bias)
+
+
+REPLACED: Mapping[Callable[..., Any], Callable[..., Any]] = {
+    functional.linear: _linear,
+    functional.embedding: embedding,
+    torch.embedding: raw_embedding,
+}
+"""What is replaced."""
 
 
 def _cast(t: Tensor, dtype: torch.dtype) -> Tensor:

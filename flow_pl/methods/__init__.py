@@ -7,6 +7,7 @@ from flow_pl.methods.fedavg import FedAvg
 from flow_pl.methods.fedrep import FedRep
 from flow_pl.methods.fine_tuning import FineTuning
 from flow_pl.methods.flow import Flow
+from flow_pl.methods.flow_evidence import EvidenceFlow
 from flow_pl.methods.hypcluster import HypCluster
 from flow_pl.methods.interpolation import Interpolation
 from flow_pl.methods.knn_per import KNNPer
@@ -20,6 +21,7 @@ __all__ = [
     "APFL",
     "Derive",
     "Ditto",
+    "EvidenceFlow",
     "FedAvg",
     "FedRep",
     "FineTuning",

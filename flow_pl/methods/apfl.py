@@ -24,24 +24,22 @@ class APFL(Method):
     and the alpha given here.
 
     Args:
-        local_epochs: epochs over a client's data in a round (E), for w_g and for v.
-        personal_epochs: epochs of v when a client is evaluated; None for `local_epochs`.
         alpha: share of v, 0 to 1 (published by Flow's authors for this baseline: 0.25). 0 is FedAvg, and v never
             moves; 1 trains v alone.
         adaptive: whether every client finds its own alpha, starting from `alpha`: before each step of v, alpha takes
             one on the same loss, with the same optimizer and learning rate, and is clamped to 0 to 1.
+        personal_lr_scale: factor on the client optimizer's learning rate for v, and for alpha.
     """
 
     private = MappingProxyType({"personal": "personal"})
 
     def __init__(
         self,
-        local_epochs: int = 3,
-        personal_epochs: int | None = None,
         alpha: float = 0.25,
         adaptive: bool = False,
+        personal_lr_scale: float = 1.0,
     ) -> None:
-        super().__init__(local_epochs, personal_epochs)
+        super().__init__(personal_lr_scale)
         require_share(alpha=alpha)
         self.alpha = alpha
         self.adaptive = adaptive
@@ -56,17 +54,21 @@ class APFL(Method):
 
     def training(self) -> tuple[Phase | Derive, ...]:
         """On every minibatch the steps of alpha, v and w; w last, or the others would see it moved."""
-        return (Phase("all", self.local_epochs, (*self._personal_steps(), self.train_step("global"))),)
+        return (Phase("all", (*self._personal_steps(), self.train_step("global"))),)
 
     def personalization(self) -> tuple[Phase | Derive, ...]:
         """The steps of alpha and v alone."""
-        return (Phase("all", self.personal_epochs, self._personal_steps()),)
+        return (Phase("all", self._personal_steps()),)
+
+    def personal(self, groups: Groups) -> Parameters | None:
+        """The mixture of v and w."""
+        return self._mixture(groups)
 
     def predict(self, groups: Groups, x: Tensor) -> Prediction:
         """The mixture predicts; v is the client's local model."""
         return Prediction(
             generalized=self.model.plain(x, groups["global"]),
-            personalized=self.model.plain(x, self._mixture(groups)),
+            personalized=self.personalized(groups, x),
             local=self.model.plain(x, groups["personal"]),
         )
 
@@ -77,7 +79,7 @@ class APFL(Method):
             return self.loss(minibatch, self._mixture(groups))
 
         mixing = (Step("mixing", loss, bounds=(0.0, 1.0)),) if self.adaptive else ()
-        return (*mixing, Step("personal", loss))
+        return tuple(map(self.personal_step, (*mixing, Step("personal", loss))))
 
     @staticmethod
     def _mixture(groups: Groups) -> Parameters:

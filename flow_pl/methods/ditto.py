@@ -8,7 +8,7 @@ from torch import Tensor
 
 from flow_pl.methods.base import Derive, Method, Minibatch, Phase, Prediction, Step
 from flow_pl.methods.parts.regularizers import half_squared_distance
-from flow_pl.utils.groups import Groups
+from flow_pl.utils.groups import Groups, Parameters
 from flow_pl.utils.validation import require_at_least_zero
 
 
@@ -18,16 +18,15 @@ class Ditto(Method):
     Stateful: a client keeps its personal model. A client that has not been sampled yet starts from w_g.
 
     Args:
-        local_epochs: epochs over a client's data in a round (E), for w_g and for the personal model.
-        personal_epochs: epochs of the personal model when a client is evaluated; None for `local_epochs`.
         regularization: weight of the distance to w_g (lambda; published by Flow's authors for this baseline: 0.1,
             CIFAR 0.01); 0 trains the personal model alone.
+        personal_lr_scale: factor on the client optimizer's learning rate for the personal model.
     """
 
     private = MappingProxyType({"personal": "personal"})
 
-    def __init__(self, local_epochs: int = 3, personal_epochs: int | None = None, regularization: float = 0.1) -> None:
-        super().__init__(local_epochs, personal_epochs)
+    def __init__(self, regularization: float = 0.1, personal_lr_scale: float = 1.0) -> None:
+        super().__init__(personal_lr_scale)
         require_at_least_zero(regularization=regularization)
         self.regularization = regularization
 
@@ -37,15 +36,19 @@ class Ditto(Method):
 
     def training(self) -> tuple[Phase | Derive, ...]:
         """On every minibatch a step of w_g and one of the personal model."""
-        return (Phase("all", self.local_epochs, (self.train_step("global"), self._personal_step())),)
+        return (Phase("all", (self.train_step("global"), self._personal_step())),)
 
     def personalization(self) -> tuple[Phase | Derive, ...]:
         """The personal model's steps alone."""
-        return (Phase("all", self.personal_epochs, (self._personal_step(),)),)
+        return (Phase("all", (self._personal_step(),)),)
+
+    def personal(self, groups: Groups) -> Parameters | None:
+        """The personal model."""
+        return groups["personal"]
 
     def predict(self, groups: Groups, x: Tensor) -> Prediction:
         """The personal model predicts."""
-        personal = self.model.plain(x, groups["personal"])
+        personal = self.personalized(groups, x)
         return Prediction(self.model.plain(x, groups["global"]), personal, local=personal)
 
     def _personal_step(self) -> Step:
@@ -56,4 +59,4 @@ class Ditto(Method):
             distance = half_squared_distance(groups["personal"], groups["received"])
             return self.loss(minibatch, groups["personal"]) + regularization * distance
 
-        return Step("personal", loss)
+        return self.personal_step(Step("personal", loss))

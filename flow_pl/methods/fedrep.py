@@ -6,7 +6,7 @@ from types import MappingProxyType
 
 from flow_pl.methods.base import Derive, Phase, Step
 from flow_pl.methods.parts.body_and_head import BodyAndHead
-from flow_pl.utils.validation import require_count
+from flow_pl.utils.validation import given, require_count
 
 
 class FedRep(BodyAndHead):
@@ -19,12 +19,10 @@ class FedRep(BodyAndHead):
     under an untrained head, and says little. A client that has not been sampled yet starts from that head.
 
     Args:
-        local_epochs: epochs of the body in a round (published: 1 or 5, by data set).
-        personal_epochs: epochs of the head when a client is evaluated, on the server's body; None for `head_epochs`,
-            or for `local_epochs` where those are 0.
-        head_epochs: epochs of the head in a round, before those of the body (published: 10). 0 leaves it as initialised
-            until a client is evaluated: FedBABU (Oh et al., ICLR 2022).
+        head_epochs: epochs of the head in a round, before those of the body (published: 10); None for as many as the
+            body gets. 0 leaves it as initialised until a client is evaluated.
         head_blocks: how many of the last blocks with parameters are the head.
+        personal_lr_scale: factor on the client optimizer's learning rate for the head.
     """
 
     shared = MappingProxyType({"global": "body"})
@@ -32,25 +30,26 @@ class FedRep(BodyAndHead):
 
     def __init__(
         self,
-        local_epochs: int = 3,
-        personal_epochs: int | None = None,
-        head_epochs: int = 3,
+        head_epochs: int | None = None,
         head_blocks: int = 1,
+        personal_lr_scale: float = 1.0,
     ) -> None:
-        require_count(0, head_epochs=head_epochs)
-        if personal_epochs is None and head_epochs:
-            personal_epochs = head_epochs
-        super().__init__(local_epochs, personal_epochs, head_blocks)
+        require_count(0, **given(head_epochs=head_epochs))
+        super().__init__(head_blocks, personal_lr_scale)
         self.head_epochs = head_epochs
 
     def training(self) -> tuple[Phase | Derive, ...]:
         """The head on a frozen body, then the body below the frozen head."""
-        head = (Phase("all", self.head_epochs, (self._step("head"),)),) if self.head_epochs else ()
-        return (*head, Phase("all", self.local_epochs, (self._step("body"),)))
+        head = () if self.head_epochs == 0 else (Phase("all", (self._head_step(),), self.head_epochs),)
+        return (*head, Phase("all", (self._step("body"),)))
 
     def personalization(self) -> tuple[Phase | Derive, ...]:
         """The head's steps alone: the body is the server's."""
-        return (Phase("all", self.personal_epochs, (self._step("head"),)),)
+        return (Phase("all", (self._head_step(),)),)
+
+    def _head_step(self) -> Step:
+        """A step of what a client has of its own."""
+        return self.personal_step(self._step("head"))
 
     def _step(self, moves: str) -> Step:
         """A step of one part on the loss of both."""

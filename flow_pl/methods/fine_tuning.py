@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from torch import Tensor
 
 from flow_pl.methods.base import Derive, Method, Part, Phase, Prediction
-from flow_pl.utils.groups import Groups
-from flow_pl.utils.validation import require_positive
+from flow_pl.utils.groups import Groups, Parameters
 
 
 class FineTuning(Method):
     """Trains as FedAvg; the personal model is w_g fine-tuned on all of the client's data. Stateless.
 
     Args:
-        local_epochs: epochs over a client's data in a round (E).
-        personal_epochs: epochs of fine-tuning; None for `local_epochs`.
         personal_lr_scale: factor on the client optimizer's learning rate for fine-tuning.
     """
-
-    def __init__(
-        self, local_epochs: int = 3, personal_epochs: int | None = None, personal_lr_scale: float = 1.0
-    ) -> None:
-        super().__init__(local_epochs, personal_epochs)
-        require_positive(personal_lr_scale=personal_lr_scale)
-        self.personal_lr_scale = personal_lr_scale
 
     def start(self, server: Groups) -> Groups:
         """w_g, and a local model born from it."""
@@ -33,7 +21,7 @@ class FineTuning(Method):
 
     def training(self) -> tuple[Phase | Derive, ...]:
         """Epochs over all the data, on w_g."""
-        return (Phase("all", self.local_epochs, (self.train_step("global"),)),)
+        return (Phase("all", (self.train_step("global"),)),)
 
     def personalization(self) -> tuple[Phase | Derive, ...]:
         """Epochs over all the data, on the local model."""
@@ -41,10 +29,13 @@ class FineTuning(Method):
 
     def fine_tune(self, part: Part, group: str) -> Phase:
         """Epochs over a part of the data, on a model born from w_g."""
-        step = replace(self.train_step(group), lr_scale=self.personal_lr_scale)
-        return Phase(part, self.personal_epochs, (step,))
+        return Phase(part, (self.personal_step(self.train_step(group)),))
+
+    def personal(self, groups: Groups) -> Parameters | None:
+        """The fine-tuned model."""
+        return {**groups["global"], **groups["local"]}
 
     def predict(self, groups: Groups, x: Tensor) -> Prediction:
         """The fine-tuned model is the personalized one."""
-        local = self.model.plain(x, groups["global"], groups["local"])
+        local = self.model.plain(x, {**groups["global"], **groups["local"]})
         return Prediction(self.model.plain(x, groups["global"]), local, local=local)

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from types import MappingProxyType
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
 from flow_pl.errors import ConfigurationError
 from flow_pl.methods.base import Derive, Method, Minibatch, Part, Phase, Prediction, Step
-from flow_pl.methods.parts.local_memory import LocalMemory
 from flow_pl.methods.parts.regularizers import routing_regularizer
 from flow_pl.models.routed import one_hot_routes
-from flow_pl.models.routers import InstanceRouter, Route, Router
-from flow_pl.tasks import Objective
+from flow_pl.models.routers import Route, Router, fitting_router
 from flow_pl.utils.groups import Groups, Parameters
 from flow_pl.utils.validation import require_at_least_zero, require_choice, require_positive
 
@@ -27,8 +24,6 @@ class Flow(Method):
     settings are `split: parts`, `encourage: local`, `routing: hard` and a `regularization` of 0.01 (EMNIST) or 0.001.
 
     Args:
-        local_epochs: epochs over a client's data in a round (E).
-        personal_epochs: epochs when a client is personalized; None for `local_epochs`.
         regularization: weight of the routing regulariser (lambda); 0 for none.
         epsilon: floor in the regulariser's logarithm (published: 1e-6).
         encourage: which way the regulariser pushes. "local" keeps the router from collapsing onto the better
@@ -44,19 +39,18 @@ class Flow(Method):
             in which w_g and the router stand still, and so becomes what the mixture lacks.
         train_global: "own" path of w_g, or "routed": w_g learns through the personalized model.
         adapt_router: whether the router takes its steps when a client is personalized.
-        router: makes the router from the routed blocks.
+        router: makes the router from the routed blocks; by default a SequenceRouter for recurrent blocks, and an
+            InstanceRouter for others.
         router_lr_scale: factor on the client optimizer's learning rate for the router.
-        local_lr_scale: factor on it for the local model.
-        neighbours: stored training examples of the client that have a vote beside the routed model, as in kNN-Per.
-        neighbour_weight: their share in the personalized model's prediction, 0 to 1; 0 (published) for none.
+        personal_lr_scale: factor on it for the local model.
     """
 
     shared = MappingProxyType({"global": "global", "router": "router"})
+    scratch: ClassVar[tuple[str, ...]] = ("probe",)
+    training_only: ClassVar[tuple[str, ...]] = (*Method.training_only, "make_router")
 
     def __init__(
         self,
-        local_epochs: int = 3,
-        personal_epochs: int | None = None,
         regularization: float = 0.1,
         epsilon: float = 1e-6,
         encourage: Literal["local", "global"] = "global",
@@ -66,14 +60,12 @@ class Flow(Method):
         train_local: Literal["own", "routed"] = "own",
         train_global: Literal["own", "routed"] = "own",
         adapt_router: bool = True,
-        router: Callable[[Sequence[nn.Module]], Router] = InstanceRouter,
+        router: Callable[[Sequence[nn.Module]], Router] = fitting_router,
         router_lr_scale: float = 1.0,
-        local_lr_scale: float = 1.0,
-        neighbours: int = 10,
-        neighbour_weight: float = 0.0,
+        personal_lr_scale: float = 1.0,
     ) -> None:
-        super().__init__(local_epochs, personal_epochs)
-        require_positive(epsilon=epsilon, router_lr_scale=router_lr_scale, local_lr_scale=local_lr_scale)
+        super().__init__(personal_lr_scale)
+        require_positive(epsilon=epsilon, router_lr_scale=router_lr_scale)
         require_at_least_zero(regularization=regularization)
         require_choice(("local", "global"), encourage=encourage)
         require_choice(("parts", "none", "cross"), split=split)
@@ -91,8 +83,6 @@ class Flow(Method):
         self.adapt_router = adapt_router
         self.make_router = router
         self.router_lr_scale = router_lr_scale
-        self.local_lr_scale = local_lr_scale
-        self.memory = LocalMemory(neighbours, neighbour_weight)
 
     @property
     def route_names(self) -> list[str]:
@@ -102,23 +92,26 @@ class Flow(Method):
     def server_modules(self) -> dict[str, nn.Module]:
         """The router, which the server averages like w_g."""
         self.router = self.make_router([getattr(self.model.backbone, block) for block in self.model.blocks])
+        self._routed_blocks = self.model.blocks
         return {"router": self.router}
 
-    def bind(self, backbone: nn.Module, objective: Objective) -> dict[str, nn.Module]:
-        """As `Method.bind`.
+    def prepare(self) -> None:
+        """Look at the router.
 
         Raises:
-            ConfigurationError: neighbours are to vote where a task has several labels, or a client is to have one way
-                with a router that decides by what the blocks make of an instance.
+            ConfigurationError: a client is to have one way with a router that decides by what the blocks make of an
+                instance, or the router is for other blocks.
         """
-        modules = super().bind(backbone, objective)
+        if self._routed_blocks != self.model.blocks:
+            raise ConfigurationError(
+                f"the router was made for the blocks {self._routed_blocks}, but those that are not frozen are "
+                f"{self.model.blocks}: freeze parameters (requires_grad=False) before the FederatedModule is made."
+            )
         if self.route_by == "client" and self.router.sees_outputs:
             raise ConfigurationError(
                 f"route_by is 'client', but {type(self.router).__name__} decides by the outputs of the blocks, which "
                 "only instances have: set route_by to 'instance', or use InstanceRouter."
             )
-        self.memory.bind(self.model, objective)
-        return modules
 
     def initialize(self, x: Tensor) -> None:
         """Route the instances once, with the server's own parameters."""
@@ -135,26 +128,24 @@ class Flow(Method):
         """Algorithm 1: the local model, then the router and w_g in turn on every minibatch."""
         first, second = self._parts()
         move_global = self.train_step("global") if self.train_global == "own" else self._routed_step("global")
-        # On the same data in the same order, w_l and w_g would take the very same steps.
-        own_order = self.local_epochs if self.split == "none" else 0
-        local = Phase(first, self.local_epochs, (self._local_step(self._opponent),), first_order=own_order)
+        local = Phase(first, (self._local_step(self._opponent),))
         if self.split != "cross":
-            both = Phase(second, self.local_epochs, (self._routed_step("router"), move_global))
+            both = Phase(second, (self._routed_step("router"), move_global))
             return (*self._client_features(), local, both)
-        router = Phase(second, self.local_epochs, (self._routed_step("router"),))
-        return (*self._client_features(), local, router, Phase("all", self.local_epochs, (move_global,)))
+        router = Phase(second, (self._routed_step("router"),))
+        return (*self._client_features(), local, router, Phase("all", (move_global,)))
 
     def personalization(self) -> tuple[Phase | Derive, ...]:
         """The local model and the router; w_g never moves. With `cross`, then a local model on all the data."""
         first, second = self._parts()
-        local = Phase(first, self.personal_epochs, (self._local_step(self._opponent),))
-        router = Phase(second, self.personal_epochs, (self._routed_step("router"),))
-        whole = Phase("all", self.personal_epochs, (self._local_step("local"),))
+        local = Phase(first, (self._local_step(self._opponent),))
+        router = Phase(second, (self._routed_step("router"),))
+        whole = Phase("all", (self._local_step("local"),))
         if self.split == "cross":
             stages = ((local, router) if self.adapt_router else ()) + (whole,)
         else:
             stages = (local, router) if self.adapt_router else (local,)
-        return (*self._client_features(), *stages, *self.memory.stages())
+        return (*self._client_features(), *stages)
 
     def predict(self, groups: Groups, x: Tensor) -> Prediction:
         """w_g, the routed model and the local model."""
@@ -167,16 +158,23 @@ class Flow(Method):
             local_probability=q[..., 1],
         )
 
+    def personal(self, groups: Groups) -> Parameters | None:
+        """None: every instance takes a way of its own through two models."""
+        return None
+
     def personalized(self, groups: Groups, x: Tensor) -> Tensor:
         """Outputs of the routed model alone."""
         return self._routed(groups, x)[0]
 
+    def local_probability(self, groups: Groups, x: Tensor) -> Tensor:
+        """As `Method.local_probability`."""
+        return self._routed(groups, x)[1][..., 1]
+
     def _routed(self, groups: Groups, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Outputs of the personalized model in evaluation, and the probabilities of its ways."""
+        """Outputs of the routed model in evaluation, and the probabilities of its ways."""
         route, hard = self._route(groups, x), self.routing == "hard"
         ahead = not self.router.sees_outputs
-        outputs, q = self.model.routed(x, groups["global"], groups["local"], route, hard=hard, ahead=ahead)
-        return self.memory.mix(groups, x, outputs)[0], q
+        return self.model.routed(x, groups["global"], groups["local"], route, hard=hard, ahead=ahead)
 
     @property
     def _opponent(self) -> str:
@@ -190,7 +188,7 @@ class Flow(Method):
     def _local_step(self, group: str) -> Step:
         """A step of a local model, on its own path or through the mixture."""
         step = self.train_step(group) if self.train_local == "own" else self._routed_step(group, group)
-        return replace(step, lr_scale=self.local_lr_scale)
+        return self.personal_step(step)
 
     def _routed_step(self, moves: str, local: str | None = None) -> Step:
         """A step on f(w_p), soft routing, with a local model; for the router with its regulariser."""
@@ -217,7 +215,7 @@ class Flow(Method):
         if self.route_by == "instance":
             return self.router.bind(groups["router"], x)
         one = self.router.bind(groups["router"], groups["features"]["mean"].unsqueeze(0))
-        return lambda block, *tensors: one(block, *tensors).expand(len(x), 2)
+        return lambda block, *tensors: one(block, *tensors).expand(x.shape[0], 2)
 
     def _client_features(self) -> tuple[Derive, ...]:
         """The mean of the client's features, where routing is per client."""

@@ -12,7 +12,7 @@ from flow_pl.errors import ConfigurationError
 from flow_pl.methods.base import Derive, Minibatch, Phase, Prediction
 from flow_pl.methods.fedavg import FedAvg
 from flow_pl.methods.parts.pieces import pieces
-from flow_pl.utils.groups import Groups
+from flow_pl.utils.groups import Groups, Parameters
 from flow_pl.utils.validation import require_count
 
 
@@ -27,7 +27,6 @@ class HypCluster(FedAvg):
     The first model is the backbone; the others start from initial weights of their own.
 
     Args:
-        local_epochs: epochs over a client's data in a round (E).
         clusters: number of global models (K); 1 is FedAvg.
 
     Raises:
@@ -36,8 +35,7 @@ class HypCluster(FedAvg):
 
     participation = "participation"
 
-    def __init__(self, local_epochs: int = 3, clusters: int = 2) -> None:
-        super().__init__(local_epochs)
+    def __init__(self, clusters: int = 2) -> None:
         require_count(clusters=clusters)
         self.models = ["global", *(f"cluster_{i}" for i in range(1, clusters))]
         self.shared = dict.fromkeys(self.models, "picked")
@@ -69,20 +67,27 @@ class HypCluster(FedAvg):
 
     def training(self) -> tuple[Phase | Derive, ...]:
         """Picks a model and trains it on all the data."""
-        return (Derive("all", self._pick), Phase("all", self.local_epochs, (self.train_step("picked"),)))
+        return (Derive("all", self._pick), Phase("all", (self.train_step("picked"),)))
 
     def personalization(self) -> tuple[Phase | Derive, ...]:
         """Picks a model."""
         return (Derive("all", self._pick),)
 
+    def personal(self, groups: Groups) -> Parameters | None:
+        """The picked model."""
+        return groups["picked"]
+
+    def generalized(self, groups: Groups, x: Tensor) -> Tensor:
+        """All models together: the mean of their probabilities."""
+        if len(self.models) == 1:
+            return super().generalized(groups, x)
+        probabilities = (self.objective.probabilities(self.model.plain(x, groups[name])) for name in self.models)
+        return self.objective.outputs(reduce(torch.add, probabilities) / len(self.models))
+
     def predict(self, groups: Groups, x: Tensor) -> Prediction:
         """All models together, and the picked one."""
-        picked = self.model.plain(x, groups["picked"])
-        if len(self.models) == 1:
-            return Prediction(self.model.plain(x, groups["global"]), picked, local=picked)
-        probabilities = (self.objective.probabilities(self.model.plain(x, groups[name])) for name in self.models)
-        together = self.objective.outputs(reduce(torch.add, probabilities) / len(self.models))
-        return Prediction(together, picked, local=picked)
+        picked = self.personalized(groups, x)
+        return Prediction(self.generalized(groups, x), picked, local=picked)
 
     def _pick(self, groups: Groups, examples: Minibatch) -> Groups:
         """The model with the lowest loss on the examples, the first of equals, and which one it is (1, else 0)."""
@@ -104,10 +109,14 @@ class HypCluster(FedAvg):
 
 
 def _reinitialized(backbone: nn.Module) -> nn.Module:
-    """A copy with new initial weights, in every module that can draw them."""
+    """A copy with new initial weights, in every module that can draw them; frozen ones are the backbone's own."""
     other = copy.deepcopy(backbone)
     for module in other.modules():
         reset = getattr(module, "reset_parameters", None)
         if callable(reset):
             reset()
+    for name, p in backbone.named_parameters():
+        if not p.requires_grad:
+            owner, _, key = name.rpartition(".")
+            setattr(other.get_submodule(owner), key, p)
     return other

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from flow_pl.methods.base import Derive, Minibatch, Phase, Prediction
+from flow_pl.methods.base import Derive, Minibatch, Phase, Prediction, Step
 from flow_pl.methods.fine_tuning import FineTuning
-from flow_pl.utils.groups import Groups
+from flow_pl.methods.parts.local_memory import LocalMemory
+from flow_pl.utils.groups import Groups, Parameters
 from flow_pl.utils.validation import require_choice, require_share
 
 GRID = 11
@@ -19,60 +20,111 @@ GRID = 11
 class Interpolation(FineTuning):
     """A fixed mixture of w_g and the fine-tuned model: the control for every routing claim, as it has no router.
 
-    Trains as FedAvg. The personal model is (1 - alpha) w_g + alpha * fine-tuned, in weights or in probabilities.
+    Trains as FedAvg. The personal model is (1 - alpha) w_g + alpha * fine-tuned, in weights or in probabilities. With a
+    `neighbour_weight` the client's nearest training examples vote beside it, as in kNN-Per: the control for routing
+    between w_g, the fine-tuned model and the client's memory. Stateless.
 
     Args:
-        local_epochs: epochs over a client's data in a round (E).
-        personal_epochs: epochs of fine-tuning; None for `local_epochs`.
-        alpha: share of the fine-tuned model, 0 to 1, or "chosen": each client picks the value of 0, 0.1, ..., 1 that
-            has the lowest loss on the global half of its data for a model fine-tuned on the local half.
+        alpha: share of the fine-tuned model, 0 to 1. Or each client finds its own, by the loss on the global half of
+            its data of the average with a model fine-tuned on the local half: "chosen", the best of 0, 0.1, ..., 1, or
+            "learned", by `personal_epochs` of the client optimizer's steps from 0.5, within 0 to 1.
         average: what is averaged.
         personal_lr_scale: factor on the client optimizer's learning rate for fine-tuning.
+        neighbours: stored training examples that have a vote (k); where a client has fewer, all of them.
+        neighbour_weight: share of the neighbours in the prediction, 0 to 1; 0 for no memory. Where a client finds
+            alpha itself, it does so without them.
     """
+
+    scratch: ClassVar[tuple[str, ...]] = ("probe",)
 
     def __init__(
         self,
-        local_epochs: int = 3,
-        personal_epochs: int | None = None,
-        alpha: float | Literal["chosen"] = 0.5,
+        alpha: float | Literal["chosen", "learned"] = 0.5,
         average: Literal["weights", "probabilities"] = "weights",
         personal_lr_scale: float = 1.0,
+        neighbours: int = 10,
+        neighbour_weight: float = 0.0,
     ) -> None:
-        super().__init__(local_epochs, personal_epochs, personal_lr_scale)
+        super().__init__(personal_lr_scale)
         if isinstance(alpha, str):
-            require_choice(("chosen",), alpha=alpha)
+            require_choice(("chosen", "learned"), alpha=alpha)
         else:
             require_share(alpha=alpha)
         require_choice(("weights", "probabilities"), average=average)
         self.alpha = alpha
         self.average = average
+        self.memory = LocalMemory(neighbours, neighbour_weight)
+
+    def prepare(self) -> None:
+        """Give the memory the model and the task.
+
+        Raises:
+            ConfigurationError: neighbours are to vote where a task has several labels.
+        """
+        self.memory = self.memory.bind(self.model, self.objective)
 
     def start(self, server: Groups) -> Groups:
-        """As FineTuning; where alpha is chosen, also a probe that is fine-tuned on half of the data."""
+        """As FineTuning; where a client finds alpha, also that and a probe, which is fine-tuned on half of the data."""
         groups = super().start(server)
-        if self.alpha == "chosen":
+        if isinstance(self.alpha, str):
+            some = next(iter(server["global"].values()))
             groups["probe"] = dict(groups["local"])
+            groups["alpha"] = {"alpha": torch.full((), 0.5, dtype=some.dtype, device=some.device)}
         return groups
 
     def personalization(self) -> tuple[Phase | Derive, ...]:
-        """Fine-tunes; where alpha is chosen, first fine-tunes the probe and compares the candidates."""
-        if self.alpha != "chosen":
-            return super().personalization()
-        return (self.fine_tune("local", "probe"), Derive("global", self._choose_alpha), *super().personalization())
+        """Fine-tunes and stores; where a client finds alpha, first fine-tunes the probe and compares with its help."""
+        stages = (*super().personalization(), *self.memory.stages())
+        if not isinstance(self.alpha, str):
+            return stages
+        choose = Derive("global", self._choose_alpha)
+        learn = Phase("global", (self._alpha_step(),))
+        return (self.fine_tune("local", "probe"), choose if self.alpha == "chosen" else learn, *stages)
+
+    def personal(self, groups: Groups) -> Parameters | None:
+        """The average of the weights; None where probabilities are averaged, or neighbours vote."""
+        if self.average != "weights" or self.memory.share:
+            return None
+        return self._mean(groups, "local", self._alpha(groups))
+
+    def personalized(self, groups: Groups, x: Tensor) -> Tensor:
+        """Outputs of the average of w_g and the fine-tuned model, beside which neighbours vote."""
+        return self._voted(groups, x)[0]
 
     def predict(self, groups: Groups, x: Tensor) -> Prediction:
-        """The average of w_g and the fine-tuned model."""
+        """The average of w_g and the fine-tuned model, and the neighbours' vote where they have a share."""
         tuned = super().predict(groups, x)
-        alpha = groups["alpha"]["alpha"] if isinstance(self.alpha, str) else self.alpha
-        return Prediction(tuned.generalized, self._mixed(groups, x, "local", alpha), local=tuned.local)
+        personalized, votes = self._voted(groups, x)
+        memory = votes if self.memory.share else None
+        return Prediction(tuned.generalized, personalized, local=tuned.local, memory=memory)
+
+    def _voted(self, groups: Groups, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Outputs of the average beside which neighbours vote, and of the neighbours alone."""
+        return self.memory.mix(groups, x, self._mixed(groups, x, "local", self._alpha(groups)))
+
+    def _alpha_step(self) -> Step:
+        """A step of alpha on the loss of the average with the probe."""
+
+        def loss(groups: Groups, minibatch: Minibatch) -> Tensor:
+            mixture = self._mixed(groups, minibatch.x, "probe", groups["alpha"]["alpha"])
+            return self.objective.loss(mixture, minibatch.y, minibatch.mask)
+
+        return Step("alpha", loss, bounds=(0.0, 1.0))
+
+    def _alpha(self, groups: Groups) -> float | Tensor:
+        """The share of the fine-tuned model."""
+        return groups["alpha"]["alpha"] if isinstance(self.alpha, str) else self.alpha
+
+    @staticmethod
+    def _mean(groups: Groups, other: str, alpha: float | Tensor) -> Parameters:
+        """The average of the weights of w_g and of another group."""
+        w = groups["global"]
+        return {**w, **{name: w[name].lerp(p, torch.as_tensor(alpha).to(p)) for name, p in groups[other].items()}}
 
     def _mixed(self, groups: Groups, x: Tensor, other: str, alpha: float | Tensor) -> Tensor:
         """Outputs of the average of w_g and another group; of probabilities where these are averaged."""
         if self.average == "weights":
-            mean = {
-                name: groups["global"][name].lerp(p, torch.as_tensor(alpha).to(p)) for name, p in groups[other].items()
-            }
-            return self.model.plain(x, groups["global"], mean)
+            return self.model.plain(x, self._mean(groups, other, alpha))
         base = self.objective.probabilities(self.model.plain(x, groups["global"]))
         tuned = self.objective.probabilities(self.model.plain(x, groups["global"], groups[other]))
         return self.objective.outputs((1 - alpha) * base + alpha * tuned)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from flow_pl.methods.base import Derive, Phase, Prediction
 from flow_pl.methods.fedavg import FedAvg
 from flow_pl.methods.parts.local_memory import LocalMemory
-from flow_pl.tasks import Objective
-from flow_pl.utils.groups import Groups
+from flow_pl.utils.groups import Groups, Parameters
 
 
 class KNNPer(FedAvg):
@@ -17,7 +16,6 @@ class KNNPer(FedAvg):
     p = neighbour_weight * p_kNN + (1 - neighbour_weight) * p_w_g; see `LocalMemory` for p_kNN and what it costs.
 
     Args:
-        local_epochs: epochs over a client's data in a round (E).
         neighbours: stored examples that have a vote (k); where a client has fewer, all of them.
         neighbour_weight: share of the neighbours in the mixture (lambda), 0 to 1; 0 is FedAvg.
 
@@ -25,23 +23,24 @@ class KNNPer(FedAvg):
         ConfigurationError: `neighbours` or `neighbour_weight` is out of range.
     """
 
-    def __init__(self, local_epochs: int = 3, neighbours: int = 10, neighbour_weight: float = 0.4) -> None:
-        super().__init__(local_epochs)
+    def __init__(self, neighbours: int = 10, neighbour_weight: float = 0.4) -> None:
         self.memory = LocalMemory(neighbours, neighbour_weight)
 
-    def bind(self, backbone: nn.Module, objective: Objective) -> dict[str, nn.Module]:
-        """As `Method.bind`.
+    def prepare(self) -> None:
+        """Give the memory the model and the task.
 
         Raises:
             ConfigurationError: the task has several labels, where a neighbour has no single one to vote for.
         """
-        modules = super().bind(backbone, objective)
-        self.memory.bind(self.model, objective)
-        return modules
+        self.memory = self.memory.bind(self.model, self.objective)
 
     def personalization(self) -> tuple[Phase | Derive, ...]:
         """Stores the client's training examples; nothing where they have no share."""
         return self.memory.stages()
+
+    def personal(self, groups: Groups) -> Parameters | None:
+        """w_g where no neighbour votes."""
+        return None if self.memory.share else groups["global"]
 
     def predict(self, groups: Groups, x: Tensor) -> Prediction:
         """The mixture of the neighbours' vote and w_g; without a stored example, w_g. The vote is the local model."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from types import MappingProxyType
 
-from flow_pl.methods.base import Derive, Minibatch, Phase
+from flow_pl.methods.base import Derive, Method, Minibatch, Phase, Step
+from flow_pl.methods.fedavg import FedAvg
 from flow_pl.methods.parts.body_and_head import BodyAndHead
 from flow_pl.utils.groups import Groups
+from flow_pl.utils.validation import require_count
 
 
 class LGFedAvg(BodyAndHead):
@@ -16,29 +18,48 @@ class LGFedAvg(BodyAndHead):
     head. Stateful: a client keeps its body, embedding tables included. The personal model is the client's own body
     and the server's head, trained on as in a round.
 
-    The server's body is never trained, it stays as initialised: *generalized* accuracy is that of the trained head on
-    an untrained body, and says little. A client that has not been sampled yet starts from that body.
+    The authors start from a model that FedAvg has trained; so does a run with `pretrain_rounds`, which are FedAvg's,
+    with all parameters sent and nothing kept. They count among the run's rounds, so the budget stays that of the other
+    methods. The server's body then stays as they leave it, without them as initialised: *generalized* accuracy is that
+    of a head on a body it was not trained with, and says little. A client that has not been sampled since starts from
+    that body.
 
     Args:
-        local_epochs: epochs over a client's data in a round (E).
-        personal_epochs: epochs when a client is evaluated; None for `local_epochs`.
         head_blocks: how many of the last blocks with parameters are the head.
+        personal_lr_scale: factor on the client optimizer's learning rate when a client is evaluated; in a round body
+            and head move together.
+        pretrain_rounds: how many of the first rounds are FedAvg's.
     """
 
     shared = MappingProxyType({"global": "head"})
     private = MappingProxyType({"body": "body"})
+    training_only = (*BodyAndHead.training_only, "_pretraining")
+
+    def __init__(self, head_blocks: int = 1, personal_lr_scale: float = 1.0, pretrain_rounds: int = 0) -> None:
+        super().__init__(head_blocks, personal_lr_scale)
+        require_count(0, pretrain_rounds=pretrain_rounds)
+        self.pretrain_rounds = pretrain_rounds
+
+    def plan(self) -> None:
+        """Plan the first rounds, too."""
+        super().plan()
+        self._pretraining = FedAvg().bind(self.modules["global"], self.objective)
+
+    def in_round(self, number: int) -> Method:
+        """FedAvg in the first rounds."""
+        return self._pretraining if number < self.pretrain_rounds else self
 
     def training(self) -> tuple[Phase | Derive, ...]:
         """Epochs on the whole model."""
-        return self._train(self.local_epochs)
+        return self._train(self.train_step("model"))
 
     def personalization(self) -> tuple[Phase | Derive, ...]:
         """As in a round."""
-        return self._train(self.personal_epochs)
+        return self._train(self.personal_step(self.train_step("model")))
 
-    def _train(self, epochs: int) -> tuple[Phase | Derive, ...]:
+    def _train(self, step: Step) -> tuple[Phase | Derive, ...]:
         """Both parts as one group, since they move in the same steps."""
-        return (Derive("all", _join), Phase("all", epochs, (self.train_step("model"),)), Derive("all", self._part))
+        return (Derive("all", _join), Phase("all", (step,)), Derive("all", self._part))
 
     def _part(self, groups: Groups, examples: Minibatch) -> Groups:
         return self.parts(groups["model"])

@@ -2,28 +2,52 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import MappingProxyType
 
-from flow_pl.methods.base import Derive, Phase
+from torch import Tensor
+
+from flow_pl.methods.base import Derive, Phase, Prediction
 from flow_pl.methods.fine_tuning import FineTuning
+from flow_pl.utils.groups import Groups
+from flow_pl.utils.validation import require_count
 
 
 class Local(FineTuning):
     """Every client trains its own model alone; nothing is sent and the server's model never moves.
 
     A client's model depends on nothing but the common initial weights and its own data, so it is trained when it is
-    evaluated, not round by round: `local_epochs` is the whole budget, to be compared with rounds x cohort /
-    population x epochs of a federated method. Rounds of `fit` change nothing; one is enough.
+    evaluated, not round by round: `epochs` is the whole budget, to be compared with rounds x cohort / population x
+    epochs of a federated method. Rounds of `fit` change nothing; one is enough.
 
     Args:
-        local_epochs: epochs of a client's own training in all.
+        epochs: of a client's own training in all.
+        personal_lr_scale: factor on the client optimizer's learning rate.
+
+    Raises:
+        ConfigurationError: a value is not positive.
     """
 
     shared = MappingProxyType[str, str]({})
 
-    def __init__(self, local_epochs: int = 30) -> None:
-        super().__init__(local_epochs)
+    def __init__(self, epochs: int = 30, personal_lr_scale: float = 1.0) -> None:
+        super().__init__(personal_lr_scale)
+        require_count(epochs=epochs)
+        self.epochs = epochs
+
+    def start(self, server: Groups) -> Groups:
+        """The server's model, and one of the client's own: there is no other to share the embedding tables with."""
+        return {**server, "local": server["global"]}
 
     def training(self) -> tuple[Phase | Derive, ...]:
         """Nothing: there is no communication."""
         return ()
+
+    def personalization(self) -> tuple[Phase | Derive, ...]:
+        """All the training that there is."""
+        return (replace(self.fine_tune("all", "local"), epochs=self.epochs),)
+
+    def predict(self, groups: Groups, x: Tensor) -> Prediction:
+        """The client's own model predicts. The server's is never trained."""
+        predicted = super().predict(groups, x)
+        return Prediction(predicted.generalized, predicted.personalized)

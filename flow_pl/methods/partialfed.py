@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 (what torch's own documentation calls it)
 
 from flow_pl.methods.base import Derive, Method, Minibatch, Phase, Prediction, Step
-from flow_pl.utils.groups import Groups
+from flow_pl.utils.groups import Groups, Parameters
 from flow_pl.utils.validation import require_count, require_positive
 
 
@@ -31,11 +31,10 @@ class PartialFed(Method):
     yet keeps w_g, so there is nothing to choose and its personal model is that of FedAvg-FT.
 
     Args:
-        local_epochs: epochs over a client's data in a round (E).
-        personal_epochs: epochs on the weights when a client is evaluated; None for `local_epochs`.
         strategy_epochs: epochs on the strategy, before those on the weights.
         temperature: of the Gumbel-softmax; the lower, the closer a draw is to a choice.
         strategy_lr_scale: factor on the client optimizer's learning rate for the strategy.
+        personal_lr_scale: factor on it for the weights when a client is evaluated; in a round they are what it sends.
 
     Raises:
         ConfigurationError: a number is not positive.
@@ -46,13 +45,12 @@ class PartialFed(Method):
 
     def __init__(
         self,
-        local_epochs: int = 3,
-        personal_epochs: int | None = None,
         strategy_epochs: int = 1,
         temperature: float = 1.0,
         strategy_lr_scale: float = 1.0,
+        personal_lr_scale: float = 1.0,
     ) -> None:
-        super().__init__(local_epochs, personal_epochs)
+        super().__init__(personal_lr_scale)
         require_count(strategy_epochs=strategy_epochs)
         require_positive(temperature=temperature, strategy_lr_scale=strategy_lr_scale)
         self.strategy_epochs = strategy_epochs
@@ -67,20 +65,24 @@ class PartialFed(Method):
 
     def training(self) -> tuple[Phase | Derive, ...]:
         """The strategy, the choice, and the weights of what was chosen."""
-        return self._stages(self.local_epochs)
+        return self._stages(self.train_step("model"))
 
     def personalization(self) -> tuple[Phase | Derive, ...]:
         """As in a round; nothing of it is kept."""
-        return self._stages(self.personal_epochs)
+        return self._stages(self.personal_step(self.train_step("model")))
+
+    def personal(self, groups: Groups) -> Parameters | None:
+        """The client's model, the same for all instances."""
+        return groups["model"]
 
     def predict(self, groups: Groups, x: Tensor) -> Prediction:
         """The client's model predicts, the same for all instances."""
-        personal = self.model.plain(x, groups["model"])
+        personal = self.personalized(groups, x)
         return Prediction(self.model.plain(x, groups["global"]), personal, local=personal)
 
-    def _stages(self, epochs: int) -> tuple[Phase | Derive, ...]:
-        strategy = Phase("all", self.strategy_epochs, (self._strategy_step(),))
-        return (strategy, Derive("all", _assemble), Phase("all", epochs, (self.train_step("model"),)))
+    def _stages(self, step: Step) -> tuple[Phase | Derive, ...]:
+        strategy = Phase("all", (self._strategy_step(),), self.strategy_epochs)
+        return (strategy, Derive("all", _assemble), Phase("all", (step,)))
 
     def _strategy_step(self) -> Step:
         """A step on the loss of the mixture, with respect to the logits."""

@@ -26,14 +26,11 @@ class PerFedAvg(FineTuning):
     rate. The personal model is w_g after plain SGD steps of learning rate alpha on the client's minibatches. Stateless.
 
     Args:
-        local_epochs: epochs over a client's data in a round (E).
-        personal_epochs: epochs of fine-tuning; None for `local_epochs`.
         alpha: learning rate of the inner step and of fine-tuning (published: 0.01, with beta 0.001); with 0,
             personalized = generalized.
     """
 
-    def __init__(self, local_epochs: int = 3, personal_epochs: int | None = None, alpha: float = 0.01) -> None:
-        super().__init__(local_epochs, personal_epochs)
+    def __init__(self, alpha: float = 0.01) -> None:
         require_at_least_zero(alpha=alpha)
         self.alpha = alpha
 
@@ -43,12 +40,12 @@ class PerFedAvg(FineTuning):
 
     def training(self) -> tuple[Phase | Derive, ...]:
         """Epochs over all the data, on w_g."""
-        return (Phase("all", self.local_epochs, (self._meta_step(),)),)
+        return (Phase("all", (self._meta_step(),)),)
 
     def personalization(self) -> tuple[Phase | Derive, ...]:
         """Epochs over all the data, on the local model, by the inner step."""
         inner = replace(self.train_step("local"), optimizer=partial(torch.optim.SGD, lr=self.alpha))
-        return (Phase("all", self.personal_epochs, (inner,)),)
+        return (Phase("all", (inner,)),)
 
     def _meta_step(self) -> Step:
         """A step on f(w'), w' = w - alpha * grad f(w) and that gradient a constant."""

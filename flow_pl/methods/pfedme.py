@@ -6,7 +6,7 @@ from torch import Tensor
 
 from flow_pl.methods.base import Derive, Method, Minibatch, Phase, Prediction, Step
 from flow_pl.methods.parts.regularizers import half_squared_distance
-from flow_pl.utils.groups import Groups
+from flow_pl.utils.groups import Groups, Parameters
 from flow_pl.utils.validation import require_count, require_positive
 
 
@@ -26,30 +26,25 @@ class PFedMe(Method):
     holds theta so close to w that little but its last minibatch shows.
 
     Args:
-        local_epochs: epochs over a client's data in a round; the paper's R is their number of minibatches.
-        personal_epochs: epochs of theta when a client is evaluated; None for `local_epochs`.
         regularization: weight of the distance of theta to w (lambda).
         inner_steps: steps of theta on each minibatch (K; published: 5).
-        inner_lr_scale: factor on the client optimizer's learning rate for theta; by 1 / K theta moves on a minibatch
+        personal_lr_scale: factor on the client optimizer's learning rate for theta; by 1 / K theta moves on a minibatch
             about as far as in one step of FedAvg.
         global_lr_scale: factor on it for w (eta).
     """
 
     def __init__(
         self,
-        local_epochs: int = 3,
-        personal_epochs: int | None = None,
         regularization: float = 1.0,
         inner_steps: int = 5,
-        inner_lr_scale: float = 0.2,
+        personal_lr_scale: float = 0.2,
         global_lr_scale: float = 1.0,
     ) -> None:
-        super().__init__(local_epochs, personal_epochs)
+        super().__init__(personal_lr_scale)
         require_count(inner_steps=inner_steps)
-        require_positive(regularization=regularization, inner_lr_scale=inner_lr_scale, global_lr_scale=global_lr_scale)
+        require_positive(regularization=regularization, global_lr_scale=global_lr_scale)
         self.regularization = regularization
         self.inner_steps = inner_steps
-        self.inner_lr_scale = inner_lr_scale
         self.global_lr_scale = global_lr_scale
 
     def start(self, server: Groups) -> Groups:
@@ -58,15 +53,19 @@ class PFedMe(Method):
 
     def training(self) -> tuple[Phase | Derive, ...]:
         """On every minibatch K steps of theta and one of w."""
-        return (Phase("all", self.local_epochs, (*self._inner_steps(), self._global_step())),)
+        return (Phase("all", (*self._inner_steps(), self._global_step())),)
 
     def personalization(self) -> tuple[Phase | Derive, ...]:
         """The steps of theta alone."""
-        return (Phase("all", self.personal_epochs, self._inner_steps()),)
+        return (Phase("all", self._inner_steps()),)
+
+    def personal(self, groups: Groups) -> Parameters | None:
+        """The personal model, theta."""
+        return groups["personal"]
 
     def predict(self, groups: Groups, x: Tensor) -> Prediction:
         """The personal model predicts."""
-        personal = self.model.plain(x, groups["personal"])
+        personal = self.personalized(groups, x)
         return Prediction(self.model.plain(x, groups["global"]), personal, local=personal)
 
     def _inner_steps(self) -> tuple[Step, ...]:
@@ -77,7 +76,7 @@ class PFedMe(Method):
             distance = half_squared_distance(groups["personal"], groups["global"])
             return self.loss(minibatch, groups["personal"]) + regularization * distance
 
-        return (Step("personal", loss, self.inner_lr_scale),) * self.inner_steps
+        return (self.personal_step(Step("personal", loss)),) * self.inner_steps
 
     def _global_step(self) -> Step:
         """A step on lambda / 2 * ||w - theta||^2: its gradient is lambda (w - theta)."""

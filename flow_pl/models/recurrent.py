@@ -66,7 +66,7 @@ class LSTM(Recurrent):
         weights = (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
         if not any(has_client_axis(t) for t in (x, *weights)):
             # One client alone: torch's fused kernel, which has no rule for vmap.
-            zeros = x.new_zeros(1, len(x), self.weight_hh.shape[1])
+            zeros = x.new_zeros(1, x.shape[0], self.weight_hh.shape[1])
             outputs: Tensor = torch.lstm(x, (zeros, zeros), weights, True, 1, 0.0, self.training, False, True)[0]
             return outputs
         # Time first; under vmap the clients' axis goes behind it, so that a step of all clients is one block of memory.
@@ -76,15 +76,16 @@ class LSTM(Recurrent):
 
     def routed(self, x: Tensor, global_: dict[str, Tensor], local: dict[str, Tensor], decide: Decide) -> Tensor:
         """Run both copies; `decide` gets the states [N, 2 H]: h, then c."""
-        h = c = x.new_zeros(len(x), self.weight_hh.shape[1])
+        h = c = x.new_zeros(x.shape[0], self.weight_hh.shape[1])
         outputs = []
         steps = zip(x.unbind(1), self._inputs(x, global_), self._inputs(x, local), strict=True)
         for inputs, gates_global, gates_local in steps:
             h_global, c_global = _cell(gates_global + h @ global_["weight_hh"].t(), c)
             h_local, c_local = _cell(gates_local + h @ local["weight_hh"].t(), c)
             q = decide(inputs, torch.cat([h_global, c_global], -1), torch.cat([h_local, c_local], -1))
-            h = q[:, :1] * h_global + q[:, 1:] * h_local
-            c = q[:, :1] * c_global + q[:, 1:] * c_local
+            # the router's probabilities are float32, whatever the weights are
+            h = (q[:, :1] * h_global + q[:, 1:] * h_local).to(global_["weight_hh"].dtype)
+            c = (q[:, :1] * c_global + q[:, 1:] * c_local).to(global_["weight_hh"].dtype)
             outputs.append(h)
         return torch.stack(outputs, dim=1)
 

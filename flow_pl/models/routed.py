@@ -23,7 +23,8 @@ class RoutedModel:
 
     Owns no parameters. The backbone never mentions global, local or router: its children are the blocks, in order.
     A child with parameters is routed; a child without any (activation, pooling, dropout) is applied once, behind the
-    mixture. Embedding tables are not routed: they belong to the global group alone.
+    mixture. Embedding tables are not routed: they belong to the global group alone. Frozen parameters
+    (`requires_grad` is False) count as none: they are in no group, and both copies use the backbone's own.
 
     Args:
         backbone: a `torch.nn.Sequential`; nested modules are one block each.
@@ -60,12 +61,18 @@ class RoutedModel:
         self.backbone = backbone
         # not named_children, which leaves out a block that stands twice (one activation for all, say)
         self._blocks = {name: block for name, block in backbone._modules.items() if block is not None}
-        self._names = {name: [key for key, _ in block.named_parameters()] for name, block in self._blocks.items()}
+        self._names = {
+            name: [key for key, p in block.named_parameters() if p.requires_grad]
+            for name, block in self._blocks.items()
+        }
         self.blocks = [
             name for name, block in self._blocks.items() if self._names[name] and not isinstance(block, nn.Embedding)
         ]
         if not self.blocks:
-            raise ConfigurationError(f"the backbone {type(backbone).__name__} has no block with parameters to train.")
+            raise ConfigurationError(
+                f"the backbone {type(backbone).__name__} has no block with parameters to train, beside embedding "
+                "tables and what is frozen (requires_grad=False): give it one."
+            )
         self.local_names = [f"{block}.{key}" for block in self.blocks for key in self._names[block]]
 
     def local_copy(self, parameters: Mapping[str, Tensor]) -> Parameters:
@@ -105,6 +112,15 @@ class RoutedModel:
             if name == self.blocks[-1]:
                 break
             h = call(block, {key: merged[f"{name}.{key}"] for key in self._names[name]}, (h,))
+        return h
+
+    def head(self, features: Tensor, *groups: Parameters) -> Tensor:
+        """The backbone's outputs for what `features` gives: its last block with parameters, and those behind it."""
+        merged = {k: v for group in groups for k, v in group.items()}
+        names = list(self._blocks)
+        h = features
+        for name in names[names.index(self.blocks[-1]) :]:
+            h = call(self._blocks[name], {key: merged[f"{name}.{key}"] for key in self._names[name]}, (h,))
         return h
 
     def routed(
@@ -157,19 +173,29 @@ class RoutedModel:
                 h = block.routed(h, first, second, decide)
                 decisions.append(torch.stack(asked, dim=1))
             else:
-                if hard and ahead and not has_client_axis(h):
+                # a program that is exported has no shapes that depend on the instances' ways
+                if hard and ahead and not has_client_axis(h) and not torch.compiler.is_exporting():
                     h = _taken(block, h, first, second, decide(h, h, h)[..., 1] > 0)
                 else:
                     on_global, on_local = call(block, first, (h,)), call(block, second, (h,))
                     q = decide(h, on_global, on_local)
                     q = q.reshape(*q.shape[:-1], *[1] * (on_global.ndim - q.ndim + 1), 2)
-                    h = q[..., 0] * on_global + q[..., 1] * on_local
+                    if hard:
+                        h = torch.where(q[..., 1] > 0, on_local, on_global)
+                    else:
+                        h = q[..., 0] * on_global + q[..., 1] * on_local
+                    h = h.to(_dtype(first))
                 decisions.append(asked[0])
         most = max(q.ndim for q in decisions)
         shape = max(q.shape for q in decisions if q.ndim == most)
         # a decision per instance holds for each of its tokens
         per_token = [q if q.ndim == most else q.unsqueeze(1).expand(shape) for q in decisions]
         return h, torch.stack(per_token, dim=-2)
+
+
+def _dtype(parameters: Parameters) -> torch.dtype:
+    """What a block computes in outside autocast: the router's probabilities are float32, whatever its weights are."""
+    return next(iter(parameters.values())).dtype
 
 
 def _taken(block: nn.Module, h: Tensor, global_: Parameters, local: Parameters, way: Tensor) -> Tensor:

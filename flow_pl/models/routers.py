@@ -143,6 +143,15 @@ class SequenceRouter(Router):
         return probabilities
 
 
+def fitting_router(blocks: Sequence[nn.Module]) -> Router:
+    """The router for a backbone where none is named: per token for recurrent blocks, else per instance.
+
+    Args:
+        blocks: the routed blocks, given by the method.
+    """
+    return SequenceRouter(blocks) if any(isinstance(block, Recurrent) for block in blocks) else InstanceRouter(blocks)
+
+
 class _EarlyExits(nn.Module):
     """An MLP with 2-way softmax exits on its hidden layers: [..., F] to [..., exits, 2]."""
 

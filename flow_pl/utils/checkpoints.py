@@ -27,6 +27,9 @@ MARK = "flow_pl"
 HPC = "hpc_ckpt_"
 """How the names begin of checkpoints that Lightning writes when SLURM takes the machine away."""
 
+HANDED_OVER = ".temp.ckpt"
+"""Name of the file in which Lightning hands the weights alone from forked processes to the one that forked them."""
+
 
 class WholeCheckpointIO(TorchCheckpointIO):
     """Writes checkpoints beside their place and renames them, and loads only those that are whole.
@@ -74,7 +77,8 @@ class WholeCheckpointIO(TorchCheckpointIO):
                 return super().load_checkpoint(path, map_location, weights_only=True)
             except pickle.UnpicklingError as error:
                 raise _refused(Path(path), f"holds Python objects, which may run any code ({_brief(error)})") from error
-        look_at(path)
+        if Path(path).name != HANDED_OVER:
+            look_at(path)
         try:
             with zipfile.ZipFile(path) as archive:
                 damaged = archive.testzip()  # torch itself compares no checksums

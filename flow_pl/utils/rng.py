@@ -37,11 +37,29 @@ class Stream(IntEnum):
     STYLE = 11
     """How a client writes; keys: client."""
     DROPOUT = 12
-    """The seed of the device's generator for a chunk; keys: round + 1, its first client."""
+    """What a client draws while it is trained (dropout); keys: round + 1, client."""
     AVAILABILITY = 13
     """Whether a sampled client reports back, and how fast it is; keys: round, client."""
     DIAGNOSIS = 14
     """The clients on which the gradient is measured; keys: round."""
+    NOISE = 40
+    """The noise of a private round; keys: private rounds before it, what the noise is for."""
+    ATTACKERS = 41
+    """Which clients attack; no key."""
+
+
+def key(seed: int, stream: Stream, *keys: int) -> int:
+    """A key for a generator that runs on a device (`counter_rng`), a function of the arguments alone.
+
+    Args:
+        seed: the seed of the run, 0 or more.
+        stream: what the numbers are for.
+        *keys: what they are drawn for, each 0 or more.
+
+    Returns:
+        A whole number of 64 bits, with a sign.
+    """
+    return int(_sequence(seed, stream, keys).generate_state(1, np.uint64).view(np.int64)[0])
 
 
 def generator(seed: int, stream: Stream, *keys: int) -> np.random.Generator:
@@ -56,4 +74,8 @@ def generator(seed: int, stream: Stream, *keys: int) -> np.random.Generator:
         A generator independent of that of any other stream or key.
     """
     # default_rng would make the same generator in twice the time
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(int(stream), *map(int, keys)))))
+    return np.random.Generator(np.random.PCG64(_sequence(seed, stream, keys)))
+
+
+def _sequence(seed: int, stream: Stream, keys: tuple[int, ...]) -> np.random.SeedSequence:
+    return np.random.SeedSequence(seed, spawn_key=(int(stream), *map(int, keys)))

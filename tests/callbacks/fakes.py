@@ -94,13 +94,16 @@ def evaluation_chunk(
 ) -> Chunk:
     """A chunk of clients; each counted target has two losses, of 2 for w_g and of 1 for the personalized model.
 
+    The fixed mixtures are w_g and the personalized model.
+
     Args:
-        clients: count, generalized, personalized, both, oracle and then, for each block, decisions for the local one.
+        clients: count, generalized, personalized, both, right by w_g or the local model, and then, for each block,
+            decisions for the local one.
         blocks: number of routed blocks.
         subset: for a task with a second accuracy, its count, generalized and personalized for each client.
     """
     rows = torch.tensor(clients).view(len(clients), 5 + blocks)
-    count, generalized, personalized, both, oracle = rows[:, :5].unbind(1)
+    count, generalized, personalized, both, either = rows[:, :5].unbind(1)
     optional = {"routed": count, "routed_local": rows[:, 5:]} if blocks else {}
     if subset is not None:
         names = ("subset_count", "subset_generalized", "subset_personalized")
@@ -114,7 +117,8 @@ def evaluation_chunk(
         generalized_loss=count * 4,
         personalized_loss=count * 2,
         loss_count=count * 2,
-        oracle=oracle,
+        global_or_local=either,
+        mixtures=None if either.isnan().all() else torch.stack([generalized, personalized], dim=1),
         **optional,
     )
     return Chunk(value, len(clients))

@@ -22,7 +22,7 @@ def test_one_row_for_each_client_of_each_population(tmp_path: Path) -> None:
     trainer = make_trainer(ClientResults(str(path)))
     trainer.test(FakeModule(("conv1", "head")), datamodule=FakeData([], seen=SEEN, new=NEW), verbose=False)
     assert path.read_text().splitlines() == [
-        "client,population,train_examples,evaluated,generalized_accuracy,personalized_accuracy,oracle_accuracy,"
+        "client,population,train_examples,evaluated,generalized_accuracy,personalized_accuracy,global_or_local_accuracy,"
         "routed_local/conv1,routed_local/head",
         '"client, 0",seen,10,4,0.5,0.75,1.0,0.25,0.5',
         '"client, 1",seen,20,2,0.0,0.0,0.0,1.0,0.0',

@@ -26,7 +26,7 @@ CLIENTS = 9
 
 
 def flow(dropout=0.3, **settings):
-    return Flow(2, router=partial(InstanceRouter, hidden=(4,), dropout=dropout), **settings)
+    return Flow(router=partial(InstanceRouter, hidden=(4,), dropout=dropout), **settings)
 
 
 def federation(folder, **settings):
@@ -45,10 +45,10 @@ def federation(folder, **settings):
     return data
 
 
-def fit(method, folder, *callbacks, rounds=3, weighting="examples", data=None, **settings):
+def fit(method, folder, *callbacks, rounds=3, weighting="examples", data=None, epochs=2, **settings):
     torch.manual_seed(0)
     sgd = lambda p: torch.optim.SGD(p, lr=0.1)  # noqa: E731
-    module = FederatedModule(MLP(5, 3, (6,)), method, FederatedLoop(4, sgd, weighting))
+    module = FederatedModule(MLP(5, 3, (6,)), method, FederatedLoop(epochs, None, 4, sgd, weighting))
     trainer = make_trainer(*callbacks, max_epochs=rounds, default_root_dir=folder, **settings)
     trainer.fit(module, datamodule=federation(folder) if data is None else data)
     return module, trainer
@@ -63,7 +63,7 @@ def test_gradients_are_those_of_plain_loops_over_all_clients(tmp_path, weighting
     """F = sum_m p_m f_m over every seen client: no correction, and the diversity is the weighted variance."""
     measured = diagnostics(every_n_rounds=1, clients=CLIENTS)
     data = federation(tmp_path)
-    fit(FedAvg(1), tmp_path, measured, rounds=1, weighting=weighting, data=data)
+    fit(FedAvg(), tmp_path, measured, rounds=1, weighting=weighting, data=data)
     torch.manual_seed(0)
     backbone = MLP(5, 3, (6,))  # as it was before the round
     seen = data.federation.seen
@@ -89,7 +89,7 @@ def test_progress_of_one_client_is_the_length_of_the_servers_step(tmp_path):
     measured = diagnostics(every_n_rounds=1)
     torch.manual_seed(0)
     before = flat(dict(MLP(5, 3, (6,)).named_parameters()))
-    module, _ = fit(FedAvg(2), tmp_path, measured, rounds=1, data=federation(tmp_path, cohort_size=1))
+    module, _ = fit(FedAvg(), tmp_path, measured, rounds=1, data=federation(tmp_path, cohort_size=1))
     after = flat(server_groups(module.method)["global"])
     assert measured.rows[0]["global_progress"] == pytest.approx(float((after - before).norm()), rel=1e-5)
     assert "local_progress" not in measured.rows[0]
@@ -97,8 +97,11 @@ def test_progress_of_one_client_is_the_length_of_the_servers_step(tmp_path):
 
 @pytest.mark.parametrize(
     "make",
-    [flow, lambda: flow(split="parts"), lambda: flow(split="cross"), lambda: flow(route_by="client"), APFL, FedRep],
-    ids=["none", "parts", "cross", "by client", "APFL", "FedRep"],
+    [
+        *(flow, lambda: flow(split="parts"), lambda: flow(split="cross"), lambda: flow(route_by="client")),
+        *(lambda: flow(routing="hard"), APFL, FedRep),
+    ],
+    ids=["none", "parts", "cross", "by client", "hard", "APFL", "FedRep"],
 )
 def test_training_is_the_same_bit_for_bit(tmp_path, make):
     """Dropout in the router and what clients keep included; and the module has its own loop again."""
@@ -119,7 +122,7 @@ def test_training_is_the_same_bit_for_bit(tmp_path, make):
         assert "q_local" not in row
 
 
-@pytest.mark.parametrize("method", [Local(1), HypCluster(1)], ids=["Local", "HypCluster"])
+@pytest.mark.parametrize("method", [Local(1), HypCluster()], ids=["Local", "HypCluster"])
 def test_without_a_global_model_nothing_is_measured(tmp_path, method):
     measured = diagnostics()
     _, trainer = fit(method, tmp_path, measured, rounds=1)
@@ -134,7 +137,7 @@ def test_rounds_table_figure_and_resumed_fit(tmp_path):
     resumed = diagnostics(**settings)
     again = make_trainer(resumed, max_epochs=5, default_root_dir=tmp_path)
     torch.manual_seed(0)
-    module = FederatedModule(MLP(5, 3, (6,)), flow(), FederatedLoop(4))
+    module = FederatedModule(MLP(5, 3, (6,)), flow(), FederatedLoop(2, None, 4))
     again.fit(module, datamodule=data, ckpt_path=trainer.checkpoint_callback.best_model_path, weights_only=False)
     rows = list(csv.DictReader((tmp_path / "diagnostics.csv").open()))
     assert [row["round"] for row in rows] == ["0", "2", "4"]
@@ -149,7 +152,7 @@ def test_settings_that_cannot_work_are_refused(tmp_path):
         ConvergenceDiagnostics(figure="diagnostics.pdf")
     (tmp_path / "file").touch()
     with pytest.raises(ConfigurationError, match="cannot be written"):
-        fit(FedAvg(1), tmp_path, diagnostics(path="file/diagnostics.csv"))
+        fit(FedAvg(), tmp_path, diagnostics(path="file/diagnostics.csv"))
 
 
 def run(folder, **settings):

@@ -61,8 +61,9 @@ def test_table_of_two_populations(console: Console, capsys: pytest.CaptureFixtur
         ["Gain of personalization", "", ""],
         ["over examples", "+16.67", "-50.00"],
         ["mean over clients", "+12.50", "-50.00"],
-        ["oracle accuracy", "66.67", "100.00"],
-        ["share of the oracle captured", "50.00", "-"],
+        ["best fixed mixture", "50.00", "100.00"],
+        ["over the best fixed mixture", "+0.00", "-50.00"],
+        ["global or local model right", "66.67", "100.00"],
         ["Clients", "", ""],
         ["helped", "50.00", "0.00"],
         ["unchanged", "50.00", "0.00"],
@@ -116,11 +117,11 @@ def test_every_metric_is_written(console: Console, tmp_path: Path, ending: str) 
         written = json.loads(path.read_text())
         assert (written["method"], written["backbone"], written["round"]) == ("Flow", "MLP", 0)
         assert written["results"]["seen"]["gain"] == pytest.approx(1 / 6)
-        assert written["results"]["new"]["oracle_captured"] is None
+        assert written["results"]["new"]["gain_over_mixture"] == -0.5
     else:
         rows = {row["metric"]: row for row in csv.DictReader(path.open())}
         assert float(rows["gain"]["seen"]) == pytest.approx(1 / 6)
-        assert rows["oracle_captured"]["new"] == ""
+        assert rows["gain_over_mixture"]["new"] == "-0.5"
 
 
 def test_unusable_paths_are_refused_before_the_test(tmp_path: Path) -> None:

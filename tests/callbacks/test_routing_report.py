@@ -60,7 +60,7 @@ def pictures(tmp_path_factory):
     pytest.importorskip("sklearn", reason="scikit-learn is not installed")
     folder = tmp_path_factory.mktemp("digits")
     network = backbone("MLP", in_features=64, num_classes=10, hidden=[8])
-    method = {"class_path": "Flow", "init_args": {"local_epochs": 1, "router": backbone("InstanceRouter", hidden=[4])}}
+    method = {"class_path": "Flow", "init_args": {"router": backbone("InstanceRouter", hidden=[4])}}
     clients = ["--trainer.callbacks+=ClientResults", f"--trainer.callbacks.path={folder / 'clients.csv'}"]
     cache = f"--data.cache_dir={folder / 'cache'}"
     cli, page = reported(folder, cache, *clients, **digits(), model={"backbone": network, "method": method})
@@ -168,7 +168,7 @@ def test_two_processes_write_the_page_of_one(tmp_path):
 
 
 def test_a_method_without_routes_has_its_clients_alone(tmp_path):
-    model = {"method": {"class_path": "FineTuning", "init_args": {"local_epochs": 1}}}
+    model = {"method": {"class_path": "FineTuning", "init_args": {}}}
     _, page = reported(tmp_path, model={**yaml.safe_load(TINY.format(root=tmp_path))["model"], **model})
     assert re.findall(r'<section id="(\w+)"', page) == ["results", "rounds", "clients"]
     assert figure_names(tmp_path) == {"curves", "gains", "clients", "ranks", "sizes"}
@@ -198,7 +198,7 @@ def texts(folder):
     model = {
         "backbone": backbone("NextCharacterLSTM", num_tokens=90, embedding=3, hidden=4),
         "objective": "NextToken",
-        "method": {"class_path": "Flow", "init_args": {"local_epochs": 1, "router": router}},
+        "method": {"class_path": "Flow", "init_args": {"router": router}},
     }
     return {"data": data, "model": model}
 

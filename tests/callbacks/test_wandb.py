@@ -16,8 +16,8 @@ from flow_pl.callbacks import RoundProgressBar
 from flow_pl.callbacks.wandb_run import SLACK
 from flow_pl.cli import main, run
 from flow_pl.loggers import NOTE, continued_run, make_wandb_logger
+from flow_pl.shipped import find
 from tests.test_cli import TINY
-from tests.test_configs import ROOT
 from tests.wandb_files import offline_runs
 
 
@@ -191,10 +191,11 @@ def test_a_damaged_note_ends_with_one_clear_message(command, tmp_path, capsys):
 
 
 def test_the_shipped_logger(command, tmp_path):
-    piece = ROOT / "configs" / "loggers" / "wandb.yaml"
-    command("fit", "--trainer.max_epochs", "1", logger=piece)
+    piece = find("logger/wandb")
+    saved = [f"--trainer.logger.save_dir={tmp_path}", "--trainer.logger.offline=true"]
+    command("fit", "-c", "logger/wandb", *saved, "--trainer.max_epochs", "1", logger=None)
     (logged,) = offline_runs(tmp_path)
-    assert logged.project == yaml.safe_load(piece.read_text())["init_args"]["project"]
+    assert logged.project == yaml.safe_load(piece.read_text())["trainer"]["logger"]["init_args"]["project"]
 
 
 def test_nothing_needs_wandb_without_its_logger(command, tmp_path, monkeypatch):

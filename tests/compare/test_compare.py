@@ -23,14 +23,14 @@ from tests.test_cli import TINY
 METHODS = {
     "flow": {
         "class_path": "Flow",
-        "init_args": {"local_epochs": 1, "router": {"class_path": "InstanceRouter", "init_args": {"hidden": [4]}}},
+        "init_args": {"router": {"class_path": "InstanceRouter", "init_args": {"hidden": [4]}}},
     },
-    "fedavg": {"class_path": "FedAvg", "init_args": {"local_epochs": 1}},
+    "fedavg": {"class_path": "FedAvg", "init_args": {}},
 }
 SEEDS = (0, 1)
 OUT = Path("runs", "compare", "tiny")
-ALL = ("compare", "--config", "configs/tiny/*.yaml", "--seeds", *map(str, SEEDS))
-ALONE = ("compare", "--config", "configs/tiny/fedavg.yaml", "--out", "out")
+ALL = ("compare", "--methods", "configs/tiny/*.yaml", "--seeds", *map(str, SEEDS))
+ALONE = ("compare", "--methods", "configs/tiny/fedavg.yaml", "--out", "out")
 
 
 def write_configs(folder, methods=METHODS, **trainer):
@@ -135,7 +135,7 @@ def test_done_runs_are_skipped_and_changed_ones_run_again(done, capsys):
     before = {path: path.stat().st_mtime_ns for path in done.glob("runs/*/*/results.json")}
     accuracy = results_of(done, "fedavg", 0)["results"]
     change("configs/tiny/fedavg.yaml", "local_epochs: 1", "local_epochs: 2")
-    main(["compare", "--config", "configs/tiny/fedavg.yaml", "configs/tiny/flow.yaml", "--seeds", "0"])
+    main(["compare", "--methods", "configs/tiny/fedavg.yaml", "configs/tiny/flow.yaml", "--seeds", "0"])
     said = capsys.readouterr().out
     assert "flow, seed 0: done, skipped" in said
     assert "fedavg, seed 0: of other settings or another version of flow_pl, run again" in said
@@ -147,7 +147,7 @@ def test_done_runs_are_skipped_and_changed_ones_run_again(done, capsys):
 
 
 def test_options_are_given_to_every_run_and_decide_what_is_done(done, capsys):
-    main(["compare", "--config", "configs/tiny/fedavg.yaml", "--trainer.max_epochs", "1", "--data.cohort_size=2"])
+    main(["compare", "--methods", "configs/tiny/fedavg.yaml", "--trainer.max_epochs", "1", "--data.cohort_size=2"])
     assert "run again" in capsys.readouterr().out
     settings = yaml.safe_load((done / "runs" / "fedavg" / "seed0" / "config.yaml").read_text())
     assert settings["trainer"]["max_epochs"] == 1
@@ -159,7 +159,7 @@ def test_another_checkpoint_is_tested_without_training_again(done, capsys):
     """Of three rounds the second alone is validated, and so it is the best."""
     curve = done / "runs" / "fedavg" / "seed0" / "curve.csv"
     trained = curve.stat().st_mtime_ns
-    main(["compare", "--config", "configs/tiny/fedavg.yaml", "--checkpoint", "best"])
+    main(["compare", "--methods", "configs/tiny/fedavg.yaml", "--checkpoint", "best"])
     assert "fedavg, seed 0: not at its end, resumed" in capsys.readouterr().out
     assert results_of(done, "fedavg", 0)["round"] == 2
     assert curve.stat().st_mtime_ns == trained
@@ -171,7 +171,7 @@ def test_a_table_that_was_damaged_is_refused_and_made_again(done, capsys, name):
     path = done / "runs" / "fedavg" / "seed0" / name
     before = path.read_text().splitlines()
     path.write_text("\n".join(before[:-1]) + "\n")
-    command = ("compare", "--config", "configs/tiny/fedavg.yaml", "--seeds", "0")
+    command = ("compare", "--methods", "configs/tiny/fedavg.yaml", "--seeds", "0")
     assert fails(*command) == 1
     error = capsys.readouterr().err.replace(f"{Path.cwd()}/", "")
     path = path.relative_to(Path.cwd())
@@ -189,7 +189,7 @@ def test_a_table_that_was_damaged_is_refused_and_made_again(done, capsys, name):
 def test_a_run_whose_results_are_damaged_is_made_again(done, capsys):
     path = done / "runs" / "fedavg" / "seed0" / "results.json"
     path.write_text(path.read_text()[:-20])
-    main(["compare", "--config", "configs/tiny/fedavg.yaml", "--seeds", "0"])
+    main(["compare", "--methods", "configs/tiny/fedavg.yaml", "--seeds", "0"])
     assert "fedavg, seed 0: not at its end, resumed" in capsys.readouterr().out
     assert json.loads(path.read_text())["round"] == 3
 
@@ -282,7 +282,7 @@ def test_failures_are_reported_and_leave_the_others_alone(tmp_path, monkeypatch,
     (tmp_path / "their_methods.py").write_text(THEIRS)
     bad = {name: {"class_path": f"their_methods.{name.title()}"} for name in ("crashing", "raising")}
     write_configs(tmp_path, bad | METHODS)
-    args = ["compare", "--config", *(f"configs/tiny/{name}.yaml" for name in (*bad, "fedavg")), "--out", "out"]
+    args = ["compare", "--methods", *(f"configs/tiny/{name}.yaml" for name in (*bad, "fedavg")), "--out", "out"]
     assert fails(*args) == 1
     said, error = capsys.readouterr()
     assert "fedavg, seed 0: done" in said

@@ -8,6 +8,7 @@ from flow_pl.compare.options import comparison_name
 from flow_pl.compare.runs import Run
 from flow_pl.compare.settings import check_comparable, resolve, run_settings
 from flow_pl.errors import ConfigurationError
+from flow_pl.shipped import find
 from tests.compare.test_compare import METHODS, change, fails, write_configs
 from tests.test_cli import fails as fails_saying
 
@@ -17,7 +18,7 @@ FEDAVG, FLOW = Path("configs/tiny/fedavg.yaml"), Path("configs/tiny/flow.yaml")
 @pytest.fixture(autouse=True)
 def _configs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    write_configs(tmp_path, METHODS | {"local": {"class_path": "Local", "init_args": {"local_epochs": 2}}})
+    write_configs(tmp_path, METHODS | {"local": {"class_path": "Local", "init_args": {"epochs": 2}}})
 
 
 @pytest.mark.parametrize(
@@ -33,7 +34,7 @@ def _configs(tmp_path, monkeypatch):
 )
 def test_what_must_be_equal_is_told_in_one_message(capsys, old, new, line):
     change(FEDAVG, old, new)
-    code, error = fails_saying(capsys, "compare", "--config", FEDAVG, FLOW)
+    code, error = fails_saying(capsys, "compare", "--methods", FEDAVG, FLOW)
     assert code == 1
     assert line in error
     assert "--allow-different" in error
@@ -50,32 +51,32 @@ def test_what_must_be_equal_is_told_in_one_message(capsys, old, new, line):
 )
 def test_what_a_method_may_have_of_its_own(old, new):
     change(FEDAVG, old, new)
-    assert not check_comparable({path.stem: resolve(path, []) for path in (FEDAVG, FLOW)})
+    assert not check_comparable({path.stem: resolve([path], []) for path in (FEDAVG, FLOW)})
 
 
 def test_the_rounds_of_a_method_that_sends_nothing_do_not_matter():
     local = Path("configs/tiny/local.yaml")
     change(local, "max_epochs: 3", "max_epochs: 1")
-    settings = {path.stem: resolve(path, []) for path in (local, FEDAVG, FLOW)}
+    settings = {path.stem: resolve([path], []) for path in (local, FEDAVG, FLOW)}
     assert not check_comparable(settings)
     change(local, "cohort_size: 3", "cohort_size: 2")
-    settings["local"] = resolve(local, [])
+    settings["local"] = resolve([local], [])
     assert check_comparable(settings) == "  data.cohort_size: 2 in local; 3 in fedavg, flow"
 
 
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--config", "nowhere.yaml"], "there is no configuration nowhere.yaml"),
-        (["--config", "configs/none/*.yaml"], "matches no file"),
-        (["--config", str(FLOW), "--seeds", "1", "1"], "expected different ones"),
-        (["--config", str(FLOW), "--jobs", "0"], "jobs is 0"),
-        (["--config", str(FLOW), "--seed_everything", "1"], "use --seeds"),
-        (["--config", str(FLOW), "--trainer.default_root_dir=x"], "use --out"),
-        (["--config", str(FLOW), "--model.method.no_such_setting", "1"], "no_such_setting"),
-        (["--config", str(FLOW), "--out", str(FLOW)], "cannot be made"),
-        (["--config", str(FLOW), "copy/flow.yaml"], "would both be called flow"),
-        (["--config", str(FLOW), "copy/other.yaml"], "say where the results go with --out"),
+        (["--methods", "nowhere.yaml"], "there is no configuration nowhere.yaml"),
+        (["--methods", "configs/none/*.yaml"], "matches no file"),
+        (["--methods", str(FLOW), "--seeds", "1", "1"], "expected different ones"),
+        (["--methods", str(FLOW), "--jobs", "0"], "jobs is 0"),
+        (["--methods", str(FLOW), "--seed_everything", "1"], "use --seeds"),
+        (["--methods", str(FLOW), "--trainer.default_root_dir=x"], "use --out"),
+        (["--methods", str(FLOW), "--model.method.no_such_setting", "1"], "no_such_setting"),
+        (["--methods", str(FLOW), "--out", str(FLOW)], "cannot be made"),
+        (["--methods", str(FLOW), "copy/flow.yaml"], "would both be called flow"),
+        (["--methods", str(FLOW), "copy/other.yaml"], "say where the results go with --out"),
     ],
 )
 def test_bad_options_end_with_one_clear_message(capsys, args, message):
@@ -92,7 +93,7 @@ def test_files_of_others_are_not_touched(capsys):
     mine = Path("out/runs/flow/seed0/thesis.txt")
     mine.parent.mkdir(parents=True)
     mine.write_text("years of work")
-    code, error = fails_saying(capsys, "compare", "--config", FLOW, "--out", "out")
+    code, error = fails_saying(capsys, "compare", "--methods", FLOW, "--out", "out")
     assert (code, mine.read_text()) == (1, "years of work")
     assert "choose another folder with --out" in error
 
@@ -100,7 +101,7 @@ def test_files_of_others_are_not_touched(capsys):
 @pytest.mark.parametrize("package", ["matplotlib", "scipy"])
 def test_a_missing_package_is_told_before_anything_runs(capsys, monkeypatch, package):
     monkeypatch.setitem(__import__("sys").modules, package, None)
-    code, error = fails_saying(capsys, "compare", "--config", FLOW)
+    code, error = fails_saying(capsys, "compare", "--methods", FLOW)
     assert code == 1
     assert 'pip install "flow-pl[compare]"' in error
 
@@ -113,15 +114,16 @@ def test_help(capsys):
 
 def test_names_of_comparisons():
     here = Path.cwd()
-    assert comparison_name([here / "configs" / "array" / "flow.yaml"]) == "array"
-    assert comparison_name([here / "configs" / "array" / "ablations" / "flow.yaml"]) == "array/ablations"
-    assert comparison_name([here / "mine" / "flow.yaml"]) == "mine"
+    assert comparison_name([], [here / "mine" / "flow.yaml", here / "mine" / "ditto.yaml"]) == "mine"
+    assert (
+        comparison_name([find("task/digits")], [here / "mine" / "flow.yaml", here / "yours" / "flow.yaml"]) == "digits"
+    )
 
 
 def test_settings_of_a_run(tmp_path):
     """Callbacks of the configuration stay; loggers of W&B get the names that they were not given."""
     options = ["--trainer.callbacks+=LearningRateMonitor", "--trainer.logger=WandbLogger", "--trainer.logger.project=p"]
-    settings = run_settings(resolve(FLOW, options), "flow", 7, tmp_path, "tiny")
+    settings = run_settings(resolve([FLOW], options), "flow", 7, tmp_path, "tiny")
     classes = [callback["class_path"].rpartition(".")[2] for callback in settings["trainer"]["callbacks"]]
     assert classes == ["LearningRateMonitor", "LearningCurves", "ClientResults", "ResultsTable"]
     logger = settings["trainer"]["logger"]["init_args"]
@@ -130,7 +132,7 @@ def test_settings_of_a_run(tmp_path):
 
 
 def test_the_digest_is_of_what_decides_the_numbers(tmp_path):
-    settings = resolve(FLOW, [])
+    settings = resolve([FLOW], [])
 
     def digest(seed=0, folder="a", **trainer):
         changed = settings | {"trainer": settings["trainer"] | trainer}
@@ -143,4 +145,4 @@ def test_the_digest_is_of_what_decides_the_numbers(tmp_path):
 def test_a_setting_that_cannot_be_parsed_names_its_file():
     FLOW.write_text(FLOW.read_text().replace("class_path: Flow", "class_path: NoSuchMethod"))
     with pytest.raises(ConfigurationError, match=r"configs/tiny/flow\.yaml.*"):
-        resolve(FLOW, [])
+        resolve([FLOW], [])

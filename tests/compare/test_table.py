@@ -73,6 +73,21 @@ def test_a_single_seed_has_no_deviation():
     assert "one seed" in caption(one)[0]
 
 
+def test_the_caption_says_what_was_tested_and_corrected_for(by_hand):
+    """Three methods: two comparisons with the best of a column; two methods: one, and nothing to correct for."""
+    (said,) = [line for line in caption(by_hand) if line.startswith(MARK)]
+    assert said == (
+        f"{MARK}: differs significantly from the best of its column: p < 0.05 in Wilcoxon's signed-rank test, which "
+        "pairs the two methods' accuracies on each client, averaged over the seeds, with Holm's correction for up to 2 "
+        "comparisons in a column."
+    )
+    two = comparison([run_results(name, 0, {"seen": accuracies(0)}) for name in ("one", "other")])
+    (said,) = [line for line in caption(two) if line.startswith(MARK)]
+    assert said.endswith("accuracies on each client.")
+    alone = comparison([run_results("one", 0, {"seen": accuracies(0)})])
+    assert not [line for line in caption(alone) if line.startswith(MARK)]
+
+
 def test_a_figure_that_is_not_defined_is_left_out():
     run = run_results("only", 0, {"seen": accuracies(0), "new": accuracies(0)})
     run.populations["seen"]["gain"] = None

@@ -82,7 +82,7 @@ def test_parts_are_a_fixed_random_half(make_store, n):
 
 
 def test_orders_are_permutations_with_the_real_examples_first(federation):
-    batch = ClientDataset(federation, seed=0, epochs=3)[Chunk(5, tuple(range(6)))]
+    batch = ClientDataset(federation, seed=0, orders=3)[Chunk(5, tuple(range(6)))]
     assert batch.order.shape == (6, 3, 21)
     assert batch.order.dtype == torch.int64
     for i, n in enumerate(batch.train.sizes):
@@ -103,13 +103,13 @@ def test_orders_depend_on_seed_round_and_client(federation):
 
 
 def test_more_epochs_do_not_change_the_first(federation):
-    few, many = (ClientDataset(federation, 0, epochs=epochs)[Chunk(5, (3,))].order for epochs in (1, 4))
+    few, many = (ClientDataset(federation, 0, orders=epochs)[Chunk(5, (3,))].order for epochs in (1, 4))
     assert torch.equal(few, many[:, :1])
 
 
 @pytest.mark.parametrize(("round_", "heldout"), [(2, None), (-1, "val"), (-1, "test"), (-1, "predict")])
 def test_a_client_is_the_same_in_any_chunk(federation, round_, heldout):
-    dataset = ClientDataset(federation, seed=7, heldout=heldout, epochs=2)
+    dataset = ClientDataset(federation, seed=7, heldout=heldout, orders=2)
     together = by_client(dataset[Chunk(round_, (0, 1, 2, 3, 4, 5))])
     apart = {}
     for clients in ((5,), (1, 3), (4, 2, 0)):
@@ -119,8 +119,8 @@ def test_a_client_is_the_same_in_any_chunk(federation, round_, heldout):
 
 @pytest.mark.parametrize("heldout", [None, "val"])
 def test_an_empty_chunk_has_the_right_shapes(federation, heldout):
-    batch = ClientDataset(federation, seed=0, heldout=heldout, epochs=2)[Chunk(1, ())]
-    full = ClientDataset(federation, seed=0, heldout=heldout, epochs=2)[Chunk(1, (3, 4))]
+    batch = ClientDataset(federation, seed=0, heldout=heldout, orders=2)[Chunk(1, ())]
+    full = ClientDataset(federation, seed=0, heldout=heldout, orders=2)[Chunk(1, (3, 4))]
     assert len(batch) == 0
     assert batch.client.shape == (0,)
     assert batch.train.x.shape == (0, 0, 2)
@@ -134,11 +134,13 @@ def test_an_empty_chunk_has_the_right_shapes(federation, heldout):
             assert getattr(batch.heldout, name).dtype == getattr(full.heldout, name).dtype
 
 
-def test_the_seed_of_a_chunk_depends_on_run_round_and_first_client(federation):
-    def seed(run, round_, *clients):
-        return ClientDataset(federation, run)[Chunk(round_, clients)].seed
+def test_the_key_of_a_client_depends_on_run_round_and_client_alone(federation):
+    def key(run, round_, *clients):
+        batch = ClientDataset(federation, run)[Chunk(round_, clients)]
+        return dict(zip(batch.client.tolist(), batch.key.tolist(), strict=True))
 
-    seeds = [seed(0, 1, 3, 2), seed(1, 1, 3, 2), seed(0, 2, 3, 2), seed(0, 1, 2), seed(0, -1, 3)]
-    assert len(set(seeds)) == 5
-    assert seed(0, 1, 3) == seeds[0]
-    torch.Generator().manual_seed(seeds[0])
+    together = key(0, 1, 3, 2)
+    assert {**key(0, 1, 3), **key(0, 1, 2)} == together
+    keys = [*together.values(), key(1, 1, 3)[3], key(0, 2, 3)[3], key(0, -1, 3)[3]]
+    assert len(set(keys)) == 5
+    assert key(0, 1) == {}

@@ -62,11 +62,11 @@ def test_memory_bounds_the_candidates(monkeypatch):
 
 def test_pieces_train_as_the_whole_chunk():
     """Each piece is padded to its own longest client; what is sent is the same."""
-    method, batch = bound(FedAvg(2)), chunk(SIZES, pad_to=25)
+    method, batch = bound(FedAvg()), chunk(SIZES, pad_to=25)
     pieces = [batch.clients(0, 2), batch.clients(2, 4), batch.clients(4, 5)]
     assert [p.train.x.shape[1] for p in pieces] == [20, 9, 1]
     assert [p.client.tolist() for p in pieces] == [[0, 1], [2, 3], [4]]
-    assert len({p.seed for p in pieces}) == 3
+    assert torch.equal(torch.cat([p.key for p in pieces]), batch.key)
     whole = flat(delta(loop().train_clients(method, server_groups(method), batch))["global"])
     parts = [flat(delta(loop().train_clients(method, server_groups(method), p))["global"]) for p in pieces]
     torch.testing.assert_close(sum(parts), whole, atol=1e-5, rtol=1e-5)
@@ -76,8 +76,8 @@ def test_pieces_train_as_the_whole_chunk():
 
 
 def test_auto_gives_the_numbers_of_a_fixed_size(tmp_path):
-    reference, run = fitted(tmp_path, FedAvg(1), rounds=5)
-    other, other_run = fitted(tmp_path, FedAvg(1), rounds=5, chunk_size="auto")
+    reference, run = fitted(tmp_path, FedAvg(), rounds=5)
+    other, other_run = fitted(tmp_path, FedAvg(), rounds=5, chunk_size="auto")
     torch.testing.assert_close(parameters(other), parameters(reference), atol=1e-5, rtol=1e-4)
     name = "val/personalized_accuracy"
     assert other_run.callback_metrics[name] == run.callback_metrics[name]
@@ -98,14 +98,14 @@ class _Scarce(FederatedLoop):
 
 
 def scarce(holds):
-    made = _Scarce(5, sgd)
+    made = _Scarce(1, None, 5, sgd)
     made.holds, made.asked = holds, []
     return made
 
 
 def test_a_chunk_that_does_not_fit_is_halved_and_nothing_is_lost(tmp_path):
-    reference, _ = fitted(tmp_path, FedAvg(1), rounds=2, chunk_size=6)
-    model = module(FedAvg(1))
+    reference, _ = fitted(tmp_path, FedAvg(), rounds=2, chunk_size=6)
+    model = module(FedAvg())
     limited = scarce(2)
     limited.client_optimizer = model.loop.client_optimizer
     model.loop = limited
@@ -141,7 +141,7 @@ def test_predictions_of_pieces_are_put_together(tmp_path):
 
     def predicted(**settings):
         torch.manual_seed(0)
-        model = module(FineTuning(1))
+        model = module(FineTuning())
         run = trainer()
         model._chunks._size = settings.pop("size", None)
         return run.predict(model, datamodule=data(tmp_path, **settings))

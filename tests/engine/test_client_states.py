@@ -111,7 +111,10 @@ def test_a_folder_that_cannot_be_used_is_told(tmp_path):
         states(tmp_path / "file")
 
 
-STATELESS = {"FedAvg", "FineTuning", "Flow", "HypCluster", "Interpolation", "KNNPer", "Local", "PFedMe", "PerFedAvg"}
+STATELESS = {
+    "EvidenceFlow", "FedAvg", "FineTuning", "Flow", "HypCluster", "Interpolation", "KNNPer", "Local", "PFedMe",
+    "PerFedAvg",
+}  # fmt: skip
 
 
 def test_which_methods_keep_something():
@@ -122,7 +125,7 @@ def test_which_methods_keep_something():
 
 
 def ditto():
-    return Ditto(1, regularization=0.3)
+    return Ditto(regularization=0.3)
 
 
 def personal(model):

@@ -23,12 +23,14 @@ def test_compiled_steps_equal_the_others(clients, monkeypatch):
     calls, compiled = [], tracing.compiled
     monkeypatch.setattr("flow_pl.engine.gradients.compiled", lambda *args: calls.append(1) or compiled(*args))
     batch = chunk((16,) * clients, epochs=4)
-    method = bound(PublishedFlow(4))
+    method = bound(PublishedFlow())
     assert method.router.exits.dropout.p > 0
-    eager = loop(trace_after=None).train_clients(method, server_groups(method), batch)
+    eager = loop(local_epochs=4, trace_after=None).train_clients(method, server_groups(method), batch)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="a step cannot be compiled")
-        found = loop(trace_after=0, compile_mode="default").train_clients(method, server_groups(method), batch)
+        found = loop(local_epochs=4, trace_after=0, compile_mode="default").train_clients(
+            method, server_groups(method), batch
+        )
     assert len(calls) == 3, "the local, the router's and the global step"
     for name in method.shared:
         torch.testing.assert_close(flat(delta(found)[name]), flat(delta(eager)[name]), atol=1e-5, rtol=1e-4)
@@ -45,8 +47,8 @@ def no_compiler(tmp_path):
 
 @pytest.mark.slow
 def test_a_machine_without_a_compiler_is_refused_before_training(tmp_path, no_compiler):
-    federated = module(FedAvg(1))
-    federated.loop = FederatedLoop(5, compile_mode="default")
+    federated = module(FedAvg())
+    federated.loop = FederatedLoop(1, batch_size=5, compile_mode="default")
     with pytest.raises(
         ConfigurationError, match=r"compile_mode is default, but nothing can be compiled on this machine"
     ):
@@ -55,7 +57,7 @@ def test_a_machine_without_a_compiler_is_refused_before_training(tmp_path, no_co
 
 @pytest.mark.slow
 def test_a_step_that_cannot_be_compiled_is_replayed_and_says_so(no_compiler):
-    method, batch = bound(FedAvg(2)), chunk((12, 12))
+    method, batch = bound(FedAvg()), chunk((12, 12))
     with pytest.warns(UserWarning, match="a step cannot be compiled and runs as it is"):
         found = loop(trace_after=0, compile_mode="default").train_clients(method, server_groups(method), batch)
     eager = loop(trace_after=None).train_clients(method, server_groups(method), batch)

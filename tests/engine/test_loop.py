@@ -14,7 +14,6 @@ from flow_pl.engine.schedule import make_schedule
 from flow_pl.engine.server_round import server_groups
 from flow_pl.errors import ConfigurationError
 from flow_pl.methods import FedAvg, FineTuning, Flow
-from flow_pl.methods.base import Phase
 from flow_pl.models import Dropout
 from flow_pl.tasks import Classification
 from tests.support import (
@@ -39,7 +38,7 @@ SIZES = (11, 7, 4, 1)
 def test_vectorised_clients_equal_plain_loops():
     """delta = sum_m n_m (w_m - w), with w_m from an independent loop over ragged clients."""
     batch = chunk(SIZES)
-    method = bound(FedAvg(local_epochs=2))
+    method = bound(FedAvg())
     expected = torch.zeros(len(flat(server_groups(method)["global"])))
     for client, n in enumerate(SIZES):
         alone = train_alone(copy.deepcopy(method.modules["global"]), batch, client, epochs=2, batch_size=4)
@@ -63,8 +62,8 @@ def test_vectorised_clients_equal_plain_loops():
 )
 def test_any_elementwise_optimizer(optimizer):
     batch = chunk(SIZES)
-    method = bound(FedAvg(local_epochs=2))
-    groups, _ = loop(client_optimizer=optimizer)._run(method, server_groups(method), method.phases, batch)
+    method = bound(FedAvg())
+    groups, _ = loop(client_optimizer=optimizer).run(method, server_groups(method), batch, training=True)
     for client in range(len(SIZES)):
         alone = train_alone(copy.deepcopy(method.modules["global"]), batch, client, 2, 4, optimizer=optimizer)
         stacked = {name: p[client] for name, p in groups.groups["global"].items()}
@@ -73,13 +72,13 @@ def test_any_elementwise_optimizer(optimizer):
 
 @pytest.mark.parametrize(
     "method",
-    [FedAvg(2), PublishedFlow(2), PublishedFlow(2, split="cross"), FineTuning(2)],
+    [FedAvg(), PublishedFlow(), PublishedFlow(split="cross"), FineTuning()],
     ids=lambda m: type(m).__name__,
 )
 def test_chunk_size_changes_nothing(method):
     """One chunk of four, chunks of 3 and 1, and four chunks of one: the same sums."""
     batch = chunk(SIZES)
-    bound(method)
+    method = bound(method)
     if isinstance(method, Flow):
         method.router.exits.dropout.p = 0.0
     server = server_groups(method)
@@ -105,8 +104,9 @@ def test_channels_last_changes_nothing_but_the_layout():
     images = {part: getattr(batch, part) for part in ("train", "heldout")}
     images = {part: replace(found, x=found.x.view(*found.mask.shape, 1, 2, 3)) for part, found in images.items()}
     batch = replace(batch, **images)
-    method = PublishedFlow(2, router=lambda blocks: _constant_router(blocks))
-    method.bind(nn.Sequential(nn.Conv2d(1, 4, 2), nn.ReLU(), nn.Flatten(), nn.Linear(8, CLASSES)), Classification())
+    method = PublishedFlow(router=lambda blocks: _constant_router(blocks))
+    backbone = nn.Sequential(nn.Conv2d(1, 4, 2), nn.ReLU(), nn.Flatten(), nn.Linear(8, CLASSES))
+    method = method.bind(backbone, Classification())
     check_fit(method, batch.train.x[0, :1], CLASSES)
     server, seen = server_groups(method), []
     method.modules["global"].get_submodule("0").register_forward_pre_hook(lambda _, args: seen.append(args[0].stride()))
@@ -124,11 +124,11 @@ def test_channels_last_changes_nothing_but_the_layout():
 
 
 def test_padding_changes_nothing():
-    method = bound(PublishedFlow(2, router=lambda blocks: _constant_router(blocks)))
+    method = bound(PublishedFlow(router=lambda blocks: _constant_router(blocks)))
     narrow, wide = chunk(SIZES), chunk(SIZES, pad_to=20)
     order = wide.order.clone()
     order[:, :, :11] = narrow.order
-    wide = type(wide)(wide.client, wide.train, _pad(narrow.part, 20), order, wide.heldout, 0)
+    wide = type(wide)(wide.client, wide.train, _pad(narrow.part, 20), order, wide.heldout, 0, narrow.key)
     a = loop().train_clients(method, server_groups(method), narrow)
     b = loop().train_clients(method, server_groups(method), wide)
     for name in method.shared:
@@ -148,11 +148,11 @@ def _constant_router(blocks):
 
 
 def test_traced_steps_equal_eager_ones_bit_for_bit():
-    """Dropout included: a trace draws from the generator as the traced function does."""
+    """Dropout included: a trace draws what the traced function does."""
     batch = chunk((16, 16, 16), epochs=4)
-    method = bound(PublishedFlow(4, router=lambda blocks: _constant_router(blocks)), network(dropout=0.5))
-    eager = loop(trace_after=None).train_clients(method, server_groups(method), batch)
-    engine = loop(trace_after=2)
+    method = bound(PublishedFlow(router=lambda blocks: _constant_router(blocks)), network(dropout=0.5))
+    eager = loop(local_epochs=4, trace_after=None).train_clients(method, server_groups(method), batch)
+    engine = loop(local_epochs=4, trace_after=2)
     traced = engine.train_clients(method, server_groups(method), batch)
     assert engine.engine._traces, "nothing was traced"
     for name in method.shared:
@@ -163,10 +163,10 @@ def test_traced_steps_equal_eager_ones_bit_for_bit():
 def test_traced_steps_of_our_own_modules_equal_eager_ones_bit_for_bit(precision):
     """Linear layers, activations in place, and dropout by uniform draws; a minibatch that is not full too."""
     backbone = nn.Sequential(nn.Linear(FEATURES, 5), nn.ReLU(inplace=True), Dropout(0.5), nn.Linear(5, CLASSES))
-    method, batch = bound(PublishedFlow(4), backbone), chunk((18, 18, 18), epochs=4)
+    method, batch = bound(PublishedFlow(), backbone), chunk((18, 18, 18), epochs=4)
     with torch.autocast("cpu", precision, enabled=precision != torch.float32):
-        eager = loop(trace_after=None).train_clients(method, server_groups(method), batch)
-        engine = loop(trace_after=2)
+        eager = loop(local_epochs=4, trace_after=None).train_clients(method, server_groups(method), batch)
+        engine = loop(local_epochs=4, trace_after=2)
         traced = engine.train_clients(method, server_groups(method), batch)
     assert any(engine.engine._traces.values()), "nothing was traced"
     for name in method.shared:
@@ -174,7 +174,7 @@ def test_traced_steps_of_our_own_modules_equal_eager_ones_bit_for_bit(precision)
 
 
 def test_the_server_is_never_written():
-    method = bound(PublishedFlow(2))
+    method = bound(PublishedFlow())
     before = snapshot(method)
     loop().train_clients(method, server_groups(method), chunk(SIZES))
     loop().evaluate_clients(method, server_groups(method), chunk(SIZES))
@@ -184,7 +184,7 @@ def test_the_server_is_never_written():
 
 def test_schedule_is_a_shrinking_prefix_in_the_drawn_order():
     batch = chunk(SIZES)
-    schedule = make_schedule(batch, Phase("all", 2, ()), batch_size=4)
+    schedule = make_schedule(batch, "all", range(2), batch_size=4)
     # 3, 2, 1 and 1 minibatches an epoch
     assert schedule.active == (4, 4, 2, 2, 1, 1)
     assert schedule.examples == 2 * sum(SIZES)
@@ -204,14 +204,14 @@ def test_padding_is_little_on_log_normal_sizes(chunk_size):
     rows = 0
     for start in range(0, 30, chunk_size):
         part = chunk([int(n) for n in sizes[start : start + chunk_size]], epochs=1)
-        rows += 10 * sum(make_schedule(part, Phase("all", 1, ()), batch_size=10).active)
+        rows += 10 * sum(make_schedule(part, "all", range(1), batch_size=10).active)
     assert 1 - sum(sizes) / rows <= 0.15
 
 
 @pytest.mark.parametrize("part", ["local", "global"])
 def test_schedule_of_a_part_visits_it_once_an_epoch(part):
     batch = chunk(SIZES)
-    schedule = make_schedule(batch, Phase(part, 2, ()), batch_size=4)
+    schedule = make_schedule(batch, part, range(2), batch_size=4)
     bit = 1 if part == "local" else 2
     n = batch.train.mask.shape[1]
     for client in range(len(SIZES)):
@@ -221,7 +221,7 @@ def test_schedule_of_a_part_visits_it_once_an_epoch(part):
 
 
 def test_uniform_weighting_counts_clients_alike():
-    batch, method = chunk(SIZES), bound(FedAvg(2))
+    batch, method = chunk(SIZES), bound(FedAvg())
     server = server_groups(method)
     update = loop(weighting="uniform").train_clients(method, server, batch)
     alone = [loop(weighting="uniform").train_clients(method, server, select(batch, [i])) for i in range(4)]
@@ -232,13 +232,22 @@ def test_uniform_weighting_counts_clients_alike():
 
 
 def test_evaluation_in_slices_equals_evaluation_at_once():
-    batch, method = chunk(SIZES, heldout=9), bound(PublishedFlow(1, router=lambda blocks: _constant_router(blocks)))
+    batch, method = chunk(SIZES, heldout=9), bound(PublishedFlow(router=lambda blocks: _constant_router(blocks)))
     server = server_groups(method)
-    whole = loop().evaluate_clients(method, server, batch)
-    sliced = loop(evaluation_batch_size=2).evaluate_clients(method, server, batch)
-    for name in ("count", "generalized", "personalized", "both", "oracle", "routed", "routed_local"):
+    whole = loop(local_epochs=1).evaluate_clients(method, server, batch)
+    sliced = loop(local_epochs=1, evaluation_batch_size=2).evaluate_clients(method, server, batch)
+    for name in (
+        "count",
+        "generalized",
+        "personalized",
+        "both",
+        "global_or_local",
+        "mixtures",
+        "routed",
+        "routed_local",
+    ):
         assert torch.equal(getattr(whole, name), getattr(sliced, name))
-    one_by_one = loop(evaluation_batch_size=2).predict_clients(method, server, batch)
+    one_by_one = loop(local_epochs=1, evaluation_batch_size=2).predict_clients(method, server, batch)
     assert torch.equal(one_by_one.personalized_correct.sum(1).float(), whole.personalized)
     assert torch.equal(one_by_one.generalized_correct.sum(1).float(), whole.generalized)
     assert torch.equal(one_by_one.routes.sum(1).float(), whole.routed_local)
@@ -260,20 +269,20 @@ def test_an_optimizer_that_mixes_clients_is_refused():
 
 
 def test_too_few_orders_are_refused():
-    method = bound(FedAvg(3))
-    with pytest.raises(ConfigurationError, match="order for 2 local epochs, the method needs 3"):
-        loop().train_clients(method, server_groups(method), chunk(SIZES, epochs=2))
+    method = bound(FedAvg())
+    with pytest.raises(ConfigurationError, match="the batch has 4 minibatch orders of each client, expected 5"):
+        loop(local_epochs=5).train_clients(method, server_groups(method), chunk(SIZES, epochs=2))
 
 
 def test_a_step_that_is_not_finite_is_skipped_for_that_client_alone():
     """Client 0 has an infinite feature; with loss scaling it stays at the server's parameters, client 1 does not."""
     batch = chunk((8, 8), epochs=1)
     batch.train.x[0] = torch.inf
-    method = bound(FedAvg(1))
+    method = bound(FedAvg())
     server = server_groups(method)
     scale = torch.tensor(1024.0)
-    update = loop().train_clients(method, server, batch, scale)
-    alone = loop().train_clients(method, server, select(batch, [1]))
+    update = loop(local_epochs=1).train_clients(method, server, batch, scale)
+    alone = loop(local_epochs=1).train_clients(method, server, select(batch, [1]))
     torch.testing.assert_close(flat(delta(update)["global"]), flat(delta(alone)["global"]), atol=1e-5, rtol=1e-4)
     assert update.statistics.skipped == 2
 
@@ -286,8 +295,11 @@ def test_a_backbone_given_by_name_of_a_foreign_class_is_trained():
                 nn.Sequential(nn.Linear(4 * (FEATURES - 2), 8), nn.GELU(), nn.Linear(8, CLASSES)),
             )  # fmt: skip
 
-    method = bound(PublishedFlow(1), Foreign())
+    method = bound(PublishedFlow(), Foreign())
     assert method.route_names == ["1", "2", "5"]
-    update = loop().train_clients(method, server_groups(method), chunk(SIZES))
+    update = loop(local_epochs=1).train_clients(method, server_groups(method), chunk(SIZES))
     assert flat(delta(update)["router"]).abs().sum() > 0
-    assert loop().evaluate_clients(method, server_groups(method), chunk(SIZES)).routed_local.shape == (4, 3)
+    assert loop(local_epochs=1).evaluate_clients(method, server_groups(method), chunk(SIZES)).routed_local.shape == (
+        4,
+        3,
+    )

@@ -35,8 +35,8 @@ def arrays(folder, bad=0, factor=1e30, **settings):
 
 def fit(data, method=None, rounds=2, **settings):
     torch.manual_seed(0)
-    loop = FederatedLoop(3, lambda p: torch.optim.SGD(p, lr=0.1))
-    model = FederatedModule(MLP(4, 3, (5,)), FedAvg(1) if method is None else method, loop, **settings)
+    loop = FederatedLoop(1, None, 3, lambda p: torch.optim.SGD(p, lr=0.1))
+    model = FederatedModule(MLP(4, 3, (5,)), FedAvg() if method is None else method, loop, **settings)
     trainer = lightning.Trainer(
         max_epochs=rounds, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, inference_mode=False, use_distributed_sampler=False,
@@ -70,7 +70,7 @@ def test_a_client_that_diverges_is_left_out_and_named(tmp_path, asked, factor):
 
 def test_what_a_rejected_client_keeps_is_what_it_had(tmp_path, asked):
     with pytest.warns(RejectedClientWarning):
-        model, _ = fit(arrays(tmp_path, bad=1), Ditto(1))
+        model, _ = fit(arrays(tmp_path, bad=1), Ditto())
     assert model._states.known().tolist() == list(range(GOOD))
 
 

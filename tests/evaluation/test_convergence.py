@@ -62,7 +62,7 @@ def test_dissimilarity_bound_holds_everywhere_and_is_tight(gradients, clients, g
 
 
 def test_chunks_add_up():
-    method, batch = bound(FedAvg(1)), chunk((11, 7, 4, 1))
+    method, batch = bound(FedAvg()), chunk((11, 7, 4, 1))
     server = server_groups(method)
     parts = [gradient_sums(method, server, select(batch, cut), "examples") for cut in ([0, 1, 2], [3])]
     torch.testing.assert_close(sum(parts), gradient_sums(method, server, batch, "examples"), atol=1e-5, rtol=1e-5)
@@ -71,7 +71,7 @@ def test_chunks_add_up():
 
 def test_sequences_have_gradients_and_probabilities_per_token():
     """The mean gradient of two clients is that of torch on the loss of their tokens, padding left out."""
-    method = test_sequences.bound(PublishedFlow(1, router=test_sequences.router))
+    method = test_sequences.bound(PublishedFlow(router=test_sequences.router))
     server, batch = server_groups(method), test_sequences.batch((6, 5))
     sums = gradient_sums(method, server, batch, "uniform")
     backbone, total = method.modules["global"], 0
@@ -80,7 +80,7 @@ def test_sequences_have_gradients_and_probabilities_per_token():
         total = total + torch.nn.functional.cross_entropy(backbone(x).flatten(0, 1), y.flatten(), ignore_index=0)
     grads = torch.autograd.grad(total, list(backbone.parameters()))
     torch.testing.assert_close(sums[HEAD:], flat(dict(enumerate(grads))), atol=1e-5, rtol=1e-4)
-    seen = loop().train_clients(observed(method, server), server, batch).kept[OBSERVED]
+    seen = loop(local_epochs=1).train_clients(observed(method, server), server, batch).kept[OBSERVED]
     assert seen["q_local"].shape == (2, len(method.route_names))
     assert ((seen["deviation"] > 0) & (seen["deviation"] < seen["local_progress"])).all()
 
@@ -88,9 +88,9 @@ def test_sequences_have_gradients_and_probabilities_per_token():
 def test_several_labels_have_gradients_of_all_of_them():
     """Those of torch's binary cross-entropy, over every label of every example."""
     batch = with_tags(chunk((6, 4)))
-    method = FedAvg(1)
+    method = FedAvg()
     torch.manual_seed(0)
-    method.bind(torch.nn.Sequential(torch.nn.Linear(FEATURES, TAGS)), MultiLabel(k=2))
+    method = method.bind(torch.nn.Sequential(torch.nn.Linear(FEATURES, TAGS)), MultiLabel(k=2))
     sums = gradient_sums(method, server_groups(method), batch, "uniform")
     backbone, total = method.modules["global"], 0
     for client, n in enumerate(batch.train.sizes):
@@ -101,12 +101,12 @@ def test_several_labels_have_gradients_of_all_of_them():
 
 
 def test_models_are_found_by_what_the_method_trains():
-    method, batch = bound(APFL(1)), chunk((5, 4))
+    method, batch = bound(APFL()), chunk((5, 4))
     server = server_groups(method)
-    update = loop().train_clients(observed(method, server), server, batch)
+    update = loop(local_epochs=1).train_clients(observed(method, server), server, batch)
     distance = sum((update.kept["personal"][k] - p).square().flatten(1).sum(1) for k, p in server["global"].items())
     torch.testing.assert_close(update.kept[OBSERVED]["local_progress"], distance)
     assert "q_local" not in update.kept[OBSERVED]
     assert has_global_model(method)
     assert not has_global_model(bound(Local(1)))
-    assert not has_global_model(bound(HypCluster(1)))
+    assert not has_global_model(bound(HypCluster()))

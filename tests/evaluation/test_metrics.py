@@ -140,20 +140,24 @@ def test_gain_of_clients_and_examples() -> None:
         examples_only_generalized=3 / 10,
         examples_only_personalized=2 / 10,
         examples_neither=1 / 10,
-        oracle_accuracy=9 / 10,
-        oracle_captured=-1 / 2,
+        global_or_local_accuracy=9 / 10,
     )
 
 
-@pytest.mark.parametrize(("row", "captured"), [([4, 2, 3, 1, 4], 0.5), ([4, 2, 2, 2, 2], NAN)])
-def test_share_of_the_oracle_needs_headroom(row: list[float], captured: float) -> None:
-    assert figures(gain([row]))["oracle_captured"] == pytest.approx(captured, nan_ok=True)
+def test_the_best_mixture_is_one_for_all_clients() -> None:
+    """Clients' own best would get 4 of 8 right, the best single one gets 3; the personalized models get 4."""
+    metric = ClientGain()
+    for count, either, mixtures in ((4.0, 4.0, [2.0, 1.0, 0.0]), (4.0, 3.0, [0.0, 2.0, 2.0])):
+        metric.update(*tensor([[count, 0, 2, 0, either]]).T, tensor([mixtures]))
+    found = figures(metric)
+    assert found["best_mixture_accuracy"] == pytest.approx(3 / 8)
+    assert found["gain_over_mixture"] == pytest.approx(1 / 8)
 
 
-def test_no_oracle_without_a_local_model() -> None:
+def test_nothing_is_mixed_without_a_local_model() -> None:
     metric = ClientGain()
     metric.update(*tensor([[4.0, 2, 3, 1]]).T)
-    assert not {"oracle_accuracy", "oracle_captured"} & metric.compute().keys()
+    assert not {"global_or_local_accuracy", "best_mixture_accuracy", "gain_over_mixture"} & metric.compute().keys()
 
 
 def test_routed_share_by_block() -> None:

@@ -71,7 +71,7 @@ class _Normalise(nn.Module):
 
 
 def test_blocks_with_buffers_are_traced():
-    method = bound(FedAvg(2), nn.Sequential(_Normalise(), nn.Linear(FEATURES, CLASSES)))
+    method = bound(FedAvg(), nn.Sequential(_Normalise(), nn.Linear(FEATURES, CLASSES)))
     batch = chunk((12, 12))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -85,7 +85,7 @@ def test_a_step_that_cannot_be_traced_runs_untraced_and_says_so(monkeypatch):
         raise RuntimeError("no trace today")
 
     monkeypatch.setattr(flow_pl.engine.gradients, "trace", refuse)
-    method, batch = bound(FedAvg(2)), chunk((12, 12))
+    method, batch = bound(FedAvg()), chunk((12, 12))
     with pytest.warns(UserWarning, match="runs untraced, with the same results: no trace today"):
         untraced = loop(trace_after=1).train_clients(method, server_groups(method), batch)
     eager = loop(trace_after=None).train_clients(method, server_groups(method), batch)
@@ -98,7 +98,7 @@ def test_traces_are_bounded_and_do_not_thrash(monkeypatch):
     made = []
     trace = flow_pl.engine.gradients.trace
     monkeypatch.setattr(flow_pl.engine.gradients, "trace", lambda *args: made.append(1) or trace(*args))
-    method, engine = bound(FedAvg(1)), loop(batch_size=1, trace_after=3)
+    method, engine = bound(FedAvg()), loop(local_epochs=1, batch_size=1, trace_after=3)
     for _ in range(4):
         for clients in (2, 3, 4):
             engine.train_clients(method, server_groups(method), chunk((2,) * clients))
@@ -120,15 +120,15 @@ class _Sum(nn.Module):
 @pytest.mark.parametrize("clients", [1, 3])
 def test_parameters_with_one_gradient_each_take_their_own_step(clients):
     torch.manual_seed(0)
-    method = bound(FedAvg(1), nn.Sequential(_Sum()))
+    method = bound(FedAvg(), nn.Sequential(_Sum()))
     batch = chunk((8,) * clients, epochs=1)
 
     def nesterov(params):
         return torch.optim.SGD(params, lr=0.1, momentum=0.9, nesterov=True)
 
     server = server_groups(method)
-    update = loop(client_optimizer=nesterov).train_clients(method, server, batch)
-    scaled = loop(client_optimizer=nesterov).train_clients(method, server, batch, torch.tensor(1024.0))
+    update = loop(local_epochs=1, client_optimizer=nesterov).train_clients(method, server, batch)
+    scaled = loop(local_epochs=1, client_optimizer=nesterov).train_clients(method, server, batch, torch.tensor(1024.0))
     a, b = delta(update)["global"].values()
     torch.testing.assert_close(a, b)
     torch.testing.assert_close(delta(scaled)["global"]["0.a"], a, atol=1e-6, rtol=1e-4)
@@ -140,8 +140,8 @@ def test_parameters_with_one_gradient_each_take_their_own_step(clients):
         optimizer.zero_grad()
         F.cross_entropy(plain(batch.train.x[0, rows]), batch.train.y[0, rows]).backward()
         optimizer.step()
-    first = loop(client_optimizer=nesterov)
-    groups, _ = first._run(method, server, method.phases, batch)
+    first = loop(local_epochs=1, client_optimizer=nesterov)
+    groups, _ = first.run(method, server, batch, training=True)
     torch.testing.assert_close(groups.groups["global"]["0.a"][0], plain[0].a.detach(), atol=1e-6, rtol=1e-4)
 
 
@@ -166,7 +166,7 @@ def test_a_skipped_first_step_leaves_no_trace_in_the_optimizer(make):
 
 
 def test_fused_optimizers_take_gradients_of_any_layout():
-    batch, method = chunk((8, 8)), bound(FedAvg(2))
+    batch, method = chunk((8, 8)), bound(FedAvg())
     fused, plain = (
         loop(client_optimizer=lambda p, fused=fused: torch.optim.SGD(p, lr=0.1, momentum=0.9, fused=fused))
         for fused in (True, False)
@@ -181,9 +181,9 @@ def test_autocast_keeps_no_copies_of_the_model(monkeypatch):
     cleared = []
     clear = torch.clear_autocast_cache
     monkeypatch.setattr(torch, "clear_autocast_cache", lambda: cleared.append(1) or clear())
-    method, batch = bound(FedAvg(1)), chunk((12,), epochs=1)
+    method, batch = bound(FedAvg()), chunk((12,), epochs=1)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loop().train_clients(method, server_groups(method), batch)
+        loop(local_epochs=1).train_clients(method, server_groups(method), batch)
         assert len(cleared) == 3, "one for each step"
 
 
@@ -193,9 +193,9 @@ def test_local_and_global_model_take_different_minibatches_where_both_see_all_th
     def router(blocks):
         return InstanceRouter(blocks, hidden=(4,), dropout=0.0)
 
-    method = bound(PublishedFlow(2, split="none", router=router))
-    assert method.epochs == 4
-    groups, _ = loop()._run(method, server_groups(method), method.phases, chunk((11, 6), epochs=4))
+    method = bound(PublishedFlow(split="none", router=router))
+    assert loop().orders(method) == 4
+    groups, _ = loop().run(method, server_groups(method), chunk((11, 6), epochs=4), training=True)
     local = torch.cat([p.flatten(1) for p in groups.groups["local"].values()], 1)
     trained = torch.cat([p.flatten(1) for p in groups.groups["global"].values()], 1)
     assert ((local - trained).abs().amax(1) > 1e-4).all()

@@ -14,11 +14,12 @@ from wandb.apis.public.sweeps import _validate_config_and_fill_distribution
 from wandb.sdk.launch.sweeps.utils import load_sweep_config
 
 from flow_pl.cli import run
+from flow_pl.shipped import find, names
 from tests.test_cli import TINY
 from tests.test_configs import ROOT
 from tests.wandb_files import offline_runs
 
-SWEEPS = sorted((ROOT / "configs" / "sweeps").glob("*.yaml"))
+SWEEPS = sorted((ROOT / "configs" / "sweep").glob("*.yaml"))
 FAST = ["--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.fast_dev_run=true"]
 
 
@@ -82,7 +83,7 @@ def test_a_drawn_combination_runs(start, tmp_path, monkeypatch, path, high, orde
     assert sweep["metric"]["name"] in cli.trainer.callback_metrics
     settings = cli.config["fit"].as_dict()
     if "config" in drawn:
-        config = yaml.safe_load((ROOT / drawn.pop("config")).read_text())
+        config = yaml.safe_load(find(drawn.pop("config")).read_text())
         assert type(cli.model.method).__name__ == config["model"]["method"]["class_path"]
     assert {name: setting(settings, name) for name in drawn} == drawn
     assert settings["model"]["loop"]["init_args"]["client_optimizer"]["init_args"]["momentum"] == 0.9, "as configured"
@@ -118,10 +119,11 @@ def test_awkward_values(start, tmp_path):
 @pytest.mark.slow
 def test_the_agents_own_command(start, tmp_path):
     """In a process of its own, on tiny data: the run logs the metric, under the agent's id and in its own folder."""
-    sweep = load_sweep_config(ROOT / "configs" / "sweeps" / "flow_bayes.yaml")
+    sweep = load_sweep_config(ROOT / "configs" / "sweep" / "flow_bayes.yaml")
     config = tmp_path / "tiny.yaml"
     config.write_text(TINY.format(root=tmp_path))
-    sweep["command"] = [part.replace("configs/digits/flow.yaml", str(config)) for part in sweep["command"]]
+    sweep["command"] = [part for part in sweep["command"] if part != "--config=tuned/digits/flow"]
+    sweep["command"] = [part.replace("task/digits", str(config)) for part in sweep["command"]]
     sweep["command"] += [f"--trainer.logger.save_dir={tmp_path}", "--trainer.logger.offline=true"]
     drawn = {name: draw(parameter, high=False) for name, parameter in sweep["parameters"].items()}
     command, env = start(sweep, drawn)
@@ -146,7 +148,7 @@ def test_sweeps_are_well_formed(path):
     configs += [part.removeprefix("--config=") for part in sweep["command"] if part.startswith("--config=")]
     assert configs
     for config in configs:
-        assert (ROOT / config).exists()
+        assert find(config).exists()
     for parameter in sweep["parameters"].values():
         for value in (parameter.get("min"), parameter.get("max"), *parameter.get("values", [])):
             with pytest.raises((ValueError, TypeError)):  # a number that YAML 1.1 takes for a string, as 1e-05
@@ -156,9 +158,7 @@ def test_sweeps_are_well_formed(path):
 
 
 def test_no_method_is_forgotten():
-    listed = yaml.safe_load((ROOT / "configs" / "sweeps" / "methods.yaml").read_text())["parameters"]["config"][
-        "values"
-    ]
-    shipped = {f"configs/digits/{path.name}" for path in (ROOT / "configs" / "digits").glob("*.yaml")}
+    listed = yaml.safe_load((ROOT / "configs" / "sweep" / "methods.yaml").read_text())["parameters"]["config"]["values"]
+    shipped = {name for name in names() if name.startswith("method/")}
     assert set(listed) == shipped
     assert len(listed) == len(shipped)

@@ -49,19 +49,20 @@ def next_server(server: Groups) -> Groups:
     return {name: {key: moved(p) for key, p in group.items()} for name, group in server.items()}
 
 
-def on_task(method: Method, task: str) -> tuple[ClientUpdate, ClientEvaluation]:
+def on_task(method: Method, task: str, epochs: int = 2) -> tuple[ClientUpdate, ClientEvaluation]:
     """Two tiny clients of a task: a round, and an evaluation on the very examples that they train on."""
     if task == "next token":
-        batch = test_sequences.batch((6, 5), method.local_epochs)
-        test_sequences.bound(method)
+        batch = test_sequences.batch((6, 5), epochs)
+        method = test_sequences.bound(method)
     else:
-        batch = with_tags(chunk((11, 6), method.local_epochs))
+        batch = with_tags(chunk((11, 6), epochs))
         torch.manual_seed(0)
-        method.bind(nn.Sequential(nn.Linear(FEATURES, 8), nn.ReLU(), nn.Linear(8, TAGS)), MultiLabel(k=2))
+        method = method.bind(nn.Sequential(nn.Linear(FEATURES, 8), nn.ReLU(), nn.Linear(8, TAGS)), MultiLabel(k=2))
         check_fit(method, torch.zeros(1, FEATURES), TAGS)
     server = server_groups(method)
     batch = replace(batch, heldout=batch.train)
-    return loop().train_clients(method, server, batch), loop().evaluate_clients(method, server, batch)
+    trains = loop(local_epochs=epochs)
+    return trains.train_clients(method, server, batch), trains.evaluate_clients(method, server, batch)
 
 
 def with_tags(batch: ClientBatch) -> ClientBatch:

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from flow_pl.data.batch import GLOBAL, LOCAL
 from flow_pl.engine.server_round import server_groups
 from flow_pl.errors import ConfigurationError
-from flow_pl.methods import FedAvg, Flow, KNNPer
+from flow_pl.methods import FedAvg, Flow
 from flow_pl.models.routers import InstanceRouter, Router
 from tests.support import PublishedFlow, bound, chunk, delta, flat, loop, minibatches, network, select, sgd, train_alone
 
@@ -50,9 +50,9 @@ def router_loss(backbones, router, x, y):
 
 
 def reference_client(method, batch, client, epochs, train_global=True):
-    """Algorithm 1 by modules, autograd and optimizers of one client."""
+    """Algorithm 1 by modules, autograd and optimizers of one client; personalization, where w_g does not move."""
     w_g, router = copy.deepcopy(method.modules["global"]), copy.deepcopy(method.modules["router"])
-    w_l = train_alone(copy.deepcopy(w_g), batch, client, epochs, 4, bit=LOCAL)
+    w_l = train_alone(copy.deepcopy(w_g), batch, client, epochs, 4, bit=LOCAL, first=epochs if train_global else 0)
     move_router, move_global = sgd(list(router.parameters())), sgd(list(w_g.parameters()))
     for rows in minibatches(batch, client, epochs, 4, bit=GLOBAL):
         x, y = batch.train.x[client, rows], batch.train.y[client, rows]
@@ -69,7 +69,7 @@ def reference_client(method, batch, client, epochs, train_global=True):
 @pytest.mark.parametrize("client", [0, 1, 2])
 def test_client_equals_the_published_algorithm(client):
     """What a client sends after two epochs; the last client has a single example, which is in both parts."""
-    method = bound(PublishedFlow(2, regularization=LAMBDA, epsilon=EPSILON, router=small_router))
+    method = bound(PublishedFlow(regularization=LAMBDA, epsilon=EPSILON, router=small_router))
     batch = chunk((11, 6, 1))
     server = server_groups(method)
     update = loop(weighting="uniform").train_clients(method, server, select(batch, [client]))
@@ -83,7 +83,7 @@ def test_client_equals_the_published_algorithm(client):
 @pytest.mark.parametrize("routing", ["hard", "soft"])
 def test_personalized_model_equals_the_published_one(routing):
     """w_l and the router trained, w_g as it came; then hard or soft routing on the held-out examples."""
-    method = bound(PublishedFlow(2, regularization=LAMBDA, epsilon=EPSILON, routing=routing, router=small_router))
+    method = bound(PublishedFlow(regularization=LAMBDA, epsilon=EPSILON, routing=routing, router=small_router))
     batch = chunk((11, 6), heldout=40)
     evaluated = loop().evaluate_clients(method, server_groups(method), batch)
     for client in range(2):
@@ -99,7 +99,7 @@ def test_personalized_model_equals_the_published_one(routing):
         assert evaluated.personalized[client] == right_p.sum()
         assert evaluated.generalized[client] == right_g.sum()
         assert evaluated.both[client] == (right_g & right_p).sum()
-        assert evaluated.oracle[client] == (right_g | right_l).sum()
+        assert evaluated.global_or_local[client] == (right_g | right_l).sum()
         if routing == "hard":
             assert torch.equal(evaluated.routed_local[client], q[..., 1].sum(0))
         torch.testing.assert_close(evaluated.personalized_loss[client], F.cross_entropy(outputs, y, reduction="sum"))
@@ -107,7 +107,7 @@ def test_personalized_model_equals_the_published_one(routing):
 
 def test_all_global_router_without_regularizer_is_fedavg_on_the_global_part():
     """Invariant: lambda 0 and a frozen all-global router train w_g exactly as FedAvg on zeta_g."""
-    method = bound(PublishedFlow(2, regularization=0.0, router=AllGlobal))
+    method = bound(PublishedFlow(regularization=0.0, router=AllGlobal))
     batch = chunk((11, 6, 4, 1))
     server = server_groups(method)
     update = loop().train_clients(method, server, batch)
@@ -121,8 +121,8 @@ def test_all_global_router_without_regularizer_is_fedavg_on_the_global_part():
 
 def test_cross_trains_the_global_model_exactly_as_fedavg():
     backbone = network()
-    flow = bound(PublishedFlow(2, split="cross", router=small_router), copy.deepcopy(backbone))
-    fedavg = bound(FedAvg(2), copy.deepcopy(backbone))
+    flow = bound(PublishedFlow(split="cross", router=small_router), copy.deepcopy(backbone))
+    fedavg = bound(FedAvg(), copy.deepcopy(backbone))
     batch = chunk((11, 6, 4, 1))
     a = loop().train_clients(flow, server_groups(flow), batch)
     b = loop().train_clients(fedavg, server_groups(fedavg), batch)
@@ -130,9 +130,9 @@ def test_cross_trains_the_global_model_exactly_as_fedavg():
 
 
 def test_cross_predicts_with_a_local_model_that_saw_all_the_data():
-    method = bound(PublishedFlow(2, split="cross", router=small_router))
+    method = bound(PublishedFlow(split="cross", router=small_router))
     batch = chunk((11, 6))
-    groups, _ = loop()._run(method, server_groups(method), method.personal_phases, batch)
+    groups, _ = loop().run(method, server_groups(method), batch, training=False)
     for client in range(2):
         for name, bit in (("local", 0), ("probe", LOCAL)):
             alone = train_alone(copy.deepcopy(method.modules["global"]), batch, client, 2, 4, bit=bit)
@@ -141,57 +141,39 @@ def test_cross_predicts_with_a_local_model_that_saw_all_the_data():
 
 
 def test_routing_by_client_sends_all_instances_one_way():
-    method = bound(PublishedFlow(1, route_by="client", router=small_router))
+    method = bound(PublishedFlow(route_by="client", router=small_router))
     batch = chunk((11, 6), heldout=30)
-    groups, _ = loop()._run(method, server_groups(method), method.personal_phases, batch)
+    groups, _ = loop(local_epochs=1).run(method, server_groups(method), batch, training=False)
     for client, n in enumerate(batch.train.sizes):
         torch.testing.assert_close(groups.groups["features"]["mean"][client], batch.train.x[client, :n].mean(0))
-    routes = loop().predict_clients(method, server_groups(method), batch).routes
+    routes = loop(local_epochs=1).predict_clients(method, server_groups(method), batch).routes
     assert (routes == routes[:, :1]).all()
-    by_instance = bound(PublishedFlow(1, router=small_router))
+    by_instance = bound(PublishedFlow(router=small_router))
     x = batch.heldout.x[0]
     probabilities = by_instance._route(server_groups(by_instance), x)(0, x, x, x)
     assert (probabilities.std(0) > 0).all()
 
 
 def test_training_through_the_routed_model_moves_w_g_otherwise():
-    own, through = (bound(PublishedFlow(1, train_global=way, router=small_router)) for way in ("own", "routed"))
+    own, through = (bound(PublishedFlow(train_global=way, router=small_router)) for way in ("own", "routed"))
     batch = chunk((11, 6))
-    a, b = (loop().train_clients(m, server_groups(m), batch) for m in (own, through))
+    a, b = (loop(local_epochs=1).train_clients(m, server_groups(m), batch) for m in (own, through))
     assert not torch.allclose(flat(delta(a)["global"]), flat(delta(b)["global"]))
     # The router's first step is the same in both, and it sees the same local model.
     assert flat(delta(b)["global"]).abs().sum() > 0
 
 
 def test_a_router_that_is_not_adapted_stays_the_servers():
-    method = bound(PublishedFlow(1, adapt_router=False, router=small_router))
-    groups, _ = loop()._run(method, server_groups(method), method.personal_phases, chunk((11, 6)))
+    method = bound(PublishedFlow(adapt_router=False, router=small_router))
+    groups, _ = loop(local_epochs=1).run(method, server_groups(method), chunk((11, 6)), training=False)
     assert "router" not in groups.stacked
     assert "local" in groups.stacked
 
 
-def test_neighbours_vote_beside_the_routed_model():
-    """Where every instance goes the global way, Flow with neighbours is kNN-Per."""
-    settings, batch = {"neighbours": 3, "neighbour_weight": 0.4}, chunk((9, 5), heldout=7)
-    flow, knn = bound(Flow(1, router=AllGlobal, adapt_router=False, **settings)), bound(KNNPer(1, **settings))
-    flow.modules["global"].load_state_dict(knn.modules["global"].state_dict())
-    found, expected = (loop().evaluate_clients(m, server_groups(m), batch) for m in (flow, knn))
-    torch.testing.assert_close(found.personalized_loss, expected.personalized_loss)
-    assert torch.equal(found.personalized, expected.personalized)
-    assert not torch.allclose(found.personalized_loss, found.generalized_loss)
-
-
-@pytest.mark.parametrize("split", ["none", "cross"])
-def test_nothing_is_stored_for_neighbours_without_a_share(split):
-    method, batch = bound(Flow(1, router=small_router, split=split)), chunk((9, 5))
-    groups, _ = loop()._run(method, server_groups(method), method.personal_phases, batch)
-    assert "memory" not in groups.groups
-
-
 def test_w_g_never_moves_in_personalization():
     for split in ("parts", "none", "cross"):
-        method = bound(PublishedFlow(1, split=split, router=small_router))
-        groups, _ = loop()._run(method, server_groups(method), method.personal_phases, chunk((11, 6)))
+        method = bound(PublishedFlow(split=split, router=small_router))
+        groups, _ = loop(local_epochs=1).run(method, server_groups(method), chunk((11, 6)), training=False)
         assert "global" not in groups.stacked
 
 
@@ -204,9 +186,13 @@ def test_router_learning_rate_is_scaled():
     batch = chunk((2,), epochs=1)
     moved = []
     for scale in (1.0, 0.5):
-        method = bound(PublishedFlow(1, regularization=0.0, router_lr_scale=scale, router=small_router))
+        method = bound(PublishedFlow(regularization=0.0, router_lr_scale=scale, router=small_router))
         moved.append(
-            flat(delta(loop(client_optimizer=plain).train_clients(method, server_groups(method), batch))["router"])
+            flat(
+                delta(loop(local_epochs=1, client_optimizer=plain).train_clients(method, server_groups(method), batch))[
+                    "router"
+                ]
+            )
         )
     torch.testing.assert_close(moved[1], 0.5 * moved[0])
 
@@ -214,8 +200,6 @@ def test_router_learning_rate_is_scaled():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"local_epochs": 0}, "local_epochs is 0"),
-        ({"personal_epochs": -1}, "personal_epochs is -1"),
         ({"regularization": -0.1}, "regularization is -0.1"),
         ({"epsilon": 0.0}, "epsilon is 0.0"),
         ({"router_lr_scale": 0.0}, "router_lr_scale is 0.0"),
@@ -232,9 +216,9 @@ def small_steps(params):
 
 @pytest.mark.parametrize("train_local", ["own", "routed"])
 def test_the_local_model_takes_steps_of_its_own_size_alone_or_through_the_mixture(train_local):
-    method = bound(Flow(2, router=small_router, adapt_router=False, train_local=train_local, local_lr_scale=0.3))
+    method = bound(Flow(router=small_router, adapt_router=False, train_local=train_local, personal_lr_scale=0.3))
     batch = chunk((11, 6))
-    groups, _ = loop()._run(method, server_groups(method), method.personal_phases, batch)
+    groups, _ = loop().run(method, server_groups(method), batch, training=False)
     w_g, router = method.modules["global"], method.modules["router"]
     for client in range(2):
         if train_local == "own":

@@ -38,7 +38,7 @@ def mixed(base, query, stored, labels, k, share):
 
 def test_the_neighbours_vote_beside_w_g():
     """Client 1 has 3 examples for k = 5, and padding full of garbage that is nobody's neighbour."""
-    method, batch = bound(KNNPer(1, neighbours=5, neighbour_weight=0.4)), chunk(SIZES, heldout=7)
+    method, batch = bound(KNNPer(neighbours=5, neighbour_weight=0.4)), chunk(SIZES, heldout=7)
     result = evaluated(method, batch)
     body, head = method.modules["global"][:2], method.modules["global"][3]
     for client, n in enumerate(SIZES):
@@ -55,17 +55,17 @@ def test_the_neighbours_vote_beside_w_g():
 
 
 def test_a_stored_instance_gets_its_own_label_from_one_neighbour():
-    method, batch = bound(KNNPer(1, neighbours=1, neighbour_weight=1.0)), chunk(SIZES)
+    method, batch = bound(KNNPer(neighbours=1, neighbour_weight=1.0)), chunk(SIZES)
     batch.heldout = batch.train
     result = evaluated(method, batch)
     assert result.personalized.tolist() == list(SIZES)
     assert result.personalized_loss.tolist() == [0.0, 0.0]
-    assert torch.equal(result.oracle, result.personalized)
+    assert torch.equal(result.global_or_local, result.personalized)
 
 
 def test_it_trains_as_fedavg_and_keeps_nothing():
-    method, batch = bound(KNNPer(2)), chunk(SIZES)
-    fedavg = bound(FedAvg(2))
+    method, batch = bound(KNNPer()), chunk(SIZES)
+    fedavg = bound(FedAvg())
     update = loop().train_clients(method, server_groups(method), batch)
     expected = loop().train_clients(fedavg, server_groups(fedavg), batch)
     assert torch.equal(flat(delta(update)["global"]), flat(delta(expected)["global"]))
@@ -74,7 +74,7 @@ def test_it_trains_as_fedavg_and_keeps_nothing():
 
 
 def test_without_weight_it_is_fedavg():
-    method, fedavg, batch = bound(KNNPer(2, neighbour_weight=0.0)), bound(FedAvg(2)), chunk(SIZES, heldout=20)
+    method, fedavg, batch = bound(KNNPer(neighbour_weight=0.0)), bound(FedAvg()), chunk(SIZES, heldout=20)
     ours, theirs = evaluated(method, batch), evaluated(fedavg, batch)
     for name, value in vars(theirs).items():
         assert value is None if getattr(ours, name) is None else torch.equal(getattr(ours, name), value)
@@ -82,12 +82,12 @@ def test_without_weight_it_is_fedavg():
 
 @pytest.mark.parametrize("sizes", [(11, 8, 3), (11,)])
 def test_neither_chunks_nor_slices_nor_turns_change_anything(sizes, monkeypatch):
-    method, batch = bound(KNNPer(1, neighbours=4)), chunk(sizes, heldout=9)
+    method, batch = bound(KNNPer(neighbours=4)), chunk(sizes, heldout=9)
     whole = evaluated(method, batch)
     sliced = evaluated(method, batch, evaluation_batch_size=2)
     monkeypatch.setattr(memory_module, "BUDGET", 60)  # three queries at once
     in_turns = evaluated(method, batch)
-    for name in ("personalized", "personalized_loss", "oracle"):
+    for name in ("personalized", "personalized_loss", "global_or_local"):
         torch.testing.assert_close(getattr(sliced, name), getattr(whole, name))
         torch.testing.assert_close(getattr(in_turns, name), getattr(whole, name))
 
@@ -110,8 +110,8 @@ def test_distances_are_bounded(monkeypatch):
     memory = {"representation": stored, "label": torch.zeros(3000, dtype=torch.long), "real": torch.ones(3000) > 0}
     monkeypatch.setattr(memory_module, "BUDGET", 30_000)
     with Largest() as largest:
-        labels, weights = nearest(queries, memory, 3)
-    assert labels.shape == weights.shape == (2000, 3)
+        labels, weights, distances = nearest(queries, memory, 3)
+    assert labels.shape == weights.shape == distances.shape == (2000, 3)
     assert largest.numel == 30_000
 
 
@@ -119,15 +119,16 @@ def test_distances_are_exact_where_representations_are_large():
     """|q|^2 of 1e8 leaves no digit of a distance of 1 in float32; the nearest is at 0, the next at 1."""
     q = torch.full((1, 1), 1e4)
     memory = {"representation": torch.tensor([[1e4], [1e4 + 1]]), "label": torch.tensor([0, 1])}
-    labels, weights = nearest(q, memory | {"real": torch.tensor([True, True])}, 2)
+    labels, weights, distances = nearest(q, memory | {"real": torch.tensor([True, True])}, 2)
+    assert distances.tolist() == [[0.0, 1.0]]
     by_label = weights[0][labels[0].argsort()]
     torch.testing.assert_close(by_label, torch.tensor([1.0, math.exp(-1)]) / (1 + math.exp(-1)))
 
 
 def test_each_token_is_stored_and_padding_never():
-    method = sequences.bound(KNNPer(1, neighbours=3, neighbour_weight=0.5))
+    method = sequences.bound(KNNPer(neighbours=3, neighbour_weight=0.5))
     batch = sequences.batch((6, 4))
-    groups, _ = loop()._run(method, server_groups(method), method.personal_phases, batch)
+    groups, _ = loop(local_epochs=1).run(method, server_groups(method), batch, training=False)
     result = evaluated(method, batch)
     *body, head = method.modules["global"].eval()
     body = nn.Sequential(*body)
@@ -144,28 +145,33 @@ def test_each_token_is_stored_and_padding_never():
 
 
 def test_a_client_without_a_single_token_has_w_g():
-    method, batch = sequences.bound(KNNPer(1)), sequences.batch((6, 4))
+    method, batch = sequences.bound(KNNPer()), sequences.batch((6, 4))
     batch.train.y[1] = 0
     result = evaluated(method, batch)
-    assert result.personalized[1] == result.generalized[1] == result.oracle[1]
+    assert result.personalized[1] == result.generalized[1] == result.global_or_local[1]
     torch.testing.assert_close(result.personalized_loss[1], result.generalized_loss[1])
     assert result.personalized_loss[0] != result.generalized_loss[0]
 
 
 def test_characters_train_and_predict():
-    method = sequences.bound(KNNPer(1), NextCharacterLSTM(sequences.TOKENS, embedding=3, hidden=4))
+    method = sequences.bound(KNNPer(), NextCharacterLSTM(sequences.TOKENS, embedding=3, hidden=4))
     batch = sequences.batch((4, 3))
-    assert delta(loop().train_clients(method, server_groups(method), batch))["global"]["head.bias"].abs().sum() > 0
+    assert (
+        delta(loop(local_epochs=1).train_clients(method, server_groups(method), batch))["global"]["head.bias"]
+        .abs()
+        .sum()
+        > 0
+    )
     assert torch.isfinite(evaluated(method, batch).personalized_loss).all()
 
 
 def test_feature_maps_are_flattened():
     head = nn.Sequential(nn.Flatten(), nn.Linear(2 * 4 * 4, CLASSES))
-    method = KNNPer(1)
-    method.bind(nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), head), Classification())
+    method = KNNPer()
+    method = method.bind(nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), head), Classification())
     examples = Minibatch(torch.randn(70, 1, 6, 6), torch.arange(70) % CLASSES, torch.ones(70) > 0)
     groups = server_groups(method)
-    memory = method.memory._memorize(groups, examples)["memory"]
+    memory = method.memory.stages()[0].compute(groups, examples)["memory"]
     assert memory["representation"].shape == (70, 32)
     torch.testing.assert_close(memory["representation"], method.model.backbone[:2](examples.x).flatten(1))
     predicted = method.predict({**groups, "memory": memory}, examples.x[:5])
@@ -173,24 +179,22 @@ def test_feature_maps_are_flattened():
 
 
 def test_predictions_are_made_for_unlabelled_instances():
-    method, batch = bound(KNNPer(1)), chunk(SIZES)
+    method, batch = bound(KNNPer()), chunk(SIZES)
     held = batch.heldout
     batch = ClientBatch(
         batch.client, batch.train, batch.part, batch.order,
-        Examples(held.x, torch.full_like(held.y, -1), held.mask, held.sizes), 0,
+        Examples(held.x, torch.full_like(held.y, -1), held.mask, held.sizes), 0, batch.key,
     )  # fmt: skip
-    assert loop().predict_clients(method, server_groups(method), batch).prediction.shape == (2, 5)
+    assert loop(local_epochs=1).predict_clients(method, server_groups(method), batch).prediction.shape == (2, 5)
 
 
 def test_several_labels_are_refused():
     with pytest.raises(ConfigurationError, match=r"neighbours vote for one label, the task MultiLabel.*Interpolation"):
-        KNNPer(1).bind(MLP(4, 3, (5,)), MultiLabel(k=1))
-    KNNPer(1).bind(MLP(4, 3, (5,)), NextToken())
+        KNNPer().bind(MLP(4, 3, (5,)), MultiLabel(k=1))
+    KNNPer().bind(MLP(4, 3, (5,)), NextToken())
 
 
-@pytest.mark.parametrize(
-    "settings", [{"neighbours": 0}, {"neighbour_weight": 1.5}, {"neighbour_weight": -0.1}, {"local_epochs": 0}]
-)
+@pytest.mark.parametrize("settings", [{"neighbours": 0}, {"neighbour_weight": 1.5}, {"neighbour_weight": -0.1}])
 def test_bad_settings_are_refused(settings):
     (name, value), = settings.items()  # fmt: skip
     with pytest.raises(ConfigurationError, match=f"{name} is {value}"):

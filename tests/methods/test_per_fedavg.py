@@ -17,6 +17,7 @@ from flow_pl.methods import FedAvg, Minibatch, PerFedAvg
 from flow_pl.methods.per_fedavg import halves
 from flow_pl.models import EMNISTCNN, LSTM, MLP, NextCharacterLSTM, NextWordLSTM, ResNet18
 from flow_pl.tasks import Classification, NextToken
+from flow_pl.utils.counter_rng import step_keys
 from tests.methods.helpers import TASKS, client_of, on_task
 from tests.support import bound, chunk, delta, flat, loop, minibatches, network, sgd, train_alone
 
@@ -49,7 +50,7 @@ def reference(backbone, batch, client, epochs, batch_size):
 @pytest.mark.parametrize("batch_size", [4, 3, 1])
 def test_clients_send_what_the_paper_says(batch_size, trace_after):
     """Ragged clients: minibatches partly filled, down to a single example; all by vmap, then the last ones alone."""
-    method, batch = bound(PerFedAvg(2, alpha=ALPHA)), chunk(SIZES)
+    method, batch = bound(PerFedAvg(alpha=ALPHA)), chunk(SIZES)
     server = server_groups(method)
     expected = torch.zeros_like(flat(server["global"]))
     for client, n in enumerate(SIZES):
@@ -62,8 +63,8 @@ def test_clients_send_what_the_paper_says(batch_size, trace_after):
 
 def test_the_personal_model_takes_plain_steps_of_alpha():
     """Not the client optimizer's, which has momentum and another learning rate; the server's model stays."""
-    method, batch = bound(PerFedAvg(1, personal_epochs=2, alpha=ALPHA)), chunk(SIZES, heldout=20)
-    result = loop().evaluate_clients(method, server_groups(method), batch)
+    method, batch = bound(PerFedAvg(alpha=ALPHA)), chunk(SIZES, heldout=20)
+    result = loop(local_epochs=1, personal_epochs=2).evaluate_clients(method, server_groups(method), batch)
     w_g = method.modules["global"]
     for client in range(len(SIZES)):
         x, y = batch.heldout.x[client], batch.heldout.y[client]
@@ -76,11 +77,11 @@ def test_the_personal_model_takes_plain_steps_of_alpha():
 
 def test_alpha_0_on_single_examples_is_fedavg():
     batch, updates = chunk(SIZES), []
-    for method in (PerFedAvg(2, alpha=0.0), FedAvg(2)):
-        bound(method)
+    for method in (PerFedAvg(alpha=0.0), FedAvg()):
+        method = bound(method)
         updates.append(flat(delta(loop(batch_size=1).train_clients(method, server_groups(method), batch))["global"]))
     torch.testing.assert_close(*updates)
-    result = loop().evaluate_clients(bound(PerFedAvg(2, alpha=0.0)), server_groups(method), batch)
+    result = loop().evaluate_clients(bound(PerFedAvg(alpha=0.0)), server_groups(method), batch)
     assert torch.equal(result.personalized_loss, result.generalized_loss)
 
 
@@ -100,10 +101,10 @@ def test_both_halves_have_real_examples(size, real):
 
 def test_traced_steps_draw_dropout_anew_as_eager_ones_do():
     """Bit for bit; two steps on the same minibatch from the same weights get different gradients."""
-    method, batch = bound(PerFedAvg(4, alpha=ALPHA), network(dropout=0.5)), chunk((16, 16, 16), epochs=4)
+    method, batch = bound(PerFedAvg(alpha=ALPHA), network(dropout=0.5)), chunk((16, 16, 16), epochs=4)
     server = server_groups(method)
-    eager = loop(trace_after=None).train_clients(method, server, batch)
-    traced = loop(trace_after=2)
+    eager = loop(local_epochs=4, trace_after=None).train_clients(method, server, batch)
+    traced = loop(local_epochs=4, trace_after=2)
     update = traced.train_clients(method, server, batch)
     assert any(traced.engine._traces.values()), "nothing was traced"
     assert torch.equal(flat(delta(eager)["global"]), flat(delta(update)["global"]))
@@ -113,7 +114,8 @@ def test_traced_steps_draw_dropout_anew_as_eager_ones_do():
     views = {"global": {name: p.expand(2, *p.shape).clone() for name, p in server["global"].items()}}
     x, y = (t[:1, :8].expand(2, 8, *t.shape[2:]) for t in (batch.train.x, batch.train.y))
     minibatch = Minibatch(x, y, torch.ones(2, 8, dtype=torch.bool))
-    losses = torch.cat([engine(step, views, {"global"}, minibatch, None)[1] for _ in range(2)])
+    keys = step_keys(batch.key[:2], 0, 2)
+    losses = torch.cat([engine(step, views, {"global"}, minibatch, None, key)[1] for key in keys])
     assert len(set(losses.tolist())) == 4, "clients and steps draw for themselves"
 
 
@@ -129,8 +131,8 @@ BACKBONES = {
 def step_on(name, alpha=ALPHA):
     """The step of a bound method, its parameters, and minibatches of two clients, one of them partly filled."""
     torch.manual_seed(0)
-    method, language = PerFedAvg(1, alpha=alpha), name in ("words", "characters")
-    method.bind(BACKBONES[name](), NextToken() if language else Classification())
+    method, language = PerFedAvg(alpha=alpha), name in ("words", "characters")
+    method = method.bind(BACKBONES[name](), NextToken() if language else Classification())
     x = torch.randint(4, TOKENS, (2, 5, 6)) if language else torch.rand(2, 5, 1, 8, 8)
     y = torch.randint(1, TOKENS, (2, 5, 6)) if language else torch.randint(CLASSES, (2, 5))
     check_fit(method, x[0], TOKENS if language else CLASSES)
@@ -192,8 +194,8 @@ def test_autocast_changes_little(name, alone, dtype):
 
 def test_small_inner_gradients_survive_float16():
     """8e-8, what one instance sends back to the first block, has not two digits in float16; its loss is scaled up."""
-    method, n = PerFedAvg(1), 64
-    method.bind(nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 2)), Classification())
+    method, n = PerFedAvg(), 64
+    method = method.bind(nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 2)), Classification())
     w = {"0.weight": torch.ones(1, 1), "0.bias": torch.zeros(1), "1.weight": torch.tensor([[0.0], [1e-5]])}
     w["1.bias"] = torch.zeros(2)
     minibatch = Minibatch(torch.rand(n, 1), torch.ones(n, dtype=torch.long), torch.ones(n, dtype=torch.bool))
@@ -216,7 +218,7 @@ def test_an_lstm_under_a_gradient_under_vmap_runs_its_own_recurrence():
 
 @pytest.mark.parametrize("task", TASKS)
 def test_other_tasks_are_trained(task):
-    update, result = on_task(PerFedAvg(3, alpha=0.1), task)
+    update, result = on_task(PerFedAvg(alpha=0.1), task)
     assert all(client_of(update.difference["global"], 0)[name].abs().sum() > 0 for name in update.difference["global"])
     assert (result.personalized_loss < result.generalized_loss).all()
 

@@ -37,9 +37,9 @@ def reference(w, batch, client, epochs, optimizer, train_global=True):
     return theta
 
 
-def pfedme(epochs=2, **settings):
-    scales = {"inner_lr_scale": INNER, "global_lr_scale": ETA / LR}
-    return bound(PFedMe(epochs, regularization=LAMBDA, inner_steps=K, **scales, **settings))
+def pfedme(**settings):
+    scales = {"personal_lr_scale": INNER, "global_lr_scale": ETA / LR}
+    return bound(PFedMe(regularization=LAMBDA, inner_steps=K, **scales, **settings))
 
 
 @pytest.mark.parametrize("trace_after", [None, 0])
@@ -65,8 +65,10 @@ def test_clients_keep_nothing():
 @pytest.mark.parametrize("optimizer", [plain_sgd, sgd], ids=["plain", "momentum"])
 def test_is_evaluated_with_theta_made_anew(optimizer):
     """From w_g, which stays as it is; the K steps on all minibatches have one momentum."""
-    method, batch = pfedme(1, personal_epochs=2), chunk(SIZES, heldout=20)
-    result = loop(client_optimizer=optimizer).evaluate_clients(method, snapshot(method), batch)
+    method, batch = pfedme(), chunk(SIZES, heldout=20)
+    result = loop(local_epochs=1, personal_epochs=2, client_optimizer=optimizer).evaluate_clients(
+        method, snapshot(method), batch
+    )
     w_g = filled(snapshot(method)["global"])
     for client in range(2):
         theta = reference(w_g, batch, client, epochs=2, optimizer=optimizer, train_global=False)
@@ -74,14 +76,14 @@ def test_is_evaluated_with_theta_made_anew(optimizer):
         for found, model in ((result.personalized_loss, theta), (result.generalized_loss, w_g)):
             torch.testing.assert_close(found[client], F.cross_entropy(model(x), y, reduction="sum"))
         right_g, right_p = (model(x).argmax(-1) == y for model in (w_g, theta))
-        assert result.oracle[client] == (right_g | right_p).sum()
+        assert result.global_or_local[client] == (right_g | right_p).sum()
 
 
 def test_one_inner_step_and_eta_lambda_1_is_fedavg():
     """theta = w - eta grad f(w), and w <- theta: the distance is always 0 where theta's gradient is taken."""
     batch, sent = chunk(SIZES), []
-    for method in (PFedMe(2, regularization=1 / LR, inner_steps=1, inner_lr_scale=1.0), FedAvg(2)):
-        bound(method)
+    for method in (PFedMe(regularization=1 / LR, inner_steps=1, personal_lr_scale=1.0), FedAvg()):
+        method = bound(method)
         update = loop(client_optimizer=plain_sgd).train_clients(method, server_groups(method), batch)
         sent.append(flat(delta(update)["global"]))
     torch.testing.assert_close(sent[0], sent[1], atol=1e-5, rtol=1e-5)
@@ -106,12 +108,12 @@ def test_the_servers_learning_rate_is_beta():
 
 @pytest.mark.parametrize("task", TASKS)
 def test_trains_on_every_task(task):
-    update, result = on_task(PFedMe(2), task)
+    update, result = on_task(PFedMe(), task)
     assert flat(delta(update)["global"]).abs().sum() > 0
     assert (result.personalized_loss < result.generalized_loss).all()
 
 
-@pytest.mark.parametrize("setting", ["regularization", "inner_steps", "inner_lr_scale", "global_lr_scale"])
+@pytest.mark.parametrize("setting", ["regularization", "inner_steps", "personal_lr_scale", "global_lr_scale"])
 def test_refuses_settings_that_leave_nothing_to_learn(setting):
     with pytest.raises(ConfigurationError, match=rf"{setting} is 0, expected a .*number"):
         PFedMe(**{setting: 0})

@@ -3,7 +3,6 @@
 import pytest
 
 from flow_pl.cli import run
-from tests.test_configs import ROOT
 
 SMALLER = ["--data.num_clients=100", "--data.num_features=10", "--data.num_classes=4", "--data.cohort_size=25"]
 SMALLER += ["--model.backbone.in_features=10", "--model.backbone.num_classes=4", "--trainer.max_epochs=60"]
@@ -13,8 +12,20 @@ QUIET += ["--trainer.limit_val_batches=0", "--trainer.accelerator=cpu", "--train
 
 def personalized(config, cache, *options):
     """Personalized accuracy on clients seen in training and on new ones."""
-    path = ROOT / "configs" / "synthetic" / f"{config}.yaml"
-    cli = run(["fit", "--config", str(path), "--data.cache_dir", str(cache), *SMALLER, *QUIET, *options])
+    cli = run(
+        [
+            "fit",
+            "-c",
+            "task/synthetic",
+            "-c",
+            f"tuned/synthetic/{config}",
+            "--data.cache_dir",
+            str(cache),
+            *SMALLER,
+            *QUIET,
+            *options,
+        ]
+    )
     cli.trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)
     metrics = cli.trainer.callback_metrics
     return [float(metrics[f"test/{population}/personalized_accuracy"]) for population in ("seen", "new")]

@@ -50,14 +50,15 @@ def batch(sizes, epochs=1):
     x, y = examples(n, 0)
     mask = torch.arange(n) < torch.tensor(sizes)[:, None]
     part = torch.where(torch.arange(n) % 2 == 0, 1, 2).to(torch.uint8).expand(len(sizes), n) * mask
-    order = torch.arange(n).expand(len(sizes), epochs, n).clone()
+    order = torch.arange(n).expand(len(sizes), 2 * epochs, n).clone()
     hx, hy = examples(4, 1)
     held = Examples(hx, hy, torch.ones(len(sizes), 4, dtype=torch.bool), (4,) * len(sizes))
-    return ClientBatch(torch.arange(len(sizes)), Examples(x, y, mask, tuple(sizes)), part, order, held, 0)
+    clients = torch.arange(len(sizes))
+    return ClientBatch(clients, Examples(x, y, mask, tuple(sizes)), part, order, held, 0, clients)
 
 
 def bound(method, backbone=None):
-    method.bind(small_words() if backbone is None else backbone, NextToken())
+    method = method.bind(small_words() if backbone is None else backbone, NextToken())
     check_fit(method, sequences(1, 1)[0][0], TOKENS)
     return method
 
@@ -149,7 +150,7 @@ def reference(backbone, local, psi, x):
 
 
 def test_routed_lstm_equals_a_loop_over_steps():
-    method = bound(PublishedFlow(1, router=router))
+    method = bound(PublishedFlow(router=router))
     model = method.model
     w_g = {name: p.detach() for name, p in model.backbone.named_parameters()}
     local = {name: p + 0.5 * torch.randn_like(p) for name, p in model.local_copy(w_g).items()}
@@ -181,16 +182,18 @@ def test_tokens_of_one_sentence_take_different_ways():
 
 
 def test_flow_on_sequences_is_the_same_in_any_chunk():
-    method = bound(PublishedFlow(1, router=router, split="parts"))
+    method = bound(PublishedFlow(router=router, split="parts"))
     whole = batch((6, 5, 3))
     server = server_groups(method)
-    together = loop().train_clients(method, server, whole)
-    evaluated = loop().evaluate_clients(method, server, whole)
+    together = loop(local_epochs=1).train_clients(method, server, whole)
+    evaluated = loop(local_epochs=1).evaluate_clients(method, server, whole)
     for name in ("global", "router"):
-        alone = sum(flat(delta(loop().train_clients(method, server, _one(whole, i)))[name]) for i in range(3))
+        alone = sum(
+            flat(delta(loop(local_epochs=1).train_clients(method, server, _one(whole, i)))[name]) for i in range(3)
+        )
         torch.testing.assert_close(flat(delta(together)[name]), alone, atol=1e-5, rtol=1e-4)
     for i in range(3):
-        one = loop().evaluate_clients(method, server, _one(whole, i))
+        one = loop(local_epochs=1).evaluate_clients(method, server, _one(whole, i))
         assert torch.equal(one.personalized, evaluated.personalized[i : i + 1])
         torch.testing.assert_close(one.personalized_loss, evaluated.personalized_loss[i : i + 1])
     assert evaluated.routed_local.shape == (3, 3)
@@ -209,21 +212,22 @@ def _one(batch, i):
         batch.order[i : i + 1],
         pick(batch.heldout),
         0,
+        batch.key[i : i + 1],
     )
 
 
 def test_embedding_table_moves_in_the_global_step_alone():
-    method = bound(PublishedFlow(1, router=router))
-    groups, _ = loop()._run(method, server_groups(method), method.personal_phases, batch((6, 5)))
+    method = bound(PublishedFlow(router=router))
+    groups, _ = loop(local_epochs=1).run(method, server_groups(method), batch((6, 5)), training=False)
     assert "embedding.weight" not in groups.groups["local"]
-    update = loop().train_clients(method, server_groups(method), batch((6, 5)))
+    update = loop(local_epochs=1).train_clients(method, server_groups(method), batch((6, 5)))
     assert delta(update)["global"]["embedding.weight"].abs().sum() > 0
 
 
 def test_next_token_loss_and_accuracy_of_fedavg():
-    method = bound(FedAvg(1))
+    method = bound(FedAvg())
     data = batch((6, 5))
-    evaluated = loop().evaluate_clients(method, server_groups(method), data)
+    evaluated = loop(local_epochs=1).evaluate_clients(method, server_groups(method), data)
     logits = torch.stack([copy.deepcopy(method.modules["global"])(x) for x in data.heldout.x])
     real = data.heldout.y != 0
     right = (logits.argmax(-1) == data.heldout.y) & real
@@ -238,15 +242,17 @@ def test_characters_have_two_routed_cells_that_see_their_memory():
     torch.manual_seed(0)
     backbone = NextCharacterLSTM(TOKENS, embedding=3, hidden=4)
     make = lambda blocks: SequenceRouter(blocks, hidden=(5,), hidden_behind=(4,), cell_state=True)  # noqa: E731
-    method = bound(PublishedFlow(1, router=make), backbone)
+    method = bound(PublishedFlow(router=make), backbone)
     assert method.route_names == ["lstm1", "lstm2", "head"]
     assert [cell.layers[0].in_features for cell in method.router.cells] == [3 + 4 * 4, 4 + 4 * 4]
-    assert loop().train_clients(method, server_groups(method), batch((4, 3))).weights["global"].tolist() == [4, 3]
+    assert loop(local_epochs=1).train_clients(method, server_groups(method), batch((4, 3))).weights[
+        "global"
+    ].tolist() == [4, 3]
 
 
 def test_sequence_router_refuses_blocks_that_are_not_recurrent():
     with pytest.raises(ConfigurationError, match=r"routes recurrent blocks followed by others.*Linear"):
-        bound(PublishedFlow(1, router=SequenceRouter), MLP(T, TOKENS, (3,)))
+        bound(PublishedFlow(router=SequenceRouter), MLP(T, TOKENS, (3,)))
 
 
 def test_multi_label_recall_has_the_true_labels_as_its_denominator():
@@ -265,8 +271,8 @@ def test_multi_label_recall_has_the_true_labels_as_its_denominator():
 
 def test_routes_of_a_multi_label_instance_count_once():
     """Two instances of three labels in two blocks: routed is 2, not the number of true labels."""
-    method = PublishedFlow(1)
-    method.bind(MLP(T, 3, (4,)), MultiLabel(k=1))
+    method = PublishedFlow()
+    method = method.bind(MLP(T, 3, (4,)), MultiLabel(k=1))
     check_fit(method, torch.zeros(1, T), 3)
     server = server_groups(method)
     groups = method.start(server)
@@ -279,4 +285,4 @@ def test_routes_of_a_multi_label_instance_count_once():
 
 def test_one_way_per_client_needs_a_router_that_sees_no_outputs():
     with pytest.raises(ConfigurationError, match=r"route_by is 'client', but SequenceRouter .* or use InstanceRouter"):
-        bound(PublishedFlow(1, route_by="client", router=SequenceRouter), NextWordLSTM(TOKENS, 3, 4, 3))
+        bound(PublishedFlow(route_by="client", router=SequenceRouter), NextWordLSTM(TOKENS, 3, 4, 3))

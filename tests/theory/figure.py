@@ -31,8 +31,8 @@ def strongly_convex(axes: Axes) -> None:
             w = problem.trained(w, LR, STEPS).mean(0)
         axes.plot(exact, color=color, linewidth=1.2, label=f"G = {heterogeneity:g}")
         for name, marker, start in (("FedAvg", "o", 0), ("Flow, parts", "x", 2)):
-            method = on_quadratics(METHODS[name](STEPS), problem)
-            path = federate(method, gradient_descent(LR), problem.batch(), rounds)
+            method = on_quadratics(METHODS[name](), problem)
+            path = federate(method, gradient_descent(LR, STEPS), problem.batch(), rounds)
             every = range(start, rounds + 1, 4)
             axes.plot(every, [problem.suboptimality(path[r]) for r in every], marker, color=color, markersize=4.5)
     axes.set(yscale="log", title="Strongly convex: linear, down to a floor", xlabel="round", ylabel="$F(w_g) - F^*$")
@@ -45,7 +45,7 @@ def strongly_convex(axes: Axes) -> None:
 def general_convex(axes: Axes) -> None:
     """Powers of the number of rounds."""
     rounds, problem = 100, Quadratics.make(0.0, torch.logspace(-3.5, 0, 22, dtype=torch.float64).tolist())
-    path = federate(on_quadratics(FedAvg(2), problem), gradient_descent(0.5), problem.batch(), rounds)
+    path = federate(on_quadratics(FedAvg(), problem), gradient_descent(0.5, 2), problem.batch(), rounds)
     r = list(range(1, rounds + 1))
     squares = torch.tensor([problem.squared_gradient(w) for w in path])
     shown = {
@@ -69,8 +69,8 @@ def floors(axes: Axes) -> None:
         for heterogeneity in heterogeneities:
             problem = Quadratics.make(heterogeneity, EIGENVALUES)
             rest = problem.fixed_point(lr, STEPS)
-            method = place(on_quadratics(FedAvg(STEPS), problem), rest)
-            w = federate(method, gradient_descent(lr), problem.batch(), 3)[-1]
+            method = place(on_quadratics(FedAvg(), problem), rest)
+            w = federate(method, gradient_descent(lr, STEPS), problem.batch(), 3)[-1]
             points.append((problem.dissimilarity(), problem.squared_gradient(w), problem.squared_gradient(rest)))
         g2, measured, exact = zip(*points, strict=True)
         axes.plot(g2, exact, color=color, linewidth=1.2)
@@ -84,10 +84,10 @@ def floors(axes: Axes) -> None:
 
 def logistic(axes: Axes) -> None:
     """F - F* for three learning rates."""
-    problem, rounds = Logistic.make(1.0), 40
+    problem, rounds = Logistic.make(0.0), 40
     for color, lr in zip(COLORS, (0.1, 0.2, 0.4), strict=False):
-        loop = gradient_descent(lr, weight_decay=problem.mu)
-        path = federate(on_logistic(FedAvg(STEPS), problem), loop, problem.batch(), rounds)
+        loop = gradient_descent(lr, STEPS, weight_decay=problem.mu)
+        path = federate(on_logistic(FedAvg(), problem), loop, problem.batch(), rounds)
         axes.plot([problem.suboptimality(w) for w in path], color=color, label=f"$\\eta$ = {lr:g}")
     axes.set(yscale="log", title="Logistic regression with $L_2$: the same", xlabel="round", ylabel="$F(w_g) - F^*$")
     axes.legend(fontsize=7.5)
@@ -101,8 +101,8 @@ def probabilities(axes: Axes) -> None:
         own, grid = problem.trained(w, LR, steps), torch.linspace(0, 1, 41, dtype=torch.float64)
         axes.plot(grid, [float(problem.losses(w.lerp(own, float(q))).mean()) for q in grid], color=color)
         for q in (0.01, 0.25, 0.5, 0.75, 0.99):
-            method = place(on_quadratics(flow(steps, q, split="none"), problem), w)
-            axes.plot(q, personalized(method, problem.batch())[2], "o", color=color, markersize=4.5)
+            method = place(on_quadratics(flow(q, split="none"), problem), w)
+            axes.plot(q, personalized(method, problem.batch(), steps)[2], "o", color=color, markersize=4.5)
         axes.plot([], [], "o-", color=color, markersize=4.5, label=f"{steps} local steps")
     axes.set(title="Personalized model: floor moved by routing", ylabel="mean of $f_m(w_p)$", ylim=(0, 0.22))
     axes.set_xlabel("$q_{local}$  (0: the global model, 1: the local one)")
@@ -118,7 +118,7 @@ def regularisation(axes: Axes) -> None:
         losses = []
         for strength in strengths:
             settings = {"split": "parts", "encourage": encourage, "regularization": strength, "adapt_router": True}
-            method = flow(60, 0.6, router_lr_scale=50.0 if strength <= 0.1 else 5.0, **settings)
+            method = flow(0.6, router_lr_scale=50.0 if strength <= 0.1 else 5.0, **settings)
             groups, generalized, loss = personalized(place(on_quadratics(method, problem), w), batch)
             losses.append(loss)
         axes.plot(strengths, losses, "o-", color=color, markersize=4.5, label=f"encourage: {encourage}")

@@ -48,6 +48,7 @@ def full_batch(x: Tensor, y: Tensor, heldout: tuple[Tensor, Tensor] | None = Non
         order=torch.arange(n).expand(clients, ORDERS, n),
         heldout=_examples(*((x[:, n // 2 :], y[:, n // 2 :]) if heldout is None else heldout)),
         round=0,
+        key=torch.arange(clients),
     )
 
 

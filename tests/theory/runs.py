@@ -35,10 +35,10 @@ class ConstantRouter(Router):
         return lambda block, inputs, on_global, on_local: q
 
 
-def flow(steps: int, q_local: float = 0.5, adapt_router: bool = False, **settings: object) -> Flow:
-    """Flow with a constant router, `steps` full-batch steps of each kind."""
+def flow(q_local: float = 0.5, adapt_router: bool = False, **settings: object) -> Flow:
+    """Flow with a constant router."""
     router = partial(ConstantRouter, q_local=q_local)
-    return Flow(steps, router=router, adapt_router=adapt_router, **settings)  # type: ignore[arg-type]
+    return Flow(router=router, adapt_router=adapt_router, **settings)  # type: ignore[arg-type]
 
 
 METHODS = {
@@ -47,19 +47,19 @@ METHODS = {
     "Flow, none": partial(flow, split="none"),
     "Flow, cross": partial(flow, split="cross"),
 }
-"""By name, for a number of local steps; all train w_g on data of the same loss."""
+"""By name; all train w_g on data of the same loss."""
 
 
-def gradient_descent(lr: float, batch_size: int = 1000, weight_decay: float = 0.0) -> FederatedLoop:
-    """A loop of plain gradient steps, by default on all of a client's examples."""
+def gradient_descent(lr: float, steps: int, batch_size: int = 1000, weight_decay: float = 0.0) -> FederatedLoop:
+    """A loop of plain gradient steps of each kind, by default on all of a client's examples."""
     make = partial(torch.optim.SGD, lr=lr, weight_decay=weight_decay)
-    return FederatedLoop(batch_size, make, weighting="uniform", trace_after=None)
+    return FederatedLoop(steps, None, batch_size, make, weighting="uniform", trace_after=None)
 
 
 def on_quadratics(method: Method, problem: Quadratics) -> Method:
     """The method bound to a linear model, started at 0."""
     d = problem.c.shape[1]
-    method.bind(linear(d), LeastSquares())
+    method = method.bind(linear(d), LeastSquares())
     check_fit(method, torch.zeros(1, d), 1)
     return method
 
@@ -70,7 +70,7 @@ def on_logistic(method: Method, problem: Logistic) -> Method:
     backbone = LogisticRegression(d, 2)
     for p in backbone.parameters():
         nn.init.zeros_(p)
-    method.bind(backbone, Classification())
+    method = method.bind(backbone, Classification())
     check_fit(method, torch.zeros(1, d), 2)
     return method
 

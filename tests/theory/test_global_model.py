@@ -24,8 +24,8 @@ EIGENVALUES = (1.0, 0.8, 0.6, 0.5)
 def floor(heterogeneity, lr, steps):
     """||grad F||^2 and F - F* where w_g comes to rest: it must stay at the fixed point of the closed form."""
     problem = Quadratics.make(heterogeneity, EIGENVALUES)
-    method = place(on_quadratics(FedAvg(steps), problem), problem.fixed_point(lr, steps))
-    before, *_, after = federate(method, gradient_descent(lr), problem.batch(), rounds=3)
+    method = place(on_quadratics(FedAvg(), problem), problem.fixed_point(lr, steps))
+    before, *_, after = federate(method, gradient_descent(lr, steps), problem.batch(), rounds=3)
     assert (after - before).norm() < 1e-6
     return problem.squared_gradient(after), problem.suboptimality(after), problem.dissimilarity()
 
@@ -34,9 +34,9 @@ def floor(heterogeneity, lr, steps):
 def test_every_round_is_that_of_the_closed_form(name):
     """w <- mean_m [c_m + (I - lr A_m)^K (w - c_m)], for FedAvg and for Flow, whose router and w_l change nothing."""
     problem = Quadratics.make(0.5, EIGENVALUES)
-    method = on_quadratics(METHODS[name](4), problem)
+    method = on_quadratics(METHODS[name](), problem)
     expected = torch.zeros(4, dtype=torch.float64)
-    for w in federate(method, gradient_descent(0.2), problem.batch(), rounds=6)[1:]:
+    for w in federate(method, gradient_descent(0.2, 4), problem.batch(), rounds=6)[1:]:
         expected = problem.trained(expected, 0.2, 4).mean(0)
         torch.testing.assert_close(w, expected, atol=1e-6, rtol=0)
 
@@ -45,7 +45,7 @@ def test_every_round_is_that_of_the_closed_form(name):
 def test_strongly_convex_without_heterogeneity_converges_linearly(name):
     """F - F* falls by (1 - lr mu)^2K a round or more; in the end by the slowest direction's mean."""
     problem = Quadratics.make(0.0, EIGENVALUES)
-    path = federate(on_quadratics(METHODS[name](4), problem), gradient_descent(0.1), problem.batch(), rounds=25)
+    path = federate(on_quadratics(METHODS[name](), problem), gradient_descent(0.1, 4), problem.batch(), rounds=25)
     gaps = [problem.suboptimality(w) for w in path]
     mu, _ = problem.curvature()
     assert all(after <= (1 - 0.1 * mu) ** 8 * before for before, after in pairwise(gaps))
@@ -63,7 +63,7 @@ def test_general_convex_converges_at_the_order_of_one_over_rounds(name):
     """
     lr, steps = 0.5, 2
     problem = Quadratics.make(0.0, torch.logspace(-3, 0, 19, dtype=torch.float64).tolist())
-    path = federate(on_quadratics(METHODS[name](steps), problem), gradient_descent(lr), problem.batch(), rounds=60)
+    path = federate(on_quadratics(METHODS[name](), problem), gradient_descent(lr, steps), problem.batch(), rounds=60)
     rounds = range(6, 61)
     gaps = [problem.suboptimality(path[r]) for r in rounds]
     squares = torch.tensor([problem.squared_gradient(w) for w in path])
@@ -81,12 +81,12 @@ def test_non_convex_mean_of_the_squared_gradients_is_of_the_order_of_one_over_ro
     The tolerance is for the steps' length: it shrinks with the learning rate.
     """
     lr, steps, rounds = 0.1, 3, 30
-    method, batch = bound(FedAvg(steps)), chunk((12, 12, 9), epochs=steps)
+    method, batch = bound(FedAvg()), chunk((12, 12, 9), epochs=steps)
     figures = []
     for _ in range(rounds + 1):
         sums = gradient_sums(method, server_groups(method), batch, "uniform")
         figures.append(gradient_figures(sums, population=3))
-        federate(method, gradient_descent(lr), batch, rounds=1)
+        federate(method, gradient_descent(lr, steps), batch, rounds=1)
     mean = sum(float(figure["gradient_norm"]) ** 2 for figure in figures[:-1]) / rounds
     descent = float(figures[0]["loss"] - figures[-1]["loss"])
     assert mean == pytest.approx(descent / (lr * steps * rounds), rel=0.1)
@@ -126,9 +126,9 @@ def test_the_floor_of_noise_is_proportional_to_its_variance_and_falls_with_the_l
         y = batch.train.y + noise * torch.randn(batch.train.y.shape, generator=torch.Generator().manual_seed(0))
         targets = torch.einsum("cnd,cn->d", batch.train.x, y).double() / y.numel()
         optimum = torch.linalg.solve(problem.A.mean(0), targets)
-        method = place(on_quadratics(FedAvg(1), problem), optimum)
+        method = place(on_quadratics(FedAvg(), problem), optimum)
         batch = replace(batch, train=replace(batch.train, y=y))
-        path = federate(method, gradient_descent(lr, batch_size=1), batch, rounds=15, shuffle=True)
+        path = federate(method, gradient_descent(lr, 1, batch_size=1), batch, rounds=15, shuffle=True)
         errors = torch.stack(path[5:]) - optimum
         return float(torch.einsum("ri,ij,rj->r", errors, problem.A.mean(0), errors).mean())
 

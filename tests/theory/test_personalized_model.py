@@ -12,10 +12,10 @@ EIGENVALUES = (1.0, 0.8, 0.6, 0.5)
 LR, STEPS = 0.1, 5
 
 
-def personalized(method, batch, lr=LR):
+def personalized(method, batch, steps=STEPS):
     """The clients' groups after personalization, and the means over clients of the losses of w_g and w_p."""
-    loop = gradient_descent(lr)
-    groups, _ = loop._run(method, server_groups(method), method.personal_phases, batch)
+    loop = gradient_descent(LR, steps)
+    groups, _ = loop.run(method, server_groups(method), batch, training=False)
     counts = loop.evaluate_clients(method, server_groups(method), batch)
     n = counts.loss_count
     return groups.groups, float((counts.generalized_loss / n).mean()), float((counts.personalized_loss / n).mean())
@@ -28,7 +28,7 @@ def test_the_routing_probability_moves_the_floor_from_the_global_to_the_local_on
     own = problem.trained(w, LR, STEPS)
     losses, squares = [], []
     for q in (1e-5, 0.25, 0.5, 0.75, 1 - 1e-5):
-        method = place(on_quadratics(flow(STEPS, q, split="none"), problem), w)
+        method = place(on_quadratics(flow(q, split="none"), problem), w)
         groups, generalized, loss = personalized(method, problem.batch())
         local = groups["local"]["0.weight"][:, 0].double()
         torch.testing.assert_close(local, own, atol=1e-6, rtol=0)
@@ -57,8 +57,8 @@ def test_lambda_moves_the_probability_to_where_the_regularised_loss_is_least(enc
     for strength in (0.0, 0.02, 0.1, 10.0):
         settings = {"split": "parts", "encourage": encourage, "regularization": strength, "adapt_router": True}
         scale = 50.0 if strength <= 0.1 else 2.0
-        method = flow(60, 0.6, router_lr_scale=scale, **settings)
-        groups, generalized, loss = personalized(place(on_quadratics(method, problem), w), batch)
+        method = flow(0.6, router_lr_scale=scale, **settings)
+        groups, generalized, loss = personalized(place(on_quadratics(method, problem), w), batch, 60)
         q = groups["router"]["logit"][:, 0].double().sigmoid()
         local = groups["local"]["0.weight"][:, 0].double()
         if strength <= 0.1:
@@ -84,7 +84,7 @@ def test_progress_and_deviation_are_within_the_bounds_of_the_lemmas(heterogeneit
     """
     lr = 0.01
     problem = Quadratics.make(heterogeneity, EIGENVALUES, spread=0.0)
-    method = place(on_quadratics(flow(STEPS, 0.3, split="none"), problem), torch.tensor([0.0, 0.5, 2.0, 1.0]))
+    method = place(on_quadratics(flow(0.3, split="none"), problem), torch.tensor([0.0, 0.5, 2.0, 1.0]))
     server, batch, w = server_groups(method), problem.batch(), weights(method)
     figures = gradient_figures(gradient_sums(method, server, batch, "uniform"), len(batch))
     g2, square = problem.dissimilarity(), problem.squared_gradient(w)
@@ -92,7 +92,7 @@ def test_progress_and_deviation_are_within_the_bounds_of_the_lemmas(heterogeneit
     assert float(figures["gradient_norm"]) ** 2 == pytest.approx(square, rel=1e-5)
     assert float(figures["gradient_diversity"]) == pytest.approx(g2, rel=1e-5, abs=1e-6)
     assert float(figures["client_gradient_norm"]) ** 2 == pytest.approx(g2 + square, rel=1e-5)
-    seen = gradient_descent(lr).train_clients(observed(method, server), server, batch).kept[OBSERVED]
+    seen = gradient_descent(lr, STEPS).train_clients(observed(method, server), server, batch).kept[OBSERVED]
     bound = (lr * STEPS) ** 2 * (g2 + square)
     exact = (problem.trained(w, lr, STEPS) - w).square().sum(1)
     for name in ("local_progress", "global_progress"):

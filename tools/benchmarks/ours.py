@@ -24,8 +24,8 @@ TRACE_AFTER = 1
 
 
 METHODS: dict[str, Callable[[bool], Method]] = {
-    "FedAvg": lambda tokens: FedAvg(1),
-    "Flow": lambda tokens: Flow(1, split="parts", router=SequenceRouter if tokens else InstanceRouter),
+    "FedAvg": lambda tokens: FedAvg(),
+    "Flow": lambda tokens: Flow(split="parts", router=SequenceRouter if tokens else InstanceRouter),
 }
 """One local epoch of each method that is measured, for instances or for sequences of tokens."""
 
@@ -34,7 +34,9 @@ def federated_module(workload: Workload, flow: bool = False) -> FederatedModule:
     """The workload's model, method and loop as a LightningModule."""
     chosen = METHODS["Flow" if flow else "FedAvg"](workload.tokens)
     images = len(workload.shape) == 3
-    loop = FederatedLoop(workload.batch_size, workload.optimizer, trace_after=TRACE_AFTER, channels_last=images)
+    loop = FederatedLoop(
+        1, None, workload.batch_size, workload.optimizer, trace_after=TRACE_AFTER, channels_last=images
+    )
     module = FederatedModule(workload.model(), chosen, loop, workload.objective())
     example = torch.zeros(1, *workload.shape, dtype=torch.int64 if workload.tokens else torch.float32)
     check_fit(module.method, example, workload.classes)
@@ -54,7 +56,8 @@ def chunk(clients: Clients) -> ClientBatch:
         part[i, n - part_sizes(n)[1] : n] |= GLOBAL
     mask = torch.arange(longest) < torch.tensor(sizes)[:, None]
     train = Examples(x, y, mask, sizes)
-    return ClientBatch(torch.arange(count), train, part, _data_order(count, 1, longest), None, round=0)
+    clients = torch.arange(count)
+    return ClientBatch(clients, train, part, _data_order(count, 1, longest), None, round=0, key=clients)
 
 
 def _data_order(clients: int, epochs: int, longest: int) -> Tensor:

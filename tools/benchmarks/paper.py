@@ -90,20 +90,20 @@ class Clock(Callback):
         self.rounds[-1] += time.process_time()
 
 
-def measure(config: str, rounds: int = 2) -> dict[str, Any]:
-    """Train a configuration on random rows.
+def measure(task: str, rounds: int = 2) -> dict[str, Any]:
+    """Train Flow, as it is published for a task, on random rows.
 
     Args:
-        config: `configs/<data set>/<method>.yaml`, from the current folder.
+        task: name of a shipped task with a published Flow.
         rounds: the cheapest of them counts.
 
     Returns:
-        The configuration, milliseconds of a core for an example and a local epoch, and MB of memory.
+        The task, milliseconds of a core for an example and a local epoch, and MB of memory.
     """
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
-    module, published = instantiate(config)
-    shape, clock = SHAPES[config.split("/")[-2]], Clock()
+    module, published = instantiate([f"task/{task}", f"tuned/{task}/flow"])
+    shape, clock = SHAPES[task], Clock()
     with tempfile.TemporaryDirectory() as cache:
         data = RandomRows(
             shape, cohort_size=shape["clients"], chunk_size=published.chunk_size,
@@ -114,18 +114,18 @@ def measure(config: str, rounds: int = 2) -> dict[str, Any]:
             enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
         )  # fmt: skip
         trainer.fit(module, datamodule=data)
-    steps = shape["clients"] * shape["rows"] * module.method.local_epochs
+    steps = shape["clients"] * shape["rows"] * module.loop.local_epochs
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"config": config, "ms": round(1000 * min(clock.rounds) / steps, 2), "memory_mb": round(memory)}
+    return {"task": task, "ms": round(1000 * min(clock.rounds) / steps, 2), "memory_mb": round(memory)}
 
 
-def main(configs: list[str]) -> None:
-    """Measure each configuration in a process of its own; one alone in this process."""
-    if len(configs) == 1:
-        print(json.dumps(measure(configs[0])))
+def main(tasks: list[str]) -> None:
+    """Measure each task in a process of its own; one alone in this process."""
+    if len(tasks) == 1:
+        print(json.dumps(measure(tasks[0])))
         return
-    for config in configs or [f"configs/{name}/flow.yaml" for name in SHAPES]:
-        subprocess.run([sys.executable, "-m", "tools.benchmarks.paper", config], check=True)
+    for task in tasks or SHAPES:
+        subprocess.run([sys.executable, "-m", "tools.benchmarks.paper", task], check=True)
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ class Case:
         torch.manual_seed(0)
         backbone = MLP(FEATURES, CLASSES, (self.hidden,)) if self.hidden else NextWordLSTM(TOKENS)
         method = METHODS[self.method](not self.hidden)
-        loop = FederatedLoop(self.batch_size, partial(torch.optim.SGD, lr=0.01), trace_after=TRACE_AFTER)
+        loop = FederatedLoop(1, None, self.batch_size, partial(torch.optim.SGD, lr=0.01), trace_after=TRACE_AFTER)
         return FederatedModule(backbone, method, loop, Classification() if self.hidden else NextToken())
 
 

@@ -11,7 +11,7 @@ from statistics import median
 
 from tools.benchmarks.remote import ROOT
 
-CONFIG = "configs/digits/flow.yaml"
+CONFIGS = ("-c", "task/digits", "-c", "tuned/digits/flow")
 
 
 def first_round(repetitions: int = 3) -> dict[str, float]:
@@ -25,7 +25,7 @@ def first_round(repetitions: int = 3) -> dict[str, float]:
         repetitions: how often it is run, behind a run that makes the store.
     """
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "flow_pl", "fit", "--config", CONFIG, "--trainer.max_epochs", "1"]
+        command = [sys.executable, "-m", "flow_pl", "fit", *CONFIGS, "--trainer.max_epochs", "1"]
         command += ["--trainer.limit_val_batches", "0", "--trainer.default_root_dir", folder]
         environment = {**os.environ, "FLOW_PL_CACHE": folder, "OMP_NUM_THREADS": "1"}
         wall, processor = [], []

@@ -70,9 +70,9 @@ model:
 """
 
 METHODS = {
-    "flow": "{class_path: Flow, init_args: {local_epochs: 1, router: {class_path: InstanceRouter, "
+    "flow": "{class_path: Flow, init_args: {router: {class_path: InstanceRouter, "
     "init_args: {hidden: [4], dropout: 0.3}}}}",
-    "apfl": "{class_path: APFL, init_args: {local_epochs: 1, alpha: 0.25}}",
+    "apfl": "{class_path: APFL, init_args: {alpha: 0.25}}",
 }
 
 

@@ -5,6 +5,9 @@ Source: Marfoq et al., Personalized Federated Learning through Local Memorizatio
 
 from __future__ import annotations
 
+import copy
+import math
+
 import torch
 from torch import Tensor
 
@@ -41,14 +44,17 @@ class LocalMemory:
         ConfigurationError: a value is out of range.
     """
 
+    _model: RoutedModel
+    _objective: Objective
+
     def __init__(self, neighbours: int, share: float) -> None:
         require_count(neighbours=neighbours)
         require_share(neighbour_weight=share)
         self.neighbours = neighbours
         self.share = share
 
-    def bind(self, model: RoutedModel, objective: Objective) -> None:
-        """Take the model and the task of a method.
+    def bind(self, model: RoutedModel, objective: Objective) -> LocalMemory:
+        """A copy for the model and the task of a method.
 
         Raises:
             ConfigurationError: the task has several labels, where a neighbour has no single one to vote for.
@@ -58,11 +64,18 @@ class LocalMemory:
                 f"neighbours vote for one label, the task {type(objective).__name__} has several for an example: set "
                 "neighbour_weight to 0, or use another method in place of kNN-Per (Interpolation, FineTuning)."
             )
-        self._model, self._objective = model, objective
+        bound = copy.copy(self)
+        bound._model, bound._objective = model, objective
+        return bound
 
     def stages(self) -> tuple[Derive, ...]:
         """Of personalization: stores the client's training examples; none where they have no share."""
-        return (Derive("all", self._memorize),) if self.share else ()
+
+        def store(groups: Groups, examples: Minibatch) -> Groups:
+            stored = [self._model.features(piece.x, groups["global"]) for piece in pieces(examples)]
+            return {"memory": self.store(torch.cat(stored), examples)}
+
+        return (Derive("all", store),) if self.share else ()
 
     def mix(self, groups: Groups, x: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor]:
         """The outputs of a model, and those of the neighbours.
@@ -78,33 +91,53 @@ class LocalMemory:
         """
         if not self.share:
             return outputs, outputs
-        base, memory = self._objective.probabilities(outputs), groups["memory"]
-        queries = self._representation(groups, x, outputs.shape[:-1].numel())
-        labels, weights = nearest(queries, memory, self.neighbours)
-        votes = torch.zeros_like(base).flatten(0, -2).scatter_add(-1, labels, weights).view_as(base)
-        votes = torch.where(memory["real"].any(), votes, base)
+        base = self._objective.probabilities(outputs)
+        votes, _ = self.votes(groups["memory"], self._model.features(x, groups["global"]), base)
         return self._objective.outputs(base.lerp(votes, self.share)), self._objective.outputs(votes)
 
-    def _memorize(self, groups: Groups, examples: Minibatch) -> Groups:
-        """The store: representations [M, D], labels [M] and which of them are real; M is N, of sequences N x T."""
+    def votes(self, memory: Parameters, features: Tensor, fallback: Tensor) -> tuple[Tensor, Tensor]:
+        """What the nearest stored examples vote for, and how near they are.
+
+        Args:
+            memory: the client's; see `store`.
+            features: what the last block of w_g with parameters gets for the instances, [N, ...] or [N, T, ...].
+            fallback: probabilities [N, *P, classes] that stand in for the vote where nothing is stored.
+
+        Returns:
+            Probabilities in the shape of `fallback`, and distances [N, *P, 2]: to the nearest example, and the mean of
+            those that vote; 0 where nothing is stored.
+        """
+        queries = features.reshape(math.prod(fallback.shape[:-1]), -1).float()
+        labels, weights, distances = nearest(queries, memory, self.neighbours)
+        votes = torch.zeros_like(fallback).flatten(0, -2).scatter_add(-1, labels, weights).view_as(fallback)
+        real = distances.isfinite()
+        distances = distances.masked_fill(~real, 0)
+        mean = distances.sum(-1) / real.sum(-1).clamp_min(1)
+        near = torch.stack([distances[..., 0], mean], dim=-1).view(*fallback.shape[:-1], 2)
+        return torch.where(memory["real"].any(), votes, fallback), near
+
+    def store(self, features: Tensor, examples: Minibatch) -> Parameters:
+        """The memory of examples.
+
+        Args:
+            features: what the last block of w_g with parameters gets for them, [N, ...] or [N, T, ...].
+            examples: [N, ...].
+
+        Returns:
+            "representation" [M, D], "label" [M] and which of them are "real" [M]; M is N, of sequences N x T.
+        """
         real = self._objective.counted(examples.y, examples.mask).flatten()
-        stored = [self._representation(groups, piece.x, piece.y.numel()) for piece in pieces(examples)]
+        representation = features.reshape(examples.y.numel(), -1).float()
         return {
-            "memory": {
-                # what the padding holds must not spoil a distance
-                "representation": torch.cat(stored).masked_fill(~real.unsqueeze(-1), 0),
-                "label": examples.y.flatten().masked_fill(~real, 0),
-                "real": real,
-            }
+            # what the padding holds must not spoil a distance
+            "representation": representation.masked_fill(~real.unsqueeze(-1), 0),
+            "label": examples.y.flatten().masked_fill(~real, 0),
+            "real": real,
         }
 
-    def _representation(self, groups: Groups, x: Tensor, rows: int) -> Tensor:
-        """What the last block gets for instances x [N, ...]: [rows, D], a row for each thing that is predicted."""
-        return self._model.features(x, groups["global"]).reshape(rows, -1).float()
 
-
-def nearest(queries: Tensor, memory: Parameters, neighbours: int) -> tuple[Tensor, Tensor]:
-    """The nearest real stored examples and the weight of each vote.
+def nearest(queries: Tensor, memory: Parameters, neighbours: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The nearest real stored examples, the weight of each vote, and how far they are.
 
     Args:
         queries: representations [Q, D].
@@ -112,7 +145,8 @@ def nearest(queries: Tensor, memory: Parameters, neighbours: int) -> tuple[Tenso
         neighbours: how many (k); at equal distances those that were stored first.
 
     Returns:
-        Labels [Q, min(k, M)] and weights of the same shape: exp(-distance) over their sum, 0 for what is not real.
+        Labels [Q, min(k, M)], the nearest first, and in the same shape weights, exp(-distance) over their sum, and
+        Euclidean distances; 0 and infinite for what is not real.
     """
     # |q - s|^2 = |q|^2 + |s|^2 - 2 q s cancels where the distance is small: half of float64's digits are left
     stored, queries = memory["representation"].double(), queries.double()
@@ -120,11 +154,18 @@ def nearest(queries: Tensor, memory: Parameters, neighbours: int) -> tuple[Tenso
     # sentences that begin alike have many representations in common: the order decides
     offset = stored.square().sum(-1) + TIE * torch.arange(size, device=stored.device)
     offset = offset.masked_fill(~memory["real"], torch.inf)
-    labels, weights = [], []
-    for piece in torch.split(queries, max(1, BUDGET // max(1, size))):
+    labels, weights, distances = [], [], []
+    # the number of pieces would depend on that of the queries, which an exported program leaves open
+    rows = max(1, BUDGET // max(1, size))
+    for piece in (queries,) if torch.compiler.is_exporting() else torch.split(queries, rows):
         least, index = (offset - 2 * piece @ stored.t()).topk(min(neighbours, size), largest=False)
-        squares = least - TIE * index + piece.square().sum(-1, keepdim=True)
+        if torch.compiler.is_exporting():  # a runtime may take float32 for float64, which this stands
+            squares = (piece.unsqueeze(1) - stored[index]).square().sum(-1)
+        else:
+            squares = least - TIE * index + piece.square().sum(-1, keepdim=True)
         labels.append(memory["label"][index])
+        distance = squares.clamp_min(0).sqrt()
         # not a number where none is real
-        weights.append((-squares.clamp_min(0).sqrt()).softmax(-1).nan_to_num(0.0).float())
-    return torch.cat(labels), torch.cat(weights)
+        weights.append((-distance).softmax(-1).nan_to_num(0.0).float())
+        distances.append(distance.float())
+    return torch.cat(labels), torch.cat(weights), torch.cat(distances)

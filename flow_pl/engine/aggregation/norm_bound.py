@@ -1,0 +1,33 @@
+"""The mean of updates whose norms are bounded."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from flow_pl.engine.aggregation.base import Aggregation
+from flow_pl.engine.client_norms import group_norms, shrink_factors
+from flow_pl.utils.groups import Groups
+from flow_pl.utils.validation import require_positive
+
+
+class NormBound(Aggregation):
+    """The weighted mean of updates that are shrunk to a norm, where they are longer; none is kept.
+
+    Norm thresholding of Sun et al., Can You Really Backdoor Federated Learning? (2019), without noise: a bad client can
+    still push, but no harder than `norm`.
+
+    Args:
+        norm: largest L2 norm of a client's whole update.
+
+    Raises:
+        ConfigurationError: `norm` is not positive.
+    """
+
+    def __init__(self, norm: float = 1.0) -> None:
+        require_positive(norm=norm)
+        self.norm = norm
+
+    def factors(self, difference: Groups) -> Tensor | None:
+        """As `Aggregation.factors`."""
+        return shrink_factors(torch.linalg.vector_norm(group_norms(difference), dim=0), self.norm)

@@ -1,0 +1,345 @@
+# ruff: noqa: A002 (the names are those of the functions that are replaced)
+"""Dropout, and whatever else a client draws in a step, as a function of (seed, round, client, step, unit).
+
+Torch's own functions keep a state that every draw moves on, so their numbers depend on who else is trained in the same
+process, and in which order. Within a step the engine replaces them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from flow_pl.utils.counter_rng import below, random_bits, uniform, unit_hashes
+
+_SELU_FLOOR = -1.7580993408473766
+"""What SELU goes to for large negative inputs: minus its scale times its alpha."""
+
+
+class UnitTable:
+    """Hashes of the units of a step, kept from step to step; as long as the longest step has asked for.
+
+    Attributes:
+        hashes: the table as it is now; None while no step has drawn anything.
+        asked: units of the longest step so far.
+    """
+
+    def __init__(self) -> None:
+        self.hashes: Tensor | None = None
+        self.asked = 0
+
+    def grow(self, device: torch.device) -> None:
+        """Make the table as long as has been asked for; between steps, as in a trace there are no real tensors."""
+        if self.asked and (self.hashes is None or len(self.hashes) < self.asked or self.hashes.device != device):
+            self.hashes = unit_hashes(0, self.asked, device)
+
+
+class ClientDraws(TorchFunctionMode):
+    """A context in which the draws of one client's step are those of its key; it may be one of many under vmap.
+
+    Replaced are, wherever a block calls them: dropout of all kinds (`torch.nn.Dropout`, `Dropout1d` to `Dropout3d`,
+    `AlphaDropout`, `FeatureAlphaDropout` and their functions), attention with dropout (`torch.nn.MultiheadAttention`,
+    `scaled_dot_product_attention`),
+    `gumbel_softmax`, `torch.rand`, `randn`, their `_like` forms, `bernoulli`, and the methods `bernoulli_`,
+    `uniform_` and `normal_`. What else draws (`torch.nn.LSTM` with dropout, `multinomial`, a generator that a block has
+    itself) is refused before training, see `flow_pl.engine.draw_check`.
+
+    Each draw takes the next units of the step, as many as it has elements. So the shape of what is drawn must be the
+    same for a client alone and beside others, as it is: minibatches are padded to `batch_size`.
+
+    Args:
+        key: [2] int32, of the client and the step (`counter_rng.step_keys`).
+        table: of hashed units; grows by what is drawn.
+        replaced: other functions to be replaced, by the function called instead.
+    """
+
+    def __init__(
+        self,
+        key: Tensor,
+        table: UnitTable,
+        replaced: Mapping[Callable[..., Any], Callable[..., Any]] | None = None,
+    ) -> None:
+        super().__init__()
+        self._key = key
+        self._table = table
+        self._hashes = table.hashes
+        self._replaced = replaced or {}
+        self._drawn = 0
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Replace what draws, and what else is to be replaced; leave everything else."""
+        kwargs = kwargs or {}
+        own = _OWN.get(func)
+        if own is not None and kwargs.get("generator") is None:
+            return own(self, *args, **kwargs)
+        return self._replaced.get(func, func)(*args, **kwargs)
+
+    def bits(self, shape: Sequence[int]) -> Tensor:
+        """Uniform bits [*shape], int32, of the next units."""
+        count, start = math.prod(shape), self._drawn
+        self._drawn += count
+        self._table.asked = max(self._table.asked, self._drawn)
+        if self._hashes is None or len(self._hashes) < self._drawn:
+            hashes = unit_hashes(start, count, self._key.device)
+        else:
+            hashes = self._hashes[start : start + count]
+        return random_bits(hashes.view(*shape), self._key)
+
+    def uniform(self, shape: Sequence[int]) -> Tensor:
+        """Float32 numbers [*shape] in (0, 1)."""
+        return uniform(self.bits(shape))
+
+    def room(self, shape: Sequence[int], **options: Any) -> Tensor:
+        """An empty tensor [*shape]."""
+        return self._key.new_empty(shape, **options)
+
+    def normal(self, shape: Sequence[int]) -> Tensor:
+        """Standard normal numbers [*shape], float32, by Box and Muller's transform."""
+        radius = self.uniform(shape).log().mul(-2).sqrt()
+        return radius * self.uniform(shape).mul(2 * math.pi).cos()
+
+
+def _dropout(draws: ClientDraws, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    return _drop(draws, input, input.shape, p, training, inplace)
+
+
+def _feature_dropout(channels: int) -> Callable[..., Tensor]:
+    """Dropout of whole channels, of inputs with this many axes behind the channels in a batch."""
+
+    def drop(
+        draws: ClientDraws,
+        input: Tensor,
+        p: float = 0.5,
+        training: bool = True,
+        inplace: bool = False,
+    ) -> Tensor:
+        # without a batch, the channels come first; torch takes three axes for a batch in dropout2d
+        kept = 1 if channels in (1, 3) and input.ndim == channels + 1 else 2
+        return _drop(draws, input, _channels(input, kept), p, training, inplace)
+
+    return drop
+
+
+def _channels(input: Tensor, kept: int = 2) -> tuple[int, ...]:
+    return tuple(input.shape[:kept]) + (1,) * (input.ndim - kept)
+
+
+def _drop(
+    draws: ClientDraws,
+    input: Tensor,
+    shape: Sequence[int],
+    p: float,
+    training: bool,
+    inplace: bool,
+) -> Tensor:
+    _check_share(p)
+    if not training or p == 0:
+        return input
+    # in float32 or in a type of 16 bits: the share is drawn by whole numbers
+    mask = below(draws.bits(shape), 1 - p).to(input.dtype)
+    mask = mask.mul_(1 / (1 - p)) if p < 1 else torch.zeros_like(mask)
+    return input.mul_(mask) if inplace else input * mask
+
+
+def _alpha_dropout(
+    draws: ClientDraws,
+    input: Tensor,
+    p: float = 0.5,
+    training: bool = False,
+    inplace: bool = False,
+) -> Tensor:
+    return _alpha_drop(draws, input, input.shape, p, training, inplace)
+
+
+def _feature_alpha_dropout(
+    draws: ClientDraws,
+    input: Tensor,
+    p: float = 0.5,
+    training: bool = False,
+    inplace: bool = False,
+) -> Tensor:
+    return _alpha_drop(draws, input, _channels(input), p, training, inplace)
+
+
+def _alpha_drop(
+    draws: ClientDraws,
+    input: Tensor,
+    shape: Sequence[int],
+    p: float,
+    training: bool,
+    inplace: bool,
+) -> Tensor:
+    """Klambauer et al., Self-Normalizing Neural Networks (NeurIPS 2017): to SELU's floor, keeping mean and variance."""
+    _check_share(p)
+    if not training or p == 0:
+        return input
+    if p == 1:
+        return input.mul_(0) if inplace else input * 0
+    scale = ((1 - p) * (1 + p * _SELU_FLOOR**2)) ** -0.5
+    keep = below(draws.bits(shape), 1 - p)
+    out = torch.where(keep, input, _SELU_FLOOR) * scale - scale * _SELU_FLOOR * p
+    return input.copy_(out) if inplace else out
+
+
+def _check_share(p: float) -> None:
+    if not 0 <= p <= 1:
+        raise ValueError(f"dropout probability has to be between 0 and 1, but got {p}")
+
+
+def _attention(
+    draws: ClientDraws,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """As torch's: softmax(q k^T / sqrt(E) + mask) v, with dropout of the weights."""
+    if dropout_p == 0:
+        return functional.scaled_dot_product_attention(
+            query, key, value, attn_mask, 0.0, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
+    if enable_gqa:
+        groups = query.shape[-3] // key.shape[-3]
+        key, value = key.repeat_interleave(groups, -3), value.repeat_interleave(groups, -3)
+    scores = query @ key.mT * (query.shape[-1] ** -0.5 if scale is None else scale)
+    if is_causal:
+        attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    if attn_mask is not None:
+        scores = scores.masked_fill(~attn_mask, -math.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
+    return _dropout(draws, scores.softmax(-1), dropout_p) @ value
+
+
+_open_attention = FunctionType(
+    functional.multi_head_attention_forward.__code__,
+    # it would ask for a replacement of itself again, and without that none of what it calls is replaced
+    {**functional.multi_head_attention_forward.__globals__, "has_torch_function": lambda tensors: False},
+    functional.multi_head_attention_forward.__name__,
+    functional.multi_head_attention_forward.__defaults__,
+)
+
+
+def _multi_head_attention(draws: ClientDraws, *args: Any, **kwargs: Any) -> Any:
+    with draws:  # which is left while it replaces a function
+        return _open_attention(*args, **kwargs)
+
+
+def _gumbel_softmax(
+    draws: ClientDraws, logits: Tensor, tau: float = 1, hard: bool = False, eps: float = 1e-10, dim: int = -1
+) -> Tensor:
+    gumbels = -(-draws.uniform(logits.shape).log()).log().to(logits.dtype)
+    soft = ((logits + gumbels) / tau).softmax(dim)
+    if not hard:
+        return soft
+    taken = torch.zeros_like(logits).scatter(dim, soft.argmax(dim, keepdim=True), 1.0)
+    return taken - soft.detach() + soft
+
+
+def _factory(kind: Callable[[ClientDraws, Sequence[int]], Tensor]) -> Callable[..., Tensor]:
+    """`torch.rand` or `torch.randn`."""
+
+    def draw(draws: ClientDraws, *size: Any, dtype: torch.dtype | None = None, **options: Any) -> Tensor:
+        shape = options.pop("size", size)
+        shape = tuple(shape[0]) if len(shape) == 1 and isinstance(shape[0], Sequence) else tuple(shape)
+        drawn = kind(draws, shape).to(dtype or torch.get_default_dtype())
+        return drawn.requires_grad_() if options.get("requires_grad") else drawn
+
+    return draw
+
+
+def _like(kind: Callable[[ClientDraws, Sequence[int]], Tensor]) -> Callable[..., Tensor]:
+    """`torch.rand_like` or `torch.randn_like`."""
+
+    def draw(draws: ClientDraws, input: Tensor, *, dtype: torch.dtype | None = None, **options: Any) -> Tensor:
+        drawn = kind(draws, input.shape).to(dtype or input.dtype)
+        return drawn.requires_grad_() if options.get("requires_grad") else drawn
+
+    return draw
+
+
+def _bernoulli(draws: ClientDraws, input: Tensor, p: float | None = None, **options: Any) -> Tensor:
+    drawn = draws.uniform(input.shape)
+    return (drawn < (input if p is None else p)).to(input.dtype)
+
+
+def _bernoulli_(draws: ClientDraws, input: Tensor, p: float | Tensor = 0.5, **options: Any) -> Tensor:
+    return input.copy_(draws.uniform(input.shape) < p)
+
+
+def _uniform_(
+    draws: ClientDraws,
+    input: Tensor,
+    low: float = 0.0,
+    high: float = 1.0,
+    **options: Any,
+) -> Tensor:
+    low, high = options.get("from", low), options.get("to", high)
+    return input.copy_(draws.uniform(input.shape) * (high - low) + low)
+
+
+def _empty(draws: ClientDraws, *size: Any, **options: Any) -> Tensor:
+    """Room for each client, as only so each can fill it with its own draws."""
+    shape = options.pop("size", size)
+    shape = tuple(shape[0]) if len(shape) == 1 and isinstance(shape[0], Sequence) else tuple(shape)
+    dtype = options.pop("dtype", None) or torch.get_default_dtype()
+    return draws.room(shape, dtype=dtype, device=options.pop("device", None))
+
+
+def _by_train(drop: Callable[..., Tensor], inplace: bool = False) -> Callable[..., Tensor]:
+    """A function of `torch` that says `train` where that of `torch.nn.functional` says `training`."""
+
+    def call(draws: ClientDraws, input: Tensor, p: float, train: bool) -> Tensor:
+        return drop(draws, input, p, train, inplace)
+
+    return call
+
+
+def _normal_(draws: ClientDraws, input: Tensor, mean: float = 0.0, std: float = 1.0, **options: Any) -> Tensor:
+    return input.copy_(draws.normal(input.shape) * std + mean)
+
+
+_OWN: dict[Callable[..., Any], Callable[..., Any]] = {
+    functional.dropout: _dropout,
+    functional.dropout1d: _feature_dropout(1),
+    functional.dropout2d: _feature_dropout(2),
+    functional.dropout3d: _feature_dropout(3),
+    functional.alpha_dropout: _alpha_dropout,
+    functional.feature_alpha_dropout: _feature_alpha_dropout,
+    functional.scaled_dot_product_attention: _attention,
+    functional.multi_head_attention_forward: _multi_head_attention,
+    functional.gumbel_softmax: _gumbel_softmax,
+    torch.dropout: _by_train(_dropout),
+    torch.dropout_: _by_train(_dropout, inplace=True),
+    torch.feature_dropout: _by_train(_feature_dropout(2)),
+    torch.feature_dropout_: _by_train(_feature_dropout(2), inplace=True),
+    torch.alpha_dropout: _by_train(_alpha_dropout),
+    torch.alpha_dropout_: _by_train(_alpha_dropout, inplace=True),
+    torch.feature_alpha_dropout: _by_train(_feature_alpha_dropout),
+    torch.feature_alpha_dropout_: _by_train(_feature_alpha_dropout, inplace=True),
+    torch.empty: _empty,
+    torch.rand: _factory(ClientDraws.uniform),
+    torch.randn: _factory(ClientDraws.normal),
+    torch.rand_like: _like(ClientDraws.uniform),
+    torch.randn_like: _like(ClientDraws.normal),
+    torch.bernoulli: _bernoulli,
+    torch.Tensor.bernoulli: _bernoulli,
+    torch.Tensor.bernoulli_: _bernoulli_,
+    torch.Tensor.uniform_: _uniform_,
+    torch.Tensor.normal_: _normal_,
+}

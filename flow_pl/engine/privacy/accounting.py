@@ -1,0 +1,210 @@
+"""Privacy accounting by `dp-accounting`: noise for a budget, the epsilon of a ledger, and the rounds that are left."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from flow_pl.errors import ConfigurationError
+from flow_pl.utils.optional import import_optional
+from flow_pl.utils.validation import require_choice
+
+AccountantName = Literal["pld", "rdp"]
+
+DISCRETIZATION = 1e-3
+"""Width of the privacy losses' grid. A finer one lowers epsilon in its fourth digit, at ten times the cost a round."""
+
+MOST_ROUNDS = 1 << 24
+"""Rounds up to which a budget is searched."""
+
+NOISE_TOLERANCE = 1e-3
+"""Of a calibrated noise multiplier; the calibration errs towards more noise."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the cohort of a round is drawn.
+
+    Attributes:
+        kind: "poisson", every client apart with probability cohort / population; "fixed", a cohort of this size
+            without replacement.
+        population: number of clients that are drawn from.
+        cohort: size of the cohort, or its expectation.
+    """
+
+    kind: Literal["fixed", "poisson"]
+    population: int
+    cohort: int
+
+    @property
+    def relation(self) -> str:
+        """The neighbouring relation, in words."""
+        return "add or remove one client" if self.kind == "poisson" else "replace one client"
+
+    @property
+    def sensitivity(self) -> float:
+        """How far one client moves the sum of updates, in units of the clipping norm."""
+        return 1.0 if self.kind == "poisson" else 2.0
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Rounds that were alike.
+
+    Attributes:
+        sampling: of their cohorts.
+        noise_multiplier: standard deviation of the noise / L2 sensitivity of the sum.
+        rounds: how many.
+    """
+
+    sampling: Sampling
+    noise_multiplier: float
+    rounds: int
+
+
+class Ledger:
+    """The private rounds that were made, in order."""
+
+    def __init__(self) -> None:
+        self.entries: list[Entry] = []
+
+    @property
+    def rounds(self) -> int:
+        """Number of rounds."""
+        return sum(entry.rounds for entry in self.entries)
+
+    def add(self, sampling: Sampling, noise_multiplier: float, rounds: int = 1) -> None:
+        """Note rounds."""
+        last = self.entries[-1] if self.entries else None
+        if last is not None and (last.sampling, last.noise_multiplier) == (sampling, noise_multiplier):
+            self.entries[-1] = Entry(sampling, noise_multiplier, last.rounds + rounds)
+        else:
+            self.entries.append(Entry(sampling, noise_multiplier, rounds))
+
+    def extended(self, sampling: Sampling, noise_multiplier: float, rounds: int) -> Ledger:
+        """A copy with more rounds."""
+        other = Ledger()
+        other.entries = list(self.entries)
+        if rounds:
+            other.add(sampling, noise_multiplier, rounds)
+        return other
+
+    def state_dict(self) -> list[dict[str, Any]]:
+        """The entries, of plain types."""
+        return [asdict(entry) for entry in self.entries]
+
+    def load_state_dict(self, state: list[dict[str, Any]]) -> None:
+        """Take the entries of a checkpoint."""
+        self.entries = [Entry(**{**entry, "sampling": Sampling(**entry["sampling"])}) for entry in state]
+
+
+class Accountant:
+    """What the rounds of a ledger cost.
+
+    Args:
+        name: "pld", privacy loss distributions (Doroshenko et al., 2022; the tightest, Poisson cohorts alone), or
+            "rdp", Renyi differential privacy (Mironov, 2017).
+        delta: of the guarantee.
+
+    Raises:
+        ConfigurationError: there is no such accountant, or dp-accounting is not installed.
+    """
+
+    def __init__(self, name: AccountantName, delta: float) -> None:
+        require_choice(("pld", "rdp"), accountant=name)
+        self.name = name
+        self.delta = delta
+        self._dp = import_optional("dp_accounting", "privacy", "model.privacy")
+        self._module = import_optional(f"dp_accounting.{name}", "privacy", "model.privacy")
+        logging.getLogger("absl").addFilter(_is_news)
+
+    def check(self, sampling: Sampling) -> None:
+        """Refuse cohorts that the accountant does not cover.
+
+        Raises:
+            ConfigurationError: the cohorts have a fixed size, and the accountant is "pld".
+        """
+        if sampling.kind == "fixed" and self.name == "pld":
+            raise ConfigurationError(
+                "model.privacy.accountant is pld and data.sampling fixed, which it does not cover: set data.sampling "
+                "to poisson, or the accountant to rdp, whose epsilon is larger."
+            )
+
+    def epsilon(self, ledger: Ledger) -> float:
+        """Epsilon of all rounds of a ledger at this delta; 0 for none.
+
+        Raises:
+            ConfigurationError: cohorts of a fixed size and Poisson cohorts are mixed, which no accountant covers.
+        """
+        if not ledger.entries:
+            return 0.0
+        kinds = sorted({entry.sampling.kind for entry in ledger.entries})
+        if len(kinds) > 1:
+            raise ConfigurationError(
+                "the checkpoint's rounds and those to come draw their cohorts in different ways (data.sampling "
+                f"{' and '.join(kinds)}), whose neighbouring relations differ: go on with data.sampling "
+                f"{ledger.entries[0].sampling.kind}."
+            )
+        accountant = self._fresh(ledger.entries[0].sampling)
+        for entry in ledger.entries:
+            accountant.compose(self._event(entry.sampling, entry.noise_multiplier), entry.rounds)
+        return float(accountant.get_epsilon(self.delta))
+
+    def calibrate(self, sampling: Sampling, rounds: int, epsilon: float) -> float:
+        """The smallest noise multiplier with which a number of rounds stays within epsilon.
+
+        Raises:
+            ConfigurationError: no noise is found.
+        """
+        try:
+            noise = self._dp.calibrate_dp_mechanism(
+                lambda: self._fresh(sampling),
+                lambda noise: self._dp.SelfComposedDpEvent(self._event(sampling, noise), rounds),
+                epsilon,
+                self.delta,
+                self._dp.LowerEndpointAndGuess(0.1, 1.0),
+                tol=NOISE_TOLERANCE,
+            )
+        except Exception as error:  # whatever the search runs into at the ends of its range
+            raise ConfigurationError(
+                f"there is no noise for model.privacy.epsilon {epsilon} at delta {self.delta} over {rounds} rounds "
+                f"({type(error).__name__}: {error}): expected an epsilon of some tenths to some tens; choose another "
+                "one, or give noise_multiplier."
+            ) from error
+        return float(noise)
+
+    def rounds_left(self, ledger: Ledger, sampling: Sampling, noise_multiplier: float, epsilon: float) -> int:
+        """How many more rounds stay within epsilon, at most `MOST_ROUNDS`."""
+
+        def within(rounds: int) -> bool:
+            return self.epsilon(ledger.extended(sampling, noise_multiplier, rounds)) <= epsilon
+
+        if not within(1):
+            return 0
+        low, high = 1, 2
+        while high <= MOST_ROUNDS and within(high):
+            low, high = high, 2 * high
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if within(middle) else (low, middle)
+        return low
+
+    def _fresh(self, sampling: Sampling) -> Any:
+        relations = self._dp.NeighboringRelation
+        relation = relations.ADD_OR_REMOVE_ONE if sampling.kind == "poisson" else relations.REPLACE_ONE
+        if self.name == "pld":
+            return self._module.PLDAccountant(relation, value_discretization_interval=DISCRETIZATION)
+        return self._module.RdpAccountant(neighboring_relation=relation)
+
+    def _event(self, sampling: Sampling, noise_multiplier: float) -> Any:
+        """One round. The accountants take the noise in units of the sensitivity, whatever the relation."""
+        gaussian = self._dp.GaussianDpEvent(noise_multiplier)
+        if sampling.kind == "poisson":
+            return self._dp.PoissonSampledDpEvent(sampling.cohort / sampling.population, gaussian)
+        return self._dp.SampledWithoutReplacementDpEvent(sampling.population, sampling.cohort, gaussian)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Not an order that the RDP accountant leaves out, every round anew: the others still bound epsilon."""
+    return "Excluding this order" not in record.getMessage()

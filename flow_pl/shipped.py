@@ -1,0 +1,176 @@
+"""The configurations that come with the package: found by bare name, listed, copied.
+
+A run is put together from small files, `flow-pl fit -c task/digits -c method/ditto`. A name is the path of a file
+below `configs/` without its ending; a file of that path in the working folder comes first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import fnmatch
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from flow_pl.errors import ConfigurationError
+from flow_pl.utils.files import write_text
+
+FOLDER = Path(__file__).with_name("configs")
+"""Where the shipped files lie."""
+
+KINDS = {
+    "task": "data, backbone, budget and rounds",
+    "method": "a federated method, the same for every task",
+    "tuned": "a method with the settings that were chosen for a task, in place of method/",
+    "ablation": "one setting of Flow changed; given last",
+    "logger": "where figures go beside the screen",
+    "sweep": "Weights & Biases sweeps, for `wandb sweep`",
+}
+"""Folders of shipped files, in the order of the list."""
+
+OPTIONS = ("-c", "--config")
+"""Options of a command that take a configuration."""
+
+
+def names() -> list[str]:
+    """Names of all shipped configurations, sorted by kind."""
+    found = [path.relative_to(FOLDER).with_suffix("").as_posix() for path in FOLDER.rglob("*.yaml")]
+    kinds = list(KINDS)
+    return sorted(found, key=lambda name: (kinds.index(name.partition("/")[0]), name))
+
+
+def find(name: str) -> Path:
+    """The file that a name or path stands for.
+
+    Args:
+        name: path of a file, or name of a shipped one, with or without `.yaml`.
+
+    Raises:
+        ConfigurationError: there is neither; the message has the nearest name.
+    """
+    for path in (Path(name).expanduser(), FOLDER / name, FOLDER / f"{name}.yaml"):
+        if path.is_file():
+            return path
+    near = difflib.get_close_matches(name.removesuffix(".yaml"), names(), 1, 0.5)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    raise ConfigurationError(
+        f"there is no configuration {name}, neither as a file nor among the shipped ones.{hint} "
+        "`flow-pl configs` lists those."
+    )
+
+
+def match(pattern: str) -> list[Path]:
+    """The files that a pattern stands for, sorted; of the working folder, or else of the shipped ones.
+
+    Args:
+        pattern: as a shell takes them, such as `method/*.yaml` or `method/*`; a plain name stands for one file.
+
+    Raises:
+        ConfigurationError: there is none.
+    """
+    if not any(sign in pattern for sign in "*?["):
+        return [find(pattern)]
+    here = sorted(path for path in Path().glob(pattern) if path.is_file()) if not os.path.isabs(pattern) else []
+    found = here or [
+        FOLDER / f"{name}.yaml" for name in names() if fnmatch.fnmatch(name, pattern.removesuffix(".yaml"))
+    ]
+    if not found:
+        raise ConfigurationError(
+            f"{pattern} matches no file, neither here nor among the shipped ones: `flow-pl configs` lists those."
+        )
+    return found
+
+
+def expand(args: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Put the files in place of the names that a command line gives with `-c` or `--config`.
+
+    Args:
+        args: of the command line.
+
+    Returns:
+        The arguments, and the files in their order.
+
+    Raises:
+        ConfigurationError: see `find`.
+    """
+    expanded, files = [], []
+    expected = False
+    for word in args:
+        option, sign, value = word.partition("=")
+        if expected:
+            files.append(str(find(word)))
+            expanded.append(files[-1])
+        elif option in OPTIONS and sign:
+            files.append(str(find(value)))
+            expanded.append(f"{option}={files[-1]}")
+        else:
+            expanded.append(word)
+        expected = not expected and word in OPTIONS
+    return expanded, files
+
+
+def run_name(files: Iterable[str | os.PathLike[str]]) -> str:
+    """The name of a run, which its folder has, by the files it is put together from.
+
+    Task and method make `digits/flow`, an ablation is added as in `digits/flow-routing_hard`; loggers do not count,
+    and a file of another folder counts with its own name.
+
+    Args:
+        files: in the order of the command line.
+    """
+    parts: list[str] = []
+    for path in map(Path, files):
+        kind = next((folder for folder in path.parts[-3:-1] if folder in KINDS), None)
+        if kind == "ablation" and parts:
+            parts[-1] += f"-{path.stem}"
+        elif kind not in ("logger", "sweep") and path.stem not in parts:
+            parts.append(path.stem)
+    return "/".join(parts)
+
+
+def command(args: Sequence[str]) -> int:
+    """Run `flow-pl configs`: list the shipped configurations, or copy one.
+
+    Args:
+        args: what follows `flow-pl configs`.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        ConfigurationError: there is no such configuration, or a copy would replace a file.
+    """
+    parser = argparse.ArgumentParser(
+        prog="flow-pl configs",
+        description="List the shipped configurations, each with a line on what it is.",
+        epilog="A run takes them by name: flow-pl fit -c task/digits -c method/flow",
+    )
+    commands = parser.add_subparsers(dest="command", title="commands")
+    copied = commands.add_parser("copy", help="copy one into a folder, to change it")
+    copied.add_argument("name", help="such as task/digits")
+    copied.add_argument("folder", nargs="?", default=".", type=Path, help="where the copy goes (default: here)")
+    given = parser.parse_args(args)
+    if given.command == "copy":
+        source = find(given.name)
+        target = given.folder / source.name
+        given.folder.mkdir(parents=True, exist_ok=True)
+        if target.exists():
+            raise ConfigurationError(f"{target} is there already: choose another folder, or remove it first.")
+        write_text(target, source.read_text(encoding="utf-8"))
+        print(target)
+        return 0
+    last = ""
+    for name in names():
+        kind = name.partition("/")[0]
+        if kind != last:
+            sys.stdout.write(f"{'' if not last else chr(10)}{kind}/  {KINDS[kind]}\n")
+            last = kind
+        sys.stdout.write(f"  {name:<46}{title(name)}\n")
+    return 0
+
+
+def title(name: str) -> str:
+    """What a shipped configuration is: its first line."""
+    return find(name).read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")

@@ -1,0 +1,85 @@
+"""Shipped configurations are found by name from anywhere, listed and copied; a run's folder follows from the names."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flow_pl import shipped
+from flow_pl.errors import ConfigurationError
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def test_a_file_of_the_folder_comes_before_a_shipped_one():
+    assert shipped.find("task/digits") == shipped.find("task/digits.yaml") == shipped.FOLDER / "task" / "digits.yaml"
+    Path("task").mkdir()
+    Path("task/digits.yaml").write_text("# mine\n")
+    assert shipped.find("task/digits.yaml") == Path("task/digits.yaml")
+
+
+def test_a_name_that_is_not_there_gets_the_nearest():
+    with pytest.raises(ConfigurationError, match=r"no configuration task/digit, .* Did you mean task/digits\?"):
+        shipped.find("task/digit")
+    with pytest.raises(ConfigurationError, match=r"nothing/like/it.* `flow-pl configs` lists those"):
+        shipped.match("nothing/like/it/*.yaml")
+
+
+def test_patterns_are_of_the_folder_or_else_of_the_shipped_files():
+    assert [path.stem for path in shipped.match("tuned/digits/flow*.yaml")] == ["flow", "flow_published"]
+    assert shipped.match("tuned/digits/*") == shipped.match("tuned/digits/*.yaml")
+    Path("method").mkdir()
+    Path("method/mine.yaml").write_text("# mine\n")
+    assert shipped.match("method/*.yaml") == [Path("method/mine.yaml")]
+
+
+@pytest.mark.parametrize("option", ["-c", "--config"])
+def test_names_on_the_command_line_become_files(option):
+    digits, ditto = (str(shipped.find(name)) for name in ("task/digits", "method/ditto"))
+    args, files = shipped.expand(["fit", option, "task/digits", f"{option}=method/ditto", "--data.path", "x"])
+    assert args == ["fit", option, digits, f"{option}={ditto}", "--data.path", "x"]
+    assert files == [digits, ditto]
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["task/digits", "method/ditto"], "digits/ditto"),
+        (["task/emnist", "tuned/emnist/flow", "ablation/routing_hard"], "emnist/flow-routing_hard"),
+        (["task/digits", "method/flow", "logger/wandb"], "digits/flow"),
+        (["mine.yaml"], "mine"),
+        ([], ""),
+    ],
+)
+def test_the_name_of_a_run(names, expected):
+    Path("mine.yaml").write_text("# mine\n")
+    assert shipped.run_name(map(shipped.find, names)) == expected
+
+
+def test_the_list_has_a_line_for_each(capsys):
+    assert shipped.command([]) == 0
+    shown = capsys.readouterr().out
+    for name in shipped.names():
+        assert f"  {name} " in shown
+    assert all(len(line) <= 160 for line in shown.splitlines())
+
+
+def test_a_copy_can_be_changed_and_replaces_nothing(capsys):
+    shipped.command(["copy", "task/digits", "mine"])
+    assert capsys.readouterr().out == "mine/digits.yaml\n"
+    assert Path("mine/digits.yaml").read_text() == shipped.find("task/digits").read_text()
+    with pytest.raises(ConfigurationError, match=r"mine/digits\.yaml is there already"):
+        shipped.command(["copy", "task/digits", "mine"])
+
+
+def test_callbacks_of_a_user_do_not_get_in_the_way():
+    """A package `callbacks` beside their work is theirs."""
+    Path("callbacks").mkdir()
+    Path("callbacks/__init__.py").write_text("raise RuntimeError('not yours')\n")
+    done = subprocess.run([sys.executable, "-m", "flow_pl", "configs"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "task/digits" in done.stdout
