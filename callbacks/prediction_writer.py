@@ -11,9 +11,10 @@ import numpy as np
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from numpy.typing import NDArray
+from rich import get_console
 
 from flow_pl.callbacks._federated import federated_data, federated_module
-from flow_pl.callbacks._output_files import check_ending, check_writable
+from flow_pl.callbacks._output_files import check_ending, check_writable, in_run_folder
 from flow_pl.callbacks._prediction_files import FORMATS, Column, PredictionFile
 from flow_pl.data import FederatedDataModule
 from flow_pl.errors import DataError
@@ -37,21 +38,23 @@ class PredictionWriter(Callback):  # not a BasePredictionWriter, which asks the 
     first one joins them, in the order of the processes, and puts the file in place when it is complete.
 
     Args:
-        path: the file, .csv or .parquet (which needs `pip install "flow-pl[parquet]"`); folders are created.
+        path: the file, .csv or .parquet (which needs `pip install "flow-pl[parquet]"`), in the run's folder
+            (`trainer.default_root_dir`); folders are created.
 
     Raises:
         ConfigurationError: `path` ends otherwise; before predicting, it cannot be written or pyarrow is missing.
     """
 
     def __init__(self, path: str = "predictions.csv") -> None:
-        self.path = check_ending(path, tuple(FORMATS))
+        self.path = self._file = check_ending(path, tuple(FORMATS))
         self._part: PredictionFile | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Open this process's part, so that a run that cannot be written does not start."""
         if stage != "predict":
             return
-        check_writable(self.path)
+        self._file = in_run_folder(trainer, self.path)
+        check_writable(self._file)
         module = federated_module(pl_module)
         types = column_types(module.objective, module.route_names)
         self._part = FORMATS[self.path.suffix](self._part_path(trainer.global_rank), types)
@@ -79,6 +82,7 @@ class PredictionWriter(Callback):  # not a BasePredictionWriter, which asks the 
         trainer.strategy.barrier("predictions written")
         if trainer.is_global_zero:
             self._join(trainer.world_size)
+            get_console().print(f"predictions: {self._file}", soft_wrap=True, highlight=False, markup=False)
         trainer.strategy.barrier("predictions joined")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -90,23 +94,23 @@ class PredictionWriter(Callback):  # not a BasePredictionWriter, which asks the 
         self._discard()
 
     def _part_path(self, rank: int) -> Path:
-        return self.path.with_name(f"{self.path.name}.part{rank}")
+        return self._file.with_name(f"{self._file.name}.part{rank}")
 
     def _join(self, processes: int) -> None:
         parts = [self._part_path(rank) for rank in range(processes)]
         missing = [part.name for part in parts if not part.exists()]
         if missing:
             raise DataError(
-                f"{', '.join(missing)} not found in {self.path.parent}, expected a part from each of {processes} "
+                f"{', '.join(missing)} not found in {self._file.parent}, expected a part from each of {processes} "
                 "processes: set path to a folder that all machines share."
             )
         complete = parts[0]
         if processes > 1:
-            complete = self.path.with_name(f"{self.path.name}.joined")
-            FORMATS[self.path.suffix].join(parts, complete)
+            complete = self._file.with_name(f"{self._file.name}.joined")
+            FORMATS[self._file.suffix].join(parts, complete)
             for part in parts:
                 part.unlink()
-        os.replace(complete, self.path)
+        os.replace(complete, self._file)
 
     def _discard(self) -> None:
         if self._part is not None:

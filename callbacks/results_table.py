@@ -13,8 +13,8 @@ from rich import get_console
 from rich.table import Table
 
 from flow_pl.callbacks._federated import federated_module
-from flow_pl.callbacks._output_files import check_ending, check_writable
-from flow_pl.callbacks._results import Results, ResultsCallback, metric_rows
+from flow_pl.callbacks._output_files import check_ending, check_writable, in_run_folder
+from flow_pl.callbacks._results import Results, ResultsCallback, figures, metric_rows
 from flow_pl.utils.files import write_text
 
 
@@ -61,11 +61,11 @@ GROUPS: dict[str, tuple[Row, ...]] = {
 class ResultsTable(ResultsCallback):
     """Prints the figures of a test at its end, with a column for each population; rows without a figure are left out.
 
-    It stands in for the list of all metrics that the trainer prints.
+    It stands in for the list of all metrics that the trainer prints, also at the end of `validate`.
 
     Args:
         path: also write every metric of the test to this file, .csv (one row per metric, one column per population)
-            or .json; None writes nothing.
+            or .json, in the run's folder; None writes nothing.
 
     Raises:
         ConfigurationError: `path` ends otherwise; at the start of a test, it cannot be written.
@@ -78,22 +78,42 @@ class ResultsTable(ResultsCallback):
         """Check the file before the work is done."""
         trainer.test_loop.verbose = False
         if self.path is not None and trainer.is_global_zero:
-            check_writable(self.path)
+            check_writable(in_run_folder(trainer, self.path))
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stand in for the trainer's own list."""
+        trainer.validate_loop.verbose = False
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print the figures of `validate`; those of a fit are in its progress."""
+        if trainer.state.fn != "validate":
+            return
+        measured = figures(trainer.callback_metrics, "val/")  # in every process: reading them may be collective
+        if measured and trainer.is_global_zero:
+            self._print(pl_module, self.tested_round(trainer), {"validation": measured})
+        self._checkpoint_round = None
 
     def report(self, trainer: Trainer, pl_module: LightningModule, rounds: int, results: Results) -> None:
         """Print and write the results."""
+        names = self._print(pl_module, rounds, results)
+        if self.path is not None:
+            privacy = federated_module(pl_module).privacy
+            spent = {} if privacy is None else {"privacy/epsilon": privacy.epsilon, "privacy/delta": privacy.delta}
+            run = {**names, "round": rounds, **spent, "results": results}
+            results = {population: {**metrics, **spent} for population, metrics in results.items()}
+            text = _csv(results) if self.path.suffix == ".csv" else json.dumps(run, indent=2) + "\n"
+            write_text(in_run_folder(trainer, self.path), text)
+
+    def _print(self, pl_module: LightningModule, rounds: int, results: Results) -> dict[str, str]:
+        """Print the table; returns what stands in its title."""
         module = federated_module(pl_module)
         names = {"method": type(module.method).__name__, "backbone": type(module.backbone).__name__}
         title = f"{names['method']} with {names['backbone']}, round {rounds}"
         table, privacy = results_table(title, results, module.route_names), module.privacy
-        spent = {} if privacy is None else {"privacy/epsilon": privacy.epsilon, "privacy/delta": privacy.delta}
         if privacy is not None:
             table.caption = f"{table.caption}\nprivacy: epsilon {privacy.epsilon:.4g} at delta {privacy.delta:g}"
         get_console().print(table)
-        if self.path is not None:
-            run = {**names, "round": rounds, **spent, "results": results}
-            results = {population: {**metrics, **spent} for population, metrics in results.items()}
-            write_text(self.path, _csv(results) if self.path.suffix == ".csv" else json.dumps(run, indent=2) + "\n")
+        return names
 
 
 def results_table(title: str, results: Results, blocks: list[str]) -> Table:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import yaml
 from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]  # public, by its documentation
 from lightning.pytorch.cli import LightningArgumentParser
 from numpy.typing import ArrayLike
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 import flow_pl.methods
 import flow_pl.models  # noqa: F401 (imported, their classes go by their bare names in YAML)
 from flow_pl.checks import check_checkpoint, check_class_paths, check_fit
+from flow_pl.configuration import KEY
 from flow_pl.data import FederatedDataModule
 from flow_pl.data.batch import ClientBatch, Examples
 from flow_pl.data.dataset import draw_part
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
 
 
 def load(
-    config: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    config: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None,
     checkpoint: str | os.PathLike[str],
     *overrides: str,
 ) -> tuple[FederatedModule, FederatedDataModule]:
@@ -52,7 +54,8 @@ def load(
 
     Args:
         config: YAML file that the run has saved, or the files or names of shipped ones that it was put together
-            from (`["task/digits", "method/flow"]`); what they say of the trainer and the seed has no effect.
+            from (`["task/digits", "method/flow"]`); None = what the checkpoint says. What they say of the trainer and
+            the seed has no effect.
         checkpoint: of the run, on the CPU when it is loaded.
         *overrides: options of the command line for `--model` and `--data`, such as "--data.cache_dir=/tmp/stores".
 
@@ -61,30 +64,44 @@ def load(
 
     Raises:
         ConfigurationError: the configuration is not valid; or the checkpoint is missing, damaged, none of this project
-            or of another method or backbone.
+            or of another method or backbone, or holds no configuration where none is given.
     """
     saved = WholeCheckpointIO().load_checkpoint(os.fspath(checkpoint))
     with torch.random.fork_rng(devices=[]):  # initial weights are drawn, and replaced at once
-        module, data = instantiate(config, *overrides)
+        module, data = instantiate(_saved_settings(saved, checkpoint) if config is None else config, *overrides)
     check_checkpoint(saved["flow_pl"], module.identity(), saved["state_dict"], dict(module.state_dict()))
     module.load_state_dict(saved["state_dict"])
     return module.eval(), data
 
 
+def _saved_settings(saved: dict[str, Any], checkpoint: str | os.PathLike[str]) -> dict[str, Any]:
+    settings: dict[str, Any] = saved.get(KEY, {})
+    if not {"model", "data"} <= settings.keys():
+        raise ConfigurationError(
+            f"the checkpoint {checkpoint} holds no configuration, since its run was put together in Python: give the "
+            "configuration's file."
+        )
+    return {section: settings[section] for section in ("model", "data")}
+
+
 def instantiate(
-    config: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], *overrides: str
+    config: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | dict[str, Any], *overrides: str
 ) -> tuple[FederatedModule, FederatedDataModule]:
     """The untrained module and the data module of a configuration, as the command line makes them.
 
     Args:
-        config: YAML file of a run, or several; names of shipped ones are found.
+        config: YAML file of a run, or several; names of shipped ones are found. Or the sections "model" and "data" of
+            one.
         *overrides: options of the command line for `--model` and `--data`.
 
     Raises:
         ConfigurationError: they are not valid.
     """
-    listed = [config] if isinstance(config, str | os.PathLike) else config
-    files = [find(os.fspath(each)) for each in listed]
+    if isinstance(config, dict):
+        files = [yaml.safe_dump(config)]  # which may stand in the place of a file
+    else:
+        listed = [config] if isinstance(config, str | os.PathLike) else config
+        files = [str(find(os.fspath(each))) for each in listed]
     parser = LightningArgumentParser(exit_on_error=False)
     parser.add_argument("--config", action=ActionConfigFile)
     for ignored in ("seed_everything", "trainer", "ckpt_path", "weights_only"):
@@ -96,7 +113,8 @@ def instantiate(
         check_class_paths(settings)
         made = parser.instantiate_classes(settings)
     except argparse.ArgumentError as error:
-        raise ConfigurationError(f"{', '.join(map(str, files))} cannot be used: {error}") from error
+        named = "the configuration" if isinstance(config, dict) else ", ".join(map(str, files))
+        raise ConfigurationError(f"{named} cannot be used: {error}") from error
     except Exception as error:
         cause = find_cause(error, FlowError)
         if cause is None:

@@ -112,9 +112,14 @@ def test_fit_then_validate_test_and_predict_from_the_best_checkpoint(config, tmp
     assert len({row["client"] for row in rows}) == 8
 
 
-def test_predict_without_an_output_option_writes_predictions_csv(config, tmp_path):
+def test_predict_without_an_output_option_writes_into_the_folder_of_the_run(config, tmp_path, capsys):
+    (tmp_path / "predictions.csv").write_text("of another method")
+    main(["fit", "--config", str(config)])
     main(["predict", "--config", str(config)])
-    assert (tmp_path / "predictions.csv").read_text().startswith("client,population,instance,prediction,label")
+    written = tmp_path / "run" / "predictions.csv"
+    assert written.read_text().startswith("client,population,instance,prediction,label")
+    assert f"predictions: {written}" in capsys.readouterr().out
+    assert (tmp_path / "predictions.csv").read_text() == "of another method"
 
 
 def test_class_names_need_no_paths_and_settings_can_be_given_on_the_command_line(config):
@@ -161,8 +166,9 @@ def test_unlabelled_rows_are_predicted(config, tmp_path):
     y = random.integers(3, size=120)
     y[::10] = -1
     np.savez(tmp_path / "mine.npz", x=random.normal(size=(120, 6)).astype("f4"), y=y, client=np.arange(120) % 6)
-    main(["predict", "--config", str(_array_config(config, tmp_path / "mine.npz"))])
-    with open(tmp_path / "predictions.csv") as file:
+    for command in ("fit", "predict"):
+        main([command, "--config", str(_array_config(config, tmp_path / "mine.npz"))])
+    with open(tmp_path / "run" / "predictions.csv") as file:
         rows = list(csv.DictReader(file))
     unlabelled = [row for row in rows if row["label"] == ""]
     assert len(unlabelled) == 12
@@ -183,7 +189,7 @@ def _tested_and_predicted(config, folder):
     best = ["--ckpt_path", str(folder / "run" / "checkpoints" / "last.ckpt")]
     tested = run(["test", "--config", config, *best]).trainer.callback_metrics
     main(["predict", "--config", config, *best])
-    with open(folder / "predictions.csv") as file:
+    with open(folder / "run" / "predictions.csv") as file:
         rows = list(csv.DictReader(file))
     return cli, {name: float(value) for name, value in tested.items()}, rows
 

@@ -95,8 +95,8 @@ def run_settings(settings: Settings, method: str, seed: int, folder: Path, group
         *(listed if isinstance(listed, list) else [listed]),
         # callbacks use flow_pl, never the reverse: the command line finds them by name
         {"class_path": "flow_pl.callbacks.LearningCurves", "init_args": {"path": "curve.csv", "figure": None}},
-        {"class_path": "flow_pl.callbacks.ClientResults", "init_args": {"path": str(folder / "clients.csv")}},
-        {"class_path": "flow_pl.callbacks.ResultsTable", "init_args": {"path": str(folder / "test.json")}},
+        {"class_path": "flow_pl.callbacks.ClientResults", "init_args": {"path": "clients.csv"}},
+        {"class_path": "flow_pl.callbacks.ResultsTable", "init_args": {"path": "test.json"}},
     ]
     for logger in wandb_loggers(settings):
         named = {"name": f"{method}-seed{seed}", "group": group}

@@ -49,8 +49,9 @@ class FederatedDataModule(ABC, L.LightningDataModule):
         deadline: number of training examples that a client of the usual speed gets through in a round; clients that
             need longer are not waited for; null = wait for all.
         speed_spread: standard deviation of the logarithm of a client's speed, for the deadline; drawn each round.
-        val_clients: number of clients evaluated at each validation, drawn anew from the seen clients (or from those
-            that the data means for validation) that have validation rows; null = all of them.
+        val_clients: number of clients evaluated at each validation, the same ones at every one, so that rounds can be
+            compared; drawn by `seed` from the seen clients (or from those that the data means for validation) that have
+            validation rows; null = all of them.
         new_client_fraction: share of the clients that are never sampled in training, and are tested apart; without
             effect where the data names its test clients.
         val_fraction: share of each client's examples for validation.
