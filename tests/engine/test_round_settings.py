@@ -237,7 +237,7 @@ def test_a_poisson_round_without_clients_still_adds_noise(tmp_path):
         ({"compression": TopK()}, "error_feedback"),
         ({"attack": Backdoor(size=9)}, "at most 8"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "-".join(value),
 )
 def test_what_does_not_fit_is_refused_before_training(tmp_path, settings, said):
     model = module(**settings)
