@@ -16,7 +16,7 @@ class LazyClasses(nn.LazyLinear):
     `FederatedModule` sets `out_features` before that.
     """
 
-    cls_to_become = nn.Linear  # type: ignore[assignment]
+    cls_to_become = nn.Linear
 
     def __init__(self) -> None:
         super().__init__(out_features=0)
@@ -27,7 +27,7 @@ class LazyClasses(nn.LazyLinear):
         Raises:
             RuntimeError: the number of classes is not known yet.
         """
-        if self.has_uninitialized_params() and self.out_features < 1:  # type: ignore[misc]
+        if self.has_uninitialized_params() and self.out_features < 1:
             raise RuntimeError("the number of classes is not known yet: give the backbone num_classes")
         super().initialize_parameters(*args)
         self.out_features = len(self.weight)

@@ -235,13 +235,17 @@ def test_lightning_runs_every_stage(make, precision, dtype):
     assert model.dtypes == {dtype}
 
 
-def test_lightning_runs_without_any_row_to_evaluate_on(make):
+def test_lightning_trains_without_any_row_to_evaluate_on_and_evaluates_nothing(make):
     data, model, trainer = make(val_fraction=0, test_fraction=0), Recorder(), make_trainer()
     trainer.fit(model, data)
     assert {stage for stage, _, _ in model.steps} == {"train"}
     assert data.test_populations == ()
-    trainer.test(model, data, verbose=False)
-    trainer.predict(model, data)
+    with pytest.raises(ConfigurationError, match=r"no client has test examples.*Set data.test_fraction, which is 0"):
+        trainer.test(model, data, verbose=False)
+    with pytest.raises(ConfigurationError, match=r"no client has validation examples.*data.val_fraction, which is 0"):
+        trainer.validate(model, data, verbose=False)
+    with pytest.raises(ConfigurationError, match=r"no client has test examples and none without a label"):
+        trainer.predict(model, data)
     assert {stage for stage, _, _ in model.steps} == {"train"}
 
 

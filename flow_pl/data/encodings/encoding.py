@@ -123,7 +123,7 @@ class Images(Encoding):
     Args:
         image: column of the pictures: [height, width], [height, width, channels], [channels, height, width], or as many
             numbers in a row; bytes, truth values, or fractions from 0 to 1, which are rounded to 256 levels. Where all
-            numbers of a data set are 0 or 1, they are not scaled.
+            numbers of a data set are 0 or 1, they are not scaled. Grey pictures may be written in three colours.
         label: column of the labels.
         height: number of rows of a picture.
         width: number of columns of a picture.
@@ -170,7 +170,9 @@ class Images(Encoding):
             (self.height * self.width * self.channels,),
             (self.height, self.width) if self.channels == 1 else shape,
         )
-        if found == channels_first != shape:
+        if self.channels == 1 and found == (self.height, self.width, 3) and (images == images[..., :1]).all():
+            images = images[..., 0]  # grey, written in colours
+        elif found == channels_first != shape:
             images = np.moveaxis(images, 1, -1)
         elif found not in (shape, flat, grey):
             raise DataError(f"has pictures of shape {found}, expected {shape}: set height, width, channels.")

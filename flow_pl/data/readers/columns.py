@@ -207,13 +207,21 @@ def require_numbers(path: Path, name: str, values: NDArray[Any]) -> None:
         DataError: they are not.
     """
     if values.dtype.kind not in "biuf":
-        example = (
-            f", such as {brief(repr(values.reshape(-1)[0]))}" if values.size and values.dtype.kind in "OUS" else ""
-        )
+        entries = values.tolist() if values.dtype.kind in "OUS" and values.ndim == 1 else []
+        found = next(((row, value) for row, value in enumerate(entries) if not _is_number(value)), None)
+        example = "" if found is None else f" ({brief(repr(found[1]))} in row {found[0]})"
         raise DataError(
             f"{path}: {name!r} has type {values.dtype}{example}: encode it as numbers, or leave it out by naming the "
             "others in feature_columns."
         )
+
+
+def _is_number(value: object) -> bool:
+    try:
+        float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _named(texts: NDArray[Any], indices: NDArray[Any]) -> Labels:

@@ -63,7 +63,9 @@ def csv_table(path: Path, client: str, label: str) -> Any:
     except arrow.ArrowInvalid as error:
         if "Empty CSV" not in str(error):
             raise
-        raise DataError(f"{path} has a header and no rows: check where it comes from.") from error
+        table = None
+    if table is None or not table.num_rows:
+        raise DataError(f"{path} has a header and no rows: check where it comes from.")
     if delimiter != ",":
         other = read(",")
         table = other if _texts(other, arrow) < _texts(table, arrow) else table

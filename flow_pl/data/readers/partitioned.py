@@ -85,7 +85,7 @@ class PartitionedSource(Source):
         self._rows.pop(name, None)
 
     def _column(self, chosen: Any, name: str) -> Any:
-        feature = chosen.features[name]
+        feature = column = chosen.features[name]
         while hasattr(feature, "feature"):  # lists, of lists
             feature = feature.feature
         kind = getattr(feature, "dtype", "")
@@ -95,7 +95,7 @@ class PartitionedSource(Source):
             # the library's own conversion of nested lists is a hundred times slower
             return column_values(self._name, name, chosen.with_format("arrow")[:][name])
         require_embedded(chosen.with_format("arrow")[:][name])
-        if type(feature).__name__ == "Image" and feature is chosen.features[name]:
+        if type(feature).__name__ == "Image" and feature is column:
             return [_pixels(picture) for picture in chosen[name]]
         return chosen.with_format("numpy")[:][name]  # lists of pictures, decoded
 
@@ -267,11 +267,7 @@ def _pixels(picture: Any) -> NDArray[Any]:
     if picture.mode == "1":
         picture = picture.convert("L")
     elif picture.mode in ("P", "PA"):
-        has_alpha = picture.mode == "PA" or "transparency" in picture.info
-        picture = picture.convert("RGBA" if has_alpha else "RGB")
-        colours = np.asarray(picture)
-        if not has_alpha and (colours == colours[..., :1]).all():
-            picture = picture.convert("L")
+        picture = picture.convert("RGBA" if picture.mode == "PA" or "transparency" in picture.info else "RGB")
     return np.asarray(picture)
 
 

@@ -83,7 +83,7 @@ def _check_labels(name: str, y: NDArray[Any], num_classes: int | None) -> None:
         raise unusable(name, f"has the label {y[wrong][0]} in row {row}", f"expected {expected}, -1 = to be predicted")
     if not (y != -1).any():
         raise UnusableError(
-            f"client {name!r} has no labelled row: leave it out, give it a label to learn from, or set "
+            f"client {name!r} has no labelled row: leave it out, or give it a label to learn from, or set "
             "unusable_clients to skip."
         )
 
