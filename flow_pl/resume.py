@@ -41,7 +41,15 @@ SPLIT = ("split_seed", "val_fraction", "test_fraction", "new_client_fraction", "
 DECISIVE_FOR_TRAINER = ("precision", "limit_train_batches", "limit_val_batches", "overfit_batches")
 """Settings of the trainer that change numbers of rounds yet to come; how many rounds there are is not among them."""
 
-NO_EFFECT = ("cache_dir", "chunk_size", "num_workers", "trace_after", "channels_last", "compile_mode")
+NO_EFFECT = (
+    "cache_dir",
+    "chunk_size",
+    "num_workers",
+    "evaluation_batch_size",
+    "trace_after",
+    "channels_last",
+    "compile_mode",
+)
 """Settings of data and loop that change how fast a run is, but none of its numbers beyond rounding."""
 
 

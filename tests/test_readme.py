@@ -52,7 +52,7 @@ def test_commands(tmp_path, monkeypatch):
             main([*args, "--trainer.accelerator=cpu", "--trainer.devices=1"])
         if "configs/loggers/wandb.yaml" in args:
             wandb.finish()  # a later logger of this process would go on with the same run
-    assert (tmp_path / "predictions.csv").exists()
+    assert (tmp_path / "runs" / "digits" / "flow" / "predictions.csv").exists()
     assert (tmp_path / "runs" / "digits" / "flow" / "checkpoints" / "best.ckpt").exists()
     assert (tmp_path / "runs" / "compare" / "digits" / "table.md").exists()
     assert (tmp_path / "runs" / "compare" / "array" / "ablations" / "accuracy.png").exists()

@@ -380,7 +380,7 @@ def test_a_checkpoint_without_a_configuration_says_what_it_needs(config, root): 
 
 
 def make_flow():
-    return Flow(local_epochs=1, router=lambda blocks: InstanceRouter(blocks, hidden=[4]))
+    return Flow(router=lambda blocks: InstanceRouter(blocks, hidden=[4]))
 
 
 @pytest.mark.parametrize("path", ["os.system", "subprocess.Popen", "tests.test_runs.StopIn", "no.such.Class"])

@@ -217,7 +217,7 @@ def test_two_processes_through_the_command_line(tmp_path, command):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     if command == "predict":
-        assert len((tmp_path / "predictions.csv").read_text().splitlines()) > 8
+        assert len((tmp_path / "run" / "predictions.csv").read_text().splitlines()) > 8
 
 
 @pytest.mark.slow
