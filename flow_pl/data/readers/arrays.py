@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
-from lightning_utilities.core.rank_zero import rank_zero_info
 from numpy.typing import NDArray
 
 from flow_pl.data.datamodule import FederatedDataModule
