@@ -28,7 +28,8 @@ class PredictionWriter(Callback):  # not a BasePredictionWriter, which asks the 
     Columns: `client` (name), `population` (`seen` or `new`), `instance` (index within the client's held-out
     examples), for tokens `position` (in the sequence, from 0; padding has no row), `prediction`, `label`,
     `generalized_correct`, `personalized_correct` (these three are empty where there is no label), and
-    `route_<block>` (`local` or `global`) for each routed block.
+    `route_<block>` (`local` or `global`) for each routed block. Where the classes have names, as labels that are texts
+    do, `predicted_class` and `true_class` say them.
 
     Where an instance has several labels, `prediction` lists those predicted, the most probable first, `label` the true
     ones, and the other two say how many of the true ones the models find.
@@ -56,7 +57,7 @@ class PredictionWriter(Callback):  # not a BasePredictionWriter, which asks the 
         self._file = in_run_folder(trainer, self.path)
         check_writable(self._file)
         module = federated_module(pl_module)
-        types = column_types(module.objective, module.route_names)
+        types = column_types(module.objective, module.route_names, federated_data(trainer).class_names)
         self._part = FORMATS[self.path.suffix](self._part_path(trainer.global_rank), types)
 
     def on_predict_batch_end(
@@ -119,12 +120,13 @@ class PredictionWriter(Callback):  # not a BasePredictionWriter, which asks the 
             self._part = None
 
 
-def column_types(objective: Objective, blocks: list[str]) -> dict[str, type]:
+def column_types(objective: Objective, blocks: list[str], class_names: Sequence[str] = ()) -> dict[str, type]:
     """The columns of a file of predictions.
 
     Args:
         objective: the task.
         blocks: names of the routed blocks.
+        class_names: names of the classes, if they have any.
 
     Returns:
         The type of each column, by name, in the order of the file.
@@ -133,6 +135,7 @@ def column_types(objective: Objective, blocks: list[str]) -> dict[str, type]:
     types: dict[str, type] = {"client": str, "population": str, "instance": int}
     types |= dict.fromkeys(objective.positions, int)
     types |= {"prediction": label, "label": label, "generalized_correct": correct, "personalized_correct": correct}
+    types |= dict.fromkeys(("predicted_class", "true_class") if _are_named(objective, class_names) else (), str)
     return types | {f"route_{block}": str for block in blocks}
 
 
@@ -175,11 +178,22 @@ def prediction_rows(
     labelled = {"label": label, "generalized_correct": generalized, "personalized_correct": personalized}
     rows: dict[str, Column] = {name: np.ma.array(values) for name, values in columns.items()}
     rows |= {name: np.ma.array(values, mask=unlabelled) for name, values in labelled.items()}
+    if _are_named(objective, data.class_names):
+        # an output beyond the classes of the data has no name
+        classes = np.array([*data.class_names, ""], dtype=str)
+        named = {"predicted_class": prediction, "true_class": label}
+        places = {name: np.where((n < 0) | (n >= len(classes) - 1), len(classes) - 1, n) for name, n in named.items()}
+        rows |= {name: np.ma.array(classes[place], mask=classes[place] == "") for name, place in places.items()}
     if predictions.routes is not None:
         local = predictions.routes.cpu().numpy()[mask]
         routes = np.where(local, "local", "global")
         rows |= {f"route_{block}": np.ma.array(routes[:, i]) for i, block in enumerate(blocks)}
     return rows
+
+
+def _are_named(objective: Objective, class_names: Sequence[str]) -> bool:
+    """Whether what is predicted has names: one class for each example or position."""
+    return bool(class_names) and not objective.several_labels
 
 
 def _lists(values: Sequence[NDArray[Any]] | NDArray[Any]) -> NDArray[Any]:

@@ -397,3 +397,30 @@ def prepared(path, tmp_path, **settings):
     data.prepare_data()
     data.setup()
     return data
+
+
+def test_a_test_file_has_the_same_classes(tmp_path):
+    """The number of a label does not depend on the file; clients of the test file alone are new."""
+    train = save(tmp_path / "train.npz", y=np.array(["elm", "oak", "elm", "oak", "elm", "oak"]))
+    test = save(
+        tmp_path / "test.npz", y=np.array(["fir", "oak", "", "ash", "oak", "oak"]), client=np.array(list("abddda"))
+    )
+    data = prepared(train, tmp_path, test=test, val_fraction=0)
+    assert data.class_names == ("ash", "elm", "fir", "oak")
+    federation = data.federation
+    assert [data.population(client) for client in range(4)] == ["seen", "seen", "seen", "new"]
+    assert federation.test_sizes.tolist()[:3] == [2, 1, 0]
+    assert data.examples(0, "train")[1].tolist() == [3, 1]
+    assert data.examples(0, "test")[1].tolist() == [2, 3]
+    np.testing.assert_array_equal(data.examples(0, "test")[0], X[[0, 5]])
+    assert data.examples(3, "unlabelled")[1].tolist() == [-1]
+
+
+def test_test_files_that_do_not_fit(tmp_path):
+    train = save(tmp_path / "train.npz")
+    with pytest.raises(DataError, match=r"the labels are texts in one, numbers in the other"):
+        prepared(train, tmp_path, test=save(tmp_path / "a.npz", y=Y.astype(str)))
+    with pytest.raises(DataError, match=r"b.npz: features have shape \(1,\) and labels \(\), in .* they have \(2,\)"):
+        prepared(train, tmp_path, test=save(tmp_path / "b.npz", x=X[:, :1]))
+    with pytest.raises(ConfigurationError, match=r"test is c.txt, expected a file ending on .npz"):
+        ArrayData(train, test="c.txt")

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
 
 from flow_pl.data.datamodule import FederatedDataModule
-from flow_pl.data.readers.tables import READERS
+from flow_pl.data.readers.tables import READERS, Reader, Table
 from flow_pl.data.store.cache import file_identity
 from flow_pl.data.store.limits import require_name
 from flow_pl.data.store.writer import ClientData
@@ -36,6 +36,8 @@ class ArrayData(FederatedDataModule):
 
     Args:
         path: the file, ending on .npz, .parquet, .csv, .tsv, .csv.gz or .tsv.gz.
+        test: another file, with the test examples in the same columns; clients that are in it alone are new. null = a
+            share of each client's examples is for testing.
         client_column: array or column with the client of each row, an integer or a text.
         label_column: array or column of the labels.
         feature_columns: arrays or columns of the features, several being joined along a new last axis; null = the
@@ -61,13 +63,14 @@ class ArrayData(FederatedDataModule):
         feature_shape: list[int] | None = None,
         num_classes: int | None = None,
         tokens: bool | None = None,
+        test: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self._path = Path(path).expanduser()
-        self._read = next((read for end, read in READERS.items() if self._path.name.lower().endswith(end)), None)
-        if self._read is None:
-            raise ConfigurationError(f"path is {path}, expected a file ending on {' or '.join(READERS)}.")
+        self._paths = [Path(file).expanduser() for file in (path, test) if file is not None]
+        for setting, file in zip(("path", "test"), self._paths, strict=False):
+            if _reader(file) is None:
+                raise ConfigurationError(f"{setting} is {file}, expected a file ending on {' or '.join(READERS)}.")
         require_count(**given(num_classes=num_classes))
         require_counts(**given(feature_shape=feature_shape))
         require_some(**given(feature_shape=feature_shape, feature_columns=feature_columns))
@@ -77,9 +80,9 @@ class ArrayData(FederatedDataModule):
         self._label_names: tuple[str, ...] = ()
 
     def options(self) -> dict[str, Any]:
-        """The file, by its path, size and time of modification, and how it is read."""
+        """The files, by their paths, sizes and times of modification, and how they are read."""
         return {
-            "file": file_identity(self._path),
+            "files": [file_identity(file) for file in self._paths],
             "columns": self._columns,
             "feature_shape": self._row_shape,
             "num_classes": self._class_count,
@@ -95,61 +98,100 @@ class ArrayData(FederatedDataModule):
         return self._label_names
 
     def clients(self) -> Iterator[ClientData]:
-        """Read the file and group its rows by client.
+        """Read the files and group their rows by client.
 
         Yields:
-            The clients in the order of their values in the file, each with its rows in the order of the file.
+            The clients in the order of their values in the file, each with its rows in the order of the file; those of
+            the test file alone come last.
 
         Raises:
-            DataError: the file is damaged, lacks a column, or its columns do not fit each other.
+            DataError: a file is damaged, lacks a column, or its columns do not fit each other.
         """
-        assert self._read is not None
-        table = self._read(self._path, *self._columns)
+        tables = [self._table(file) for file in self._paths]
+        self._label_names = tuple(sorted({name for table in tables for name in table.class_names}))
+        if len({bool(table.class_names) for table in tables}) > 1:
+            raise DataError(
+                f"{' and '.join(map(str, self._paths))}: the labels are texts in one, numbers in the other."
+            )
+        parts = []
+        for path, table in zip(self._paths, tables, strict=True):
+            # the names of one file may be some of those of both; the last entry is for -1
+            numbers = np.array([*map(self._label_names.index, table.class_names), -1])
+            y = numbers[table.y] if self._label_names else table.y
+            self._check_labels(path, y)
+            parts.append(self._grouped(path, table._replace(y=y)))
+        train, test = parts[0], parts[1] if len(parts) > 1 else None
+        for name, (x, y) in train.items():
+            if test is None:
+                yield ClientData(name, x, y)
+                continue
+            x_test, y_test = test.pop(name, (x[:0], y[:0]))
+            try:
+                joined = np.concatenate([x, x_test]), np.concatenate([y, y_test])
+            except ValueError as error:
+                raise DataError(
+                    f"{self._paths[1]}: features have shape {x_test.shape[1:]} and labels {y_test.shape[1:]}, in "
+                    f"{self._paths[0]} they have {x.shape[1:]} and {y.shape[1:]}: make them equal."
+                ) from error
+            yield ClientData(name, *joined, test_rows=len(y_test))
+        for name, (x, y) in (test or {}).items():
+            yield ClientData(name, x, y, role="test")
+
+    def _table(self, path: Path) -> Table:
+        read = _reader(path)
+        assert read is not None
+        table = read(path, *self._columns)
         if table.left_out:
             rank_zero_info(
                 f"data: left out {brief(list(map(repr, table.left_out)))}, the row numbers of a pandas table; name the "
                 "columns in feature_columns to change that"
             )
-        self._label_names = table.class_names
-        self._check_labels(table.y)
-        x = self._shaped(table.x)
+        return table
+
+    def _grouped(self, path: Path, table: Table) -> dict[str, tuple[NDArray[Any], NDArray[Any]]]:
+        """The features and labels of each client, by its name."""
+        x = self._shaped(path, table.x)
         rows = np.argsort(table.client, kind="stable")
         values, starts = np.unique(table.client[rows], return_index=True)
-        for value, members in zip(values.tolist(), np.split(rows, starts[1:]), strict=True):
-            yield ClientData(self._name(value, table.names), x[members], table.y[members])
+        groups = zip(values.tolist(), np.split(rows, starts[1:]), strict=True)
+        return {self._name(path, value, table.names): (x[members], table.y[members]) for value, members in groups}
 
-    def _check_labels(self, y: NDArray[Any]) -> None:
+    def _check_labels(self, path: Path, y: NDArray[Any]) -> None:
         if self._label_names and self._class_count and len(self._label_names) > self._class_count:
             raise DataError(
-                f"{self._path} has {len(self._label_names)} labels ({brief(list(self._label_names))}), but num_classes "
+                f"{path} has {len(self._label_names)} labels ({brief(list(self._label_names))}), but num_classes "
                 f"is {self._class_count}: set it to null."
             )
         if y.ndim == 1 and (y == -1).any() and y.max() == 1 and y.min() == -1 and not (y == 0).any():
             raise DataError(
-                f"{self._path}: the labels are -1 and 1 alone, but -1 marks a row to be predicted: write the two "
+                f"{path}: the labels are -1 and 1 alone, but -1 marks a row to be predicted: write the two "
                 "classes as 0 and 1."
             )
 
-    def _shaped(self, x: NDArray[Any]) -> NDArray[Any]:
+    def _shaped(self, path: Path, x: NDArray[Any]) -> NDArray[Any]:
         if self._row_shape is None:
             return x
         shaped = with_shape(x, tuple(self._row_shape))
         if shaped is None:
             raise ConfigurationError(
-                f"feature_shape is {self._row_shape}, but a row of {self._path} has features of shape "
+                f"feature_shape is {self._row_shape}, but a row of {path} has features of shape "
                 f"{x.shape[1:]}: give a shape of as many numbers, in the same order of the axes; of pictures with "
                 "their channels last, give the shape with the channels first."
             )
         return shaped
 
-    def _name(self, value: int | str | bytes, names: NDArray[Any] | None) -> str:
+    def _name(self, path: Path, value: int | str | bytes, names: NDArray[Any] | None) -> str:
         if names is not None and isinstance(value, int):
             if not 0 <= value < len(names):
-                raise DataError(f"{self._path}: client {value} is no index into its {len(names)} client_names.")
+                raise DataError(f"{path}: client {value} is no index into its {len(names)} client_names.")
             value = names[value]
         # bytes that are no UTF-8 become what no name may hold
         name = value.decode("utf-8", errors="surrogateescape") if isinstance(value, bytes) else str(value)
-        return require_name(name, self._path)
+        return require_name(name, path)
+
+
+def _reader(path: Path) -> Reader | None:
+    return next((read for ending, read in READERS.items() if path.name.lower().endswith(ending)), None)
 
 
 def with_shape(x: NDArray[Any], shape: Sequence[int]) -> NDArray[Any] | None:

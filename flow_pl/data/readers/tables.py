@@ -175,7 +175,10 @@ def check_parquet(path: Path) -> None:
     require_bounded(path, expanded, path.stat().st_size)
 
 
-READERS: dict[str, Callable[[Path, str, str, Sequence[str] | None, bool | None], Table]] = {
+Reader = Callable[[Path, str, str, Sequence[str] | None, bool | None], Table]
+"""Reads a file by the names of its columns: client, label and features, and whether whole numbers are tokens."""
+
+READERS: dict[str, Reader] = {
     ".npz": read_npz,
     ".parquet": read_parquet,
     ".csv": read_csv,
