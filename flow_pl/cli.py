@@ -39,6 +39,7 @@ from flow_pl.results.run_folder import CONFIG, CONFIG_HEADER, find_checkpoint
 from flow_pl.resume import warn_of_changes
 from flow_pl.utils.checkpoints import WholeCheckpointIO, look_at
 from flow_pl.utils.files import write_text
+from flow_pl.utils.parser import FlowParser, expand_home
 from flow_pl.version import __version__
 
 DEFAULT_CALLBACKS = (
@@ -133,6 +134,7 @@ class FlowCLI(LightningCLI):
             ConfigurationError: it is missing, damaged, or none of this project; or a class path names no class.
         """
         super().parse_arguments(parser, args)
+        expand_home(self.config)
         check_class_paths(self.config)
         path = self.config[self.config["subcommand"]].get("ckpt_path")
         if path not in WORDS and not str(path).startswith("registry:"):
@@ -234,6 +236,9 @@ def run(args: ArgsType = None) -> FlowCLI:
         seed_everything_default=0,
         auto_configure_optimizers=False,
         load_from_checkpoint_support=False,
+        parser_class=partial(
+            FlowParser, roots={"trainer": Trainer, "model": FederatedModule, "data": FederatedDataModule}
+        ),
         parser_kwargs={"prog": "flow-pl", "version": __version__, "description": DESCRIPTION},
         trainer_defaults={
             # personalization takes gradients in validation and test

@@ -108,7 +108,7 @@ class PartitionedData(EncodedData):
             last, a folder written by `Dataset.save_to_disk`, or the name of a data set on the hub. The columns of a
             `.npz` file are its arrays, of which `x_train` is the column `x` of the split `train`.
         partitioner: a partitioner by its `class_path`, such as `flwr_datasets.partitioner.DirichletPartitioner`, and
-            its `init_args`.
+            its `init_args`; other keys are arguments over those, as `--data.partitioner.alpha 0.3` gives one.
         encoding: how a client's examples become rows, see `EncodedData`; its columns are those of the table.
         split: split of a data set of the hub, or of a folder or a `.npz` file that has some; `train+test` = both.
         name: configuration of a data set of the hub; null = its only one.
@@ -134,10 +134,13 @@ class PartitionedData(EncodedData):
         **kwargs: Any,
     ) -> None:
         super().__init__(encoding=encoding, **kwargs)
-        if not {"class_path"} <= partitioner.keys() <= {"class_path", "init_args"}:
+        arguments = {key: value for key, value in partitioner.items() if key != "class_path"}
+        given = arguments.pop("init_args", None) or {}
+        if "class_path" not in partitioner or not isinstance(given, dict):
             raise ConfigurationError(f"partitioner is {partitioner}, expected a class_path and its init_args.")
         self._path = path
-        self._partitioner = partitioner
+        # also where `--data.partitioner.init_args.alpha 0.3` goes, which jsonargparse (4.53) puts beside the init_args
+        self._partitioner = {"class_path": partitioner["class_path"], "init_args": {**given, **arguments}}
         self._split = split
         self._name = name
         self._revision = revision
