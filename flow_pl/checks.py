@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from flow_pl.engine.client_optimizer import check_numbers
 from flow_pl.errors import ConfigurationError, FlowError
+from flow_pl.kernels.functional import training_mode
 from flow_pl.methods.base import Method, Phase
 from flow_pl.models.lazy import set_classes
 
@@ -37,21 +38,15 @@ def check_fit(method: Method, example: Tensor, num_classes: int, label_shape: tu
     """
     modules = list(method.modules.values())
     set_classes(modules, num_classes)
-    modes = [module.training for module in modules]
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), training_mode(modules, False):
             torch.manual_seed(method.lazy_seed)
-            for module in modules:
-                module.eval()
             method.initialize(example)
             outputs = method.modules["global"](example)
     except FlowError:
         raise
     except Exception as error:
         raise _misfit(method.modules["global"], example, error) from error
-    finally:
-        for module, mode in zip(modules, modes, strict=True):
-            module.train(mode)
     method.objective.check(outputs, num_classes)
     expected = method.objective.label_shape(outputs)
     if label_shape is not None and label_shape != expected:

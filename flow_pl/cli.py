@@ -8,7 +8,8 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -264,29 +265,15 @@ def _silence_advertisements() -> None:
         logging.getLogger(f"lightning.pytorch.{module}").addFilter(lambda record: "Tip:" not in record.getMessage())
 
 
-def main(args: ArgsType = None) -> None:
-    """Run the command line; what a user can mend ends with one message and exit status 1.
+@contextmanager
+def told() -> Iterator[None]:
+    """A context in which what a user can mend ends the process with one message and exit status 1.
 
-    Args:
-        args: as in `sys.argv[1:]`; None to take those.
+    SIGTERM ends it with status 143.
     """
     _silence_advertisements()
-    words = sys.argv[1:] if args is None else args
     try:
-        if isinstance(words, list) and words[:1] == ["compare"]:
-            from flow_pl.compare.command import compare  # which imports this module
-
-            status = compare(words[1:])
-            if status:
-                raise SystemExit(status)
-        elif isinstance(words, list) and words[:1] == ["configs"]:
-            shipped.command(words[1:])
-        elif isinstance(words, list) and words[:1] in (["export"], ["personalize"]):
-            from flow_pl.export_command import command  # as few runs need it
-
-            command(words[0], words[1:])
-        else:
-            run(args)
+        yield
     except SIGTERMException:
         print(f"stopped by SIGTERM: {RESUME}.", file=sys.stderr)
         raise SystemExit(128 + signal.SIGTERM) from None

@@ -42,6 +42,7 @@ from flow_pl.engine.server_round import (
 )
 from flow_pl.engine.tracing import check_compiler
 from flow_pl.errors import ConfigurationError
+from flow_pl.evaluation.clients import evaluate_clients, predict_clients
 from flow_pl.evaluation.counts import ClientEvaluation, ClientPredictions, concatenate
 from flow_pl.kernels.allocator import keep_freed_memory
 from flow_pl.methods.base import Method
@@ -458,7 +459,7 @@ class FederatedModule(lightning.LightningModule):
         server = server_groups(self.method)
 
         def evaluate(piece: ClientBatch) -> ClientEvaluation:
-            return self.loop.evaluate_clients(self.method, server, piece, self._kept(self.method, server, piece))
+            return evaluate_clients(self.loop, self.method, server, piece, self._kept(self.method, server, piece))
 
         return concatenate(list(self._chunks.run(batch, evaluate))) if len(batch) else evaluate(batch)
 
@@ -473,7 +474,7 @@ class FederatedModule(lightning.LightningModule):
         server = server_groups(self.method)
 
         def predict(piece: ClientBatch) -> ClientPredictions:
-            return self.loop.predict_clients(self.method, server, piece, self._kept(self.method, server, piece))
+            return predict_clients(self.loop, self.method, server, piece, self._kept(self.method, server, piece))
 
         pieces = list(self._chunks.run(batch, predict)) if len(batch) else [predict(batch)]
         # those without any example have no axes to put together

@@ -11,7 +11,8 @@ import torch
 import wandb
 import yaml
 
-from flow_pl.cli import main, run
+from flow_pl.__main__ import main
+from flow_pl.cli import run
 
 TINY = """
 seed_everything: 1

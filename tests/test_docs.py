@@ -15,7 +15,8 @@ import yaml
 
 import flow_pl.methods
 from flow_pl import callbacks
-from flow_pl.cli import main, run
+from flow_pl.__main__ import main
+from flow_pl.cli import run
 from flow_pl.methods import Method
 
 ROOT = Path(__file__).resolve().parents[1]

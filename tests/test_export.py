@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from flow_pl import FederatedLoop, FederatedModule
-from flow_pl.cli import main, run
+from flow_pl.__main__ import main
+from flow_pl.cli import run
 from flow_pl.errors import ConfigurationError
 from flow_pl.export import export_model
 from flow_pl.methods import FedAvg, FineTuning, Flow

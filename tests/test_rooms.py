@@ -17,6 +17,8 @@ ROOMS = (
     "export",
     "serving",
     "module",
+    "resume",
+    "configuration",
     "report",
     "checks",
     "evaluation",

@@ -10,7 +10,8 @@ from lightning.pytorch.callbacks import Callback
 
 import flow_pl
 from flow_pl import FederatedModule
-from flow_pl.cli import main, run
+from flow_pl.__main__ import main
+from flow_pl.cli import run
 from flow_pl.errors import ConfigurationError
 from flow_pl.methods import Flow
 from flow_pl.models import MLP

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from flow_pl.engine.server_round import server_groups
 from flow_pl.errors import ConfigurationError
+from flow_pl.evaluation.clients import evaluate_clients
 from flow_pl.methods import LPFT, FedAvg, FedBABU, FedPer, FedProx
 from tests.methods.helpers import client_of, copied, filled, next_server
 from tests.support import bound, chunk, delta, flat, loop, minibatches, sgd, snapshot, train_alone
@@ -62,7 +63,7 @@ def test_fedper_trains_body_and_own_head_together_and_sends_the_body():
     method, batch, kept = bound(FedPer()), chunk(SIZES, heldout=20), None
     heads = [{k: p for k, p in snapshot(method)["global"].items() if k.startswith(f"{HEAD}.")}] * len(SIZES)
     for server in (snapshot(method), next_server(snapshot(method))):
-        result = loop().evaluate_clients(method, server, batch, None if kept is None else copied(kept))
+        result = evaluate_clients(loop(), method, server, batch, None if kept is None else copied(kept))
         update = loop().train_clients(method, server, batch, kept=kept)
         kept = copied(update.kept)
         for client in range(len(SIZES)):
@@ -79,7 +80,7 @@ def test_fedper_trains_body_and_own_head_together_and_sends_the_body():
 def test_fedbabu_trains_the_body_under_the_initial_head_and_fine_tunes_all():
     method, batch = bound(FedBABU(personal_lr_scale=1.0)), chunk(SIZES, heldout=20)
     server = snapshot(method)
-    update, result = (getattr(loop(), run)(method, server, batch) for run in ("train_clients", "evaluate_clients"))
+    update, result = loop().train_clients(method, server, batch), evaluate_clients(loop(), method, server, batch)
     for client in range(len(SIZES)):
         alone = train(filled(server["global"]), batch, client, 2, BODY)
         moved = client_of(update.difference["global"], client)
@@ -95,7 +96,7 @@ def test_lp_ft_fine_tunes_the_head_before_all():
     server, fedavg = snapshot(method), bound(FedAvg())
     sent = [delta(loop().train_clients(m, server, batch))["global"] for m in (method, fedavg)]
     torch.testing.assert_close(sent[0], sent[1])
-    result = loop().evaluate_clients(method, server, batch)
+    result = evaluate_clients(loop(), method, server, batch)
     for client in range(len(SIZES)):
         probed = train(filled(server["global"]), batch, client, 1, HEAD)
         check_losses(result, batch, client, train(copy.deepcopy(probed), batch, client, 2, BODY, HEAD))
