@@ -43,8 +43,7 @@ class FederatedDataModule(ABC, L.LightningDataModule):
     Args:
         cohort_size: number of clients sampled in a round of training; with `sampling: poisson`, its expectation.
         chunk_size: number of clients trained or evaluated side by side; "auto" = what the first rounds measure to be
-            fastest on this machine and fits into its memory. With dropout, whose masks depend on the chunk, runs with
-            "auto" cannot be repeated exactly.
+            fastest on this machine and fits into its memory. The results are the same, up to rounding.
         dropout: probability that a sampled client goes offline before it reports; it is then not trained.
         deadline: number of training examples that a client of the usual speed gets through in a round; clients that
             need longer are not waited for; null = wait for all.

@@ -109,7 +109,7 @@ def looked_at(folder, *options, **settings):
 
 @pytest.mark.parametrize("chunk_size", [2, 10])
 def test_routes_are_those_of_the_test(tmp_path, chunk_size):
-    """Dropout included: personalized once more, in the same chunks, clients route as they were tested."""
+    """Dropout included: personalized once more, clients route as they were tested."""
     evidence, metrics = looked_at(tmp_path, f"--data.chunk_size={chunk_size}")
     for population, routes in evidence.routes.items():
         expected = [metrics[f"test/{population}/routed_local/{block}"] for block in evidence.blocks]
@@ -148,11 +148,8 @@ def test_one_way_per_client_is_explained_by_the_client(tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_write_the_page_of_one(tmp_path):
-    """Without dropout, whose masks depend on the chunk; pictures aside, where the last bit may show."""
-    method = yaml.safe_load(TINY.format(root=tmp_path))["model"]["method"]
-    method["init_args"]["router"]["init_args"]["dropout"] = 0.0
+    """Dropout included; pictures aside, where the last bit may show."""
     settings = yaml.safe_load(TINY.format(root=tmp_path))
-    settings["model"]["method"] = method
     pages = {}
     for processes in (1, 2):
         settings["trainer"] |= {"default_root_dir": str(tmp_path / str(processes)), "devices": processes}

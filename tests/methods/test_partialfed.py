@@ -78,7 +78,7 @@ def test_a_round_equals_plain_loops(clients):
     """Strategy steps with frozen weights, the choice, weight steps; all of the model is sent, and kept."""
     method = bound(PartialFed(strategy_epochs=2, temperature=0.5))
     batch = select(chunk(SIZES), clients)
-    kept = kept_by(method, batch, ((0.1, -0.1), (-0.1, 0.1)))
+    kept = kept_by(method, batch, ((0.5, -0.5), (-0.5, 0.5)))
     before = copy.deepcopy(kept)
     server = server_groups(method)
     update = loop().train_clients(method, server, batch, kept=kept)
