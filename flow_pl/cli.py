@@ -17,12 +17,12 @@ from typing import Any
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.plugins import CheckpointIO
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 import flow_pl.methods
 import flow_pl.models  # noqa: F401 (imported, their classes go by their bare names in YAML)
@@ -57,10 +57,8 @@ DEFAULT_CALLBACKS = (
     MetricsLog,
     Preemption,
     RunFolder,
-    BestCheckpoint,
-    LastCheckpoint,
 )
-"""Always there, but for those that a listed callback replaces: see `_replaces`."""
+"""Always there, with `BestCheckpoint` and `LastCheckpoint`, but for those that a listed callback replaces: `_replaces`."""
 
 DESCRIPTION = """Personalized federated learning, one command for each stage of a run.
 Other commands, each with --help: `flow-pl compare` trains and tests several configurations, `flow-pl export` and
@@ -175,13 +173,13 @@ class FlowCLI(LightningCLI):
         root = Path(self._get(self.config_init, "trainer.default_root_dir"))
         listed = self._get(self.config_init, "trainer.callbacks") or []
         listed = listed if isinstance(listed, Sequence) else [listed]
-        off = [ProgressBar] * (self._get(self.config_init, "trainer.enable_progress_bar") is False)
-        off += [Checkpoint] * (self._get(self.config_init, "trainer.enable_checkpointing") is False)
-        defaults = [make(root) if issubclass(make, Checkpoint) else make() for make in DEFAULT_CALLBACKS]
+        defaults: list[Callback] = [make() for make in DEFAULT_CALLBACKS]
+        if self._get(self.config_init, "trainer.enable_progress_bar") is False:
+            defaults = [default for default in defaults if not isinstance(default, ProgressBar)]
+        if self._get(self.config_init, "trainer.enable_checkpointing") is not False:
+            defaults += [BestCheckpoint(root), LastCheckpoint(root)]
         self.trainer_defaults["callbacks"] = [
-            default
-            for default in defaults
-            if not isinstance(default, tuple(off)) and not any(_replaces(callback, default) for callback in listed)
+            default for default in defaults if not any(_replaces(callback, default) for callback in listed)
         ]
         if self._get(self.config_init, "trainer.logger") in (None, True):
             kwargs["logger"] = RunLogger(root, name="logs")
@@ -210,7 +208,7 @@ def _replaces(callback: Callback, default: Callback) -> bool:
             return False
         if callback.dirpath is None:
             callback.dirpath = default.dirpath
-        return os.path.realpath(callback.dirpath) == os.path.realpath(str(default.dirpath))
+        return os.path.realpath(str(callback.dirpath)) == os.path.realpath(str(default.dirpath))
     return isinstance(callback, ProgressBar if isinstance(default, ProgressBar) else type(default))
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
 from flow_pl.checks import check_class_paths
@@ -41,8 +40,8 @@ def make(cls: type[T], settings: Mapping[str, Any], given: Mapping[str, Any]) ->
     try:
         parsed = parser.parse_object({"object": {key: value for key, value in settings.items() if key not in given}})
         check_class_paths(parsed)
-        arguments = parser.instantiate_classes(parsed).get("object", Namespace())
-        return cls(**{**vars(arguments), **given})
+        arguments = parser.instantiate_classes(parsed).get("object")
+        return cls(**{**(vars(arguments) if arguments else {}), **given})
     except argparse.ArgumentError as error:
         raise ConfigurationError(f"the settings of {cls.__name__} cannot be used: {error}") from error
     except Exception as error:

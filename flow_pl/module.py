@@ -292,7 +292,7 @@ class FederatedModule(lightning.LightningModule):
                 self.server_optimizer,
                 self.server_scheduler,
                 self.trainer.optimizers[0],
-                schedulers[0] if schedulers else None,  # type: ignore[arg-type]
+                schedulers[0] if schedulers else None,
                 self.trainer.global_step,
             )
             self._changed = False

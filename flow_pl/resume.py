@@ -69,16 +69,16 @@ def data_record(data: FederatedDataModule) -> Record:
     store = federation.store
     rows, split = hashlib.sha256(), hashlib.sha256()
     for array in (store.offsets, store.labelled, store.val_rows, store.test_rows, store.roles):
-        rows.update(np.ascontiguousarray(array))
+        rows.update(np.asarray(array).tobytes())
     for part in (federation.train_sizes, federation.val_sizes, federation.test_sizes, federation.seen, federation.new):
-        split.update(np.ascontiguousarray(part))
+        split.update(np.asarray(part).tobytes())
     for client in np.unique(np.linspace(0, len(store) - 1, LOOKED_AT).astype(int)).tolist():
         first = store.read(client)
         rows.update(store.name(client).encode())
-        rows.update(np.ascontiguousarray(first.x[:1]))
-        rows.update(np.ascontiguousarray(first.y[:1]))
+        rows.update(np.asarray(first.x[:1]).tobytes())
+        rows.update(np.asarray(first.y[:1]).tobytes())
         for part in federation.split(client):
-            split.update(np.ascontiguousarray(part))
+            split.update(np.asarray(part).tobytes())
     settings = {"class": type(data).__name__, **{name: getattr(data, name) for name in SPLIT}}
     return {"settings": settings, "rows": rows.hexdigest(), "split": split.hexdigest()}
 
@@ -256,7 +256,7 @@ def _make(
 ) -> tuple[Optimizer, LRScheduler | None]:
     """Of this run, on parameters of a few numbers."""
     made = optimizer([torch.zeros([min(2, n) for n in p.shape], requires_grad=True) for p in parameters])
-    return made, None if scheduler is None else scheduler(made)  # type: ignore[return-value]
+    return made, None if scheduler is None else scheduler(made)
 
 
 def _settings(optimizer: Optimizer) -> dict[str, Any]:

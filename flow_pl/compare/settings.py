@@ -97,7 +97,7 @@ def check_comparable(settings: Mapping[str, Settings]) -> str:
     for key, found in differences(settings).items():
         values: dict[str, list[str]] = {}
         for method, value in found.items():
-            values.setdefault(json.dumps(value, sort_keys=True), []).append(method)
+            values.setdefault(_text(value), []).append(method)
         lines.append(f"  {key}: " + "; ".join(f"{v} in {', '.join(names)}" for v, names in values.items()))
     return "\n".join(lines)
 
@@ -182,6 +182,10 @@ def _decisive(settings: Settings) -> dict[str, Any]:
         found |= _options(f"model.{key}", model[key])
     names = (*ROUNDS, *AMOUNTS) if communicates else AMOUNTS
     return found | {f"trainer.{name}": trainer[name] for name in names}
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)
 
 
 def _options(name: str, setting: Any) -> dict[str, Any]:
