@@ -235,7 +235,7 @@ def run(args: ArgsType = None) -> FlowCLI:
         seed_everything_default=0,
         auto_configure_optimizers=False,
         load_from_checkpoint_support=False,
-        parser_class=partial(
+        parser_class=partial(  # type: ignore[arg-type]  # anything that makes one will do
             FlowParser, roots={"trainer": Trainer, "model": FederatedModule, "data": FederatedDataModule}
         ),
         parser_kwargs={"prog": "flow-pl", "version": __version__, "description": DESCRIPTION},

@@ -44,10 +44,10 @@ def check_draws(method: Method, example: Tensor) -> None:
                     # what else is wrong with a block is found elsewhere
                     with suppress(ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError):
                         if training:
-                            with ClientDraws(key, UnitTable()), _Watch():
+                            with ClientDraws(key, UnitTable()), _Watch():  # type: ignore[no-untyped-call]
                                 method.initialize(rows)
                         else:
-                            with _Watch():
+                            with _Watch():  # type: ignore[no-untyped-call]
                                 method.initialize(rows)
                 except _DrawnError as error:
                     _refuse(inside[-1] if inside else None, str(error), training)
@@ -62,7 +62,7 @@ class _DrawnError(Exception):
     """An operation has drawn from a generator of torch; its name."""
 
 
-class _Watch(TorchDispatchMode):
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Raises at the first operation that draws."""
 
     def __torch_dispatch__(

@@ -36,7 +36,9 @@ class FlowParser(LightningArgumentParser):
         if add_help:
             self.add_argument("-h", "--help", action=HelpPage, help="show this help; `--help all`: every setting")
 
-    def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **kwargs: Any) -> Any:
+    def parse_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, *rest: Any, **kwargs: Any
+    ) -> Any:
         """As jsonargparse does, after `nulls`."""
         return super().parse_args(nulls(sys.argv[1:] if args is None else args), *rest, **kwargs)
 
