@@ -56,7 +56,7 @@ DEFAULT_CALLBACKS = (
     Preemption,
     RunFolder,
 )
-"""Always there, with `BestCheckpoint` and `LastCheckpoint`, but for those that a listed callback replaces: `_replaces`."""
+"""Always there, with `BestCheckpoint` and `LastCheckpoint`, but for those that a listed callback replaces."""
 
 DESCRIPTION = """Personalized federated learning, one command for each stage of a run.
 Other commands, each with --help: `flow-pl compare` trains and tests several configurations, `flow-pl export` and
