@@ -35,7 +35,10 @@ def command(folder, subcommand, *options, **sections):
     settings = yaml.safe_load(TINY.format(root=folder))
     settings = {**settings, **{name: {**settings[name], **changed} for name, changed in sections.items()}}
     (folder / "tiny.yaml").write_text(yaml.safe_dump(settings))
-    return run([subcommand, "--config", str(folder / "tiny.yaml"), *map(str, options)])
+    words = ["--config", str(folder / "tiny.yaml")]
+    if subcommand == "test" and not (folder / "run" / "checkpoints").exists():
+        run(["fit", *words, *(str(option) for option in options if str(option).startswith(("--data", "--model")))])
+    return run([subcommand, *words, *map(str, options)])
 
 
 def reported(folder, *options, **sections):
@@ -100,7 +103,7 @@ class Keeping(RoutingReport):
 
 
 def looked_at(folder, *options, **settings):
-    """The evidence of a test on numbers, of a model as it is made, and the metrics of the test."""
+    """The evidence of a test on numbers, and the metrics of the test."""
     keeping = {"class_path": "tests.callbacks.test_routing_report.Keeping", "init_args": settings}
     cli = command(folder, "test", *options, "--trainer.callbacks", json.dumps([keeping]))
     (report,) = (callback for callback in cli.trainer.callbacks if isinstance(callback, Keeping))
@@ -151,13 +154,16 @@ def test_two_processes_write_the_page_of_one(tmp_path):
     """Dropout included; pictures aside, where the last bit may show."""
     settings = yaml.safe_load(TINY.format(root=tmp_path))
     pages = {}
+    (tmp_path / "fit.yaml").write_text(yaml.safe_dump(settings))
+    main(["fit", "--config", str(tmp_path / "fit.yaml")])
+    trained = ["--ckpt_path", str(tmp_path / "run" / "checkpoints" / "last.ckpt")]
     for processes in (1, 2):
         settings["trainer"] |= {"default_root_dir": str(tmp_path / str(processes)), "devices": processes}
         settings["trainer"]["strategy"] = "ddp" if processes == 2 else "auto"
         path = tmp_path / f"{processes}.yaml"
         path.write_text(yaml.safe_dump(settings))
         words = [sys.executable, "-m", "flow_pl", "test", "--config", str(path), "--trainer.callbacks+=RoutingReport"]
-        done = subprocess.run(words, capture_output=True, text=True, timeout=300, cwd=tmp_path)
+        done = subprocess.run([*words, *trained], capture_output=True, text=True, timeout=300, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         page = (tmp_path / str(processes) / "report.html").read_text()
         pages[processes] = re.sub(r'src="[^"]*"', "", page)
@@ -240,9 +246,10 @@ def test_unusable_settings_are_refused(tmp_path, monkeypatch, capsys):
     for settings in ({"path": "report.pdf"}, {"clients": 0}, {"common": -1}, {"instances": 0}):
         with pytest.raises(ConfigurationError):
             RoutingReport(**settings)
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
     config = tmp_path / "tiny.yaml"
     config.write_text(TINY.format(root=tmp_path))
+    main(["fit", "--config", str(config)])
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(SystemExit):
         main(["test", "--config", str(config), "--trainer.callbacks+=RoutingReport"])
     assert "RoutingReport needs matplotlib" in capsys.readouterr().err
