@@ -11,6 +11,7 @@ from rich import get_console
 
 from flow_pl.callbacks._federated import federated_data
 from flow_pl.callbacks._progress_display import Pace, ProgressDisplay
+from flow_pl.data import CohortSampler
 from flow_pl.utils.validation import require_at_least_zero
 
 ACCURACIES = {
@@ -21,11 +22,30 @@ ACCURACIES = {
 """Metrics shown behind the training losses of a fit, as they come, and what they are called there."""
 
 
+def _served(loader: Any, batch: Sized, batch_idx: int) -> int:
+    """Clients in the chunks that all processes have worked on at the same time."""
+    sampler = getattr(loader, "sampler", None)
+    if not isinstance(sampler, CohortSampler):
+        return len(batch)
+    # those of its own that cannot be used are known to this process alone
+    return sampler.served[batch_idx] - len(getattr(batch, "unusable", ()))
+
+
+def _evaluated(trainer: Trainer, dataloader_idx: int) -> Any:
+    """The dataloader of an evaluation."""
+    if trainer.predicting:
+        loaders = trainer.predict_dataloaders
+    else:
+        loaders = trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders
+    return loaders[dataloader_idx] if isinstance(loaders, list | tuple) else loaders
+
+
 class RoundProgressBar(ProgressBar):
     """Shows the round, the clients trained in it, clients per second, the time left and the headline metrics.
 
     On a terminal these are live bars; elsewhere (a log file, a batch job) a line at most every `interval_s` seconds
-    and one at the end. Only the first process shows anything; it takes the others to be as far as itself.
+    and one at the end. Only the first process shows anything: it counts the clients of all processes, and takes the
+    others to be as far as itself.
 
     Args:
         interval_s: least number of seconds between two lines, where there is no terminal.
@@ -73,7 +93,7 @@ class RoundProgressBar(ProgressBar):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Sized, batch_idx: int
     ) -> None:
         """Count the clients of a chunk."""
-        clients = len(batch) * trainer.world_size
+        clients = _served(trainer.train_dataloader, batch, batch_idx)
         self._round_clients += clients
         self._fit.clients += clients
         # not `total_train_batches`, which takes every batch for a step where `max_steps` is set
@@ -132,7 +152,7 @@ class RoundProgressBar(ProgressBar):
     ) -> None:
         """Count the clients of a chunk."""
         if self._display is not None and not trainer.sanity_checking:
-            self._evaluation.clients += len(batch) * trainer.world_size
+            self._evaluation.clients += _served(_evaluated(trainer, dataloader_idx), batch, batch_idx)
             text = self._show_clients(done=batch_idx + 1)
             if trainer.state.fn != "fit":
                 self._display.line(text)
@@ -181,7 +201,7 @@ class RoundProgressBar(ProgressBar):
         number, rounds = self.trainer.current_epoch, self._rounds()
         label = f"Round {number + 1}" + ("" if rounds is None else f"/{rounds}")
         cohort = federated_data(self.trainer).cohort_size
-        clients = f"clients {min(self._round_clients, cohort)}/{cohort}"
+        clients = f"clients {self._round_clients}/{cohort}"
         return self._show("fit", label, clients, self._fit, number + done, rounds)
 
     def _clients_ahead(self, trainer: Trainer, dataloader_idx: int) -> tuple[str, str, float]:

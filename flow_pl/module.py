@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import lightning
 import torch
@@ -15,8 +16,10 @@ from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from flow_pl.checks import check_checkpoint, check_fit, check_gradients, check_server_optimizer
+from flow_pl.configuration import KEY, make, read_settings
 from flow_pl.data import CohortSampler, FederatedDataModule
 from flow_pl.data.batch import ClientBatch
 from flow_pl.engine.aggregation import Aggregation, Mean
@@ -29,7 +32,7 @@ from flow_pl.engine.draw_check import check_draws
 from flow_pl.engine.loop import ClientUpdate, FederatedLoop
 from flow_pl.engine.loss_scale import LossScale
 from flow_pl.engine.privacy import GaussianMechanism
-from flow_pl.engine.round_settings import planned_rounds, prepare_rounds
+from flow_pl.engine.round_settings import choose_attackers, planned_rounds, prepare_rounds
 from flow_pl.engine.server_round import (
     ServerRound,
     changed_parameters,
@@ -39,10 +42,13 @@ from flow_pl.engine.server_round import (
 )
 from flow_pl.engine.tracing import check_compiler
 from flow_pl.errors import ConfigurationError
+from flow_pl.evaluation.clients import evaluate_clients, predict_clients
 from flow_pl.evaluation.counts import ClientEvaluation, ClientPredictions, concatenate
 from flow_pl.kernels.allocator import keep_freed_memory
 from flow_pl.methods.base import Method
+from flow_pl.resume import apply_server, begin_round_anew, check_data, check_server, data_record, server_record
 from flow_pl.tasks import Classification, Objective
+from flow_pl.utils.checkpoints import WholeCheckpointIO
 from flow_pl.utils.groups import Groups
 from flow_pl.utils.validation import require_fraction
 
@@ -106,6 +112,7 @@ class FederatedModule(lightning.LightningModule):
         self.compression = compression
         self.attack = attack
         self.loss_scale = LossScale()
+        self._changed = False
         self._round: ServerRound | None = None
         self._states: ClientStates | None = None
         self._chunks = ChunkSize()
@@ -129,6 +136,52 @@ class FederatedModule(lightning.LightningModule):
         """Outputs of the global model for instances x [N, ...]."""
         outputs: Tensor = self.backbone(x)
         return outputs
+
+    @classmethod
+    def load_from_checkpoint(
+        cls,
+        checkpoint_path: str | os.PathLike[str] | IO[bytes],
+        map_location: Any = None,
+        hparams_file: str | os.PathLike[str] | None = None,
+        strict: bool | None = None,
+        weights_only: bool | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """A trained module from a checkpoint, which holds the configuration that it was trained with.
+
+        Only class paths that name a class of the kind expected are followed. What clients of a stateful method keep is
+        not loaded: give a Trainer the `ckpt_path` for that.
+
+        Args:
+            checkpoint_path: file of a run.
+            map_location: device of the parameters; None = the CPU.
+            hparams_file: `config.yaml` of the run, to take its settings rather than those in the checkpoint.
+            strict: whether the parameters must be the same; None = True.
+            weights_only: None or True: nothing in a checkpoint is executed.
+            **kwargs: arguments of the constructor, in place of those of the configuration; all that have no default
+                where the run was put together in Python, so that its checkpoint holds no configuration.
+
+        Returns:
+            The module.
+
+        Raises:
+            ConfigurationError: the checkpoint is missing, damaged or of another method or backbone; its settings are
+                not valid; or it holds none, and an argument is not given.
+        """
+        if not isinstance(checkpoint_path, str | os.PathLike):
+            raise ConfigurationError(f"checkpoint_path is a {type(checkpoint_path).__name__}, expected a path.")
+        saved = WholeCheckpointIO().load_checkpoint(os.fspath(checkpoint_path), weights_only=weights_only)
+        settings = saved.get(KEY) if hparams_file is None else read_settings(hparams_file)
+        if not settings and not {"backbone", "method"} <= kwargs.keys():
+            raise ConfigurationError(
+                f"the checkpoint {checkpoint_path} holds no configuration, since its run was put together in Python: "
+                "give the arguments of that run, as in load_from_checkpoint(path, backbone=..., method=...)."
+            )
+        with torch.random.fork_rng(devices=[]):  # initial weights are drawn, and replaced at once
+            module = make(cls, (settings or {}).get("model", {}), kwargs)
+        check_checkpoint(saved["flow_pl"], module.identity(), saved["state_dict"], dict(module.state_dict()))
+        module.load_state_dict(saved["state_dict"], strict=strict is not False)
+        return module if map_location is None else module.to(map_location)
 
     def setup(self, stage: str) -> None:
         """Check that data, backbone, method and optimizers fit together, before anything is trained.
@@ -161,7 +214,7 @@ class FederatedModule(lightning.LightningModule):
         check_draws(self.method, example)
         if self.attack is not None:
             self.attack.check(example, data.num_classes, label_shape)
-            data.unevaluated = self.attack.choose(data.federation.seen, len(data.federation.store), data.run_seed)
+        data.unevaluated = choose_attackers(data, self.attack)
         if stage == "fit":
             prepare_rounds(
                 self.trainer,
@@ -220,6 +273,11 @@ class FederatedModule(lightning.LightningModule):
         scheduler = self.server_scheduler(optimizer)
         return [optimizer], [scheduler]
 
+    def on_fit_start(self) -> None:
+        """Refuse more rounds than the privacy budget allows, once a checkpoint's ledger is known."""
+        if self.privacy is not None:
+            self.privacy.require_budget(planned_rounds(self.trainer))
+
     def on_train_start(self) -> None:
         """Refuse a loader whose sampler Lightning has replaced: every process would train every client."""
         sampler = getattr(self.trainer.train_dataloader, "sampler", None)
@@ -228,8 +286,16 @@ class FederatedModule(lightning.LightningModule):
                 f"the training loader's sampler is {type(sampler).__name__}, expected a CohortSampler, which shares "
                 "the cohort over processes: set trainer.use_distributed_sampler to false."
             )
-        if self.privacy is not None:
-            self.privacy.require_budget(planned_rounds(self.trainer))
+        if self._changed:
+            schedulers = [config.scheduler for config in self.trainer.lr_scheduler_configs]
+            apply_server(
+                self.server_optimizer,
+                self.server_scheduler,
+                self.trainer.optimizers[0],
+                schedulers[0] if schedulers else None,
+                self.trainer.global_step,
+            )
+            self._changed = False
 
     def on_train_epoch_start(self) -> None:
         """Begin the round from nothing, whatever an interrupted one has left.
@@ -393,7 +459,7 @@ class FederatedModule(lightning.LightningModule):
         server = server_groups(self.method)
 
         def evaluate(piece: ClientBatch) -> ClientEvaluation:
-            return self.loop.evaluate_clients(self.method, server, piece, self._kept(self.method, server, piece))
+            return evaluate_clients(self.loop, self.method, server, piece, self._kept(self.method, server, piece))
 
         return concatenate(list(self._chunks.run(batch, evaluate))) if len(batch) else evaluate(batch)
 
@@ -408,7 +474,7 @@ class FederatedModule(lightning.LightningModule):
         server = server_groups(self.method)
 
         def predict(piece: ClientBatch) -> ClientPredictions:
-            return self.loop.predict_clients(self.method, server, piece, self._kept(self.method, server, piece))
+            return predict_clients(self.loop, self.method, server, piece, self._kept(self.method, server, piece))
 
         pieces = list(self._chunks.run(batch, predict)) if len(batch) else [predict(batch)]
         # those without any example have no axes to put together
@@ -417,6 +483,8 @@ class FederatedModule(lightning.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Note what the checkpoint was trained with, and what clients keep."""
         checkpoint["flow_pl"] = self.identity()
+        checkpoint["server"] = self._server_record()
+        checkpoint["data"] = data_record(self.trainer.datamodule)  # type: ignore[attr-defined]
         checkpoint["chunk_size"] = self._chunks.state_dict()
         if self.privacy is not None:
             checkpoint["privacy"] = self.privacy.state_dict()
@@ -425,10 +493,17 @@ class FederatedModule(lightning.LightningModule):
             checkpoint["client_states"] = self._states.state_dict(data.client_name)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another method or backbone; see `check_checkpoint`."""
+        """Refuse a checkpoint of another method, backbone or split; see `check_checkpoint` and `flow_pl.resume`."""
         check_checkpoint(
             checkpoint.get("flow_pl", {}), self.identity(), checkpoint["state_dict"], dict(self.state_dict())
         )
+        fitting = self.trainer.state.fn == "fit"
+        if "data" in checkpoint:
+            check_data(checkpoint["data"], data_record(self.trainer.datamodule), fitting)  # type: ignore[attr-defined]
+        if fitting and "server" in checkpoint:
+            self._changed = check_server(checkpoint["server"], self._server_record())
+        if fitting:
+            begin_round_anew(checkpoint)
         self._load_privacy(checkpoint.get("privacy"))
         if self._chunks.automatic and checkpoint.get("chunk_size"):
             self._chunks.load_state_dict(checkpoint["chunk_size"])
@@ -438,6 +513,9 @@ class FederatedModule(lightning.LightningModule):
                 index = {data.client_name(client): client for client in range(self._states.population)}
                 self._states.load_state_dict(checkpoint["client_states"], index.get)
             self.trainer.strategy.barrier()
+
+    def _server_record(self) -> dict[str, Any]:
+        return server_record(self.server_optimizer, self.server_scheduler, self.server.parameters())
 
     def _load_privacy(self, state: dict[str, Any] | None) -> None:
         """Go on with the ledger of a checkpoint.

@@ -15,7 +15,8 @@ import yaml
 
 import flow_pl.methods
 from flow_pl import callbacks
-from flow_pl.cli import main, run
+from flow_pl.__main__ import main
+from flow_pl.cli import run
 from flow_pl.methods import Method
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -111,6 +112,28 @@ def test_serving_takes_ten_lines(folder, capsys):
     assert printed == names["model"](names["data"].transform(torch.from_numpy(new))).argmax(-1).tolist()
 
 
+def test_export_takes_ten_lines_or_one_command(folder):
+    """The two commands and the code; what each wrote predicts as the model does."""
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed")
+    run(["fit", "--config", str(DIGITS), *SMALL, "--trainer.devices=1"])
+    x = np.random.default_rng(0).integers(0, 256, size=(20, 1, 8, 8), dtype=np.uint8)
+    np.savez(folder / "client.npz", x=x, y=np.arange(20) % 10)
+    text = (DOCS / "export.md").read_text()
+    commands = COMMAND.findall(text)
+    assert {shlex.split(command)[0] for command in commands} == {"export", "personalize"}
+    for command in commands:
+        main(shlex.split(command))
+    (code,) = CODE.findall(text)
+    assert len([line for line in code.splitlines() if line]) <= 10
+    names = {}
+    exec(compile(code, "export.md", "exec"), names)
+    model, inputs = names["model"], names["x"]
+    program = torch.export.load("model.pt2").module()
+    torch.testing.assert_close(program(inputs), model(inputs))
+    assert Path("model.onnx").stat().st_size > 1000
+    assert Path("server.pt2").stat().st_size > 1000
+
+
 def test_the_python_interface_takes_ten_lines(folder, capsys):
     (code,) = CODE.findall((DOCS / "python_api.md").read_text())
     lines = [line for line in code.splitlines() if line and not line.startswith(("from", "import"))]
@@ -144,7 +167,7 @@ def test_commands_parse(page, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     for command in COMMAND.findall(page.read_text()):
         args = shlex.split(command)
-        if args[0] == "compare" or "my_" in command:
+        if args[0] in ("compare", "export", "personalize") or "my_" in command:
             continue
         if "--ckpt_path" in args:
             at = args.index("--ckpt_path")

@@ -12,8 +12,9 @@ import torch
 import wandb
 
 import flow_pl.methods
-from flow_pl.cli import main
+from flow_pl.__main__ import main
 from flow_pl.engine.server_round import server_groups
+from flow_pl.evaluation.clients import evaluate_clients
 from flow_pl.methods import FineTuning
 from tests.support import bound, chunk, loop
 
@@ -52,7 +53,7 @@ def test_commands(tmp_path, monkeypatch):
             main([*args, "--trainer.accelerator=cpu", "--trainer.devices=1"])
         if "configs/loggers/wandb.yaml" in args:
             wandb.finish()  # a later logger of this process would go on with the same run
-    assert (tmp_path / "predictions.csv").exists()
+    assert (tmp_path / "runs" / "digits" / "flow" / "predictions.csv").exists()
     assert (tmp_path / "runs" / "digits" / "flow" / "checkpoints" / "best.ckpt").exists()
     assert (tmp_path / "runs" / "compare" / "digits" / "table.md").exists()
     assert (tmp_path / "runs" / "compare" / "array" / "ablations" / "accuracy.png").exists()
@@ -79,7 +80,7 @@ def test_the_method_shown_is_the_one_shipped():
     batch, results = chunk((9, 5), heldout=10), []
     for cls in (FineTuning, names["FineTuning"]):
         method = bound(cls(2))
-        results.append(loop().evaluate_clients(method, server_groups(method), batch))
+        results.append(evaluate_clients(loop(), method, server_groups(method), batch))
     assert torch.equal(results[0].personalized_loss, results[1].personalized_loss)
 
 

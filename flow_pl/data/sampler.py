@@ -35,12 +35,12 @@ class CohortSampler(DistributedSampler[Chunk]):
     Args:
         clients: [M] indices of the clients to draw from.
         sizes: [M] their numbers of training examples, which is what a client costs.
-        cohort_size: number of clients to draw without replacement for each round; None = all of them.
+        cohort_size: number of clients to draw without replacement for each round, or once for evaluation; None = all.
         chunk_size: number of clients trained or evaluated side by side.
         seed: seed of the run.
         rank: index of this process.
         world_size: number of processes.
-        training: whether the chunks are for training; evaluation draws its clients independently of training.
+        training: whether the chunks are for training; evaluation draws its clients once, independently of training.
         setting: name of the setting that `cohort_size` comes from, for messages.
         sampling: "fixed", a cohort of `cohort_size` without replacement, or "poisson": every client apart with
             probability cohort_size / M, so that cohorts vary in size and may be empty.
@@ -48,6 +48,8 @@ class CohortSampler(DistributedSampler[Chunk]):
 
     Attributes:
         absent: numbers of clients of the current cohort that do not report back, by reason; empty where all do.
+        served: for each chunk of the current cohort the number of clients in those of all processes, this one's and
+            those that the others have at the same time.
 
     Raises:
         ConfigurationError: a size is not positive, or the cohort is larger than the population.
@@ -87,6 +89,7 @@ class CohortSampler(DistributedSampler[Chunk]):
         self._training = training
         self._availability = availability
         self.absent: dict[str, int] = {}
+        self.served: list[int] = []
 
     def __len__(self) -> int:
         """Number of chunks of each process, the same in every round."""
@@ -98,9 +101,12 @@ class CohortSampler(DistributedSampler[Chunk]):
         """Yield the chunks of this process in the current round, the largest clients first."""
         cohort = self._arrived(self._draw())
         size = max(self._chunk_size, math.ceil(len(cohort) / max(1, self.num_replicas * len(self))))
-        share = self._share(cohort, size)
+        starts = range(0, len(self) * size, size)
+        shares = self._shares(cohort, size)
+        self.served = [sum(len(share[start : start + size]) for share in shares) for start in starts]
+        share = shares[self.rank]
         round_ = self.epoch if self._training else -1
-        for start in range(0, len(self) * size, size):
+        for start in starts:
             yield Chunk(round_, tuple(self._clients[share[start : start + size]].tolist()))
 
     def _draw(self) -> Ints:
@@ -109,8 +115,9 @@ class CohortSampler(DistributedSampler[Chunk]):
         if self._cohort == population:
             cohort = np.arange(population)
         else:
-            stream = Stream.COHORT if self._training else Stream.EVALUATION_COHORT
-            random = generator(self.seed, stream, self.epoch)
+            # evaluation: the same clients after every round, or the best round would be that of the easiest ones
+            keys = (Stream.COHORT, self.epoch) if self._training else (Stream.EVALUATION_COHORT, 0)
+            random = generator(self.seed, *keys)
             # each client apart is a number of clients first, and then which
             size = random.binomial(population, self._cohort / population) if self._poisson else self._cohort
             # unshuffled: numpy then draws a small cohort without a pass over the population
@@ -126,10 +133,10 @@ class CohortSampler(DistributedSampler[Chunk]):
         self.absent = {"dropped": arrivals.dropped, "late": arrivals.late}
         return cohort[arrivals.in_time]
 
-    def _share(self, cohort: Ints, chunk_size: int) -> Ints:
-        """The part of the cohort that falls to this process."""
+    def _shares(self, cohort: Ints, chunk_size: int) -> list[Ints]:
+        """The parts of the cohort that fall to the processes."""
         if self.num_replicas == 1:
-            return cohort
+            return [cohort]
         room = len(self) * chunk_size
         loads = [(0, rank) for rank in range(self.num_replicas)]
         shares: list[list[int]] = [[] for _ in loads]
@@ -138,4 +145,4 @@ class CohortSampler(DistributedSampler[Chunk]):
             shares[rank].append(position)
             if len(shares[rank]) < room:
                 heapq.heappush(loads, (load + int(self._sizes[position]), rank))
-        return np.array(shares[self.rank], dtype=np.int64)
+        return [np.array(share, dtype=np.int64) for share in shares]

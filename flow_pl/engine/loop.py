@@ -7,24 +7,21 @@ group. Nothing in it asks the device for a value.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from flow_pl.data.batch import ClientBatch, Examples
+from flow_pl.data.batch import ClientBatch
 from flow_pl.engine.client_groups import ClientGroups
 from flow_pl.engine.client_optimizer import StackedOptimizer
 from flow_pl.engine.gradients import GradientEngine, map_clients
 from flow_pl.engine.schedule import make_schedule, part_mask
 from flow_pl.engine.tracing import CompileMode
 from flow_pl.engine.training_statistics import TrainingStatistics
-from flow_pl.errors import ConfigurationError
-from flow_pl.evaluation.counts import ClientEvaluation, ClientPredictions, count_client, predict_client
+from flow_pl.kernels.functional import training_mode
 from flow_pl.methods.base import Derive, Method, Minibatch, Phase
 from flow_pl.utils.counter_rng import step_keys
 from flow_pl.utils.groups import Groups, OptimizerFactory
@@ -194,52 +191,10 @@ class FederatedLoop:
             {name: groups.groups[source] for name, source in method.private.items()},
         )
 
-    def evaluate_clients(
-        self, method: Method, server: Groups, batch: ClientBatch, kept: Groups | None = None
-    ) -> ClientEvaluation:
-        """Personalize a chunk of clients and evaluate w_g and their models on the held-out examples."""
-        heldout = _heldout(batch)
-        groups, _ = self.run(method, server, batch, False, kept=kept)
-        zeros = torch.zeros(len(batch), device=batch.client.device)
-        totals: dict[str, Tensor] = {}
-        with _mode(method, training=False):
-            for active, examples in self._slices(heldout):
-                counts = map_clients(partial(count_client, method), groups, examples, active)
-                for name, value in counts.items():
-                    if name not in totals:
-                        totals[name] = zeros.view(-1, *[1] * (value.ndim - 1)).repeat(1, *value.shape[1:])
-                    totals[name][:active] += value
-        if method.route_names:  # also where no client has anything to evaluate
-            totals.setdefault("routed", zeros)
-            totals.setdefault("routed_local", zeros.new_zeros(len(batch), len(method.route_names)))
-        names = ["count", "generalized", "personalized", "both", "generalized_loss", "personalized_loss", "loss_count"]
-        if method.objective.subset:
-            names += ["subset_count", "subset_generalized", "subset_personalized"]
-        always = {name: totals.pop(name, zeros) for name in names}
-        return ClientEvaluation(client=batch.client, **always, **totals)
-
     def personalize(self, method: Method, server: Groups, batch: ClientBatch, kept: Groups | None = None) -> Groups:
         """The groups of one client after its personalization, without a client axis; copies of what it changed."""
         groups, _ = self.run(method, server, batch, False, kept=kept)
         return groups.prefix(1)
-
-    def predict_clients(
-        self, method: Method, server: Groups, batch: ClientBatch, kept: Groups | None = None
-    ) -> ClientPredictions:
-        """Personalize a chunk of clients and predict their held-out and unlabelled examples, one by one."""
-        heldout = _heldout(batch)
-        groups, _ = self.run(method, server, batch, False, kept=kept)
-        with _mode(method, training=False):
-            slices = [
-                map_clients(partial(predict_client, method), groups, examples)
-                for _, examples in self._slices(heldout, prefix=False)
-            ]
-        if not slices:
-            none = heldout.mask
-            routes = none.new_zeros(*none.shape, len(method.route_names)) if method.route_names else None
-            return ClientPredictions(batch.client, none, heldout.y, none.long(), none, none, routes)
-        columns = {name: torch.cat([part[name] for part in slices], dim=1) for name in slices[0]}
-        return ClientPredictions(batch.client, **columns)
 
     def run(
         self,
@@ -256,13 +211,13 @@ class FederatedLoop:
         if kept is not None:
             groups.put(kept)
         statistics = TrainingStatistics(batch.client.device)
-        with torch.no_grad(), _mode(method, training=True):
+        with torch.no_grad(), training_mode(method.modules.values(), True):
             phases = 0
             for stage, orders in plan if len(batch) else ():
                 if isinstance(stage, Derive):
                     x = self.lay_out(batch.train.x)
                     examples = Minibatch(x, batch.train.y, part_mask(batch, stage.part))
-                    with _mode(method, training=False):
+                    with training_mode(method.modules.values(), False):
                         groups.put(map_clients(stage.compute, groups, examples))
                 else:
                     assert orders is not None
@@ -317,41 +272,11 @@ class FederatedLoop:
                 statistics.add_step(step.moves, losses, keep)
         statistics.add_rows(sum(schedule.active) * self.batch_size, schedule.examples)
 
-    def _slices(self, examples: Examples, prefix: bool = True) -> Iterator[tuple[int, Minibatch]]:
-        """Pieces of the examples along N that bound the memory, each with the clients that reach it."""
-        longest = max(examples.sizes, default=0)
-        for start in range(0, longest, self.evaluation_batch_size):
-            end = min(start + self.evaluation_batch_size, longest)
-            active = max(i + 1 for i, n in enumerate(examples.sizes) if n > start) if prefix else len(examples.sizes)
-            x, y, mask = (t[:active, start:end] for t in (examples.x, examples.y, examples.mask))
-            yield active, Minibatch(self.lay_out(x), y, mask)
-
     def lay_out(self, x: Tensor) -> Tensor:
         """Instances [A, B, ...] as they are; images [1, B, channels, height, width] with their channels last."""
         if not self.channels_last or x.ndim != 5 or len(x) > 1:
             return x
         return x[0].to(memory_format=torch.channels_last)[None]
-
-
-@contextmanager
-def _mode(method: Method, training: bool) -> Iterator[None]:
-    """The method's modules in training or evaluation mode (dropout)."""
-    before = {name: module.training for name, module in method.modules.items()}
-    for module in method.modules.values():
-        module.train(training)
-    try:
-        yield
-    finally:
-        for name, module in method.modules.items():
-            module.train(before[name])
-
-
-def _heldout(batch: ClientBatch) -> Examples:
-    if batch.heldout is None:
-        raise ConfigurationError(
-            "the batch has no held-out examples: evaluate on a validation, test or predict loader."
-        )
-    return batch.heldout
 
 
 def _unscale(grads: list[Tensor], scale: Tensor) -> Tensor:

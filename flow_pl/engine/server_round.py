@@ -180,8 +180,8 @@ class ServerRound:
             for piece, weight in zip(torch.split(pseudo_gradient, self._sizes) if size else (), weights, strict=False):
                 piece /= -weight
         # The only question to the device in a round.
-        finite, left_out, trained, within = torch.stack(
-            [pseudo_gradient.sum().isfinite().float(), rejected, clients, extras[0]]
+        finite, left_out, trained, within, unusable = torch.stack(
+            [pseudo_gradient.sum().isfinite().float(), rejected, clients, extras[0], extras[4]]
         ).tolist()
         self.any_rejected = left_out > 0
         if not finite or left_out > self._max_rejected * (left_out + trained):
@@ -207,8 +207,8 @@ class ServerRound:
             "update_norm": pseudo_gradient.norm(),
             "skipped_steps": skipped,
             # in double precision, which counts bytes exactly
-            "bytes_up": (clients + rejected - extras[4]).double() * self._bytes_up,
-            "bytes_down": (clients + rejected).double() * self._bytes_down,
+            "bytes_up": torch.tensor((trained + left_out - unusable) * self._bytes_up, dtype=torch.float64),
+            "bytes_down": torch.tensor((trained + left_out) * self._bytes_down, dtype=torch.float64),
         }
         if self._privacy is not None:
             figures["clip_norm"] = clients.new_tensor(self._privacy.clipping.norm)

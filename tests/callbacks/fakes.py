@@ -74,6 +74,8 @@ class FakeData(LightningDataModule):
     def federation(self) -> SimpleNamespace:
         return SimpleNamespace(train_sizes=[10 * (client + 1) for client in range(10)])
 
+    class_names = ()
+
     def client_name(self, client: int) -> str:
         return f"client, {client}"
 

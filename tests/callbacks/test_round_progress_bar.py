@@ -3,13 +3,17 @@
 import io
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import rich
 from rich.console import Console
 
 from flow_pl.callbacks import GeneralizedAccuracy, PersonalizedAccuracy, RoundProgressBar
 from flow_pl.callbacks._progress_display import Pace
+from flow_pl.callbacks.round_progress_bar import _served
+from flow_pl.data import CohortSampler
 from flow_pl.errors import ConfigurationError
 from tests.callbacks.fakes import FakeData, FakeModule, evaluation_chunk, make_trainer
 
@@ -152,3 +156,13 @@ def test_a_disabled_bar_is_silent(output: io.StringIO) -> None:
 def test_a_negative_interval_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="interval_s is -1"):
         RoundProgressBar(interval_s=-1)
+
+
+def test_clients_of_all_processes_are_counted() -> None:
+    """Ten clients on two processes: this one, with the larger clients, has fewer of them."""
+    sizes = np.array([90, *[10] * 9])
+    sampler = CohortSampler(np.arange(10), sizes, cohort_size=None, chunk_size=3, seed=0, rank=0, world_size=2)
+    chunks = list(sampler)
+    assert sum(len(chunk.clients) for chunk in chunks) == 1
+    loader = SimpleNamespace(sampler=sampler)
+    assert sum(_served(loader, chunk.clients, i) for i, chunk in enumerate(chunks)) == 10

@@ -15,8 +15,9 @@ import pytest
 import wandb
 import yaml
 
+from flow_pl.__main__ import main
 from flow_pl.callbacks import RoutingReport
-from flow_pl.cli import main, run
+from flow_pl.cli import run
 from flow_pl.errors import ConfigurationError
 from flow_pl.report.tables import block_table
 from tests.data.published_formats import write_leaf

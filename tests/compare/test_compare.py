@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flow_pl.cli import main
+from flow_pl.__main__ import main
 from tests.test_cli import TINY
 
 METHODS = {

@@ -138,3 +138,18 @@ def test_a_population_without_clients_has_no_chunks():
 def test_settings_that_cannot_work(settings, message):
     with pytest.raises(ConfigurationError, match=message):
         ranks(1, CLIENTS, SIZES, **settings)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_every_process_knows_how_many_clients_all_of_them_serve(world_size):
+    """Chunk by chunk the sum over processes, the same in each: a progress bar shows it without asking the others."""
+    samplers = [
+        CohortSampler(
+            CLIENTS, SIZES, cohort_size=7, chunk_size=2, seed=0, rank=rank, world_size=world_size, training=True
+        )
+        for rank in range(world_size)
+    ]
+    chunks = [list(sampler) for sampler in samplers]
+    expected = [sum(len(chunk.clients) for chunk in at_once) for at_once in zip(*chunks, strict=True)]
+    assert [sampler.served for sampler in samplers] == [expected] * world_size
+    assert sum(expected) == 7

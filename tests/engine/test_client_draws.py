@@ -14,6 +14,7 @@ from flow_pl.engine.client_draws import ClientDraws
 from flow_pl.engine.draw_check import check_draws
 from flow_pl.engine.server_round import server_groups
 from flow_pl.errors import ConfigurationError
+from flow_pl.evaluation.clients import evaluate_clients
 from flow_pl.methods import FedAvg, Flow, PartialFed, PerFedAvg
 from flow_pl.models import Dropout
 from flow_pl.utils.counter_rng import step_keys
@@ -210,7 +211,7 @@ def test_clients_train_and_are_personalized_in_any_company(name, settings):
     server = server_groups(method)
     reference = loop(local_epochs=2, trace_after=None)
     expected = reference.train_clients(method, server, batch)
-    evaluated = reference.evaluate_clients(method, server, batch)
+    evaluated = evaluate_clients(reference, method, server, batch)
     pieces = [(0, 4)] if settings["trace_after"] is not None else []
     for cuts in (pieces, [(0, 1), (1, 2), (2, 3), (3, 4)], [(0, 3), (3, 4)]):
         engine = loop(local_epochs=2, **settings)
@@ -219,7 +220,7 @@ def test_clients_train_and_are_personalized_in_any_company(name, settings):
             piece = batch.clients(start, stop)
             for group, values in delta(engine.train_clients(method, server, piece)).items():
                 sums[group] = sums.get(group, 0) + flat(values)
-            one = engine.evaluate_clients(method, server, piece)
+            one = evaluate_clients(engine, method, server, piece)
             torch.testing.assert_close(
                 one.personalized_loss, evaluated.personalized_loss[start:stop], rtol=1e-5, atol=1e-5
             )

@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from flow_pl.data.encodings.encoded import EncodedData
 from flow_pl.data.encodings.encoding import Encoding
+from flow_pl.data.readers.columns import column_values
+from flow_pl.data.readers.file_data import is_hidden
 from flow_pl.data.readers.npz import npz_table
 from flow_pl.data.readers.partitioned_files import check_files, require_embedded
 from flow_pl.data.readers.sources import Part, RawClient, Selection, Source
-from flow_pl.data.readers.tables import column_values
 from flow_pl.data.store.cache import file_identity
 from flow_pl.errors import ConfigurationError, DataError, brief
 from flow_pl.utils.optional import import_optional
@@ -84,7 +85,7 @@ class PartitionedSource(Source):
         self._rows.pop(name, None)
 
     def _column(self, chosen: Any, name: str) -> Any:
-        feature = chosen.features[name]
+        feature = column = chosen.features[name]
         while hasattr(feature, "feature"):  # lists, of lists
             feature = feature.feature
         kind = getattr(feature, "dtype", "")
@@ -94,7 +95,9 @@ class PartitionedSource(Source):
             # the library's own conversion of nested lists is a hundred times slower
             return column_values(self._name, name, chosen.with_format("arrow")[:][name])
         require_embedded(chosen.with_format("arrow")[:][name])
-        return chosen.with_format("numpy")[:][name]  # pictures, decoded
+        if type(feature).__name__ == "Image" and feature is column:
+            return [_pixels(picture) for picture in chosen[name]]
+        return chosen.with_format("numpy")[:][name]  # lists of pictures, decoded
 
 
 class PartitionedData(EncodedData):
@@ -105,7 +108,7 @@ class PartitionedData(EncodedData):
             last, a folder written by `Dataset.save_to_disk`, or the name of a data set on the hub. The columns of a
             `.npz` file are its arrays, of which `x_train` is the column `x` of the split `train`.
         partitioner: a partitioner by its `class_path`, such as `flwr_datasets.partitioner.DirichletPartitioner`, and
-            its `init_args`.
+            its `init_args`; other keys are arguments over those, as `--data.partitioner.alpha 0.3` gives one.
         encoding: how a client's examples become rows, see `EncodedData`; its columns are those of the table.
         split: split of a data set of the hub, or of a folder or a `.npz` file that has some; `train+test` = both.
         name: configuration of a data set of the hub; null = its only one.
@@ -131,10 +134,13 @@ class PartitionedData(EncodedData):
         **kwargs: Any,
     ) -> None:
         super().__init__(encoding=encoding, **kwargs)
-        if not {"class_path"} <= partitioner.keys() <= {"class_path", "init_args"}:
+        arguments = {key: value for key, value in partitioner.items() if key != "class_path"}
+        given = arguments.pop("init_args", None) or {}
+        if "class_path" not in partitioner or not isinstance(given, dict):
             raise ConfigurationError(f"partitioner is {partitioner}, expected a class_path and its init_args.")
         self._path = path
-        self._partitioner = partitioner
+        # also where `--data.partitioner.init_args.alpha 0.3` goes, which jsonargparse (4.53) puts beside the init_args
+        self._partitioner = {"class_path": partitioner["class_path"], "init_args": {**given, **arguments}}
         self._split = split
         self._name = name
         self._revision = revision
@@ -257,6 +263,17 @@ def partition(dataset: Any, partitioner: Any, name: str) -> dict[str, NDArray[np
     return rows
 
 
+def _pixels(picture: Any) -> NDArray[Any]:
+    """The pixels of a decoded picture, where its numbers are no pixels themselves: of two levels, or of a palette."""
+    if picture is None:
+        raise ValueError("a row has no picture")
+    if picture.mode == "1":
+        picture = picture.convert("L")
+    elif picture.mode in ("P", "PA"):
+        picture = picture.convert("RGBA" if picture.mode == "PA" or "transparency" in picture.info else "RGB")
+    return np.asarray(picture)
+
+
 @contextlib.contextmanager
 def _network(datasets: Any, allowed: bool) -> Iterator[None]:
     """Keep the hub's client from the network, for whose answer it would wait long; its cache is still used."""
@@ -270,7 +287,11 @@ def _network(datasets: Any, allowed: bool) -> Iterator[None]:
 
 def _files(path: Path) -> list[Path]:
     """The files of a local path, all of one kind."""
-    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    files = (
+        [path]
+        if path.is_file()
+        else sorted(file for file in path.rglob("*") if file.is_file() and not is_hidden(file.relative_to(path)))
+    )
     if path.suffix == _ARRAYS or any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
         return files
     readable = [file for file in files if file.suffix in _BUILDERS]

@@ -1,0 +1,165 @@
+"""The parser of the command line: help on one page, refusals in one line, values as agents of sweeps write them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import textwrap
+from collections.abc import Mapping, MutableMapping, MutableSequence, Sequence
+from types import MappingProxyType
+from typing import Any, NoReturn
+
+from jsonargparse import Namespace
+from lightning.pytorch.cli import LightningArgumentParser
+from torch import nn
+
+from flow_pl.utils.refusals import class_names, explain
+from flow_pl.utils.words import no_such_option, nulls
+
+UNRECOGNIZED = "unrecognized arguments: "
+
+
+class FlowParser(LightningArgumentParser):
+    """Lightning's parser, whose `--help` fits on a page and whose errors fit in a line.
+
+    Args:
+        roots: the classes whose arguments the settings are, by the first name of their options.
+        add_help: whether there is `--help`; `--help all` shows the whole of it.
+        **kwargs: of `LightningArgumentParser`.
+    """
+
+    def __init__(self, roots: Mapping[str, type] = MappingProxyType({}), add_help: bool = True, **kwargs: Any) -> None:
+        # an option that is shortened today may be the beginning of two tomorrow
+        super().__init__(add_help=False, allow_abbrev=False, **kwargs)
+        self.roots = roots
+        if add_help:
+            self.add_argument("-h", "--help", action=HelpPage, help="show this help; `--help all`: every setting")
+
+    def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **kwargs: Any) -> Any:
+        """As jsonargparse does, after `nulls`."""
+        return super().parse_args(nulls(sys.argv[1:] if args is None else args), *rest, **kwargs)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """End with one line and status 2."""
+        if not self.exit_on_error:
+            super().error(message, ex)  # for the parser that asked this one
+        command = self.prog.replace(" [options]", "")
+        words = list(getattr(self, "args", None) or [])
+        command += f" {words[0]}" if command == "flow-pl" and words and not words[0].startswith("-") else ""
+        if message.startswith(UNRECOGNIZED):
+            option = message.removeprefix(UNRECOGNIZED).split()[0].partition("=")[0]
+            message = no_such_option(option, self._option_string_actions, command)
+        else:
+            message = explain(message, command, self.roots)
+        sys.stderr.write(f"error: {message}\n")
+        raise SystemExit(2)
+
+
+class HelpPage(argparse._HelpAction):
+    """`--help`: a page; `--help all`: what jsonargparse has to say of every setting."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str = argparse.SUPPRESS, help: str | None = None) -> None:  # noqa: A002 (argparse's name)
+        super().__init__(option_strings, dest=dest, help=help)
+        self.nargs, self.metavar = "?", "all"
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        """Print it and end."""
+        sections = {action.dest.partition(".")[0] for action in parser._actions}
+        if values == "all" or "trainer" not in sections:
+            parser.print_help()
+        else:
+            print(help_page(parser, parser.roots))
+        parser.exit()
+
+
+def help_page(parser: argparse.ArgumentParser, roots: Mapping[str, type]) -> str:
+    """The options of one of Lightning's commands, with the choices of classes but not the settings of each.
+
+    Args:
+        parser: of the command.
+        roots: see `FlowParser`.
+    """
+    command = parser.prog.replace(" [options]", "")
+    own: dict[str, list[str]] = {name: [] for name in ("", *roots)}
+    for action in parser._actions:
+        section, _, name = action.dest.partition(".")
+        listed = action.option_strings and not name.endswith("help") and action.dest not in roots
+        if listed and not any(option.endswith(".help") for option in action.option_strings):
+            own[section if section in roots and name else ""].append(name or action.option_strings[-1])
+    pages = [
+        f"usage: {command} [-c CONFIG ...] [--OPTION VALUE ...]",
+        parser.description or "",
+        _table(
+            {
+                "-c, --config NAME": "a file, or one of the configurations that `flow-pl configs` lists; later ones go "
+                "over earlier ones, options over both",
+                "--print_config": "print the whole configuration that this comes to, and end",
+                **{option: OWN.get(option, "") for option in own[""] if option not in LISTED},
+            }
+        ),
+        "data, --data CLASS and --data.SETTING VALUE:\n" + _wrapped(class_names(roots["data"])),
+        "model, --model.NAME:\n" + _table({name: _choices(roots["model"], name) for name in own["model"]}),
+        "trainer, Lightning's Trainer, --trainer.NAME VALUE:\n" + _wrapped(own["trainer"]),
+        "Settings of a class, and of everything:\n"
+        + _table(
+            {
+                f"{command} --model.method.help Flow": "settings of a class, here of a method",
+                f"{command} --data.help ArrayData": "",
+                f"{command} --trainer.callbacks.help RoutingReport": "",
+                f"{command} --help all": "every setting, its type and default",
+            }
+        ),
+    ]
+    return "\n\n".join(page for page in pages if page)
+
+
+LISTED = ("--help", "--config", "--print_config")
+
+OWN = {
+    "--seed_everything": "seed of the run (default 0)",
+    "--ckpt_path": "checkpoint to start from; `last` goes on with the run in its folder",
+    "--weights_only": "Lightning's; checkpoints are always loaded without running code",
+    "--verbose": "whether Lightning prints its own table of metrics",
+    "--return_predictions": "whether predictions are kept in memory as well",
+}
+"""What the options of a command do that belong to no section."""
+
+
+def _choices(model: type, name: str) -> str:
+    """The classes of this project that a setting of the model may be of."""
+    names = class_names(nn.Sequential) if name == "backbone" else class_names(model, name)
+    return ", ".join(names)
+
+
+def _table(rows: Mapping[str, str]) -> str:
+    width = max(map(len, rows)) + 2
+    lines: list[str] = []
+    for name, text in rows.items():
+        first, *more = textwrap.wrap(text, 98 - width) or [""]
+        lines += [f"  {name:{width}}{first}".rstrip(), *(" " * (width + 2) + line for line in more)]
+    return "\n".join(lines)
+
+
+def _wrapped(names: Sequence[str]) -> str:
+    return textwrap.fill(", ".join(names), 98, initial_indent="  ", subsequent_indent="  ")
+
+
+def expand_home(settings: Any) -> Any:
+    """Put the home folder in place of `~` at the beginning of every text, in place.
+
+    Args:
+        settings: namespaces, mappings, lists and values.
+
+    Returns:
+        The settings.
+    """
+    if isinstance(settings, Namespace):
+        settings.__dict__.update({name: expand_home(value) for name, value in settings.__dict__.items()})
+    elif isinstance(settings, MutableMapping):
+        settings.update({name: expand_home(value) for name, value in settings.items()})
+    elif isinstance(settings, MutableSequence):
+        settings[:] = [expand_home(value) for value in settings]
+    elif isinstance(settings, str) and settings.startswith("~"):
+        return os.path.expanduser(settings)
+    return settings

@@ -1,0 +1,233 @@
+"""What jsonargparse says of a setting that cannot be used, in one line: what is wrong, and the nearest name.
+
+Its messages (4.53) list every type that was tried, below the path of the setting, on many lines.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import pkgutil
+import re
+import sys
+import typing
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from jsonargparse import ArgumentParser
+from torch import Tensor
+
+from flow_pl.errors import brief
+from flow_pl.utils.words import nearest
+
+KEY = re.compile(r'Parser key "([^"]+)":')
+CLASS = re.compile(r"(?:given class_path |class_path=)'([^']+)'")
+OPTION = re.compile(r"[Oo]ption '([^']+)' is not accepted|does not accept option '([^']+)'")
+GROUP = re.compile(r"Group '([^']+)' does not accept")
+REQUIRED = re.compile(r"the following arguments are required: ([\w.]+(?:, [\w.]+)*)")
+NO_CLASS = re.compile(r"Expected a dot import path string: (.+)|Expected a path but (.+) either not accessible")
+NOT_MADE = re.compile(r"Problem with given class_path '([^']+)':(.+)|Import path (.+) (does not correspond .+)")
+EXPECTED = re.compile(r"(?:^|\s)Expected an? (.+?)(?:\. Got value: (.*))?$")
+VALUE = re.compile(r"Given value: (.*)$")
+
+STAGES = ("fit", "validate", "test", "predict")
+"""In front of the names of settings, in some messages."""
+
+WORDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "a text",
+    "NoneType": "null",
+    "list": "a list",
+    "dict": "a mapping",
+    "Iterable": "a list",
+    "Sequence": "a list",
+    "timedelta": "a duration",
+}
+"""Types as a user knows them."""
+
+
+def explain(message: str, command: str, roots: Mapping[str, type]) -> str:
+    """Say in a line what is wrong.
+
+    Args:
+        message: of jsonargparse.
+        command: whose options they are, such as `flow-pl fit`.
+        roots: the classes whose arguments the first names of settings are, by that name.
+
+    Returns:
+        What the message says, shorter, with the nearest name that there is and where they are listed.
+    """
+    lines = [line.strip().removeprefix("- ") for line in message.splitlines() if line.strip()]
+    keys, owner = _place(lines)
+    setting, text = ".".join(keys), " ".join(lines)
+    option = OPTION.search(text)
+    if option is not None:
+        return _no_setting(setting, option[1] or option[2], text, owner, command, roots)
+    required = next((found[1] for found in map(REQUIRED.search, lines) if found is not None), None)
+    if required is not None:
+        return _missing(setting, required, owner)
+    if setting and "is abstract" in text:
+        return f"{setting} has settings but no class_path: say of which class they are. `{command} --help` lists some."
+    expected = [found for found in map(EXPECTED.search, lines) if found is not None and "a path but" not in found[0]]
+    no_class = NO_CLASS.search("\n".join(lines))
+    if setting and no_class is not None:
+        cls: Any = _resolve(owner) if owner else roots.get(keys[0])
+        known = [] if cls is None else _names(cls, keys[-1] if owner or len(keys) > 1 else "")
+        if known:
+            value = no_class[1] or no_class[2]
+            listed = f"Known are {', '.join(known)}." if len(known) <= 20 else f"`{command} --help all` lists them."
+            return f"{setting} is {value}, which names no class.{nearest(_short(value), known)} {listed}"
+        expected = [found for found in expected if "dot import path" not in found[0]]
+    value = next((found[2] for found in expected if found[2] is not None), "")
+    value = value or next((found[1] for found in map(VALUE.search, lines) if found is not None), "")
+    if setting and expected and value:
+        return _wrong_value(setting, value.partition(". Got value: ")[0], expected)
+    made = NOT_MADE.search(text)
+    if setting and made is not None:
+        return brief(f"{setting} is {made[1] or made[3]}, which cannot be used: {(made[2] or made[4]).strip()}")
+    return brief(message)
+
+
+def class_names(cls: type, argument: str = "") -> list[str]:
+    """Names of this project's classes that an argument of a class may be of; without one, of its own subclasses.
+
+    Args:
+        cls: the class.
+        argument: name of one of its arguments.
+
+    Returns:
+        Those that can be made, sorted.
+    """
+    own = __name__.partition(".")[0]
+    bases = set(_classes(_annotation(cls, argument))) if argument else {cls}
+    found = {each for base in bases for each in _subclasses(base) if not inspect.isabstract(each)}
+    return sorted({each.__name__ for each in found if each.__module__.partition(".")[0] == own and _public(each)})
+
+
+def _public(cls: type) -> bool:
+    """Whether the class is one that a package offers, rather than a part of another."""
+    packages = (sys.modules.get(cls.__module__.rsplit(".", level)[0]) for level in range(cls.__module__.count(".") + 1))
+    return any(cls.__name__ in getattr(package, "__all__", ()) for package in packages)
+
+
+def _place(lines: list[str]) -> tuple[list[str], str]:
+    """The path of the setting, and the class path of the object it belongs to: those of the first reason."""
+    keys: list[str] = []
+    owner = ""
+    for line in lines:
+        key, cls = KEY.search(line), CLASS.search(line)
+        if key is not None:
+            keys += [part for part in key[1].split(".") if part != "init_args"]
+        elif cls is not None:
+            owner = cls[1]
+        if any(pattern.search(line) for pattern in (OPTION, REQUIRED, NO_CLASS, EXPECTED, VALUE)):
+            break
+    return keys, owner
+
+
+def _no_setting(setting: str, name: str, text: str, owner: str, command: str, roots: Mapping[str, type]) -> str:
+    """Of a name that an object, or a section, does not take."""
+    listed = f"`{command} --help` lists them."
+    if not owner:
+        group = GROUP.search(text)
+        path = f"{group[1] if group else setting}.{name}" if group or setting else name
+        section, *names = [part for part in path.split(".") if part not in STAGES]
+        if section in roots and names:
+            return f"{section} has no setting {names[0]}.{nearest(names[0], _parameters(roots[section]))} {listed}"
+        return f"there is no setting {section}.{nearest(section, [*roots, 'seed_everything', 'ckpt_path'])} {listed}"
+    cls = CLASS.findall(text)
+    owner = cls[-1] if "expects a function or a callable class" in text and cls else owner
+    names = _parameters(_resolve(owner))
+    help_option = f"--{setting}.help {_short(owner)}"
+    where = f"`{command} {help_option}` lists them." if setting.count(".") <= 1 else f"It has {', '.join(names)}."
+    return f"{setting} ({_short(owner)}) has no setting {name}.{nearest(name, names)} {where}"
+
+
+def _missing(setting: str, names: str, owner: str) -> str:
+    """Of what has no default."""
+    if not setting:
+        stripped = ", ".join(name.strip().partition(".")[2] for name in names.split(","))
+        return f"{stripped} must be set: give a task and a method, such as -c task/digits -c method/flow."
+    inside = ", ".join(f"{setting}.{name.strip()}" for name in names.split(","))
+    names = names.rstrip(".")
+    return f"{setting}{f' ({_short(owner)})' if owner else ''} needs {names}: set {inside}."
+
+
+def _wrong_value(setting: str, value: str, expected: list[re.Match[str]]) -> str:
+    """Of a value of another type."""
+    words: dict[str, None] = {}
+    for found in expected:
+        words |= dict.fromkeys(_words(found[1]))
+    null = " (null is null in YAML)" if value == "None" and "null" in words else ""
+    *first, last = words
+    choices = f"{', '.join(first)} or {last}" if first else last
+    return brief(f"{setting} is {value}, expected {choices}{null}.")
+
+
+def _words(kind: str) -> Iterator[str]:
+    """How a type is called."""
+    choices = re.fullmatch(r"typing\.Literal\[(.*)\]", kind)
+    cls = re.fullmatch(r"<class '(.+)'>", kind)
+    if choices is not None:
+        yield from (choice.strip().strip("'") for choice in choices[1].split(","))
+    elif cls is not None:
+        yield WORDS.get(_short(cls[1]), _short(cls[1]))
+    else:
+        yield kind.rstrip(".")
+
+
+def _parameters(cls: Any) -> list[str]:
+    """Names of what a class or function takes, its bases' included."""
+    if cls is None:
+        return []
+    with contextlib.suppress(Exception):  # whatever a class of the user does when it is looked at
+        parser = ArgumentParser()
+        add = parser.add_class_arguments if isinstance(cls, type) else parser.add_function_arguments
+        return list(dict.fromkeys(name.partition(".")[0] for name in add(cls, fail_untyped=False)))
+    return []
+
+
+def _names(cls: Any, argument: str) -> list[str]:
+    """Names of the classes that an argument of a class may be of, or of its own subclasses; those that are imported."""
+    bases = set(_classes(_annotation(cls, argument))) if argument else {cls}
+    found = {each for base in bases for each in _subclasses(base)}
+    return sorted({each.__name__ for each in found if not (each.__name__.startswith("_") or inspect.isabstract(each))})
+
+
+def _annotation(cls: Any, name: str) -> Any:
+    """Type of an argument, of the class itself or of the base that it is handed to."""
+    for base in inspect.getmro(cls) if isinstance(cls, type) else (cls,):
+        with contextlib.suppress(Exception):
+            hints = typing.get_type_hints(base.__init__ if isinstance(base, type) else base)
+            if name in hints:
+                return hints[name]
+    return None
+
+
+def _classes(annotation: Any) -> Iterator[type]:
+    """The classes in a type, but for those of plain values; of a callable those that it returns."""
+    if isinstance(annotation, type) and annotation.__module__ != "builtins" and annotation is not Tensor:
+        yield annotation
+    # what a callable takes is a list among its arguments
+    for part in typing.get_args(annotation):
+        if not isinstance(part, list):
+            yield from _classes(part)
+
+
+def _subclasses(base: type) -> Iterator[type]:
+    for cls in type.__subclasses__(base):
+        yield cls
+        yield from _subclasses(cls)
+    yield base
+
+
+def _resolve(path: str) -> Any:
+    with contextlib.suppress(ImportError, AttributeError, ValueError):
+        return pkgutil.resolve_name(path)
+    return None
+
+
+def _short(path: str) -> str:
+    return path.rpartition(".")[2]
