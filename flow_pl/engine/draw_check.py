@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from flow_pl.engine.client_draws import ClientDraws, UnitTable
+from flow_pl.engine.client_draws import ClientDraws
 from flow_pl.errors import ConfigurationError
 from flow_pl.methods.base import Method
+from flow_pl.utils.unit_stream import UnitStream, UnitTable
 
 
 def check_draws(method: Method, example: Tensor) -> None:
@@ -44,7 +45,7 @@ def check_draws(method: Method, example: Tensor) -> None:
                     # what else is wrong with a block is found elsewhere
                     with suppress(ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError):
                         if training:
-                            with ClientDraws(key, UnitTable()), _Watch():  # type: ignore[no-untyped-call]
+                            with ClientDraws(UnitStream(key, UnitTable())), _Watch():  # type: ignore[no-untyped-call]
                                 method.initialize(rows)
                         else:
                             with _Watch():  # type: ignore[no-untyped-call]

@@ -244,7 +244,8 @@ class FederatedLoop:
         data = {"x": batch.train.x, "y": batch.train.y} if phase.examples is None else groups.take(phase.examples)
         x, y = data["x"].flatten(0, 1), data["y"].flatten(0, 1)
         scales = None if loss_scale is None else loss_scale.expand(len(batch)).clone()
-        keys = iter(step_keys(batch.key, number, len(schedule.active) * len(phase.steps)).unbind())
+        total = len(schedule.active) * len(phase.steps)
+        keys = step_keys(batch.key, number, total).unbind() if any(map(self.engine.draws, phase.steps)) else ()
         active = 0
         for t, now in enumerate(schedule.active):
             if now != active:
@@ -259,9 +260,10 @@ class FederatedLoop:
                 y.index_select(0, rows).view(*shape, *y.shape[1:]),
                 schedule.mask[t, :active],
             )
-            for step in phase.steps:
+            for s, step in enumerate(phase.steps):
                 scale = None if scales is None else scales[:active]
-                grads, losses = self.engine(step, views, groups.stacked, minibatch, scale, next(keys)[:active])
+                key = keys[t * len(phase.steps) + s][:active] if keys else None
+                grads, losses = self.engine(step, views, groups.stacked, minibatch, scale, key)
                 keep = None if scale is None else _unscale(grads, scale)
                 optimizers[step].step(grads, keep)
                 if step.bounds is not None:

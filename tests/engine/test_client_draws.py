@@ -1,6 +1,7 @@
 """What clients draw in a step: torch's distributions, and the same numbers alone and side by side."""
 
 import math
+from contextlib import nullcontext
 from functools import partial
 
 import pytest
@@ -9,13 +10,15 @@ from torch import nn
 from torch.nn import functional as F
 
 from flow_pl.data.batch import ClientBatch
-from flow_pl.engine.client_draws import ClientDraws, UnitTable
+from flow_pl.engine.client_draws import ClientDraws
 from flow_pl.engine.draw_check import check_draws
 from flow_pl.engine.server_round import server_groups
 from flow_pl.errors import ConfigurationError
 from flow_pl.evaluation.clients import evaluate_clients
 from flow_pl.methods import FedAvg, Flow, PartialFed, PerFedAvg
+from flow_pl.models import Dropout
 from flow_pl.utils.counter_rng import step_keys
+from flow_pl.utils.unit_stream import UnitStream, UnitTable, drawing_from
 from tests.support import CLASSES, FEATURES, bound, chunk, delta, flat, loop
 
 CLIENTS = 3
@@ -23,7 +26,7 @@ KEYS = step_keys(torch.arange(CLIENTS), 0, 2)
 
 
 def drawn(fn, x, key=KEYS[0, 0], table=None):
-    with ClientDraws(key, UnitTable() if table is None else table):
+    with ClientDraws(UnitStream(key, UnitTable() if table is None else table)):
         return fn(x)
 
 
@@ -95,6 +98,18 @@ def test_a_kept_table_changes_nothing():
     assert torch.equal(drawn(nn.Dropout(0.5), IMAGE, table=table), first)
     longer = drawn(lambda x: F.dropout(F.dropout(x)), IMAGE, table=table)
     assert torch.equal(drawn(lambda x: F.dropout(F.dropout(x)), IMAGE), longer)
+
+
+def test_the_projects_dropout_draws_what_torchs_does():
+    """With functions replaced or not; outside of a step it is torch's."""
+    expected = drawn(nn.Dropout(0.3), VECTORS)
+    for replaced in (True, False):
+        stream = UnitStream(KEYS[0, 0], UnitTable())
+        with drawing_from(stream), ClientDraws(stream) if replaced else nullcontext():
+            assert torch.equal(Dropout(0.3)(VECTORS), expected)
+        assert stream.table.asked == VECTORS.numel()
+        assert not stream.table.by_functions
+    assert Dropout(0.3).eval()(VECTORS) is VECTORS
 
 
 def test_every_call_draws_anew():
@@ -211,6 +226,21 @@ def test_clients_train_and_are_personalized_in_any_company(name, settings):
             )
         for group, total in sums.items():
             torch.testing.assert_close(total, flat(delta(expected)[group]), atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dropout", [nn.Dropout, Dropout, None])
+def test_a_client_alone_goes_on_as_it_began(dropout):
+    """What the first step has shown of the draws, the others keep to; the numbers are those of many clients."""
+    layers = [nn.Linear(FEATURES, 8), *([] if dropout is None else [dropout(0.4)]), nn.Linear(8, CLASSES)]
+    method, batch = bound(FedAvg(), nn.Sequential(*layers)), chunk((40, 40), epochs=4)
+    server = server_groups(method)
+    engine = loop(trace_after=None)
+    together = flat(delta(engine.train_clients(method, server, batch))["global"])
+    (step,) = method.phases[0].steps
+    assert engine.engine.draws(step) == (dropout is not None)
+    alone = loop(trace_after=None)
+    updates = [flat(delta(alone.train_clients(method, server, batch.clients(i, i + 1)))["global"]) for i in (0, 1)]
+    torch.testing.assert_close(sum(updates), together, atol=2e-5, rtol=1e-4)
 
 
 def test_dropout_is_drawn_at_all():
