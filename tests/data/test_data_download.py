@@ -242,7 +242,7 @@ def test_progress_is_shown_on_a_terminal_alone(server, tmp_path, monkeypatch, ca
     fetch(server.archive, tmp_path / "a", "by hand")
     assert list(progress(range(3), "Counting tokens")) == [0, 1, 2]
     assert capsys.readouterr().err == ""
-    for module in ("download", "cache"):
+    for module in ("readers.download", "store.cache"):
         monkeypatch.setattr(f"flow_pl.data.{module}.Console", functools.partial(Console, force_terminal=True))
     fetch(server.archive, tmp_path / "b", "by hand")
     assert list(progress(range(3), "Counting tokens")) == [0, 1, 2]
