@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,13 +29,14 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 import flow_pl.methods
 import flow_pl.models  # noqa: F401 (imported, their classes go by their bare names in YAML)
 from flow_pl import callbacks, shipped
+from flow_pl.callbacks._known_metrics import check_monitors
 from flow_pl.callbacks.metrics_log import MetricsLog, continue_log
 from flow_pl.callbacks.preemption import Preemption
 from flow_pl.callbacks.run_folder import BestCheckpoint, LastCheckpoint, RunFolder
 from flow_pl.checks import check_class_paths
 from flow_pl.configuration import KEY, SECTIONS
 from flow_pl.data import FederatedDataModule
-from flow_pl.errors import FlowError, find_cause
+from flow_pl.errors import ConfigurationError, FlowError, brief, find_cause
 from flow_pl.loggers import RunLogger, continued_run, make_wandb_logger, sweep_folder
 from flow_pl.module import FederatedModule
 from flow_pl.results.run_folder import CONFIG, CONFIG_HEADER, find_checkpoint
@@ -41,6 +44,7 @@ from flow_pl.resume import warn_of_changes
 from flow_pl.utils.checkpoints import WholeCheckpointIO, look_at
 from flow_pl.utils.files import write_text
 from flow_pl.utils.parser import FlowParser, expand_home
+from flow_pl.utils.trainer_settings import check_callbacks, check_seed, check_trainer
 from flow_pl.version import __version__
 
 DEFAULT_CALLBACKS = (
@@ -67,6 +71,16 @@ Other commands, each with --help: `flow-pl compare` trains and tests several con
 
 WORDS = (None, "best", "last", "hpc", "registry")
 """What --ckpt_path may be beside the path of a file."""
+
+BARE: dict[str, Any] = {
+    "logger": False,
+    "num_sanity_val_steps": 0,
+    "log_every_n_steps": 0,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
+"""What Lightning's `barebones`, which measures the bare speed, does not go with."""
 
 RESUME = "what was saved is intact, and the same command with --ckpt_path last goes on from it"
 
@@ -135,6 +149,9 @@ class FlowCLI(LightningCLI):
         super().parse_arguments(parser, args)
         expand_home(self.config)
         check_class_paths(self.config)
+        settings = self.config[self.config["subcommand"]]
+        check_seed(settings.get("seed_everything"))
+        check_trainer(vars(settings["trainer"]))
         path = self.config[self.config["subcommand"]].get("ckpt_path")
         if path not in WORDS and not str(path).startswith("registry:"):
             look_at(path)
@@ -178,10 +195,17 @@ class FlowCLI(LightningCLI):
             defaults = [default for default in defaults if not isinstance(default, ProgressBar)]
         if self._get(self.config_init, "trainer.enable_checkpointing") is not False:
             defaults += [BestCheckpoint(root), LastCheckpoint(root)]
+        check_callbacks(listed, self.model)
+        barebones = bool(self._get(self.config_init, "trainer.barebones"))
         self.trainer_defaults["callbacks"] = [
-            default for default in defaults if not any(_replaces(callback, default) for callback in listed)
+            default
+            for default in defaults
+            if not barebones and not any(_replaces(callback, default) for callback in listed)
         ]
-        if self._get(self.config_init, "trainer.logger") in (None, True):
+        if barebones:
+            kwargs |= BARE
+            self.save_config_callback = None
+        elif self._get(self.config_init, "trainer.logger") in (None, True):
             kwargs["logger"] = RunLogger(root, name="logs")
         plugins = self._get(self.config_init, "trainer.plugins") or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
@@ -189,7 +213,34 @@ class FlowCLI(LightningCLI):
             kwargs["plugins"] = [*plugins, WholeCheckpointIO()]
         trainer: Trainer = super().instantiate_trainer(**kwargs)
         if self.subcommand == "fit":
+            check_monitors(trainer, self.model)
             continue_log(trainer, self._get(self.config_init, "ckpt_path"))
+        return trainer
+
+    def instantiate_classes(self) -> None:
+        """Make everything.
+
+        Raises:
+            ConfigurationError: a package that a class needs is not installed, or the trainer cannot be made.
+        """
+        try:
+            super().instantiate_classes()
+        except ImportError as error:
+            raise ConfigurationError(f"a setting needs what is not installed: {brief(error)}") from error
+        except ValueError as error:
+            missing = re.search(r"Requirement '.+' not met.*|No module named .*", str(error))
+            if missing is None:
+                raise
+            raise ConfigurationError(f"a setting needs what is not installed: {missing[0]}") from error
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        """As Lightning does, with one line of what it refuses."""
+        try:
+            trainer: Trainer = super()._instantiate_trainer(config, callbacks)
+        except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
+            if isinstance(error, FlowError):
+                raise
+            raise ConfigurationError(f"the trainer cannot have these settings: {brief(error)}") from error
         return trainer
 
     def before_predict(self) -> None:
@@ -263,6 +314,24 @@ def _silence_advertisements() -> None:
         logging.getLogger(f"lightning.pytorch.{module}").addFilter(lambda record: "Tip:" not in record.getMessage())
 
 
+def _anomaly(error: Exception) -> str:
+    """What to say where `detect_anomaly` has found something; nothing of other errors."""
+    if not isinstance(error, RuntimeError) or "returned nan values in its" not in str(error):
+        return ""
+    return (
+        f"the training of a client has diverged: {brief(error)} trainer.detect_anomaly stops at the first such client, "
+        "and the lines above say in which operation; without it the client is left out of its round. A lower learning "
+        "rate of model.loop.client_optimizer may help."
+    )
+
+
+def _told_by_lightning(error: Exception) -> bool:
+    """Whether Lightning itself has refused something."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    module = frames[-1][0].f_globals.get("__name__", "") if frames else ""
+    return isinstance(error, ValueError | RuntimeError | TypeError) and module.startswith("lightning.")
+
+
 @contextmanager
 def told() -> Iterator[None]:
     """A context in which what a user can mend ends the process with one message and exit status 1.
@@ -281,7 +350,7 @@ def told() -> Iterator[None]:
             print(f"error: {LOST[lost]} ({str(error).splitlines()[0]}): {RESUME}.", file=sys.stderr)
             raise SystemExit(1) from error
         cause = find_cause(error, FlowError, MisconfigurationException)
-        if cause is None:
+        if cause is None and not _told_by_lightning(error) and not _anomaly(error):
             raise
-        print(f"error: {cause}", file=sys.stderr)
+        print(f"error: {_anomaly(error) or (brief(error) if cause is None else cause)}", file=sys.stderr)
         raise SystemExit(1) from None

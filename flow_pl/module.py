@@ -493,7 +493,16 @@ class FederatedModule(lightning.LightningModule):
             checkpoint["client_states"] = self._states.state_dict(data.client_name)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another method, backbone or split; see `check_checkpoint` and `flow_pl.resume`."""
+        """Refuse a checkpoint of another method, backbone or split, or one that a fit cannot go on from.
+
+        Raises:
+            ConfigurationError: see `check_checkpoint` and `flow_pl.resume`; or it holds weights alone.
+        """
+        if self.trainer.state.fn == "fit" and "optimizer_states" not in checkpoint:
+            raise ConfigurationError(
+                "the checkpoint holds weights alone (save_weights_only), and a fit goes on with the state of the "
+                "server's optimizer as well: give one that is whole, such as checkpoints/last.ckpt, or test this one."
+            )
         check_checkpoint(
             checkpoint.get("flow_pl", {}), self.identity(), checkpoint["state_dict"], dict(self.state_dict())
         )

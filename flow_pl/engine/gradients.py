@@ -22,7 +22,7 @@ from torch.func import vmap
 from flow_pl.engine.client_draws import ClientDraws
 from flow_pl.engine.client_groups import ClientGroups
 from flow_pl.engine.tracing import CompileMode, compiled, trace
-from flow_pl.errors import ConfigurationError
+from flow_pl.errors import ConfigurationError, brief
 from flow_pl.kernels.linear import REPLACED, ClientLinears
 from flow_pl.methods.base import Minibatch, Step
 from flow_pl.utils.groups import Groups
@@ -135,8 +135,10 @@ class GradientEngine:
                 self._draws[step] = _Draws(units.drawn + units.by_functions)
             return result
 
-        # a client alone gains nothing by a trace, but something by the compiler
-        if self.trace_after is None or (active == 1 and self.compile_mode is None):
+        # A client alone gains nothing by a trace, but something by the compiler. Anomaly detection asks for the values
+        # of gradients, which a trace has none of, and for the very call that a gradient comes from.
+        alone = active == 1 and self.compile_mode is None
+        if self.trace_after is None or alone or torch.is_anomaly_enabled():
             *grads, losses = gradients(*arguments)
             return grads, losses
         key = (
@@ -174,7 +176,9 @@ class GradientEngine:
             traced = trace(gradients, arguments)
         except Exception as error:
             self._traces[key] = None
-            warnings.warn(f"a step cannot be traced and runs untraced, with the same results: {error}", stacklevel=2)
+            warnings.warn(
+                f"a step cannot be traced and runs untraced, with the same results: {brief(error)}", stacklevel=2
+            )
         else:
             self._traces[key] = traced.forward if self.compile_mode is None else compiled(traced, self.compile_mode)
         if len(self._traces) > MAX_TRACES:

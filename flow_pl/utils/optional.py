@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 from typing import Any
+
+from packaging.requirements import Requirement
 
 from flow_pl.errors import ConfigurationError
 
@@ -26,5 +29,21 @@ def import_optional(module: str, extra: str, needed_by: str = "this data") -> An
         return importlib.import_module(module)
     except ImportError as error:
         raise ConfigurationError(
-            f'{needed_by} needs {module.partition(".")[0]} ({error}): pip install "flow-pl[{extra}]"'
+            f"{needed_by} needs {module.partition('.')[0]} ({error}): {install_command(extra)}"
         ) from error
+
+
+def install_command(extra: str) -> str:
+    """The command that installs the packages of an optional group, whose names an index knows today.
+
+    Args:
+        extra: the group.
+    """
+    try:
+        required = [Requirement(each) for each in importlib.metadata.requires("flow-pl") or ()]
+    except importlib.metadata.PackageNotFoundError:  # the source tree is on the path, and not installed
+        required = []
+    # those without a marker are the core's
+    asked = [each for each in required if each.marker is not None and each.marker.evaluate({"extra": extra})]
+    packages = [f'"{each.name}{each.specifier}"' for each in asked]
+    return f"pip install {' '.join(packages)}" if packages else f'pip install ".[{extra}]" in the folder of the project'

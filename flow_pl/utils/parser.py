@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import enum
 import os
 import sys
 import textwrap
@@ -41,6 +42,14 @@ class FlowParser(LightningArgumentParser):
     ) -> Any:
         """As jsonargparse does, after `nulls`."""
         return super().parse_args(nulls(sys.argv[1:] if args is None else args), *rest, **kwargs)
+
+    def dump(self, cfg: Any, *args: Any, **kwargs: Any) -> str:
+        """As jsonargparse does; also of a text whose default is an enumeration, as some of Lightning's have."""
+        try:
+            text: str = super().dump(cfg, *args, **kwargs)
+        except ValueError:
+            text = super().dump(_plain(cfg), *args, **kwargs)
+        return text
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """End with one line and status 2."""
@@ -145,6 +154,17 @@ def _table(rows: Mapping[str, str]) -> str:
 
 def _wrapped(names: Sequence[str]) -> str:
     return textwrap.fill(", ".join(names), 98, initial_indent="  ", subsequent_indent="  ")
+
+
+def _plain(settings: Any) -> Any:
+    """A copy, with the texts of enumerations that are texts."""
+    if isinstance(settings, Namespace):
+        return Namespace({name: _plain(value) for name, value in vars(settings).items()})  # type: ignore[no-untyped-call]
+    if isinstance(settings, Mapping):
+        return {name: _plain(value) for name, value in settings.items()}
+    if isinstance(settings, list | tuple):
+        return type(settings)(_plain(value) for value in settings)
+    return str(settings.value) if isinstance(settings, str) and isinstance(settings, enum.Enum) else settings
 
 
 def expand_home(settings: Any) -> Any:

@@ -59,7 +59,7 @@ def explain(message: str, command: str, roots: Mapping[str, type]) -> str:
     Returns:
         What the message says, shorter, with the nearest name that there is and where they are listed.
     """
-    lines = [line.strip().removeprefix("- ") for line in message.splitlines() if line.strip()]
+    lines = [line.strip().removeprefix("- ") for line in _first_attempt(message) if line.strip()]
     keys, owner = _place(lines)
     setting, text = ".".join(keys), " ".join(lines)
     option = OPTION.search(text)
@@ -77,6 +77,8 @@ def explain(message: str, command: str, roots: Mapping[str, type]) -> str:
         known = [] if cls is None else _names(cls, keys[-1] if owner or len(keys) > 1 else "")
         if known:
             value = no_class[1] or no_class[2]
+            if value in known:
+                return f"{setting} is {value}, which several classes are called: give the whole path of one."
             listed = f"Known are {', '.join(known)}." if len(known) <= 20 else f"`{command} --help all` lists them."
             return f"{setting} is {value}, which names no class.{nearest(_short(value), known)} {listed}"
         expected = [found for found in expected if "dot import path" not in found[0]]
@@ -110,6 +112,22 @@ def _public(cls: type) -> bool:
     """Whether the class is one that a package offers, rather than a part of another."""
     packages = (sys.modules.get(cls.__module__.rsplit(".", level)[0]) for level in range(cls.__module__.count(".") + 1))
     return any(cls.__name__ in getattr(package, "__all__", ()) for package in packages)
+
+
+def _first_attempt(message: str) -> Iterator[str]:
+    """The lines but for those on the bases that are tried when the class that was asked for has failed."""
+    depth, inside = None, True
+    for line in message.splitlines():
+        indent = len(line) - len(line.lstrip())
+        if CLASS.search(line) is not None and "Problem with" in line:
+            if depth is None:
+                depth = indent
+            elif indent <= depth:
+                inside = False
+        elif depth is not None and indent <= depth:
+            inside = True
+        if inside:
+            yield line
 
 
 def _place(lines: list[str]) -> tuple[list[str], str]:

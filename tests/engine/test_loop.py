@@ -1,6 +1,7 @@
 """The engine: a vectorised client equals the same client trained alone."""
 
 import copy
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -158,6 +159,18 @@ def test_traced_steps_equal_eager_ones_bit_for_bit():
     assert engine.engine._traces, "nothing was traced"
     for name in method.shared:
         assert torch.equal(flat(delta(eager)[name]), flat(delta(traced)[name]))
+
+
+def test_nothing_is_traced_while_anomalies_are_looked_for():
+    """A trace has no values to look at; tracing would fail, with pages of warnings."""
+    batch, method = chunk((16, 16, 16), epochs=4), bound(PublishedFlow(router=_constant_router), network(dropout=0.0))
+    engine = loop(local_epochs=4, trace_after=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", message="Anomaly Detection has been enabled")
+        with torch.autograd.set_detect_anomaly(True):
+            engine.train_clients(method, server_groups(method), batch)
+    assert not engine.engine._traces
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])

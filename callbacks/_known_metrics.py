@@ -1,0 +1,103 @@
+"""The names that a fit's metrics will have, known before it begins: for callbacks that wait for one of them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, EarlyStopping, LearningRateMonitor, ModelCheckpoint
+
+from flow_pl.callbacks._base import EvaluationCallback
+from flow_pl.callbacks._federated import federated_module
+from flow_pl.callbacks.backdoor_success import BackdoorSuccess
+from flow_pl.callbacks.convergence_diagnostics import ConvergenceDiagnostics
+from flow_pl.errors import ConfigurationError
+from flow_pl.methods.base import Phase
+from flow_pl.utils.words import nearest
+
+LOCAL_MODEL = ("global_or_local_accuracy", "best_mixture_accuracy", "gain_over_mixture")
+"""What `PersonalizationGain` adds where the method has a local model."""
+
+FAMILIES = ("accuracy", "loss")
+"""How the names of training metrics end that are all known; there are others, by what is configured."""
+
+
+def check_monitors(trainer: Trainer, pl_module: LightningModule) -> None:
+    """Refuse a callback that waits for a metric which no round of the fit will have.
+
+    Nothing is refused where a callback that is neither Lightning's nor this project's may log it.
+
+    Args:
+        trainer: with all of its callbacks.
+        pl_module: what will be trained.
+
+    Raises:
+        ConfigurationError: there is no such metric; names those that there are.
+    """
+    callbacks: Sequence[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    known = _validation_metrics(trainer, callbacks, pl_module)
+    trained = _losses(pl_module)
+    foreign = [callback for callback in callbacks if not _known(callback)]
+    for callback in callbacks:
+        monitor = getattr(callback, "monitor", None)
+        listed = isinstance(callback, EarlyStopping | ModelCheckpoint) and isinstance(monitor, str)
+        if not listed or foreign or not monitor or monitor in {*known, *trained, "step", "epoch"}:
+            continue
+        if _may_come(monitor, callbacks, pl_module) or (_own_default(callback) and not known):
+            continue
+        if monitor.startswith("val/") and not known:
+            raise ConfigurationError(
+                f"{type(callback).__name__} waits for the metric {monitor}, but nothing is validated: "
+                "trainer.limit_val_batches is 0, or no callback measures."
+            )
+        raise ConfigurationError(
+            f"{type(callback).__name__} waits for the metric {monitor}, which no round has."
+            f"{nearest(monitor, [*known, *trained])} There are {', '.join(trained)}, and {', '.join(known)}."
+        )
+
+
+def _validation_metrics(trainer: Trainer, callbacks: Sequence[Callback], pl_module: LightningModule) -> list[str]:
+    """Names of the figures of a validation; none where nothing is validated."""
+    if trainer.limit_val_batches == 0:
+        return []
+    names: list[str] = []
+    for callback in callbacks:
+        if isinstance(callback, EvaluationCallback):
+            metric = callback.create_metric(pl_module)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of torchmetrics: of no client at all, names alone are asked for
+                figures = {} if metric is None else metric.compute()
+            names += [f"val/{callback.model}{name}" for name in figures]
+            if "gain" in figures:
+                names += [f"val/{name}" for name in LOCAL_MODEL]
+        elif isinstance(callback, BackdoorSuccess):
+            names += [f"val/backdoor_{model}" for model in ("generalized", "personalized")]
+    return names
+
+
+def _losses(pl_module: LightningModule) -> list[str]:
+    """Names of the training losses: of each group of parameters that clients move in a round."""
+    stages = [stage for stage in federated_module(pl_module).method.phases if isinstance(stage, Phase)]
+    return [f"train/{name}_loss" for name in dict.fromkeys(step.moves for stage in stages for step in stage.steps)]
+
+
+def _may_come(monitor: str, callbacks: Sequence[Callback], pl_module: LightningModule) -> bool:
+    """Whether it is one of the metrics that are logged by what is configured."""
+    section, _, name = monitor.partition("/")
+    if section == "train":
+        return bool(name) and not name.endswith(FAMILIES)
+    if section == "diagnostics":
+        return any(isinstance(callback, ConvergenceDiagnostics) for callback in callbacks)
+    if section.startswith("lr-"):
+        return any(isinstance(callback, LearningRateMonitor) for callback in callbacks)
+    return monitor == "privacy/epsilon" and getattr(pl_module, "privacy", None) is not None
+
+
+def _known(callback: Callback) -> bool:
+    return type(callback).__module__.partition(".")[0] in ("flow_pl", "callbacks", "lightning")
+
+
+def _own_default(callback: Callback) -> bool:
+    """Whether it is the checkpoint of the best round, which is left out where nothing is validated."""
+    return isinstance(callback, ModelCheckpoint) and callback.filename == "best"

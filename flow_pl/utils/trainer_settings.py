@@ -1,0 +1,127 @@
+"""Settings of Lightning's Trainer that rounds of clients cannot have: refused before anything is made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import (
+    BaseFinetuning,
+    BatchSizeFinder,
+    GradientAccumulationScheduler,
+    LearningRateFinder,
+    ModelPruning,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
+from torch import nn
+
+from flow_pl.errors import ConfigurationError
+
+LARGEST_SEED = 2**32 - 1
+"""Of NumPy, which Lightning seeds as well."""
+
+LEAST = {
+    "check_val_every_n_epoch": 1,
+    "log_every_n_steps": 0,
+    "num_sanity_val_steps": -1,
+    "num_nodes": 1,
+    "min_epochs": 0,
+    "min_steps": 0,
+}
+"""Smallest values of whole numbers that Lightning takes at their word, or fails on when training has begun."""
+
+SHARDED = ("fsdp", "deepspeed", "model_parallel")
+SPAWNED = ("ddp_spawn", "ddp_spawn_find_unused_parameters_false", "ddp_spawn_find_unused_parameters_true")
+
+UNFIT = {
+    StochasticWeightAveraging: "averages what a local optimizer reaches, and puts its own schedule in place of the "
+    "server's: set model.server_optimizer (momentum, say) instead",
+    ModelPruning: "sets weights of w_g to zero behind the server's back, and clients train them anew",
+    LearningRateFinder: "searches by automatic optimization, which rounds do not use: compare a few rates of "
+    "model.loop.client_optimizer instead",
+    BatchSizeFinder: "enlarges a batch, which is a chunk of clients here: set data.chunk_size to auto",
+    GradientAccumulationScheduler: "adds up gradients of automatic optimization: a round is one step of the "
+    "server; set model.loop.batch_size for the clients' steps",
+    BaseFinetuning: "freezes parameters while automatic optimization trains the others: set requires_grad in the "
+    "backbone, or use a method that trains a part of it (FedRep, LGFedAvg)",
+}
+"""Callbacks of Lightning that cannot do here what they are for, and what to do instead."""
+
+
+def check_seed(seed: Any) -> None:
+    """Check the seed of a run.
+
+    Raises:
+        ConfigurationError: it is out of range.
+    """
+    if not isinstance(seed, bool) and seed is not None and not 0 <= seed <= LARGEST_SEED:
+        raise ConfigurationError(f"seed_everything is {seed}, expected a whole number from 0 to {LARGEST_SEED}.")
+
+
+def check_trainer(settings: Mapping[str, Any]) -> None:
+    """Check the settings of the trainer.
+
+    Args:
+        settings: by name, as they are parsed.
+
+    Raises:
+        ConfigurationError: one cannot work here.
+    """
+    for name, least in LEAST.items():
+        value = settings.get(name)
+        if isinstance(value, int) and value < least:
+            raise ConfigurationError(f"trainer.{name} is {value}, expected a whole number of {least} or more.")
+    interval = settings.get("val_check_interval")
+    if isinstance(interval, int | float) and interval <= 0:
+        raise ConfigurationError(
+            f"trainer.val_check_interval is {interval}, expected 1.0, which is the end of a round, or more than 0; to "
+            "validate never, set trainer.limit_val_batches to 0."
+        )
+    overfit = settings.get("overfit_batches")
+    if overfit:
+        raise ConfigurationError(
+            f"trainer.overfit_batches is {overfit}, expected 0: it takes the place of the draw of each round's "
+            "clients. To see whether a few clients can be fitted, use a federation of a few, all of them in each round "
+            "(data.cohort_size)."
+        )
+    _check_strategy(settings.get("strategy"))
+
+
+def check_callbacks(callbacks: Iterable[Callback], module: nn.Module) -> None:
+    """Check the callbacks that a user has listed.
+
+    Args:
+        callbacks: as they are made.
+        module: what is trained.
+
+    Raises:
+        ConfigurationError: one cannot work here.
+    """
+    for callback in callbacks:
+        reason = next((reason for kind, reason in UNFIT.items() if isinstance(callback, kind)), None)
+        lazy = any(isinstance(p, nn.UninitializedParameter) for p in module.parameters())
+        if reason is None and isinstance(callback, WeightAveraging) and lazy:
+            reason = "copies the model before the shapes of its router are known: use a method without a router"
+        if reason is not None:
+            raise ConfigurationError(f"trainer.callbacks has {type(callback).__name__}, which {reason}.")
+
+
+def _check_strategy(strategy: Any) -> None:
+    name = strategy if isinstance(strategy, str) else ""
+    arguments: Any = {}
+    if not isinstance(strategy, str) and strategy is not None:
+        name = str(strategy.get("class_path", "")).rpartition(".")[2]
+        arguments = strategy.get("init_args") or {}
+    if name.lower().startswith(SHARDED) or name in ("FSDPStrategy", "ModelParallelStrategy"):
+        raise ConfigurationError(
+            f"trainer.strategy is {name}, expected ddp, auto or another that keeps the model whole: clients train "
+            "copies of all its parameters, which this one divides among the processes."
+        )
+    if name in SPAWNED or arguments.get("start_method") == "spawn":
+        raise ConfigurationError(
+            f"trainer.strategy is {name}, which hands the run to processes that start from nothing: expected ddp, "
+            "where each process reads the command line itself, or ddp_fork (ddp_notebook in a notebook), whose "
+            "processes begin as copies of this one."
+        )

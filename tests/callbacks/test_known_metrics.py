@@ -1,0 +1,55 @@
+"""Callbacks that wait for a metric: refused before training where no round will have it."""
+
+import pytest
+
+from flow_pl.callbacks._known_metrics import _losses, _validation_metrics, check_monitors
+from flow_pl.cli import run
+from tests.test_cli import config, fails  # noqa: F401 (a fixture)
+
+
+def waiting(kind, monitor, *more):
+    return [f"--trainer.callbacks+={kind}", f"--trainer.callbacks.monitor={monitor}", *more]
+
+
+@pytest.mark.parametrize("kind", ["EarlyStopping", "ModelCheckpoint"])
+@pytest.mark.parametrize("monitor", ["val/nonsense", "train/loss", "val_loss", "test/seen/generalized_accuracy"])
+def test_an_unknown_metric_is_refused_with_those_there_are(config, tmp_path, capsys, kind, monitor):  # noqa: F811
+    status, said = fails(capsys, "fit", "--config", config, *waiting(kind, monitor))
+    assert status == 1
+    assert f"error: {kind} waits for the metric {monitor}, which no round has." in said
+    assert "train/global_loss, and val/generalized_accuracy, " in said
+    assert "val/routed_local/head" in said
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_the_nearest_metric_is_named(config, capsys):  # noqa: F811
+    _, said = fails(capsys, "fit", "--config", config, *waiting("EarlyStopping", "val/personalised_accuracy"))
+    assert "Did you mean val/personalized_accuracy?" in said
+
+
+def test_a_metric_of_a_validation_that_is_not_made_is_refused(config, capsys):  # noqa: F811
+    options = waiting("EarlyStopping", "val/gain", "--trainer.limit_val_batches=0")
+    _, said = fails(capsys, "fit", "--config", config, *options)
+    assert "EarlyStopping waits for the metric val/gain, but nothing is validated" in said
+
+
+@pytest.mark.parametrize("method", ["Flow", "FedAvg", "APFL", "KNNPer", "Ditto"])
+def test_all_metrics_of_a_fit_are_known_and_may_be_waited_for(config, method):  # noqa: F811
+    cli = run(["fit", "--config", str(config), f"--model.method={method}", "--trainer.enable_progress_bar=false"])
+    logged = {name for name in cli.trainer.callback_metrics if name.startswith("val/") or name.endswith("_loss")}
+    known = {*_validation_metrics(cli.trainer, cli.trainer.callbacks, cli.model), *_losses(cli.model)}
+    assert logged
+    assert logged <= known
+
+
+@pytest.mark.parametrize("monitor", ["train/global_loss", "train/update_norm", "val/gain", "step"])
+def test_what_comes_may_be_waited_for(config, monitor):  # noqa: F811
+    cli = run(["fit", "--config", str(config), *waiting("EarlyStopping", monitor)])
+    assert cli.trainer.global_step == 2
+
+
+def test_a_callback_of_the_user_may_log_anything(config):  # noqa: F811
+    cli = run(["fit", "--config", str(config), "--trainer.fast_dev_run=true"])
+    stopping = type("Stopping", (), {"monitor": "val/mine"})()
+    cli.trainer.callbacks.append(stopping)
+    check_monitors(cli.trainer, cli.model)

@@ -1,0 +1,115 @@
+"""Settings of the trainer through the real command: an ordinary run, or one line before anything is trained."""
+
+import importlib.util
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from flow_pl.cli import run
+from tests.test_cli import config, fails  # noqa: F401 (a fixture)
+
+REFUSED = {
+    "overfit_batches=1": "trainer.overfit_batches is 1, expected 0",
+    "overfit_batches=0.5": "trainer.overfit_batches is 0.5, expected 0",
+    "check_val_every_n_epoch=0": "trainer.check_val_every_n_epoch is 0, expected a whole number of 1 or more",
+    "check_val_every_n_epoch=-1": "trainer.check_val_every_n_epoch is -1",
+    "val_check_interval=0": "trainer.val_check_interval is 0",
+    "num_sanity_val_steps=-3": "trainer.num_sanity_val_steps is -3, expected a whole number of -1 or more",
+    "log_every_n_steps=-1": "trainer.log_every_n_steps is -1",
+    "num_nodes=0": "trainer.num_nodes is 0",
+    "devices=-1": "`devices` selected with `CPUAccelerator` should be an int > 0",
+    "devices=0": "`Trainer(devices='0')` value is not a valid input",
+    "strategy=nonsense": "invalid strategy name: `strategy='nonsense'`",
+    "strategy=ddp_spawn": "trainer.strategy is ddp_spawn, which hands the run to processes that start from nothing",
+    "strategy=fsdp": "trainer.strategy is fsdp, expected ddp, auto",
+    "accelerator=nonsense": "invalid accelerator name",
+    "accelerator=tpu": "a setting needs what is not installed: Requirement 'torch_xla",
+    "precision=transformer-engine": "Requirement 'transformer_engine",
+    "profiler=nonsense": "one of ['simple', 'advanced', 'pytorch', 'xla']",
+    "max_epochs=-5": "`max_epochs` must be a non-negative integer or -1",
+    "max_time=soon": "not a valid duration",
+    "limit_train_batches=-1": "invalid value -1.0 for limit_train_batches",
+    "val_check_interval=5": "`val_check_interval` (5) must be less than or equal to the number of the training batches",
+    "callbacks+=StochasticWeightAveraging,callbacks.swa_lrs=0.1": "has StochasticWeightAveraging, which",
+    "callbacks+=LearningRateFinder": "has LearningRateFinder, which searches by automatic optimization",
+    "callbacks+=BatchSizeFinder": "set data.chunk_size to auto",
+    "callbacks+=EMAWeightAveraging": "which copies the model before the shapes of its router are known",
+    "callbacks+=BackboneFinetuning": "set requires_grad in the backbone",
+    "logger=MLFlowLogger": "not installed",
+}
+
+
+@pytest.mark.parametrize("settings", REFUSED)
+def test_what_cannot_work_gets_one_line_before_training(config, tmp_path, capsys, settings):  # noqa: F811
+    if "MLFlow" in settings and importlib.util.find_spec("mlflow"):
+        pytest.skip("mlflow is installed")
+    status, said = fails(capsys, "fit", "--config", config, *(f"--trainer.{each}" for each in settings.split(",")))
+    assert status == 1
+    assert REFUSED[settings] in said
+    assert said.splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in said
+    assert not (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_out_of_range_is_refused(config, capsys, seed):  # noqa: F811
+    status, said = fails(capsys, "fit", "--config", config, f"--seed_everything={seed}")
+    assert (status, said) == (1, f"error: seed_everything is {seed}, expected a whole number from 0 to 4294967295.\n")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["callbacks+=Timer", "callbacks.duration=00:00:10:00"],
+        ["callbacks+=Timer", "callbacks.duration=00:00:10:00", "callbacks.interval=epoch"],
+        ["callbacks+=EMAWeightAveraging"],
+        ["plugins=[{class_path: SLURMEnvironment, init_args: {requeue_signal: SIGHUP}}]"],
+        ["check_val_every_n_epoch=null"],
+        ["max_time={minutes: 3}"],
+        ["barebones=true"],
+    ],
+    ids=lambda options: options[0].partition(",")[0],
+)
+def test_what_is_unusual_runs(config, options):  # noqa: F811
+    method = ["--model.method=FedAvg"] if "EMA" in options[0] else []
+    cli = run(["fit", "--config", str(config), *method, *(f"--trainer.{option}" for option in options)])
+    assert cli.trainer.global_step == 2
+    if options == ["barebones=true"]:
+        assert not cli.trainer.loggers
+        assert not cli.trainer.checkpoint_callbacks
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp_fork", "ddp_notebook"])
+def test_forked_processes_end_with_the_weights_of_one(config, tmp_path, strategy):  # noqa: F811
+    """In a process of its own, since a forked run wants no threads of before: as many rounds, the same weights."""
+    command = [sys.executable, "-m", "flow_pl", "fit", "--config", str(config)]
+    forked = [f"--trainer.strategy={strategy}", "--trainer.devices=2", f"--trainer.default_root_dir={tmp_path / 'two'}"]
+    done = subprocess.run([*command, *forked], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "clients 3/3" in done.stdout
+    run(["fit", "--config", str(config)])
+    found = [torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True) for name in ("two", "run")]
+    for key, value in found[1]["state_dict"].items():
+        torch.testing.assert_close(found[0]["state_dict"][key], value, rtol=1e-4, atol=1e-6)
+
+
+def test_a_fit_does_not_go_on_from_weights_alone(config, tmp_path, capsys):  # noqa: F811
+    """A test can be made of them."""
+    alone = ["--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.save_weights_only=true"]
+    alone += [f"--trainer.callbacks.dirpath={tmp_path / 'weights'}", "--trainer.callbacks.filename=w"]
+    run(["fit", "--config", str(config), *alone])
+    (path,) = (tmp_path / "weights").glob("w*.ckpt")
+    status, said = fails(capsys, "fit", "--config", config, "--ckpt_path", path)
+    assert status == 1
+    assert "error: the checkpoint holds weights alone (save_weights_only)" in said
+    run(["test", "--config", str(config), "--ckpt_path", str(path)])
+
+
+def test_a_diverged_client_under_detect_anomaly_is_told_in_a_line(config, capsys):  # noqa: F811
+    rate = ["--model.loop.client_optimizer=torch.optim.SGD", "--model.loop.client_optimizer.lr=1e30"]
+    status, said = fails(capsys, "fit", "--config", config, "--trainer.detect_anomaly=true", *rate)
+    assert status == 1
+    assert said.splitlines()[-1].startswith("error: the training of a client has diverged: Function")
