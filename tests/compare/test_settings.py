@@ -103,8 +103,8 @@ def test_what_only_some_methods_train_with_is_told():
     settings["fedavg"] = resolve([FEDAVG], [])
     told = budgets(settings)
     assert told["local"] == "epochs 2, personal_lr_scale 0.5, personal_epochs 1"
-    assert told["flow"] == "personal_lr_scale 0.5, local_epochs 2, personal_epochs 2"
-    assert told["fedavg"] == "local_epochs 1, personal_epochs 1"
+    assert told["flow"] == "personal_lr_scale 0.5, personal_epochs 2, local_epochs 2"
+    assert told["fedavg"] == "personal_epochs 1, local_epochs 1"
 
 
 @pytest.mark.parametrize(

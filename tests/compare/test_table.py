@@ -122,7 +122,7 @@ def test_what_only_some_methods_train_with_has_a_column() -> None:
     rows = list(csv.DictReader(io.StringIO(method_csv(comparison))))
     assert [row["own_budget"] for row in rows] == ["", "epochs 30, lr_scale 0.5"]
     assert "own budget" not in markdown(replace(comparison, budgets={"fedavg": "", "local": ""}))
-    for width in (60, 200):
+    for width in (90, 200):
         console = Console(width=width, record=True, file=io.StringIO())
         for table in rich_tables(comparison, console):
             console.print(table)
