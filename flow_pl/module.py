@@ -417,7 +417,7 @@ class FederatedModule(lightning.LightningModule):
             # Lightning keeps the last value of what is logged, and would log it again
             logged_before = self.trainer.logged_metrics
             for name in round_.unknown:
-                logged_before.pop(f"train/{name}", None)  # type: ignore[attr-defined]
+                logged_before.pop(f"train/{name}", None)
         self._log_round()
         logged = {f"train/{name}": value for name, value in figures.items()}
         if self.privacy is not None:
