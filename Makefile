@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 TORCH_THREADS ?= 1
 TEST_PROCESSES ?= 2
 
-.PHONY: demo test test-slow test-lowest lint docs bench bench-scale bench-peers fuzz chaos soak clean
+.PHONY: demo test test-slow lint docs bench bench-scale bench-peers fuzz chaos soak clean
 
 # Made again when the dependencies change. pip alone; with uv: uv venv && uv pip install -e ".[dev]" -c constraints.txt
 $(VENV)/installed: pyproject.toml constraints.txt

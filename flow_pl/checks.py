@@ -78,6 +78,26 @@ def _misfit(backbone: nn.Module, example: Tensor, error: Exception) -> Configura
     )
 
 
+def check_trainer(trainer: Trainer) -> None:
+    """Check that a trainer asks for nothing that its optimizer steps, one a round, cannot have.
+
+    Raises:
+        ConfigurationError: it clips gradients or accumulates them; the remedy is named.
+    """
+    if trainer.gradient_clip_val:
+        raise ConfigurationError(
+            f"trainer.gradient_clip_val is {trainer.gradient_clip_val}, expected null: a round makes one step on the "
+            "clients' mean, whose gradients are taken by the loop. To clip the gradient of each client's step, set "
+            "model.loop.max_grad_norm; to bound what a client sends, see model.aggregation and model.privacy."
+        )
+    if trainer.accumulate_grad_batches != 1:
+        raise ConfigurationError(
+            f"trainer.accumulate_grad_batches is {trainer.accumulate_grad_batches}, expected 1: the updates of all "
+            "chunks of a round are summed as it is. For more clients in a round raise data.cohort_size, for more "
+            "examples in a client's step model.loop.batch_size."
+        )
+
+
 def check_gradients(method: Method, trainer: Trainer, stage: str) -> None:
     """Check that a trainer lets a method take gradients where it personalizes clients.
 

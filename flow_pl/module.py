@@ -10,6 +10,7 @@ from typing import IO, Any
 
 import lightning
 import torch
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.plugins import MixedPrecision
@@ -18,10 +19,11 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from flow_pl.checks import check_checkpoint, check_fit, check_gradients, check_server_optimizer
+from flow_pl.checks import check_checkpoint, check_fit, check_gradients, check_server_optimizer, check_trainer
 from flow_pl.configuration import KEY, make, read_settings
 from flow_pl.data import CohortSampler, FederatedDataModule
 from flow_pl.data.batch import ClientBatch
+from flow_pl.data.rounds import count_rounds
 from flow_pl.engine.aggregation import Aggregation, Mean
 from flow_pl.engine.attacks import Attack
 from flow_pl.engine.chunk_size import ChunkSize
@@ -55,6 +57,10 @@ from flow_pl.utils.validation import require_fraction
 
 class RejectedClientWarning(UserWarning):
     """A client was left out of a round."""
+
+
+class EmptyRoundWarning(UserWarning):
+    """A round had no client to train."""
 
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
@@ -114,6 +120,7 @@ class FederatedModule(lightning.LightningModule):
         self.loss_scale = LossScale()
         self._changed = False
         self._round: ServerRound | None = None
+        self._empty_rounds = 0
         self._states: ClientStates | None = None
         self._chunks = ChunkSize()
 
@@ -278,8 +285,19 @@ class FederatedModule(lightning.LightningModule):
         if self.privacy is not None:
             self.privacy.require_budget(planned_rounds(self.trainer))
 
+    def configure_callbacks(self) -> list[Callback]:
+        """None of its own. Lightning asks for them before it refuses settings of the trainer in words of its own.
+
+        Raises:
+            ConfigurationError: the trainer clips or accumulates gradients.
+        """
+        if self.trainer.state.fn == "fit":
+            check_trainer(self.trainer)
+        return []
+
     def on_train_start(self) -> None:
         """Refuse a loader whose sampler Lightning has replaced: every process would train every client."""
+        count_rounds(self.trainer)
         sampler = getattr(self.trainer.train_dataloader, "sampler", None)
         if not isinstance(sampler, CohortSampler):
             raise ConfigurationError(
@@ -378,6 +396,8 @@ class FederatedModule(lightning.LightningModule):
                     p.grad = scaler.scale(torch.zeros_like(p) if p.grad is None else p.grad)
             self.loss_scale.adapt(figures["skipped_steps"])
         self._name_rejected(round_)
+        if round_.empty:
+            self._warn_of_empty_round()
         optimizer = self.optimizers()
         assert isinstance(optimizer, LightningOptimizer)
         optimizer.step()
@@ -393,6 +413,11 @@ class FederatedModule(lightning.LightningModule):
         if self._states is not None:
             kept = torch.tensor(float(len(self._states.known())))
             figures |= {"clients_with_state": kept, "state_bytes": kept * self._states.bytes_per_client}
+        if round_.unknown:
+            # Lightning keeps the last value of what is logged, and would log it again
+            logged_before = self.trainer.logged_metrics
+            for name in round_.unknown:
+                logged_before.pop(f"train/{name}", None)
         self._log_round()
         logged = {f"train/{name}": value for name, value in figures.items()}
         if self.privacy is not None:
@@ -417,6 +442,31 @@ class FederatedModule(lightning.LightningModule):
                 f"the privacy budget is spent: epsilon is {privacy.epsilon:.4g} of {privacy.budget:g} after "
                 f"{privacy.ledger.rounds} rounds, and another round would exceed it. Training stops here."
             )
+
+    def _warn_of_empty_round(self) -> None:
+        """The first time; `on_train_end` says how many there were."""
+        self._empty_rounds += 1
+        if self._empty_rounds > 1 or not self.trainer.is_global_zero:
+            return
+        absent = self.trainer.train_dataloader.sampler.absent  # type: ignore[union-attr]
+        reasons = ", ".join(f"{name}: {count}" for name, count in absent.items() if count)
+        warnings.warn(
+            f"round {self.current_epoch}: none of the clients has been trained{f' ({reasons})' if reasons else ''}; "
+            "the round has no loss, and clients send nothing. If that happens often, raise data.cohort_size or "
+            "data.deadline, or lower data.dropout.",
+            EmptyRoundWarning,
+            stacklevel=2,
+        )
+
+    def on_train_end(self) -> None:
+        """Say how many rounds had no client."""
+        if self._empty_rounds and self.trainer.is_global_zero:
+            warnings.warn(
+                f"{self._empty_rounds} of {self.trainer.global_step} rounds had no client to train.",
+                EmptyRoundWarning,
+                stacklevel=2,
+            )
+        self._empty_rounds = 0
 
     def _name_rejected(self, round_: ServerRound) -> None:
         """Warn of the clients of this process that were left out of a round, and say why."""

@@ -21,6 +21,7 @@ from flow_pl.data.availability import Availability
 from flow_pl.data.batch import ClientBatch, Examples
 from flow_pl.data.dataset import ClientDataset
 from flow_pl.data.federation import Federation, Heldout, Ints, Population, check_split
+from flow_pl.data.rounds import count_rounds
 from flow_pl.data.sampler import CohortSampler
 from flow_pl.data.store.cache import build_store, store_path
 from flow_pl.data.store.client_store import ClientStore
@@ -262,6 +263,12 @@ class FederatedDataModule(ABC, L.LightningDataModule):
         if not len(clients):
             raise self._nothing("test", "test_fraction", " and none without a label")
         return self._loader(clients, "predict")
+
+    def on_before_batch_transfer(self, batch: ClientBatch, dataloader_idx: int) -> ClientBatch:
+        """Before callbacks see a chunk of a round: what Lightning logs by batch is on the axis of rounds."""
+        if self.trainer is not None and self.trainer.training:
+            count_rounds(self.trainer)
+        return batch
 
     def transfer_batch_to_device(self, batch: ClientBatch, device: torch.device, dataloader_idx: int) -> ClientBatch:
         """Move a chunk, without waiting for the copy where its memory is pinned."""

@@ -35,6 +35,7 @@ def check_draws(method: Method, example: Tensor) -> None:
     before = [buffer.clone() for buffer in buffers]
     modes = {module: module.training for module in names}
     rows = torch.cat([example, example])  # of one row, some blocks take no statistics
+    watch = _Watch()  # type: ignore[no-untyped-call]
     key = torch.zeros(2, dtype=torch.int32, device=example.device)
     try:
         for training in (False, True):
@@ -45,10 +46,10 @@ def check_draws(method: Method, example: Tensor) -> None:
                     # what else is wrong with a block is found elsewhere
                     with suppress(ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError):
                         if training:
-                            with ClientDraws(UnitStream(key, UnitTable())), _Watch():  # type: ignore[no-untyped-call]
+                            with ClientDraws(UnitStream(key, UnitTable())), watch:
                                 method.initialize(rows)
                         else:
-                            with _Watch():  # type: ignore[no-untyped-call]
+                            with watch:
                                 method.initialize(rows)
                 except _DrawnError as error:
                     _refuse(inside[-1] if inside else None, str(error), training)

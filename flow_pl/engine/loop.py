@@ -16,6 +16,7 @@ from torch import Tensor
 
 from flow_pl.data.batch import ClientBatch
 from flow_pl.engine.client_groups import ClientGroups
+from flow_pl.engine.client_norms import clipped
 from flow_pl.engine.client_optimizer import StackedOptimizer
 from flow_pl.engine.gradients import GradientEngine, map_clients
 from flow_pl.engine.schedule import make_schedule, part_mask
@@ -25,7 +26,7 @@ from flow_pl.kernels.functional import training_mode
 from flow_pl.methods.base import Derive, Method, Minibatch, Phase
 from flow_pl.utils.counter_rng import step_keys
 from flow_pl.utils.groups import Groups, OptimizerFactory
-from flow_pl.utils.validation import given, require_choice, require_count
+from flow_pl.utils.validation import given, require_choice, require_count, require_positive
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,8 @@ class FederatedLoop:
         compile_mode: compile traced steps by `torch.compile` in this mode, for seconds each; on a GPU,
             "reduce-overhead" and "max-autotune" replay them as CUDA graphs. Pays in long runs whose steps have few
             shapes. The numbers stay the same up to rounding, so a resumed run is not bit-identical any more.
+        max_grad_norm: largest L2 norm of the gradient of a client's step, over all that the step moves; a longer one
+            is scaled down to it, for each client by itself. None for no clipping.
     """
 
     def __init__(
@@ -107,6 +110,7 @@ class FederatedLoop:
         trace_after: int | None = 200,
         channels_last: bool = False,
         compile_mode: CompileMode | None = None,
+        max_grad_norm: float | None = None,
     ) -> None:
         require_count(local_epochs=local_epochs, **given(personal_epochs=personal_epochs))
         require_count(batch_size=batch_size, evaluation_batch_size=evaluation_batch_size)
@@ -115,6 +119,8 @@ class FederatedLoop:
         self.personal_epochs = local_epochs if personal_epochs is None else personal_epochs
         self.batch_size = batch_size
         self.client_optimizer = client_optimizer
+        require_positive(**given(max_grad_norm=max_grad_norm))
+        self.max_grad_norm = max_grad_norm
         self.weighting = weighting
         self.evaluation_batch_size = evaluation_batch_size
         self.channels_last = channels_last
@@ -265,6 +271,8 @@ class FederatedLoop:
                 key = keys[t * len(phase.steps) + s][:active] if keys else None
                 grads, losses = self.engine(step, views, groups.stacked, minibatch, scale, key)
                 keep = None if scale is None else _unscale(grads, scale)
+                if self.max_grad_norm is not None:
+                    grads = clipped(grads, self.max_grad_norm)
                 optimizers[step].step(grads, keep)
                 if step.bounds is not None:
                     for p in groups.stack(step.moves):
