@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 TORCH_THREADS ?= 1
 TEST_PROCESSES ?= 2
 
-.PHONY: demo test lint bench bench-scale bench-peers fuzz chaos soak clean
+.PHONY: demo test test-slow lint docs bench bench-scale bench-peers fuzz chaos soak clean
 
 # Made again when the dependencies change. pip alone; with uv: uv venv && uv pip install -e ".[dev]" -c constraints.txt
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -15,10 +15,15 @@ $(VENV)/installed: pyproject.toml constraints.txt
 
 demo: $(VENV)/installed
 	OMP_NUM_THREADS=$(TORCH_THREADS) $(BIN)/flow-pl fit -c task/digits -c tuned/digits/flow
-	OMP_NUM_THREADS=$(TORCH_THREADS) $(BIN)/flow-pl test -c task/digits -c tuned/digits/flow --ckpt_path runs/digits/flow/checkpoints/best.ckpt
+	OMP_NUM_THREADS=$(TORCH_THREADS) $(BIN)/flow-pl test -c task/digits -c tuned/digits/flow
 
+# the quick suite: some minutes
 test: $(VENV)/installed
-	OMP_NUM_THREADS=$(TORCH_THREADS) $(BIN)/python -m pytest -n $(TEST_PROCESSES)
+	OMP_NUM_THREADS=$(TORCH_THREADS) $(BIN)/python -m pytest -n $(TEST_PROCESSES) -m "not slow"
+
+# the rest: whole runs, several processes, servers, every task with every method
+test-slow: $(VENV)/installed
+	OMP_NUM_THREADS=$(TORCH_THREADS) $(BIN)/python -m pytest -n $(TEST_PROCESSES) -m slow
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -12,14 +12,17 @@ from flow_pl.callbacks.results_table import ResultsTable
 from flow_pl.callbacks.round_progress_bar import RoundProgressBar
 from flow_pl.callbacks.routing_report import RoutingReport
 from flow_pl.callbacks.routing_statistics import RoutingStatistics
+from flow_pl.callbacks.run_folder import BestCheckpoint, LastCheckpoint, RunFolder
 from flow_pl.callbacks.wandb_results import WandbResults
 from flow_pl.callbacks.wandb_run import WandbRun
 
 __all__ = [
     "BackdoorSuccess",
+    "BestCheckpoint",
     "ClientResults",
     "ConvergenceDiagnostics",
     "GeneralizedAccuracy",
+    "LastCheckpoint",
     "LearningCurves",
     "PersonalizationGain",
     "PersonalizedAccuracy",
@@ -28,6 +31,7 @@ __all__ = [
     "RoundProgressBar",
     "RoutingReport",
     "RoutingStatistics",
+    "RunFolder",
     "WandbResults",
     "WandbRun",
 ]

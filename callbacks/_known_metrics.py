@@ -36,6 +36,7 @@ def check_monitors(trainer: Trainer, pl_module: LightningModule) -> None:
         ConfigurationError: there is no such metric; names those that there are.
     """
     callbacks: Sequence[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    pl_module.trainer = trainer  # as Lightning does at the start of a stage: a callback may ask for it
     known = _validation_metrics(trainer, callbacks, pl_module)
     trained = _losses(pl_module)
     foreign = [callback for callback in callbacks if not _known(callback)]

@@ -6,6 +6,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from lightning.pytorch import Trainer
+
 from flow_pl.errors import ConfigurationError
 
 
@@ -26,6 +28,16 @@ def check_ending(path: str | Path, endings: Sequence[str]) -> Path:
     if path.suffix not in endings:
         raise ConfigurationError(f"path is {str(path)!r}, expected a name that ends in {' or '.join(endings)}.")
     return path
+
+
+def in_run_folder(trainer: Trainer, path: Path) -> Path:
+    """Where a file of a run is: in its folder, so that no other run's is replaced; an absolute path stays.
+
+    Args:
+        trainer: of the run.
+        path: of the file.
+    """
+    return Path(trainer.default_root_dir) / path
 
 
 def check_writable(path: Path) -> None:

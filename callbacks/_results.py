@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -26,28 +27,27 @@ class ResultsCallback(Callback, ABC):
         """Do something with the results of the model after `rounds` rounds; in the first process only."""
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Note the round of the checkpoint that is tested, which the trainer itself does not restore."""
-        if trainer.testing:
+        """Note the round of the checkpoint that is evaluated, which the trainer itself does not restore."""
+        if trainer.state.fn in ("validate", "test"):
             self._checkpoint_round = checkpoint["global_step"]
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Collect the figures and hand them on."""
         metrics = trainer.callback_metrics  # in every process: reading them may be collective
         if trainer.is_global_zero:
-            results: Results = {
-                population: {
-                    name.removeprefix(p): _defined(value) for name, value in metrics.items() if name.startswith(p)
-                }
-                for population, p in zip(
-                    federated_data(trainer).test_populations, metric_prefixes(trainer), strict=True
-                )
-            }
+            tested = zip(federated_data(trainer).test_populations, metric_prefixes(trainer), strict=True)
+            results: Results = {population: figures(metrics, prefix) for population, prefix in tested}
             self.report(trainer, pl_module, self.tested_round(trainer), results)
         self._checkpoint_round = None
 
     def tested_round(self, trainer: Trainer) -> int:
         """Rounds that the model which is tested was trained for."""
         return trainer.current_epoch if self._checkpoint_round is None else self._checkpoint_round
+
+
+def figures(metrics: Mapping[str, Tensor], prefix: str) -> dict[str, float | None]:
+    """The metrics whose names start with a prefix, without it."""
+    return {name.removeprefix(prefix): _defined(value) for name, value in metrics.items() if name.startswith(prefix)}
 
 
 def metric_rows(results: Results) -> list[list[str | float | None]]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flow_pl.callbacks._base import EvaluationCallback
 from flow_pl.callbacks._federated import federated_data, federated_module
-from flow_pl.callbacks._output_files import check_ending, check_writable
+from flow_pl.callbacks._output_files import check_ending, check_writable, in_run_folder
 from flow_pl.evaluation.counts import ClientEvaluation
 from flow_pl.evaluation.metrics import ClientMetric
 from flow_pl.utils.files import write_text
@@ -74,7 +74,7 @@ class ClientResults(EvaluationCallback[ClientCounts]):
     file is there when it is complete.
 
     Args:
-        path: the file, .csv; folders are created.
+        path: the file (.csv), in the run's folder; folders are created.
 
     Raises:
         ConfigurationError: `path` ends otherwise; at the start of a test, it cannot be written.
@@ -87,7 +87,7 @@ class ClientResults(EvaluationCallback[ClientCounts]):
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check the file before the work is done."""
         if trainer.is_global_zero:
-            check_writable(self.path)
+            check_writable(in_run_folder(trainer, self.path))
 
     def create_metric(self, pl_module: LightningModule) -> ClientCounts | None:
         """The counts of one population; nothing in validation."""
@@ -116,7 +116,7 @@ class ClientResults(EvaluationCallback[ClientCounts]):
             writer.writerow(header)
             for population, table in zip(federated_data(trainer).test_populations, counts, strict=True):
                 writer.writerows(_rows(trainer, population, table, has_local))
-            write_text(self.path, text.getvalue())
+            write_text(in_run_folder(trainer, self.path), text.getvalue())
 
 
 _ACCURACIES = ("generalized_accuracy", "personalized_accuracy")

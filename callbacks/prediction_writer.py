@@ -11,9 +11,10 @@ import numpy as np
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from numpy.typing import NDArray
+from rich import get_console
 
 from flow_pl.callbacks._federated import federated_data, federated_module
-from flow_pl.callbacks._output_files import check_ending, check_writable
+from flow_pl.callbacks._output_files import check_ending, check_writable, in_run_folder
 from flow_pl.callbacks._prediction_files import FORMATS, Column, PredictionFile
 from flow_pl.data import FederatedDataModule
 from flow_pl.errors import DataError
@@ -27,7 +28,8 @@ class PredictionWriter(Callback):  # not a BasePredictionWriter, which asks the 
     Columns: `client` (name), `population` (`seen` or `new`), `instance` (index within the client's held-out
     examples), for tokens `position` (in the sequence, from 0; padding has no row), `prediction`, `label`,
     `generalized_correct`, `personalized_correct` (these three are empty where there is no label), and
-    `route_<block>` (`local` or `global`) for each routed block.
+    `route_<block>` (`local` or `global`) for each routed block. Where the classes have names, as labels that are texts
+    do, `predicted_class` and `true_class` say them.
 
     Where an instance has several labels, `prediction` lists those predicted, the most probable first, `label` the true
     ones, and the other two say how many of the true ones the models find.
@@ -37,23 +39,25 @@ class PredictionWriter(Callback):  # not a BasePredictionWriter, which asks the 
     first one joins them, in the order of the processes, and puts the file in place when it is complete.
 
     Args:
-        path: the file, .csv or .parquet (which needs pyarrow); folders are created.
+        path: the file, .csv or .parquet (which needs pyarrow), in the run's folder
+            (`trainer.default_root_dir`); folders are created.
 
     Raises:
         ConfigurationError: `path` ends otherwise; before predicting, it cannot be written or pyarrow is missing.
     """
 
     def __init__(self, path: str = "predictions.csv") -> None:
-        self.path = check_ending(path, tuple(FORMATS))
+        self.path = self._file = check_ending(path, tuple(FORMATS))
         self._part: PredictionFile | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Open this process's part, so that a run that cannot be written does not start."""
         if stage != "predict":
             return
-        check_writable(self.path)
+        self._file = in_run_folder(trainer, self.path)
+        check_writable(self._file)
         module = federated_module(pl_module)
-        types = column_types(module.objective, module.route_names)
+        types = column_types(module.objective, module.route_names, federated_data(trainer).class_names)
         self._part = FORMATS[self.path.suffix](self._part_path(trainer.global_rank), types)
 
     def on_predict_batch_end(
@@ -79,6 +83,7 @@ class PredictionWriter(Callback):  # not a BasePredictionWriter, which asks the 
         trainer.strategy.barrier("predictions written")
         if trainer.is_global_zero:
             self._join(trainer.world_size)
+            get_console().print(f"predictions: {self._file}", soft_wrap=True, highlight=False, markup=False)
         trainer.strategy.barrier("predictions joined")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -90,23 +95,23 @@ class PredictionWriter(Callback):  # not a BasePredictionWriter, which asks the 
         self._discard()
 
     def _part_path(self, rank: int) -> Path:
-        return self.path.with_name(f"{self.path.name}.part{rank}")
+        return self._file.with_name(f"{self._file.name}.part{rank}")
 
     def _join(self, processes: int) -> None:
         parts = [self._part_path(rank) for rank in range(processes)]
         missing = [part.name for part in parts if not part.exists()]
         if missing:
             raise DataError(
-                f"{', '.join(missing)} not found in {self.path.parent}, expected a part from each of {processes} "
+                f"{', '.join(missing)} not found in {self._file.parent}, expected a part from each of {processes} "
                 "processes: set path to a folder that all machines share."
             )
         complete = parts[0]
         if processes > 1:
-            complete = self.path.with_name(f"{self.path.name}.joined")
-            FORMATS[self.path.suffix].join(parts, complete)
+            complete = self._file.with_name(f"{self._file.name}.joined")
+            FORMATS[self._file.suffix].join(parts, complete)
             for part in parts:
                 part.unlink()
-        os.replace(complete, self.path)
+        os.replace(complete, self._file)
 
     def _discard(self) -> None:
         if self._part is not None:
@@ -115,12 +120,13 @@ class PredictionWriter(Callback):  # not a BasePredictionWriter, which asks the 
             self._part = None
 
 
-def column_types(objective: Objective, blocks: list[str]) -> dict[str, type]:
+def column_types(objective: Objective, blocks: list[str], class_names: Sequence[str] = ()) -> dict[str, type]:
     """The columns of a file of predictions.
 
     Args:
         objective: the task.
         blocks: names of the routed blocks.
+        class_names: names of the classes, if they have any.
 
     Returns:
         The type of each column, by name, in the order of the file.
@@ -129,6 +135,7 @@ def column_types(objective: Objective, blocks: list[str]) -> dict[str, type]:
     types: dict[str, type] = {"client": str, "population": str, "instance": int}
     types |= dict.fromkeys(objective.positions, int)
     types |= {"prediction": label, "label": label, "generalized_correct": correct, "personalized_correct": correct}
+    types |= dict.fromkeys(("predicted_class", "true_class") if _are_named(objective, class_names) else (), str)
     return types | {f"route_{block}": str for block in blocks}
 
 
@@ -171,11 +178,22 @@ def prediction_rows(
     labelled = {"label": label, "generalized_correct": generalized, "personalized_correct": personalized}
     rows: dict[str, Column] = {name: np.ma.array(values) for name, values in columns.items()}
     rows |= {name: np.ma.array(values, mask=unlabelled) for name, values in labelled.items()}
+    if _are_named(objective, data.class_names):
+        # an output beyond the classes of the data has no name
+        classes = np.array([*data.class_names, ""], dtype=str)
+        named = {"predicted_class": prediction, "true_class": label}
+        places = {name: np.where((n < 0) | (n >= len(classes) - 1), len(classes) - 1, n) for name, n in named.items()}
+        rows |= {name: np.ma.array(classes[place], mask=classes[place] == "") for name, place in places.items()}
     if predictions.routes is not None:
         local = predictions.routes.cpu().numpy()[mask]
         routes = np.where(local, "local", "global")
         rows |= {f"route_{block}": np.ma.array(routes[:, i]) for i, block in enumerate(blocks)}
     return rows
+
+
+def _are_named(objective: Objective, class_names: Sequence[str]) -> bool:
+    """Whether what is predicted has names: one class for each example or position."""
+    return bool(class_names) and not objective.several_labels
 
 
 def _lists(values: Sequence[NDArray[Any]] | NDArray[Any]) -> NDArray[Any]:

@@ -6,16 +6,17 @@ import csv
 import io
 import json
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from lightning.pytorch import LightningModule, Trainer
 from rich import get_console
 from rich.table import Table
 
 from flow_pl.callbacks._federated import federated_module
-from flow_pl.callbacks._output_files import check_ending, check_writable
-from flow_pl.callbacks._results import Results, ResultsCallback, metric_rows
+from flow_pl.callbacks._output_files import check_ending, check_writable, in_run_folder
+from flow_pl.callbacks._results import Results, ResultsCallback, figures, metric_rows
 from flow_pl.utils.files import write_text
+from flow_pl.utils.validation import require_choice
 
 
 class Row(NamedTuple):
@@ -55,45 +56,106 @@ GROUPS: dict[str, tuple[Row, ...]] = {
     ),
     "Routed local": (Row("routed_local", "all blocks"),),
 }
-"""Rows of the table, in percent; the blocks that a method routes follow the last one."""
+"""All rows, in percent; the blocks that a method routes follow the last one."""
+
+MAIN = (
+    Row("generalized_accuracy", "generalized accuracy"),
+    Row("personalized_accuracy", "personalized accuracy"),
+    Row("personalized_accuracy_client_mean", "  mean over clients"),
+    Row("personalized_accuracy_p10", "  10th percentile of clients"),
+    Row("gain", "gain of personalization", signed=True),
+    Row("gain_over_mixture", "  over the best fixed mixture", signed=True),
+    Row("clients_harmed", "clients harmed"),
+    Row("routed_local", "routed local"),
+)
+"""The rows that a test is summed up in."""
 
 
 class ResultsTable(ResultsCallback):
     """Prints the figures of a test at its end, with a column for each population; rows without a figure are left out.
 
-    It stands in for the list of all metrics that the trainer prints.
+    It stands in for the list of all metrics that the trainer prints, also at the end of `validate`.
 
     Args:
+        rows: "main" for the eight rows that sum a test up, "all" for every figure, by groups.
         path: also write every metric of the test to this file, .csv (one row per metric, one column per population)
-            or .json; None writes nothing.
+            or .json, in the run's folder; None writes nothing.
 
     Raises:
         ConfigurationError: `path` ends otherwise; at the start of a test, it cannot be written.
     """
 
-    def __init__(self, path: str | None = None) -> None:
+    def __init__(self, path: str | None = None, rows: Literal["main", "all"] = "main") -> None:
+        require_choice(("main", "all"), rows=rows)
+        self.rows: Literal["main", "all"] = rows
         self.path = None if path is None else check_ending(path, (".csv", ".json"))
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check the file before the work is done."""
         trainer.test_loop.verbose = False
         if self.path is not None and trainer.is_global_zero:
-            check_writable(self.path)
+            check_writable(in_run_folder(trainer, self.path))
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stand in for the trainer's own list."""
+        trainer.validate_loop.verbose = False
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print the figures of `validate`; those of a fit are in its progress."""
+        if trainer.state.fn != "validate":
+            return
+        measured = figures(trainer.callback_metrics, "val/")  # in every process: reading them may be collective
+        if measured and trainer.is_global_zero:
+            self._print(pl_module, self.tested_round(trainer), {"validation": measured})
+        self._checkpoint_round = None
 
     def report(self, trainer: Trainer, pl_module: LightningModule, rounds: int, results: Results) -> None:
         """Print and write the results."""
+        names = self._print(pl_module, rounds, results)
+        if self.path is not None:
+            privacy = federated_module(pl_module).privacy
+            spent = {} if privacy is None else {"privacy/epsilon": privacy.epsilon, "privacy/delta": privacy.delta}
+            run = {**names, "round": rounds, **spent, "results": results}
+            results = {population: {**metrics, **spent} for population, metrics in results.items()}
+            text = _csv(results) if self.path.suffix == ".csv" else json.dumps(run, indent=2) + "\n"
+            write_text(in_run_folder(trainer, self.path), text)
+
+    def _print(self, pl_module: LightningModule, rounds: int, results: Results) -> dict[str, str]:
+        """Print the table; returns what stands in its title."""
         module = federated_module(pl_module)
         names = {"method": type(module.method).__name__, "backbone": type(module.backbone).__name__}
         title = f"{names['method']} with {names['backbone']}, round {rounds}"
-        table, privacy = results_table(title, results, module.route_names), module.privacy
-        spent = {} if privacy is None else {"privacy/epsilon": privacy.epsilon, "privacy/delta": privacy.delta}
+        blocks, privacy = module.route_names, module.privacy
+        table = results_table(title, results, blocks) if self.rows == "all" else main_table(title, results)
         if privacy is not None:
             table.caption = f"{table.caption}\nprivacy: epsilon {privacy.epsilon:.4g} at delta {privacy.delta:g}"
         get_console().print(table)
-        if self.path is not None:
-            run = {**names, "round": rounds, **spent, "results": results}
-            results = {population: {**metrics, **spent} for population, metrics in results.items()}
-            write_text(self.path, _csv(results) if self.path.suffix == ".csv" else json.dumps(run, indent=2) + "\n")
+        return names
+
+
+def main_table(title: str, results: Results) -> Table:
+    """The table that sums up a test.
+
+    Args:
+        title: its title.
+        results: for each population, its metrics by name; None where one is not defined.
+
+    Returns:
+        A table with a row for each figure of `MAIN` that there is, and a column for each population, in percent.
+    """
+    table = _empty(title, results)
+    for row in MAIN:
+        if any(row.metric in metrics for metrics in results.values()):
+            table.add_row(row.label, *(percent(metrics.get(row.metric), row.signed) for metrics in results.values()))
+    return table
+
+
+def _empty(title: str, results: Results) -> Table:
+    table = Table(title=title, caption="in percent; gains in percentage points")
+    table.add_column()
+    for population in results:
+        table.add_column(f"{population} clients", justify="right")
+    return table
 
 
 def results_table(title: str, results: Results, blocks: list[str]) -> Table:
@@ -107,10 +169,7 @@ def results_table(title: str, results: Results, blocks: list[str]) -> Table:
     Returns:
         A table with a column for each population, in percent.
     """
-    table = Table(title=title, caption="in percent; gains in percentage points")
-    table.add_column()
-    for population in results:
-        table.add_column(f"{population} clients", justify="right")
+    table = _empty(title, results)
     for group, rows in result_rows(results, blocks).items():
         table.add_section()
         table.add_row(group, style="bold")

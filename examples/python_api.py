@@ -64,7 +64,7 @@ trainer = Trainer(
         callbacks.PersonalizationGain(),
         callbacks.RoutingStatistics(),
         callbacks.ResultsTable(),
-        callbacks.PredictionWriter(f"{FOLDER}/predictions.csv"),
+        callbacks.PredictionWriter(),
         ModelCheckpoint(f"{FOLDER}/checkpoints", "best", monitor="val/personalized_accuracy", mode="max"),
         curve,
     ],

@@ -22,6 +22,8 @@ COMMANDS = {
     **STAGES,
     "compare": "train and test several configurations; tables and figures of all of them",
     "configs": "list the configurations that come with the package, or copy one",
+    "export": "write a trained model as a file that needs no flow_pl",
+    "personalize": "the same for a client whose examples are in a file",
 }
 """All commands, each with what it does."""
 
@@ -41,12 +43,28 @@ def main(args: Sequence[str] | None = None) -> None:
         raise SystemExit(0)
     try:
         _look_at(words)
+        if words[0] == "configs":
+            shipped.command(words[1:])
+            return
     except FlowError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    from flow_pl.cli import main as run_command  # which takes seconds
+    # from here on imports take seconds
+    from flow_pl.cli import run, told
 
-    run_command(None if args is None else words)
+    with told():
+        if words[0] == "compare":
+            from flow_pl.compare.command import compare
+
+            status = compare(words[1:])
+            if status:
+                raise SystemExit(status)
+        elif words[0] in ("export", "personalize"):
+            from flow_pl.export_command import command
+
+            command(words[0], words[1:])
+        else:
+            run(None if args is None else words)
 
 
 def overview() -> str:

@@ -1,25 +1,29 @@
-"""The command line: `flow-pl fit | validate | test | predict` (LightningCLI), and `flow-pl compare`."""
+"""The command line: `flow-pl fit | validate | test | predict` (LightningCLI), `compare`, `export`, `personalize`."""
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.plugins import CheckpointIO
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import flow_pl.methods
@@ -28,12 +32,17 @@ from flow_pl import callbacks, shipped
 from flow_pl.callbacks._known_metrics import check_monitors
 from flow_pl.callbacks.metrics_log import MetricsLog, continue_log
 from flow_pl.callbacks.preemption import Preemption
+from flow_pl.callbacks.run_folder import BestCheckpoint, LastCheckpoint, RunFolder
 from flow_pl.checks import check_class_paths
+from flow_pl.configuration import KEY, SECTIONS
 from flow_pl.data import FederatedDataModule
 from flow_pl.errors import ConfigurationError, FlowError, brief, find_cause
 from flow_pl.loggers import RunLogger, continued_run, make_wandb_logger, sweep_folder
 from flow_pl.module import FederatedModule
+from flow_pl.results.run_folder import CONFIG, CONFIG_HEADER, find_checkpoint
+from flow_pl.resume import warn_of_changes
 from flow_pl.utils.checkpoints import WholeCheckpointIO, look_at
+from flow_pl.utils.files import write_text
 from flow_pl.utils.parser import FlowParser, expand_home
 from flow_pl.utils.trainer_settings import check_callbacks, check_seed, check_trainer
 from flow_pl.version import __version__
@@ -51,12 +60,17 @@ DEFAULT_CALLBACKS = (
     callbacks.WandbResults,
     MetricsLog,
     Preemption,
+    RunFolder,
 )
-"""Always there; one that is listed in a configuration replaces its default."""
+"""Always there, with `BestCheckpoint` and `LastCheckpoint`, but for those that a listed callback replaces."""
 
 DESCRIPTION = """Personalized federated learning, one command for each stage of a run.
-Another command, `flow-pl compare`, trains and tests several configurations: see `flow-pl compare --help`."""
+Other commands, each with --help: `flow-pl compare` trains and tests several configurations, `flow-pl export` and
+`flow-pl personalize` write a trained model as a file that needs no flow_pl."""
 
+
+WORDS = (None, "best", "last", "hpc", "registry")
+"""What --ckpt_path may be beside the path of a file."""
 
 BARE: dict[str, Any] = {
     "logger": False,
@@ -80,15 +94,47 @@ LOST = {
 
 
 class ConfigToLogger(SaveConfigCallback):
-    """Saves the configuration beside the logs and hands it to the loggers as hyper-parameters."""
+    """Keeps the configuration: for a fit in the run's folder and in each checkpoint, for all commands with each logger.
 
-    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Hand the configuration to every logger."""
+    Every logger gets it as hyper-parameters, and a file `config.yaml` in the folder of its logs, where it has one for
+    each run.
+    """
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """The whole configuration but for what one command alone was given (a checkpoint, say)."""
         settings = json.loads(self.parser.dump(self.config, skip_none=False, format="json"))
-        # not what one command alone was given (a checkpoint, say)
-        kept = {key: value for key, value in settings.items() if key in ("seed_everything", "trainer", "data", "model")}
+        return {key: value for key, value in settings.items() if key in SECTIONS}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Hand the configuration to the loggers."""
+        # found out in all processes: it may be collective
+        folders = [logger.log_dir for logger in trainer.loggers if isinstance(logger, CSVLogger | TensorBoardLogger)]
+        if self.already_saved or not trainer.is_global_zero:
+            return
+        self.already_saved = True
+        for folder in folders:
+            self._write(Path(str(folder)) / self.config_filename)
         for logger in trainer.loggers:
-            logger.log_hyperparams(kept)
+            logger.log_hyperparams(self.settings)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the file in the run's folder, when what was there of an earlier run has been put aside."""
+        if trainer.is_global_zero:
+            self._write(Path(trainer.default_root_dir) / CONFIG)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Put the configuration into the checkpoint, for `FederatedModule.load_from_checkpoint`."""
+        checkpoint[KEY] = self.settings
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Tell which settings a fit that is resumed does not have from its beginning."""
+        if trainer.state.fn == "fit":
+            warn_of_changes(checkpoint.get(KEY, {}), self.settings)
+
+    def _write(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, f"{CONFIG_HEADER}\n{yaml.safe_dump(self.settings, sort_keys=False)}")
 
 
 class FlowCLI(LightningCLI):
@@ -107,22 +153,33 @@ class FlowCLI(LightningCLI):
         check_seed(settings.get("seed_everything"))
         check_trainer(vars(settings["trainer"]))
         path = self.config[self.config["subcommand"]].get("ckpt_path")
-        if path == "best" and self.config["subcommand"] != "fit":
-            raise ConfigurationError(
-                "--ckpt_path best is known to a run of fit alone: give the file, "
-                "such as checkpoints/best.ckpt in the run's folder."
-            )
-        if path in (None, "best", "last", "hpc", "registry") or str(path).startswith("registry:"):
-            return
-        look_at(path)
+        if path not in WORDS and not str(path).startswith("registry:"):
+            look_at(path)
 
     def before_instantiate_classes(self) -> None:
         """Give a run of a W&B sweep a folder of its own, and a checkpoint's command the W&B run of the checkpoint."""
         settings = self.config[self.config["subcommand"]]
         trainer = settings["trainer"]
         trainer["default_root_dir"] = sweep_folder(str(trainer["default_root_dir"]))
+        self._find_checkpoint(settings)
         run_id = continued_run(Path(trainer["default_root_dir"]), settings.get("ckpt_path"))
         self.parser.add_instantiator(partial(make_wandb_logger, run_id), WandbLogger)
+
+    def _find_checkpoint(self, settings: Any) -> None:
+        """Where a trained model is needed and no file is named, take one of the run's folder and say which.
+
+        Raises:
+            ConfigurationError: there is none.
+        """
+        command, word, trainer = self.config["subcommand"], settings.get("ckpt_path"), settings["trainer"]
+        # a fit may begin anew; a trial measures nothing
+        needed = word == "best" if command == "fit" else word in (None, "best", "last", "hpc")
+        if not needed or (word is None and trainer.get("fast_dev_run")):
+            return
+        path = find_checkpoint(Path(trainer["default_root_dir"]), word)
+        settings["ckpt_path"] = str(path)
+        chosen = "" if word or path.stem == "best" else ", the last one, since no validation has chosen a best one"
+        rank_zero_only(print)(f"{command}: {path} (round {look_at(path)['global_step']}{chosen})")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add what every run has, where the configuration does not list its own.
@@ -133,16 +190,18 @@ class FlowCLI(LightningCLI):
         root = Path(self._get(self.config_init, "trainer.default_root_dir"))
         listed = self._get(self.config_init, "trainer.callbacks") or []
         listed = listed if isinstance(listed, Sequence) else [listed]
-        wanted = [make for make in DEFAULT_CALLBACKS if not any(isinstance(callback, make) for callback in listed)]
+        defaults: list[Callback] = [make() for make in DEFAULT_CALLBACKS]
         if self._get(self.config_init, "trainer.enable_progress_bar") is False:
-            wanted = [make for make in wanted if not issubclass(make, ProgressBar)]
-        defaults: list[Callback] = [make() for make in wanted]
-        checkpointing = self._get(self.config_init, "trainer.enable_checkpointing") is not False
-        if checkpointing and not any(isinstance(callback, Checkpoint) for callback in listed):
-            defaults += _checkpoints(root)
+            defaults = [default for default in defaults if not isinstance(default, ProgressBar)]
+        if self._get(self.config_init, "trainer.enable_checkpointing") is not False:
+            defaults += [BestCheckpoint(root), LastCheckpoint(root)]
         check_callbacks(listed, self.model)
         barebones = bool(self._get(self.config_init, "trainer.barebones"))
-        self.trainer_defaults["callbacks"] = [] if barebones else defaults
+        self.trainer_defaults["callbacks"] = [
+            default
+            for default in defaults
+            if not barebones and not any(_replaces(callback, default) for callback in listed)
+        ]
         if barebones:
             kwargs |= BARE
             self.save_config_callback = None
@@ -190,19 +249,18 @@ class FlowCLI(LightningCLI):
         predict["return_predictions"] = bool(predict["return_predictions"])
 
 
-def _checkpoints(root: Path) -> list[Callback]:
-    """best.ckpt: the round with the best personalized accuracy; last.ckpt: the last one, written every round."""
-    best = ModelCheckpoint(
-        root / "checkpoints",
-        filename="best",
-        monitor="val/personalized_accuracy",
-        mode="max",
-        enable_version_counter=False,
-    )
-    last = ModelCheckpoint(
-        root / "checkpoints", filename="last", save_on_train_epoch_end=True, enable_version_counter=False
-    )
-    return [best, last]
+def _replaces(callback: Callback, default: Callback) -> bool:
+    """Whether a listed callback takes the place of a default one: one of its class, or another progress bar.
+
+    A checkpoint callback only does so if it writes the same file: it has the file's name, and no other folder.
+    """
+    if isinstance(default, BestCheckpoint | LastCheckpoint):
+        if not isinstance(callback, ModelCheckpoint) or callback.filename != default.filename:
+            return False
+        if callback.dirpath is None:
+            callback.dirpath = default.dirpath
+        return os.path.realpath(str(callback.dirpath)) == os.path.realpath(str(default.dirpath))
+    return isinstance(callback, ProgressBar if isinstance(default, ProgressBar) else type(default))
 
 
 def run(args: ArgsType = None) -> FlowCLI:
@@ -228,7 +286,7 @@ def run(args: ArgsType = None) -> FlowCLI:
         seed_everything_default=0,
         auto_configure_optimizers=False,
         load_from_checkpoint_support=False,
-        parser_class=partial(
+        parser_class=partial(  # type: ignore[arg-type]  # anything that makes one will do
             FlowParser, roots={"trainer": Trainer, "model": FederatedModule, "data": FederatedDataModule}
         ),
         parser_kwargs={"prog": "flow-pl", "version": __version__, "description": DESCRIPTION},
@@ -250,6 +308,8 @@ def run(args: ArgsType = None) -> FlowCLI:
 def _silence_advertisements() -> None:
     """Keep what is no user's business off the screen: tips for other products, notes for Lightning's own developers."""
     warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*")
+    # said when an earlier run is about to be put aside, or gone on with
+    warnings.filterwarnings("ignore", message=r"Checkpoint directory .* exists and is not empty")
     for module in ("trainer.connectors.logger_connector.logger_connector", "utilities.rank_zero"):
         logging.getLogger(f"lightning.pytorch.{module}").addFilter(lambda record: "Tip:" not in record.getMessage())
 
@@ -272,25 +332,15 @@ def _told_by_lightning(error: Exception) -> bool:
     return isinstance(error, ValueError | RuntimeError | TypeError) and module.startswith("lightning.")
 
 
-def main(args: ArgsType = None) -> None:
-    """Run the command line; what a user can mend ends with one message and exit status 1.
+@contextmanager
+def told() -> Iterator[None]:
+    """A context in which what a user can mend ends the process with one message and exit status 1.
 
-    Args:
-        args: as in `sys.argv[1:]`; None to take those.
+    SIGTERM ends it with status 143.
     """
     _silence_advertisements()
-    words = sys.argv[1:] if args is None else args
     try:
-        if isinstance(words, list) and words[:1] == ["compare"]:
-            from flow_pl.compare.command import compare  # which imports this module
-
-            status = compare(words[1:])
-            if status:
-                raise SystemExit(status)
-        elif isinstance(words, list) and words[:1] == ["configs"]:
-            shipped.command(words[1:])
-        else:
-            run(args)
+        yield
     except SIGTERMException:
         print(f"stopped by SIGTERM: {RESUME}.", file=sys.stderr)
         raise SystemExit(128 + signal.SIGTERM) from None

@@ -2,33 +2,39 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import lightning
 import torch
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from typing_extensions import Self
 
-from flow_pl.checks import check_checkpoint, check_fit, check_gradients, check_server_optimizer
+from flow_pl.checks import check_checkpoint, check_fit, check_gradients, check_server_optimizer, check_trainer
+from flow_pl.configuration import KEY, make, read_settings
 from flow_pl.data import CohortSampler, FederatedDataModule
 from flow_pl.data.batch import ClientBatch
+from flow_pl.data.rounds import count_rounds
 from flow_pl.engine.aggregation import Aggregation, Mean
 from flow_pl.engine.attacks import Attack
 from flow_pl.engine.chunk_size import ChunkSize
 from flow_pl.engine.client_optimizer import check_elementwise
 from flow_pl.engine.client_states import ClientStates
 from flow_pl.engine.compression import RESIDUAL, Compression, compress_update, no_residual
+from flow_pl.engine.draw_check import check_draws
 from flow_pl.engine.loop import ClientUpdate, FederatedLoop
 from flow_pl.engine.loss_scale import LossScale
 from flow_pl.engine.privacy import GaussianMechanism
-from flow_pl.engine.round_settings import planned_rounds, prepare_rounds
+from flow_pl.engine.round_settings import choose_attackers, planned_rounds, prepare_rounds
 from flow_pl.engine.server_round import (
     ServerRound,
     changed_parameters,
@@ -38,16 +44,23 @@ from flow_pl.engine.server_round import (
 )
 from flow_pl.engine.tracing import check_compiler
 from flow_pl.errors import ConfigurationError
+from flow_pl.evaluation.clients import evaluate_clients, predict_clients
 from flow_pl.evaluation.counts import ClientEvaluation, ClientPredictions, concatenate
 from flow_pl.kernels.allocator import keep_freed_memory
 from flow_pl.methods.base import Method
+from flow_pl.resume import apply_server, begin_round_anew, check_data, check_server, data_record, server_record
 from flow_pl.tasks import Classification, Objective
+from flow_pl.utils.checkpoints import WholeCheckpointIO
 from flow_pl.utils.groups import Groups
 from flow_pl.utils.validation import require_fraction
 
 
 class RejectedClientWarning(UserWarning):
     """A client was left out of a round."""
+
+
+class EmptyRoundWarning(UserWarning):
+    """A round had no client to train."""
 
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
@@ -105,7 +118,9 @@ class FederatedModule(lightning.LightningModule):
         self.compression = compression
         self.attack = attack
         self.loss_scale = LossScale()
+        self._changed = False
         self._round: ServerRound | None = None
+        self._empty_rounds = 0
         self._states: ClientStates | None = None
         self._chunks = ChunkSize()
 
@@ -128,6 +143,52 @@ class FederatedModule(lightning.LightningModule):
         """Outputs of the global model for instances x [N, ...]."""
         outputs: Tensor = self.backbone(x)
         return outputs
+
+    @classmethod
+    def load_from_checkpoint(
+        cls,
+        checkpoint_path: str | os.PathLike[str] | IO[bytes],
+        map_location: Any = None,
+        hparams_file: str | os.PathLike[str] | None = None,
+        strict: bool | None = None,
+        weights_only: bool | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """A trained module from a checkpoint, which holds the configuration that it was trained with.
+
+        Only class paths that name a class of the kind expected are followed. What clients of a stateful method keep is
+        not loaded: give a Trainer the `ckpt_path` for that.
+
+        Args:
+            checkpoint_path: file of a run.
+            map_location: device of the parameters; None = the CPU.
+            hparams_file: `config.yaml` of the run, to take its settings rather than those in the checkpoint.
+            strict: whether the parameters must be the same; None = True.
+            weights_only: None or True: nothing in a checkpoint is executed.
+            **kwargs: arguments of the constructor, in place of those of the configuration; all that have no default
+                where the run was put together in Python, so that its checkpoint holds no configuration.
+
+        Returns:
+            The module.
+
+        Raises:
+            ConfigurationError: the checkpoint is missing, damaged or of another method or backbone; its settings are
+                not valid; or it holds none, and an argument is not given.
+        """
+        if not isinstance(checkpoint_path, str | os.PathLike):
+            raise ConfigurationError(f"checkpoint_path is a {type(checkpoint_path).__name__}, expected a path.")
+        saved = WholeCheckpointIO().load_checkpoint(os.fspath(checkpoint_path), weights_only=weights_only)
+        settings = saved.get(KEY) if hparams_file is None else read_settings(hparams_file)
+        if not settings and not {"backbone", "method"} <= kwargs.keys():
+            raise ConfigurationError(
+                f"the checkpoint {checkpoint_path} holds no configuration, since its run was put together in Python: "
+                "give the arguments of that run, as in load_from_checkpoint(path, backbone=..., method=...)."
+            )
+        with torch.random.fork_rng(devices=[]):  # initial weights are drawn, and replaced at once
+            module = make(cls, (settings or {}).get("model", {}), kwargs)
+        check_checkpoint(saved["flow_pl"], module.identity(), saved["state_dict"], dict(module.state_dict()))
+        module.load_state_dict(saved["state_dict"], strict=strict is not False)
+        return module if map_location is None else module.to(map_location)
 
     def setup(self, stage: str) -> None:
         """Check that data, backbone, method and optimizers fit together, before anything is trained.
@@ -157,9 +218,10 @@ class FederatedModule(lightning.LightningModule):
         check_elementwise(self.loop.client_optimizer)
         example, label_shape = self.loop.lay_out(data.example()[None])[0], data.federation.store.label_shape
         check_fit(self.method, example, data.num_classes, label_shape)
+        check_draws(self.method, example)
         if self.attack is not None:
             self.attack.check(example, data.num_classes, label_shape)
-            data.unevaluated = self.attack.choose(data.federation.seen, len(data.federation.store), data.run_seed)
+        data.unevaluated = choose_attackers(data, self.attack)
         if stage == "fit":
             prepare_rounds(
                 self.trainer,
@@ -218,16 +280,40 @@ class FederatedModule(lightning.LightningModule):
         scheduler = self.server_scheduler(optimizer)
         return [optimizer], [scheduler]
 
+    def on_fit_start(self) -> None:
+        """Refuse more rounds than the privacy budget allows, once a checkpoint's ledger is known."""
+        if self.privacy is not None:
+            self.privacy.require_budget(planned_rounds(self.trainer))
+
+    def configure_callbacks(self) -> list[Callback]:
+        """None of its own. Lightning asks for them before it refuses settings of the trainer in words of its own.
+
+        Raises:
+            ConfigurationError: the trainer clips or accumulates gradients.
+        """
+        if self.trainer.state.fn == "fit":
+            check_trainer(self.trainer)
+        return []
+
     def on_train_start(self) -> None:
         """Refuse a loader whose sampler Lightning has replaced: every process would train every client."""
+        count_rounds(self.trainer)
         sampler = getattr(self.trainer.train_dataloader, "sampler", None)
         if not isinstance(sampler, CohortSampler):
             raise ConfigurationError(
                 f"the training loader's sampler is {type(sampler).__name__}, expected a CohortSampler, which shares "
                 "the cohort over processes: set trainer.use_distributed_sampler to false."
             )
-        if self.privacy is not None:
-            self.privacy.require_budget(planned_rounds(self.trainer))
+        if self._changed:
+            schedulers = [config.scheduler for config in self.trainer.lr_scheduler_configs]
+            apply_server(
+                self.server_optimizer,
+                self.server_scheduler,
+                self.trainer.optimizers[0],
+                schedulers[0] if schedulers else None,
+                self.trainer.global_step,
+            )
+            self._changed = False
 
     def on_train_epoch_start(self) -> None:
         """Begin the round from nothing, whatever an interrupted one has left.
@@ -310,6 +396,8 @@ class FederatedModule(lightning.LightningModule):
                     p.grad = scaler.scale(torch.zeros_like(p) if p.grad is None else p.grad)
             self.loss_scale.adapt(figures["skipped_steps"])
         self._name_rejected(round_)
+        if round_.empty:
+            self._warn_of_empty_round()
         optimizer = self.optimizers()
         assert isinstance(optimizer, LightningOptimizer)
         optimizer.step()
@@ -325,6 +413,11 @@ class FederatedModule(lightning.LightningModule):
         if self._states is not None:
             kept = torch.tensor(float(len(self._states.known())))
             figures |= {"clients_with_state": kept, "state_bytes": kept * self._states.bytes_per_client}
+        if round_.unknown:
+            # Lightning keeps the last value of what is logged, and would log it again
+            logged_before = self.trainer.logged_metrics
+            for name in round_.unknown:
+                logged_before.pop(f"train/{name}", None)
         self._log_round()
         logged = {f"train/{name}": value for name, value in figures.items()}
         if self.privacy is not None:
@@ -349,6 +442,31 @@ class FederatedModule(lightning.LightningModule):
                 f"the privacy budget is spent: epsilon is {privacy.epsilon:.4g} of {privacy.budget:g} after "
                 f"{privacy.ledger.rounds} rounds, and another round would exceed it. Training stops here."
             )
+
+    def _warn_of_empty_round(self) -> None:
+        """The first time; `on_train_end` says how many there were."""
+        self._empty_rounds += 1
+        if self._empty_rounds > 1 or not self.trainer.is_global_zero:
+            return
+        absent = self.trainer.train_dataloader.sampler.absent  # type: ignore[union-attr]
+        reasons = ", ".join(f"{name}: {count}" for name, count in absent.items() if count)
+        warnings.warn(
+            f"round {self.current_epoch}: none of the clients has been trained{f' ({reasons})' if reasons else ''}; "
+            "the round has no loss, and clients send nothing. If that happens often, raise data.cohort_size or "
+            "data.deadline, or lower data.dropout.",
+            EmptyRoundWarning,
+            stacklevel=2,
+        )
+
+    def on_train_end(self) -> None:
+        """Say how many rounds had no client."""
+        if self._empty_rounds and self.trainer.is_global_zero:
+            warnings.warn(
+                f"{self._empty_rounds} of {self.trainer.global_step} rounds had no client to train.",
+                EmptyRoundWarning,
+                stacklevel=2,
+            )
+        self._empty_rounds = 0
 
     def _name_rejected(self, round_: ServerRound) -> None:
         """Warn of the clients of this process that were left out of a round, and say why."""
@@ -391,7 +509,7 @@ class FederatedModule(lightning.LightningModule):
         server = server_groups(self.method)
 
         def evaluate(piece: ClientBatch) -> ClientEvaluation:
-            return self.loop.evaluate_clients(self.method, server, piece, self._kept(self.method, server, piece))
+            return evaluate_clients(self.loop, self.method, server, piece, self._kept(self.method, server, piece))
 
         return concatenate(list(self._chunks.run(batch, evaluate))) if len(batch) else evaluate(batch)
 
@@ -406,7 +524,7 @@ class FederatedModule(lightning.LightningModule):
         server = server_groups(self.method)
 
         def predict(piece: ClientBatch) -> ClientPredictions:
-            return self.loop.predict_clients(self.method, server, piece, self._kept(self.method, server, piece))
+            return predict_clients(self.loop, self.method, server, piece, self._kept(self.method, server, piece))
 
         pieces = list(self._chunks.run(batch, predict)) if len(batch) else [predict(batch)]
         # those without any example have no axes to put together
@@ -415,6 +533,8 @@ class FederatedModule(lightning.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Note what the checkpoint was trained with, and what clients keep."""
         checkpoint["flow_pl"] = self.identity()
+        checkpoint["server"] = self._server_record()
+        checkpoint["data"] = data_record(self.trainer.datamodule)  # type: ignore[attr-defined]
         checkpoint["chunk_size"] = self._chunks.state_dict()
         if self.privacy is not None:
             checkpoint["privacy"] = self.privacy.state_dict()
@@ -423,10 +543,10 @@ class FederatedModule(lightning.LightningModule):
             checkpoint["client_states"] = self._states.state_dict(data.client_name)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another method or backbone, or one that a fit cannot go on from.
+        """Refuse a checkpoint of another method, backbone or split, or one that a fit cannot go on from.
 
         Raises:
-            ConfigurationError: see `check_checkpoint`; or it holds weights alone.
+            ConfigurationError: see `check_checkpoint` and `flow_pl.resume`; or it holds weights alone.
         """
         if self.trainer.state.fn == "fit" and "optimizer_states" not in checkpoint:
             raise ConfigurationError(
@@ -436,6 +556,13 @@ class FederatedModule(lightning.LightningModule):
         check_checkpoint(
             checkpoint.get("flow_pl", {}), self.identity(), checkpoint["state_dict"], dict(self.state_dict())
         )
+        fitting = self.trainer.state.fn == "fit"
+        if "data" in checkpoint:
+            check_data(checkpoint["data"], data_record(self.trainer.datamodule), fitting)  # type: ignore[attr-defined]
+        if fitting and "server" in checkpoint:
+            self._changed = check_server(checkpoint["server"], self._server_record())
+        if fitting:
+            begin_round_anew(checkpoint)
         self._load_privacy(checkpoint.get("privacy"))
         if self._chunks.automatic and checkpoint.get("chunk_size"):
             self._chunks.load_state_dict(checkpoint["chunk_size"])
@@ -445,6 +572,9 @@ class FederatedModule(lightning.LightningModule):
                 index = {data.client_name(client): client for client in range(self._states.population)}
                 self._states.load_state_dict(checkpoint["client_states"], index.get)
             self.trainer.strategy.barrier()
+
+    def _server_record(self) -> dict[str, Any]:
+        return server_record(self.server_optimizer, self.server_scheduler, self.server.parameters())
 
     def _load_privacy(self, state: dict[str, Any] | None) -> None:
         """Go on with the ledger of a checkpoint.

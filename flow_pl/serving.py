@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import keyword
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import yaml
 from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]  # public, by its documentation
 from lightning.pytorch.cli import LightningArgumentParser
 from numpy.typing import ArrayLike
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 import flow_pl.methods
 import flow_pl.models  # noqa: F401 (imported, their classes go by their bare names in YAML)
 from flow_pl.checks import check_checkpoint, check_class_paths, check_fit
+from flow_pl.configuration import KEY
 from flow_pl.data import FederatedDataModule
 from flow_pl.data.batch import ClientBatch, Examples
 from flow_pl.data.dataset import draw_part
@@ -36,7 +39,7 @@ if TYPE_CHECKING:
 
 
 def load(
-    config: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    config: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None,
     checkpoint: str | os.PathLike[str],
     *overrides: str,
 ) -> tuple[FederatedModule, FederatedDataModule]:
@@ -51,7 +54,8 @@ def load(
 
     Args:
         config: YAML file that the run has saved, or the files or names of shipped ones that it was put together
-            from (`["task/digits", "method/flow"]`); what they say of the trainer and the seed has no effect.
+            from (`["task/digits", "method/flow"]`); None = what the checkpoint says. What they say of the trainer and
+            the seed has no effect.
         checkpoint: of the run, on the CPU when it is loaded.
         *overrides: options of the command line for `--model` and `--data`, such as "--data.cache_dir=/tmp/stores".
 
@@ -60,30 +64,44 @@ def load(
 
     Raises:
         ConfigurationError: the configuration is not valid; or the checkpoint is missing, damaged, none of this project
-            or of another method or backbone.
+            or of another method or backbone, or holds no configuration where none is given.
     """
     saved = WholeCheckpointIO().load_checkpoint(os.fspath(checkpoint))
     with torch.random.fork_rng(devices=[]):  # initial weights are drawn, and replaced at once
-        module, data = instantiate(config, *overrides)
+        module, data = instantiate(_saved_settings(saved, checkpoint) if config is None else config, *overrides)
     check_checkpoint(saved["flow_pl"], module.identity(), saved["state_dict"], dict(module.state_dict()))
     module.load_state_dict(saved["state_dict"])
     return module.eval(), data
 
 
+def _saved_settings(saved: dict[str, Any], checkpoint: str | os.PathLike[str]) -> dict[str, Any]:
+    settings: dict[str, Any] = saved.get(KEY, {})
+    if not {"model", "data"} <= settings.keys():
+        raise ConfigurationError(
+            f"the checkpoint {checkpoint} holds no configuration, since its run was put together in Python: give the "
+            "configuration's file."
+        )
+    return {section: settings[section] for section in ("model", "data")}
+
+
 def instantiate(
-    config: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], *overrides: str
+    config: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | dict[str, Any], *overrides: str
 ) -> tuple[FederatedModule, FederatedDataModule]:
     """The untrained module and the data module of a configuration, as the command line makes them.
 
     Args:
-        config: YAML file of a run, or several; names of shipped ones are found.
+        config: YAML file of a run, or several; names of shipped ones are found. Or the sections "model" and "data" of
+            one.
         *overrides: options of the command line for `--model` and `--data`.
 
     Raises:
         ConfigurationError: they are not valid.
     """
-    listed = [config] if isinstance(config, str | os.PathLike) else config
-    files = [find(os.fspath(each)) for each in listed]
+    if isinstance(config, dict):
+        files = [yaml.safe_dump(config)]  # which may stand in the place of a file
+    else:
+        listed = [config] if isinstance(config, str | os.PathLike) else config
+        files = [str(find(os.fspath(each))) for each in listed]
     parser = LightningArgumentParser(exit_on_error=False)
     parser.add_argument("--config", action=ActionConfigFile)
     for ignored in ("seed_everything", "trainer", "ckpt_path", "weights_only"):
@@ -95,7 +113,8 @@ def instantiate(
         check_class_paths(settings)
         made = parser.instantiate_classes(settings)
     except argparse.ArgumentError as error:
-        raise ConfigurationError(f"{', '.join(map(str, files))} cannot be used: {error}") from error
+        named = "the configuration" if isinstance(config, dict) else ", ".join(map(str, files))
+        raise ConfigurationError(f"{named} cannot be used: {error}") from error
     except Exception as error:
         cause = find_cause(error, FlowError)
         if cause is None:
@@ -121,9 +140,9 @@ class ServedModel(nn.Module):
 
     def __init__(self, method: Method, groups: Groups) -> None:
         super().__init__()
-        self._method = method.predictor()
-        self.blocks = nn.ModuleDict(self._method.modules)  # without weights; for their buffers
-        self.groups = nn.ModuleDict({name: _Buffers(group) for name, group in groups.items()})
+        self.method = method.predictor()
+        self.blocks = nn.ModuleList(self.method.modules.values())  # without weights; for their buffers
+        self.groups = _Buffers({f"{name}.{key}": p for name, group in groups.items() for key, p in group.items()})
         self.eval()
 
     def train(self, mode: bool = True) -> Self:
@@ -132,9 +151,25 @@ class ServedModel(nn.Module):
         self.blocks.eval()
         return self
 
+    def weights(self) -> Parameters:
+        """All tensors by name: a single model's by the backbone's own names, others as group.name."""
+        groups = self.tensors()
+        if len(groups) == 1:
+            ((_, weights),) = groups.items()
+            return {**weights, **dict(self.method.modules["global"].named_buffers())}
+        found = {f"{name}.{key}": p for name, group in groups.items() for key, p in group.items()}
+        for name, block in self.method.modules.items():
+            if name in groups:
+                found |= {f"{name}.{key}": p for key, p in block.named_buffers()}
+        return found
+
     def tensors(self) -> Groups:
         """The parameter groups by name."""
-        return {name: group.tensors() for name, group in self.groups.items()}  # type: ignore[operator]
+        groups: Groups = {}
+        for name, tensor in self.groups.tensors().items():
+            group, _, key = name.partition(".")
+            groups.setdefault(group, {})[key] = tensor
+        return groups
 
 
 class PersonalModel(ServedModel):
@@ -157,8 +192,8 @@ class PersonalModel(ServedModel):
         """
         groups = self.tensors()
         if SINGLE in groups:
-            return self._method.model.plain(x, groups[SINGLE])
-        return self._method.personalized(groups, x)
+            return self.method.model.plain(x, groups[SINGLE])
+        return self.method.personalized(groups, x)
 
 
 class ServerModel(ServedModel):
@@ -174,27 +209,43 @@ class ServerModel(ServedModel):
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs for instances x [N, ...], as the backbone gives them: [N, classes] or [N, T, tokens]."""
-        return self._method.generalized(self.tensors(), x)
+        return self.method.generalized(self.tensors(), x)
 
 
 class _Buffers(nn.Module):
-    """Tensors by dotted names, as buffers of nested modules."""
+    """Tensors by dotted names, as buffers of nested modules.
+
+    A name that Python or torch has taken ("global") gets an underscore behind it: it must be an attribute's.
+    """
 
     def __init__(self, tensors: Parameters) -> None:
         super().__init__()
+        self._names: dict[str, str] = {}
         below: dict[str, Parameters] = {}
         for name, tensor in tensors.items():
             first, _, rest = name.partition(".")
             if rest:
                 below.setdefault(first, {})[rest] = tensor
             else:
-                self.register_buffer(first, tensor.detach().clone(memory_format=torch.contiguous_format))
+                copied = tensor.detach().clone(memory_format=torch.contiguous_format)
+                self.register_buffer(self._attribute(first), copied)
         for first, inner in below.items():
-            self.add_module(first, _Buffers(inner))
+            self.add_module(self._attribute(first), _Buffers(inner))
+
+    def _attribute(self, name: str) -> str:
+        attribute = name
+        while keyword.iskeyword(attribute) or hasattr(self, attribute):
+            attribute += "_"
+        self._names[attribute] = name
+        return attribute
 
     def tensors(self) -> Parameters:
         """The tensors by their dotted names."""
-        return dict(self.named_buffers())
+        found = {self._names[name]: tensor for name, tensor in self.named_buffers(recurse=False)}
+        for name, inner in self.named_children():
+            assert isinstance(inner, _Buffers)
+            found |= {f"{self._names[name]}.{rest}": tensor for rest, tensor in inner.tensors().items()}
+        return found
 
 
 def personalize(
@@ -220,7 +271,7 @@ def personalize(
         ConfigurationError: the examples or `kept` do not fit the model.
     """
     device = next(module.parameters()).device
-    x, y = _labelled(_tensor("x", x), _tensor("y", y))
+    x, y = _labelled(as_tensor("x", x), as_tensor("y", y))
     n, method = len(x), module.method
     classes = y.shape[-1] if method.objective.several_labels else int(y.max()) + 1
     check_fit(method, x[:1].to(device), classes, tuple(y.shape[1:]))
@@ -291,8 +342,16 @@ def _check_kept(method: Method, expected: Groups, kept: Groups) -> None:
             )
 
 
-def _tensor(name: str, values: Tensor | ArrayLike) -> Tensor:
-    """What a user gives, as a tensor."""
+def as_tensor(name: str, values: Tensor | ArrayLike) -> Tensor:
+    """What a user gives, as a tensor.
+
+    Args:
+        name: of the values, for the message.
+        values: a tensor, an array, or lists of numbers.
+
+    Raises:
+        DataError: they are no numbers.
+    """
     if isinstance(values, Tensor):
         return values
     array = np.asarray(values)

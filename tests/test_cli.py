@@ -11,7 +11,8 @@ import torch
 import wandb
 import yaml
 
-from flow_pl.cli import main, run
+from flow_pl.__main__ import main
+from flow_pl.cli import run
 
 TINY = """
 seed_everything: 1
@@ -112,9 +113,14 @@ def test_fit_then_validate_test_and_predict_from_the_best_checkpoint(config, tmp
     assert len({row["client"] for row in rows}) == 8
 
 
-def test_predict_without_an_output_option_writes_predictions_csv(config, tmp_path):
+def test_predict_without_an_output_option_writes_into_the_folder_of_the_run(config, tmp_path, capsys):
+    (tmp_path / "predictions.csv").write_text("of another method")
+    main(["fit", "--config", str(config)])
     main(["predict", "--config", str(config)])
-    assert (tmp_path / "predictions.csv").read_text().startswith("client,population,instance,prediction,label")
+    written = tmp_path / "run" / "predictions.csv"
+    assert written.read_text().startswith("client,population,instance,prediction,label")
+    assert f"predictions: {written}" in capsys.readouterr().out
+    assert (tmp_path / "predictions.csv").read_text() == "of another method"
 
 
 def test_class_names_need_no_paths_and_settings_can_be_given_on_the_command_line(config):
@@ -161,12 +167,27 @@ def test_unlabelled_rows_are_predicted(config, tmp_path):
     y = random.integers(3, size=120)
     y[::10] = -1
     np.savez(tmp_path / "mine.npz", x=random.normal(size=(120, 6)).astype("f4"), y=y, client=np.arange(120) % 6)
-    main(["predict", "--config", str(_array_config(config, tmp_path / "mine.npz"))])
-    with open(tmp_path / "predictions.csv") as file:
+    for command in ("fit", "predict"):
+        main([command, "--config", str(_array_config(config, tmp_path / "mine.npz"))])
+    with open(tmp_path / "run" / "predictions.csv") as file:
         rows = list(csv.DictReader(file))
     unlabelled = [row for row in rows if row["label"] == ""]
     assert len(unlabelled) == 12
     assert all(row["personalized_correct"] == "" and row["prediction"] in "012" for row in unlabelled)
+
+
+def test_labels_that_are_texts_are_predicted_by_name(config, tmp_path):
+    """Sizes of the backbone are left out: they are those of the data."""
+    random = np.random.default_rng(0)
+    y = random.choice(["ash", "elm", "oak"], size=120)
+    y[::10] = ""
+    np.savez(tmp_path / "mine.npz", x=random.normal(size=(120, 6)).astype("f4"), y=y, client=np.arange(120) % 6)
+    path = _with_model(_array_config(config, tmp_path / "mine.npz"), backbone={"class_path": "MLP"})
+    _, _, rows = _tested_and_predicted(path, tmp_path)
+    names = ["ash", "elm", "oak"]
+    assert all(row["predicted_class"] == names[int(row["prediction"])] for row in rows)
+    assert all(row["true_class"] == (names[int(row["label"])] if row["label"] else "") for row in rows)
+    assert {row["label"] for row in rows} == {"", "0", "1", "2"}
 
 
 def _with_model(config, **model):
@@ -183,7 +204,7 @@ def _tested_and_predicted(config, folder):
     best = ["--ckpt_path", str(folder / "run" / "checkpoints" / "last.ckpt")]
     tested = run(["test", "--config", config, *best]).trainer.callback_metrics
     main(["predict", "--config", config, *best])
-    with open(folder / "predictions.csv") as file:
+    with open(folder / "run" / "predictions.csv") as file:
         rows = list(csv.DictReader(file))
     return cli, {name: float(value) for name, value in tested.items()}, rows
 
@@ -357,13 +378,13 @@ def _with(value, row):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"x": _with(np.nan, 9)}, "client '1'"),
+        ({"x": _with(np.nan, 9)}, "'x' has no value (NaN or null) in row 9"),
         ({"y": lambda y: y[:-1]}, "39"),
         ({"y": _with(7, 12)}, "7"),
-        ({"y": _with(-1, slice(3, None, 8))}, "client '3'"),
+        ({"y": _with(-1, slice(None))}, "has a label: check where the labels come from"),
         ({"x": lambda x: x[:, :5]}, r"shape [5]"),
     ],
-    ids=["nan", "lengths", "label", "client without a labelled example", "features"],
+    ids=["nan", "lengths", "label", "no labelled example", "features"],
 )
 def test_bad_arrays_end_with_one_clear_message(config, tmp_path, capsys, changes, message):
     np.savez(tmp_path / "bad.npz", **_arrays(**changes))

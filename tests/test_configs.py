@@ -124,7 +124,10 @@ def tiny(task, folder, cache):
     return [*options, "--trainer.fast_dev_run", "true", "--trainer.accelerator", "cpu", "--trainer.devices", "1"]
 
 
-UNSERVED_TAGS = {f"method/{name}" for name in ("fedrep", "knn_per", "lg_fedavg")}
+UNSERVED_TAGS = {
+    f"method/{name}"
+    for name in ("fedbabu", "fedper", "fedrep", "flow_evidence", "interpolation_votes", "knn_per", "lg_fedavg", "lp_ft")
+}
 """Logistic regression has no body and head, and neighbours vote for a single label: each is refused, and tested so."""
 
 

@@ -113,15 +113,13 @@ def test_server_optimizers_and_schedulers_take_the_pseudo_gradient(tmp_path, ser
     torch.testing.assert_close(parameters(model), parameters(start), atol=1e-7, rtol=1e-6)
 
 
-@pytest.mark.parametrize("change", [{"chunk_size": 1}, {"chunk_size": 6}, {"num_workers": 2}], ids=str)
+@pytest.mark.parametrize(
+    "change", [{"chunk_size": 1}, {"chunk_size": 6}, {"chunk_size": "auto"}, {"num_workers": 2}], ids=str
+)
 def test_chunks_and_workers_change_nothing(tmp_path, change):
-    """Without dropout; 0 and 2 workers and any chunk size give the same model."""
-
-    def method():
-        return Flow(router=lambda blocks: InstanceRouter(blocks, hidden=(6,), dropout=0.0))
-
-    reference, run = fitted(tmp_path, method())
-    other, other_run = fitted(tmp_path, method(), **change)
+    """The router's dropout included; 0 and 2 workers and any chunk size give the same model."""
+    reference, run = fitted(tmp_path, flow())
+    other, other_run = fitted(tmp_path, flow(), **change)
     torch.testing.assert_close(parameters(other), parameters(reference), atol=1e-5, rtol=1e-4)
     for name in ("val/generalized_accuracy", "val/personalized_accuracy"):
         assert other_run.callback_metrics[name] == run.callback_metrics[name]
@@ -291,11 +289,9 @@ SCRIPT = """
 import sys, torch, lightning
 from pathlib import Path
 from tests.test_module import data, module, trainer
-from flow_pl.methods import Flow
-from flow_pl.models.routers import InstanceRouter
 cache, out, cohort, processes = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 lightning.seed_everything(0, verbose=False)
-model = module(Flow(router=lambda blocks: InstanceRouter(blocks, hidden=(6,), dropout=0.0)))
+model = module()
 run = trainer(2)
 run = lightning.Trainer(max_epochs=2, accelerator="cpu", devices=processes, strategy="ddp", inference_mode=False,
     logger=False, enable_checkpointing=False, use_distributed_sampler=False, enable_progress_bar=False,
@@ -310,12 +306,8 @@ if run.is_global_zero:
 @pytest.mark.slow
 @pytest.mark.parametrize(("processes", "cohort"), [(2, 1), (2, 5), (3, 2), (3, 7)])
 def test_several_processes_give_the_numbers_of_one(tmp_path, processes, cohort):
-    """gloo on CPU; an uneven cohort, and one with fewer clients than processes."""
-
-    def method():
-        return Flow(router=lambda blocks: InstanceRouter(blocks, hidden=(6,), dropout=0.0))
-
-    alone, run = fitted(tmp_path, method(), cohort_size=cohort)
+    """gloo on CPU, the router's dropout included; an uneven cohort, and one with fewer clients than processes."""
+    alone, run = fitted(tmp_path, cohort_size=cohort)
     script, out = tmp_path / "run.py", tmp_path / "out.pt"
     script.write_text(SCRIPT)
     root = Path(__file__).resolve().parents[1]

@@ -11,6 +11,7 @@ from flow_pl.checks import check_fit
 from flow_pl.data.batch import ClientBatch, Examples
 from flow_pl.engine.server_round import server_groups
 from flow_pl.errors import ConfigurationError
+from flow_pl.evaluation.clients import evaluate_clients, predict_clients
 from flow_pl.methods import FedAvg
 from flow_pl.methods.base import Method, Prediction
 from flow_pl.tasks import Classification, MultiLabel, NextToken
@@ -61,7 +62,7 @@ def sentences():
 def test_tokens_are_counted_with_and_without_the_special_ones():
     """By hand: client 0 has the words 5, 6, 7, 5 and three special tokens; client 1 special tokens alone."""
     method = scripted(NextToken())
-    counts = loop().evaluate_clients(method, {"global": {}}, sentences())
+    counts = evaluate_clients(loop(), method, {"global": {}}, sentences())
     assert counts.count.tolist() == counts.loss_count.tolist() == [7, 2]
     assert counts.generalized.tolist() == [4, 1]
     assert counts.personalized.tolist() == [5, 1]
@@ -73,11 +74,11 @@ def test_tokens_are_counted_with_and_without_the_special_ones():
 def test_special_tokens_are_a_setting():
     """Without unknown words alone, ends of sentences count; without any, there is one accuracy."""
     batch = sentences()
-    counts = loop().evaluate_clients(scripted(NextToken(special_tokens=(OOV,))), {"global": {}}, batch)
+    counts = evaluate_clients(loop(), scripted(NextToken(special_tokens=(OOV,))), {"global": {}}, batch)
     assert counts.subset_count.tolist() == [6, 1]
     assert counts.subset_personalized.tolist() == [5, 1]
     plain = NextToken(special_tokens=())
-    counts = loop().evaluate_clients(scripted(plain), {"global": {}}, batch)
+    counts = evaluate_clients(loop(), scripted(plain), {"global": {}}, batch)
     assert (plain.subset, counts.subset_count) == ("", None)
 
 
@@ -87,11 +88,11 @@ def test_a_chunk_with_nothing_to_evaluate_has_the_same_fields(clients_left):
     held = batch.heldout
     empty = clients(held.x[:clients_left, :0], held.y[:clients_left, :0], held.mask[:clients_left, :0])
     zeros = [0.0] * clients_left
-    counts = loop().evaluate_clients(scripted(NextToken()), {"global": {}}, empty)
+    counts = evaluate_clients(loop(), scripted(NextToken()), {"global": {}}, empty)
     for name in ("count", "loss_count", "subset_count", "subset_generalized", "subset_personalized"):
         assert getattr(counts, name).tolist() == zeros, name
-    assert loop().evaluate_clients(scripted(Classification()), {"global": {}}, empty).subset_count is None
-    assert not loop().predict_clients(scripted(NextToken()), {"global": {}}, empty).mask.any()
+    assert evaluate_clients(loop(), scripted(Classification()), {"global": {}}, empty).subset_count is None
+    assert not predict_clients(loop(), scripted(NextToken()), {"global": {}}, empty).mask.any()
 
 
 def test_positions_without_a_label_count_nowhere_and_are_predicted():
@@ -114,7 +115,7 @@ def test_multi_label_loss_of_an_evaluation_is_that_of_training():
     mask = torch.tensor([True, True, True, False])
     method = scripted(MultiLabel(k=2))
     batch = clients(torch.cat([w_g, -w_g], dim=-1)[None], y[None], mask[None])
-    counts = loop().evaluate_clients(method, {"global": {}}, batch)
+    counts = evaluate_clients(loop(), method, {"global": {}}, batch)
     assert (counts.count.item(), counts.generalized.item()) == (4, 3)
     assert counts.loss_count.item() == 12
     for outputs, summed in ((w_g, counts.generalized_loss), (-w_g, counts.personalized_loss)):
@@ -168,7 +169,7 @@ def test_an_unknown_reduction_is_refused():
 
 def test_predictions_for_tokens_have_the_shape_of_tokens():
     batch = sentences()
-    found = loop(evaluation_batch_size=1).predict_clients(scripted(NextToken()), {"global": {}}, batch)
+    found = predict_clients(loop(evaluation_batch_size=1), scripted(NextToken()), {"global": {}}, batch)
     assert found.mask.int().tolist() == [[[1, 1, 1, 1], [1, 1, 1, 0]], [[1, 1, 0, 0], [0, 0, 0, 0]]]
     assert torch.equal(found.label, batch.heldout.y)
     assert found.prediction[0].tolist() == [[5, 6, 6, EOS], [7, 6, EOS, PAD]]
@@ -188,14 +189,14 @@ def test_a_way_of_an_instance_is_that_of_its_tokens():
 
     method = BySentence(1)
     method = method.bind(nn.Sequential(nn.Linear(1, 1)), NextToken())
-    found = loop().predict_clients(method, {"global": {}}, sentences())
+    found = predict_clients(loop(), method, {"global": {}}, sentences())
     assert found.routes[0, :, :, 0].tolist() == [[True] * 4, [False] * 4]
 
 
 def test_predictions_of_several_labels_are_ranked():
     outputs = torch.tensor([[0.1, 3.0, -1.0, 2.0], [1.0, 0.0, 5.0, -2.0]])
     batch = clients(torch.cat([outputs, outputs], dim=-1)[None], torch.eye(4, dtype=torch.int64)[None, 1:3], _real(2))
-    found = loop().predict_clients(scripted(MultiLabel(k=2)), {"global": {}}, batch)
+    found = predict_clients(loop(), scripted(MultiLabel(k=2)), {"global": {}}, batch)
     assert found.prediction.tolist() == [[[1, 3], [2, 0]]]
     assert found.personalized_correct.sum(-1).tolist() == [[1, 1]]
     assert found.mask.shape == (1, 2)

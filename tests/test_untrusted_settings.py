@@ -9,8 +9,9 @@ import pytest
 import torch
 import yaml
 
+from flow_pl.__main__ import main
 from flow_pl.checks import check_class_paths
-from flow_pl.cli import main, run
+from flow_pl.cli import run
 from flow_pl.data import PartitionedData, Vectors
 from flow_pl.errors import ConfigurationError
 from flow_pl.methods import Ditto, Flow

@@ -15,7 +15,7 @@ from flow_pl.compare.formats import caption, markdown, method_csv, rich_tables, 
 from flow_pl.compare.options import Options, parse
 from flow_pl.compare.pool import execute
 from flow_pl.compare.runs import Run, State, read_run
-from flow_pl.compare.settings import check_comparable, resolve
+from flow_pl.compare.settings import budgets, check_comparable, resolve
 from flow_pl.compare.tracking import log_comparison
 from flow_pl.errors import ConfigurationError
 from flow_pl.results.runs import Comparison
@@ -64,7 +64,7 @@ def compare(args: Sequence[str]) -> int:
         console.print("Stopped. The same command goes on from here.")
         return 130
     notes = [f"Settings that differ:\n{different}"] if different else []
-    comparison = _collect(options, runs, notes)
+    comparison = _collect(options, runs, notes, budgets(settings))
     if comparison is not None:
         _publish(comparison, [run for run in runs if run not in failures], options.folder, console)
     for run, failure in failures.items():
@@ -103,7 +103,7 @@ def _run(runs: Sequence[Run], jobs: int, console: Console) -> dict[Run, str] | N
         return None
 
 
-def _collect(options: Options, runs: Sequence[Run], notes: list[str]) -> Comparison | None:
+def _collect(options: Options, runs: Sequence[Run], notes: list[str], own: dict[str, str]) -> Comparison | None:
     """What the runs that are done measured; None where none is."""
     done = [read_run(run) for run in runs if run.state() == "done"]
     methods = {method: [run for run in done if run.method == method] for method in options.methods}
@@ -114,7 +114,8 @@ def _collect(options: Options, runs: Sequence[Run], notes: list[str]) -> Compari
         raise ConfigurationError(f"--populations is {' '.join(unknown)}, expected some of {', '.join(tested)}.")
     notes += [f"{method} has {len(found)} of {seeds} seeds." for method, found in methods.items() if len(found) < seeds]
     methods = {method: found for method, found in methods.items() if found}
-    return Comparison(options.name, methods, list(options.populations or tested), seeds, notes) if methods else None
+    shown = list(options.populations or tested)
+    return Comparison(options.name, methods, shown, seeds, notes, own) if methods else None
 
 
 def _publish(comparison: Comparison, runs: Sequence[Run], folder: Path, console: Console) -> None:

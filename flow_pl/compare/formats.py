@@ -27,6 +27,11 @@ def caption(comparison: Comparison) -> list[str]:
         "Bold: the best accuracy of its column.",
         *_test_caption(comparison),
         "Train time is that of all rounds, without evaluation and thus without personalization there.",
+        *(
+            ["Own budget: epochs, steps and learning rates that not all methods have."]
+            if _has_budgets(comparison)
+            else []
+        ),
         *comparison.notes,
     ]
 
@@ -67,10 +72,16 @@ def _rich_table(comparison: Comparison, rows: Rows, title: str, columns: Sequenc
     timed = COLUMNS[-1] in columns
     if timed:
         table.add_column("train\ntime", justify="right")
+    # where the table is in two parts, in the first, which is narrower
+    budget = COLUMNS[0] in columns and _has_budgets(comparison)
+    if budget:
+        table.add_column("own\nbudget")
     for method, cells in rows.items():
         shown = [(cell, column) for cell, column in zip(cells, COLUMNS, strict=True) if column in columns]
         texts = [Text(_text(cell, column), "bold" if cell.best else "") for cell, column in shown]
-        table.add_row(method, *texts, *([_train_time(comparison.methods[method])] if timed else []))
+        ends = [_train_time(comparison.methods[method])] if timed else []
+        ends += [(comparison.budgets.get(method) or "-").replace(", ", "\n")] if budget else []
+        table.add_row(method, *texts, *ends)
     return table
 
 
@@ -78,6 +89,7 @@ def markdown(comparison: Comparison) -> str:
     """The same for a document."""
     lines = [f"# Comparison: {comparison.name}", ""]
     header = ["method", *(f"{column.group}, {column.label}" for column in COLUMNS), "train time"]
+    header += ["own budget"] * _has_budgets(comparison)
     for population in comparison.populations:
         lines += [
             f"## {_title(comparison, population)}",
@@ -88,7 +100,9 @@ def markdown(comparison: Comparison) -> str:
         for method, cells in population_rows(comparison, population).items():
             texts = [_text(cell, column) for cell, column in zip(cells, COLUMNS, strict=True)]
             texts = [f"**{text}**" if cell.best else text for text, cell in zip(texts, cells, strict=True)]
-            lines.append(_line([method, *texts, _train_time(comparison.methods[method])]))
+            ends = [_train_time(comparison.methods[method])]
+            ends += [comparison.budgets.get(method) or "-"] * _has_budgets(comparison)
+            lines.append(_line([method, *texts, *ends]))
         lines.append("")
     return "\n".join([*lines, *(f"- {sentence}" for sentence in caption(comparison))]) + "\n"
 
@@ -105,6 +119,7 @@ def method_csv(comparison: Comparison) -> str:
                 row[name], row[f"{name}_std"] = cell.value or (None, None)
                 if column.tested is not None:
                     row[f"{name}_p"] = cell.p_value
+        row |= {"own_budget": comparison.budgets.get(method)} if _has_budgets(comparison) else {}
         rows.append(row | {name: value and value.mean for name, value in _speed(runs).items()})
     return csv_text(rows)
 
@@ -120,6 +135,10 @@ def run_csv(comparison: Comparison) -> str:
                 row |= {f"{population}/{name}": value for name, value in run.populations.get(population, {}).items()}
             rows.append(row)
     return csv_text(rows)
+
+
+def _has_budgets(comparison: Comparison) -> bool:
+    return any(comparison.budgets.get(method) for method in comparison.methods)
 
 
 def _title(comparison: Comparison, population: str) -> str:

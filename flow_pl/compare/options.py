@@ -118,7 +118,8 @@ def _make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--allow-different",
         action="store_true",
-        help="also compare runs with different data, rounds, cohorts, batch sizes, backbones or evaluation",
+        help="also compare runs with different data, backbones, evaluation or budgets (rounds, cohorts, epochs, "
+        "optimizers, batch sizes)",
     )
     return parser
 

@@ -14,6 +14,7 @@ import yaml
 
 from flow_pl.compare.settings import Settings, run_settings
 from flow_pl.errors import ConfigurationError
+from flow_pl.results.run_folder import CONFIG_HEADER
 from flow_pl.results.runs import Client, RunResults, read_curve, read_table
 from flow_pl.utils.files import write_text
 from flow_pl.version import __version__
@@ -97,7 +98,7 @@ class Run:
             (self.folder / name).unlink(missing_ok=True)
         write_text(self.folder / "started.json", json.dumps({"digest": self.digest}) + "\n")
         settings = run_settings(self.settings, self.method, self.seed, self.folder, self.group)
-        write_text(self.config, f"# {self.name}\n{yaml.safe_dump(settings, sort_keys=False)}")
+        write_text(self.config, f"{CONFIG_HEADER}\n# {self.name}\n{yaml.safe_dump(settings, sort_keys=False)}")
 
     def finish(self, seconds: float) -> None:
         """Write its results, as the last thing of all.

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from flow_pl.cli import main
+from flow_pl.cli import run, told
 
 
 def train_and_test(folder: str, checkpoint: str) -> None:
@@ -32,8 +32,9 @@ def train_and_test(folder: str, checkpoint: str) -> None:
     config = ["--config", str(Path(folder, "config.yaml"))]
     checkpoints = Path(folder, "checkpoints")
     last = checkpoints / "last.ckpt"
-    main(["fit", *config, *(["--ckpt_path", str(last)] if last.exists() else [])])
-    main(["test", *config, "--ckpt_path", str(checkpoints / f"{checkpoint}.ckpt")])
+    with told():
+        run(["fit", *config, *(["--ckpt_path", str(last)] if last.exists() else [])])
+        run(["test", *config, "--ckpt_path", str(checkpoints / f"{checkpoint}.ckpt")])
 
 
 def work(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +13,7 @@ import lightning as L  # noqa: N812 (the name that Lightning's own documentation
 import numpy as np
 import torch
 from lightning.pytorch.accelerators import CUDAAccelerator
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -20,11 +21,12 @@ from flow_pl.data.availability import Availability
 from flow_pl.data.batch import ClientBatch, Examples
 from flow_pl.data.dataset import ClientDataset
 from flow_pl.data.federation import Federation, Heldout, Ints, Population, check_split
+from flow_pl.data.rounds import count_rounds
 from flow_pl.data.sampler import CohortSampler
 from flow_pl.data.store.cache import build_store, store_path
 from flow_pl.data.store.client_store import ClientStore
 from flow_pl.data.store.writer import ClientData
-from flow_pl.errors import DataError
+from flow_pl.errors import ConfigurationError, DataError, brief
 from flow_pl.utils.validation import given, require_choice, require_count
 
 Loader = DataLoader[ClientBatch]
@@ -42,19 +44,21 @@ class FederatedDataModule(ABC, L.LightningDataModule):
     Args:
         cohort_size: number of clients sampled in a round of training; with `sampling: poisson`, its expectation.
         chunk_size: number of clients trained or evaluated side by side; "auto" = what the first rounds measure to be
-            fastest on this machine and fits into its memory. With dropout, whose masks depend on the chunk, runs with
-            "auto" cannot be repeated exactly.
+            fastest on this machine and fits into its memory. The results are the same, up to rounding.
         dropout: probability that a sampled client goes offline before it reports; it is then not trained.
         deadline: number of training examples that a client of the usual speed gets through in a round; clients that
             need longer are not waited for; null = wait for all.
         speed_spread: standard deviation of the logarithm of a client's speed, for the deadline; drawn each round.
-        val_clients: number of clients evaluated at each validation, drawn anew from the seen clients (or from those
-            that the data means for validation) that have validation rows; null = all of them.
+        val_clients: number of clients evaluated at each validation, the same ones at every one, so that rounds can be
+            compared; drawn by `seed` from the seen clients (or from those that the data means for validation) that have
+            validation rows; null = all of them.
         new_client_fraction: share of the clients that are never sampled in training, and are tested apart; without
             effect where the data names its test clients.
         val_fraction: share of each client's examples for validation.
         test_fraction: share of each client's examples for testing.
         min_examples: clients with fewer labelled examples are left out.
+        unusable_clients: what to do about a client that nothing can be learned from, as it has no label at all:
+            "skip" = leave it out and say so, "error" = stop.
         split_seed: seed of what makes the data: generated clients, splits, new clients.
         seed: seed of the cohorts and of the order of the examples; null = the seed of the run (`seed_everything`),
             or 0 where there is none.
@@ -88,6 +92,7 @@ class FederatedDataModule(ABC, L.LightningDataModule):
         num_workers: int = 0,
         cache_dir: str | None = None,
         sampling: Literal["fixed", "poisson"] = "fixed",
+        unusable_clients: Literal["error", "skip"] = "skip",
     ) -> None:
         super().__init__()
         require_count(cohort_size=cohort_size, **given(val_clients=val_clients))
@@ -98,6 +103,7 @@ class FederatedDataModule(ABC, L.LightningDataModule):
         check_split(val_fraction, test_fraction, new_client_fraction, min_examples, split_seed)
         require_count(0, num_workers=num_workers, **given(seed=seed))
         require_choice(("fixed", "poisson"), sampling=sampling)
+        require_choice(("error", "skip"), unusable_clients=unusable_clients)
         self.cohort_size = cohort_size
         self.chunk_size: int | Literal["auto"] = chunk_size
         self.availability = Availability(dropout, deadline, speed_spread)
@@ -112,6 +118,8 @@ class FederatedDataModule(ABC, L.LightningDataModule):
         self.cache_dir = cache_dir
         self.sampling: Literal["fixed", "poisson"] = sampling
         self.unevaluated: Ints = np.zeros(0, dtype=np.int64)
+        self.unusable_clients = unusable_clients
+        self._left_out: list[str] = []
         self._federation: Federation | None = None
 
     @property
@@ -149,6 +157,10 @@ class FederatedDataModule(ABC, L.LightningDataModule):
         """Number of classes; None = the largest label + 1."""
         return None
 
+    def label_names(self) -> Sequence[str]:
+        """Names of the classes in the order of their numbers, none where they have none; asked once all are read."""
+        return ()
+
     def transform(self, x: Tensor) -> Tensor:
         """Turn stored features into inputs of a model; runs on the device, for any leading axes.
 
@@ -156,11 +168,12 @@ class FederatedDataModule(ABC, L.LightningDataModule):
             x: features as stored.
 
         Returns:
-            float32 in 0..1 for bytes (pixels), float32 for other fractions, int64 for other integers (tokens).
+            float32 in 0..1 for bytes (pixels), 0 and 1 for truth values, float32 for other fractions, int64 for other
+            integers (tokens).
         """
         if x.dtype == torch.uint8:
             return x.float() / 255
-        return x.float() if x.is_floating_point() else x.long()
+        return x.float() if x.is_floating_point() or x.dtype == torch.bool else x.long()
 
     # What Lightning calls
 
@@ -173,7 +186,14 @@ class FederatedDataModule(ABC, L.LightningDataModule):
         """
         path = self._store_path()
         if not path.exists():
-            build_store(path, self.remaining, self.class_count(), self.draw_identity())
+            self._left_out = []
+            leave_out = self._left_out.append if self.unusable_clients == "skip" else None
+            build_store(path, self.remaining, self.class_count(), self.draw_identity(), self.label_names, leave_out)
+            if self._left_out:
+                rank_zero_warn(
+                    f"clients left out, as they have no label, or no example that can be used: {len(self._left_out)} "
+                    f"({brief(self._left_out)})."
+                )
 
     def setup(self, stage: str | None = None) -> None:
         """Open the store and split it.
@@ -197,6 +217,7 @@ class FederatedDataModule(ABC, L.LightningDataModule):
                 min_examples=self.min_examples,
                 split_seed=self.split_seed,
             )
+            rank_zero_info(self._summary(self._federation))
 
     def train_dataloader(self) -> Loader:
         """The cohort of each round, in chunks.
@@ -212,20 +233,42 @@ class FederatedDataModule(ABC, L.LightningDataModule):
         They are those that the data means for validation, if there are any, and the seen clients otherwise.
 
         Raises:
-            ConfigurationError: `val_clients` is larger than the number of clients that can be evaluated.
+            ConfigurationError: `val_clients` is larger than the number of clients that can be evaluated; or there are
+                none, and validation alone is asked for.
         """
         federation = self.federation
         clients = self._with_rows(federation.validation if len(federation.validation) else federation.seen, "val")
+        if not len(clients) and self.trainer is not None and self.trainer.state.fn == "validate":
+            raise self._nothing("validation", "val_fraction")
         return self._loader(clients, "val", self.val_clients, "val_clients") if len(clients) else []
 
     def test_dataloader(self) -> list[Loader]:
-        """Clients on their test rows, one loader for each of `test_populations`."""
+        """Clients on their test rows, one loader for each of `test_populations`.
+
+        Raises:
+            ConfigurationError: no client has any.
+        """
+        if not self.test_populations:
+            raise self._nothing("test", "test_fraction")
         return [self._loader(clients, "test") for clients in self._test_clients().values()]
 
     def predict_dataloader(self) -> Loader:
-        """All clients on their test rows and on the rows without a label."""
+        """All clients on their test rows and on the rows without a label.
+
+        Raises:
+            ConfigurationError: no client has any.
+        """
         clients = np.concatenate([self.federation.seen, self.federation.new, self.federation.validation])
-        return self._loader(self._with_rows(clients, "predict"), "predict")
+        clients = self._with_rows(clients, "predict")
+        if not len(clients):
+            raise self._nothing("test", "test_fraction", " and none without a label")
+        return self._loader(clients, "predict")
+
+    def on_before_batch_transfer(self, batch: ClientBatch, dataloader_idx: int) -> ClientBatch:
+        """Before callbacks see a chunk of a round: what Lightning logs by batch is on the axis of rounds."""
+        if self.trainer is not None and self.trainer.training:
+            count_rounds(self.trainer)
+        return batch
 
     def transfer_batch_to_device(self, batch: ClientBatch, device: torch.device, dataloader_idx: int) -> ClientBatch:
         """Move a chunk, without waiting for the copy where its memory is pinned."""
@@ -254,6 +297,11 @@ class FederatedDataModule(ABC, L.LightningDataModule):
     def num_classes(self) -> int:
         """Number of classes."""
         return self.federation.store.meta.num_classes
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes in the order of their numbers, where the labels are texts; otherwise none."""
+        return self.federation.store.meta.class_names
 
     @property
     def feature_shape(self) -> tuple[int, ...]:
@@ -304,6 +352,23 @@ class FederatedDataModule(ABC, L.LightningDataModule):
         x = self.transform(examples.x)
         # Lightning converts a batch to the precision of the run before the transform, thus once more here
         return replace(examples, x=x if self.trainer is None else self.trainer.precision_plugin.convert_input(x))
+
+    def _summary(self, federation: Federation) -> str:
+        """What was found in the data, in one line."""
+        meta, client = federation.store.meta, int(federation.seen[0])
+        shape = list(self.transform(torch.from_numpy(federation.store.read(client).x[[0]])).shape[1:])
+        names = brief(list(meta.class_names)) if meta.class_names else ""
+        return (
+            f"data: {len(federation.seen)} seen and {len(federation.new)} new clients, {meta.rows} examples of shape "
+            f"{shape}, {meta.num_classes} classes{f' ({names})' if names else ''}"
+        )
+
+    def _nothing(self, rows: str, setting: str, besides: str = "") -> ConfigurationError:
+        """The error that no client has rows of a kind."""
+        return ConfigurationError(
+            f"no client has {rows} examples{besides}: there is nothing to evaluate. Set data.{setting}, which is "
+            f"{getattr(self, setting)}, to more than 0, or give data with {rows} examples."
+        )
 
     def _with_rows(self, clients: Ints, rows: Heldout) -> Ints:
         clients = clients[self.federation.heldout_sizes(rows)[clients] > 0]

@@ -35,12 +35,12 @@ class CohortSampler(DistributedSampler[Chunk]):
     Args:
         clients: [M] indices of the clients to draw from.
         sizes: [M] their numbers of training examples, which is what a client costs.
-        cohort_size: number of clients to draw without replacement for each round; None = all of them.
+        cohort_size: number of clients to draw without replacement for each round, or once for evaluation; None = all.
         chunk_size: number of clients trained or evaluated side by side.
         seed: seed of the run.
         rank: index of this process.
         world_size: number of processes.
-        training: whether the chunks are for training; evaluation draws its clients independently of training.
+        training: whether the chunks are for training; evaluation draws its clients once, independently of training.
         setting: name of the setting that `cohort_size` comes from, for messages.
         sampling: "fixed", a cohort of `cohort_size` without replacement, or "poisson": every client apart with
             probability cohort_size / M, so that cohorts vary in size and may be empty.
@@ -115,8 +115,9 @@ class CohortSampler(DistributedSampler[Chunk]):
         if self._cohort == population:
             cohort = np.arange(population)
         else:
-            stream = Stream.COHORT if self._training else Stream.EVALUATION_COHORT
-            random = generator(self.seed, stream, self.epoch)
+            # evaluation: the same clients after every round, or the best round would be that of the easiest ones
+            keys = (Stream.COHORT, self.epoch) if self._training else (Stream.EVALUATION_COHORT, 0)
+            random = generator(self.seed, *keys)
             # each client apart is a number of clients first, and then which
             size = random.binomial(population, self._cohort / population) if self._poisson else self._cohort
             # unshuffled: numpy then draws a small cohort without a pass over the population

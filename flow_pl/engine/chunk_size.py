@@ -1,8 +1,8 @@
 """How many clients of a loaded chunk are trained side by side: all of them, or what is measured to be fastest.
 
 More clients at once share the cost of each operation, up to where their tensors leave the processor's caches; a client
-alone runs without vmap. Which of these wins depends on the model and the device, so it is measured. Without dropout
-the results are the same whatever is chosen.
+alone runs without vmap. Which of these wins depends on the model and the device, so it is measured. The
+results are the same, up to rounding, whatever is chosen.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -16,55 +17,35 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from flow_pl.utils.counter_rng import below, random_bits, uniform, unit_hashes
+from flow_pl.models.dropout import drop
+from flow_pl.utils.counter_rng import below
+from flow_pl.utils.unit_stream import UnitStream
 
 _SELU_FLOOR = -1.7580993408473766
 """What SELU goes to for large negative inputs: minus its scale times its alpha."""
-
-
-class UnitTable:
-    """Hashes of the units of a step, kept from step to step; as long as the longest step has asked for."""
-
-    def __init__(self) -> None:
-        self._hashes: Tensor | None = None
-        self.asked = 0
-
-    def hashes(self, device: torch.device) -> Tensor | None:
-        """The table as it is now; None while no step has drawn anything."""
-        if self.asked and (self._hashes is None or len(self._hashes) < self.asked or self._hashes.device != device):
-            self._hashes = unit_hashes(0, self.asked, device)
-        return self._hashes
 
 
 class ClientDraws(TorchFunctionMode):
     """A context in which the draws of one client's step are those of its key; it may be one of many under vmap.
 
     Replaced are, wherever a block calls them: dropout of all kinds (`torch.nn.Dropout`, `Dropout1d` to `Dropout3d`,
-    `AlphaDropout`, `FeatureAlphaDropout` and their functions), `scaled_dot_product_attention` with dropout,
+    `AlphaDropout`, `FeatureAlphaDropout` and their functions), attention with dropout (`torch.nn.MultiheadAttention`,
+    `scaled_dot_product_attention`),
     `gumbel_softmax`, `torch.rand`, `randn`, their `_like` forms, `bernoulli`, and the methods `bernoulli_`,
-    `uniform_` and `normal_`. A draw from a generator that the block has itself is left alone.
-
-    Each draw takes the next units of the step, as many as it has elements. So the shape of what is drawn must be the
-    same for a client alone and beside others, as it is: minibatches are padded to `batch_size`.
+    `uniform_` and `normal_`. What else draws (`torch.nn.LSTM` with dropout, `multinomial`, a generator that a block has
+    itself) is refused before training, see `flow_pl.engine.draw_check`.
 
     Args:
-        key: [2] int32, of the client and the step (`counter_rng.step_keys`).
-        table: of hashed units; grows by what is drawn.
+        stream: of the client and the step.
         replaced: other functions to be replaced, by the function called instead.
     """
 
     def __init__(
-        self,
-        key: Tensor,
-        table: UnitTable,
-        replaced: Mapping[Callable[..., Any], Callable[..., Any]] | None = None,
+        self, stream: UnitStream, replaced: Mapping[Callable[..., Any], Callable[..., Any]] | None = None
     ) -> None:
         super().__init__()
-        self._key = key
-        self._table = table
-        self._hashes = table.hashes(key.device)
+        self._stream = stream
         self._replaced = replaced or {}
-        self._drawn = 0
 
     def __torch_function__(
         self,
@@ -77,43 +58,23 @@ class ClientDraws(TorchFunctionMode):
         kwargs = kwargs or {}
         own = _OWN.get(func)
         if own is not None and kwargs.get("generator") is None:
-            return own(self, *args, **kwargs)
+            self._stream.table.by_functions = True
+            return own(self._stream, *args, **kwargs)
+        if func is functional.multi_head_attention_forward:
+            with self:  # which is left while it replaces a function
+                return _open_attention(*args, **kwargs)
         return self._replaced.get(func, func)(*args, **kwargs)
 
-    def bits(self, shape: Sequence[int]) -> Tensor:
-        """Uniform bits [*shape], int32, of the next units."""
-        count, start = math.prod(shape), self._drawn
-        self._drawn += count
-        self._table.asked = max(self._table.asked, self._drawn)
-        if self._hashes is None or len(self._hashes) < self._drawn:
-            hashes = unit_hashes(start, count, self._key.device)
-        else:
-            hashes = self._hashes[start : start + count]
-        return random_bits(hashes.view(*shape), self._key)
 
-    def uniform(self, shape: Sequence[int]) -> Tensor:
-        """Float32 numbers [*shape] in (0, 1)."""
-        return uniform(self.bits(shape))
-
-    def room(self, shape: Sequence[int], **options: Any) -> Tensor:
-        """An empty tensor [*shape]."""
-        return self._key.new_empty(shape, **options)
-
-    def normal(self, shape: Sequence[int]) -> Tensor:
-        """Standard normal numbers [*shape], float32, by Box and Muller's transform."""
-        radius = self.uniform(shape).log().mul(-2).sqrt()
-        return radius * self.uniform(shape).mul(2 * math.pi).cos()
-
-
-def _dropout(draws: ClientDraws, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
-    return _drop(draws, input, input.shape, p, training, inplace)
+def _dropout(stream: UnitStream, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    return _drop(stream, input, input.shape, p, training, inplace)
 
 
 def _feature_dropout(channels: int) -> Callable[..., Tensor]:
     """Dropout of whole channels, of inputs with this many axes behind the channels in a batch."""
 
     def drop(
-        draws: ClientDraws,
+        stream: UnitStream,
         input: Tensor,
         p: float = 0.5,
         training: bool = True,
@@ -121,7 +82,7 @@ def _feature_dropout(channels: int) -> Callable[..., Tensor]:
     ) -> Tensor:
         # without a batch, the channels come first; torch takes three axes for a batch in dropout2d
         kept = 1 if channels in (1, 3) and input.ndim == channels + 1 else 2
-        return _drop(draws, input, _channels(input, kept), p, training, inplace)
+        return _drop(stream, input, _channels(input, kept), p, training, inplace)
 
     return drop
 
@@ -131,7 +92,7 @@ def _channels(input: Tensor, kept: int = 2) -> tuple[int, ...]:
 
 
 def _drop(
-    draws: ClientDraws,
+    stream: UnitStream,
     input: Tensor,
     shape: Sequence[int],
     p: float,
@@ -139,36 +100,31 @@ def _drop(
     inplace: bool,
 ) -> Tensor:
     _check_share(p)
-    if not training or p == 0:
-        return input
-    # in float32 or in a type of 16 bits: the share is drawn by whole numbers
-    mask = below(draws.bits(shape), 1 - p).to(input.dtype)
-    mask = mask.mul_(1 / (1 - p)) if p < 1 else torch.zeros_like(mask)
-    return input.mul_(mask) if inplace else input * mask
+    return drop(stream, input, shape, p, inplace) if training and p else input
 
 
 def _alpha_dropout(
-    draws: ClientDraws,
+    stream: UnitStream,
     input: Tensor,
     p: float = 0.5,
     training: bool = False,
     inplace: bool = False,
 ) -> Tensor:
-    return _alpha_drop(draws, input, input.shape, p, training, inplace)
+    return _alpha_drop(stream, input, input.shape, p, training, inplace)
 
 
 def _feature_alpha_dropout(
-    draws: ClientDraws,
+    stream: UnitStream,
     input: Tensor,
     p: float = 0.5,
     training: bool = False,
     inplace: bool = False,
 ) -> Tensor:
-    return _alpha_drop(draws, input, _channels(input), p, training, inplace)
+    return _alpha_drop(stream, input, _channels(input), p, training, inplace)
 
 
 def _alpha_drop(
-    draws: ClientDraws,
+    stream: UnitStream,
     input: Tensor,
     shape: Sequence[int],
     p: float,
@@ -182,7 +138,7 @@ def _alpha_drop(
     if p == 1:
         return input.mul_(0) if inplace else input * 0
     scale = ((1 - p) * (1 + p * _SELU_FLOOR**2)) ** -0.5
-    keep = below(draws.bits(shape), 1 - p)
+    keep = below(stream.bits(shape), 1 - p)
     out = torch.where(keep, input, _SELU_FLOOR) * scale - scale * _SELU_FLOOR * p
     return input.copy_(out) if inplace else out
 
@@ -193,7 +149,7 @@ def _check_share(p: float) -> None:
 
 
 def _attention(
-    draws: ClientDraws,
+    stream: UnitStream,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -216,13 +172,22 @@ def _attention(
         attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
     if attn_mask is not None:
         scores = scores.masked_fill(~attn_mask, -math.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
-    return _dropout(draws, scores.softmax(-1), dropout_p) @ value
+    return _dropout(stream, scores.softmax(-1), dropout_p) @ value
+
+
+_open_attention = FunctionType(
+    functional.multi_head_attention_forward.__code__,
+    # it would ask for a replacement of itself again, and without that none of what it calls is replaced
+    {**functional.multi_head_attention_forward.__globals__, "has_torch_function": lambda tensors: False},
+    functional.multi_head_attention_forward.__name__,
+    functional.multi_head_attention_forward.__defaults__,
+)
 
 
 def _gumbel_softmax(
-    draws: ClientDraws, logits: Tensor, tau: float = 1, hard: bool = False, eps: float = 1e-10, dim: int = -1
+    stream: UnitStream, logits: Tensor, tau: float = 1, hard: bool = False, eps: float = 1e-10, dim: int = -1
 ) -> Tensor:
-    gumbels = -(-draws.uniform(logits.shape).log()).log().to(logits.dtype)
+    gumbels = -(-stream.uniform(logits.shape).log()).log().to(logits.dtype)
     soft = ((logits + gumbels) / tau).softmax(dim)
     if not hard:
         return soft
@@ -230,67 +195,67 @@ def _gumbel_softmax(
     return taken - soft.detach() + soft
 
 
-def _factory(kind: Callable[[ClientDraws, Sequence[int]], Tensor]) -> Callable[..., Tensor]:
+def _factory(kind: Callable[[UnitStream, Sequence[int]], Tensor]) -> Callable[..., Tensor]:
     """`torch.rand` or `torch.randn`."""
 
-    def draw(draws: ClientDraws, *size: Any, dtype: torch.dtype | None = None, **options: Any) -> Tensor:
+    def draw(stream: UnitStream, *size: Any, dtype: torch.dtype | None = None, **options: Any) -> Tensor:
         shape = options.pop("size", size)
         shape = tuple(shape[0]) if len(shape) == 1 and isinstance(shape[0], Sequence) else tuple(shape)
-        drawn = kind(draws, shape).to(dtype or torch.get_default_dtype())
+        drawn = kind(stream, shape).to(dtype or torch.get_default_dtype())
         return drawn.requires_grad_() if options.get("requires_grad") else drawn
 
     return draw
 
 
-def _like(kind: Callable[[ClientDraws, Sequence[int]], Tensor]) -> Callable[..., Tensor]:
+def _like(kind: Callable[[UnitStream, Sequence[int]], Tensor]) -> Callable[..., Tensor]:
     """`torch.rand_like` or `torch.randn_like`."""
 
-    def draw(draws: ClientDraws, input: Tensor, *, dtype: torch.dtype | None = None, **options: Any) -> Tensor:
-        drawn = kind(draws, input.shape).to(dtype or input.dtype)
+    def draw(stream: UnitStream, input: Tensor, *, dtype: torch.dtype | None = None, **options: Any) -> Tensor:
+        drawn = kind(stream, input.shape).to(dtype or input.dtype)
         return drawn.requires_grad_() if options.get("requires_grad") else drawn
 
     return draw
 
 
-def _bernoulli(draws: ClientDraws, input: Tensor, p: float | None = None, **options: Any) -> Tensor:
-    drawn = draws.uniform(input.shape)
+def _bernoulli(stream: UnitStream, input: Tensor, p: float | None = None, **options: Any) -> Tensor:
+    drawn = stream.uniform(input.shape)
     return (drawn < (input if p is None else p)).to(input.dtype)
 
 
-def _bernoulli_(draws: ClientDraws, input: Tensor, p: float | Tensor = 0.5, **options: Any) -> Tensor:
-    return input.copy_(draws.uniform(input.shape) < p)
+def _bernoulli_(stream: UnitStream, input: Tensor, p: float | Tensor = 0.5, **options: Any) -> Tensor:
+    return input.copy_(stream.uniform(input.shape) < p)
 
 
 def _uniform_(
-    draws: ClientDraws,
+    stream: UnitStream,
     input: Tensor,
     low: float = 0.0,
     high: float = 1.0,
     **options: Any,
 ) -> Tensor:
     low, high = options.get("from", low), options.get("to", high)
-    return input.copy_(draws.uniform(input.shape) * (high - low) + low)
+    return input.copy_(stream.uniform(input.shape) * (high - low) + low)
 
 
-def _empty(draws: ClientDraws, *size: Any, **options: Any) -> Tensor:
-    """Room for each client, as only so each can fill it with its own draws."""
+def _empty(stream: UnitStream, *size: Any, **options: Any) -> Tensor:
+    """Room for each client, as only so each can fill it with its own stream."""
     shape = options.pop("size", size)
     shape = tuple(shape[0]) if len(shape) == 1 and isinstance(shape[0], Sequence) else tuple(shape)
     dtype = options.pop("dtype", None) or torch.get_default_dtype()
-    return draws.room(shape, dtype=dtype, device=options.pop("device", None))
+    return stream.room(shape, dtype=dtype, device=options.pop("device", None))
 
 
 def _by_train(drop: Callable[..., Tensor], inplace: bool = False) -> Callable[..., Tensor]:
     """A function of `torch` that says `train` where that of `torch.nn.functional` says `training`."""
 
-    def call(draws: ClientDraws, input: Tensor, p: float, train: bool) -> Tensor:
-        return drop(draws, input, p, train, inplace)
+    def call(stream: UnitStream, input: Tensor, p: float, train: bool) -> Tensor:
+        return drop(stream, input, p, train, inplace)
 
     return call
 
 
-def _normal_(draws: ClientDraws, input: Tensor, mean: float = 0.0, std: float = 1.0, **options: Any) -> Tensor:
-    return input.copy_(draws.normal(input.shape) * std + mean)
+def _normal_(stream: UnitStream, input: Tensor, mean: float = 0.0, std: float = 1.0, **options: Any) -> Tensor:
+    return input.copy_(stream.normal(input.shape) * std + mean)
 
 
 _OWN: dict[Callable[..., Any], Callable[..., Any]] = {
@@ -311,10 +276,10 @@ _OWN: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.feature_alpha_dropout: _by_train(_feature_alpha_dropout),
     torch.feature_alpha_dropout_: _by_train(_feature_alpha_dropout, inplace=True),
     torch.empty: _empty,
-    torch.rand: _factory(ClientDraws.uniform),
-    torch.randn: _factory(ClientDraws.normal),
-    torch.rand_like: _like(ClientDraws.uniform),
-    torch.randn_like: _like(ClientDraws.normal),
+    torch.rand: _factory(UnitStream.uniform),
+    torch.randn: _factory(UnitStream.normal),
+    torch.rand_like: _like(UnitStream.uniform),
+    torch.randn_like: _like(UnitStream.normal),
     torch.bernoulli: _bernoulli,
     torch.Tensor.bernoulli: _bernoulli,
     torch.Tensor.bernoulli_: _bernoulli_,

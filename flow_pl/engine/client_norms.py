@@ -1,8 +1,8 @@
-"""Norms of clients' updates, over all of what a client sends."""
+"""Norms of clients' updates, over all of what a client sends, and of their gradients."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -35,3 +35,15 @@ def scaled_weights(weights: Mapping[str, Tensor], factors: Tensor) -> dict[str, 
     """The clients' weights by group [C], times factors [C] or [groups, C]."""
     rows = factors.expand(len(weights), -1)
     return {name: weight * row for (name, weight), row in zip(weights.items(), rows, strict=True)}
+
+
+def clipped(grads: Sequence[Tensor], bound: float) -> list[Tensor]:
+    """Gradients of many clients, each scaled down to a norm; as `torch.nn.utils.clip_grad_norm_` of each of them.
+
+    Args:
+        grads: of the tensors that a step moves [A, ...].
+        bound: largest L2 norm of a client's gradient.
+    """
+    norms = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g.flatten(1), dim=1) for g in grads]), dim=0)
+    factors = shrink_factors(norms, bound)
+    return [g * factors.view(-1, *[1] * (g.ndim - 1)) for g in grads]

@@ -9,21 +9,24 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from enum import IntEnum
 from typing import Any, get_args
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 from torch.func import vmap
 
-from flow_pl.engine.client_draws import ClientDraws, UnitTable
+from flow_pl.engine.client_draws import ClientDraws
 from flow_pl.engine.client_groups import ClientGroups
 from flow_pl.engine.tracing import CompileMode, compiled, trace
 from flow_pl.errors import ConfigurationError, brief
 from flow_pl.kernels.linear import REPLACED, ClientLinears
 from flow_pl.methods.base import Minibatch, Step
 from flow_pl.utils.groups import Groups
+from flow_pl.utils.unit_stream import UnitStream, UnitTable, drawing_from
 from flow_pl.utils.validation import given, require_choice, require_count
 
 MAX_TRACES = 256
@@ -52,6 +55,16 @@ def map_clients(fn: Callable[[Groups, Any], Any], groups: ClientGroups, data: An
         return vmap(fn, in_dims=(dims, 0))(views, data)
 
 
+class _Draws(IntEnum):
+    """What a step draws, as its first call has shown: as with a trace, what its objective does must not change."""
+
+    NOTHING = 0
+    BY_MODULES = 1
+    """By modules of the project alone."""
+    BY_FUNCTIONS = 2
+    """By torch's functions too, which must be replaced."""
+
+
 class GradientEngine:
     """Gradients of a step's objective with respect to the group that moves, for many clients at once.
 
@@ -72,8 +85,14 @@ class GradientEngine:
         self.trace_after = trace_after
         self.compile_mode = compile_mode
         self._units = UnitTable()
+        self._draws: WeakKeyDictionary[Step, _Draws] = WeakKeyDictionary()
         self._calls: Counter[Any] = Counter()
         self._traces: OrderedDict[Any, Callable[..., list[Tensor]] | None] = OrderedDict()
+
+    def draws(self, step: Step) -> bool:
+        """Whether a step draws random numbers, as far as is known: before its first call, it may."""
+        # where the first call is traced, the trace stays as it is
+        return self.trace_after == 0 or self._draws.get(step) != _Draws.NOTHING
 
     def __call__(
         self,
@@ -98,14 +117,23 @@ class GradientEngine:
         Returns:
             Gradients of the moving group's tensors [A, ...] and losses [A], unscaled.
         """
-        active = len(minibatch.mask)
+        active, units = len(minibatch.mask), self._units
+        draws = self._draws.get(step, _Draws.BY_FUNCTIONS)
+        if not self.draws(step):
+            keys = None
+        if keys is not None:
+            units.grow(keys.device)
         names = [(group, key) for group, parameters in views.items() for key in parameters]
         tensors = [views[group][key] for group, key in names]
         arguments = [*tensors, *minibatch, *(t for t in (scale, keys) if t is not None)]
         options = (scale is not None, keys is not None)
 
         def gradients(*arguments: Tensor) -> list[Tensor]:
-            return _gradients(step, names, stacked, active, arguments, options, self._units)
+            units.drawn = units.by_functions = False
+            result = _gradients(step, names, stacked, active, arguments, options, draws, units)
+            if keys is not None:
+                self._draws[step] = _Draws(units.drawn + units.by_functions)
+            return result
 
         # A client alone gains nothing by a trace, but something by the compiler. Anomaly detection asks for the values
         # of gradients, which a trace has none of, and for the very call that a gradient comes from.
@@ -158,6 +186,14 @@ class GradientEngine:
         return self._traces[key]
 
 
+@contextmanager
+def _drawing(key: Tensor, units: UnitTable, draws: _Draws) -> Iterator[None]:
+    """A context in which a client alone draws by its key; torch's functions are replaced where any is called."""
+    stream = UnitStream(key, units)
+    with drawing_from(stream), ClientDraws(stream) if draws == _Draws.BY_FUNCTIONS else nullcontext():
+        yield
+
+
 def _gradients(
     step: Step,
     names: Sequence[tuple[str, str]],
@@ -165,6 +201,7 @@ def _gradients(
     active: int,
     arguments: Sequence[Tensor],
     options: tuple[bool, bool],
+    draws: _Draws,
     units: UnitTable,
 ) -> list[Tensor]:
     """Gradients of the moving group and the losses, for tensors given in a flat list."""
@@ -182,7 +219,7 @@ def _gradients(
     with torch.enable_grad():
         if active == 1:
             one = Minibatch(*(t[0] for t in minibatch))
-            with nullcontext() if keys is None else ClientDraws(keys[0], units):
+            with nullcontext() if keys is None else _drawing(keys[0], units, draws):
                 losses = step.objective(groups, one).unsqueeze(0)
         elif keys is None:
             dims = {name: 0 if name in stacked else None for name in groups}
@@ -192,7 +229,8 @@ def _gradients(
             dims = {name: 0 if name in stacked else None for name in groups}
 
             def objective(key: Tensor, groups: Groups, minibatch: Minibatch) -> Tensor:
-                with ClientDraws(key, units, REPLACED):
+                stream = UnitStream(key, units)
+                with drawing_from(stream), ClientDraws(stream, REPLACED):
                     return step.objective(groups, minibatch)
 
             losses = vmap(objective, in_dims=(0, dims, 0))(keys, groups, minibatch)

@@ -7,28 +7,26 @@ group. Nothing in it asks the device for a value.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from flow_pl.data.batch import ClientBatch, Examples
+from flow_pl.data.batch import ClientBatch
 from flow_pl.engine.client_groups import ClientGroups
+from flow_pl.engine.client_norms import clipped
 from flow_pl.engine.client_optimizer import StackedOptimizer
 from flow_pl.engine.gradients import GradientEngine, map_clients
 from flow_pl.engine.schedule import make_schedule, part_mask
 from flow_pl.engine.tracing import CompileMode
 from flow_pl.engine.training_statistics import TrainingStatistics
-from flow_pl.errors import ConfigurationError
-from flow_pl.evaluation.counts import ClientEvaluation, ClientPredictions, count_client, predict_client
+from flow_pl.kernels.functional import training_mode
 from flow_pl.methods.base import Derive, Method, Minibatch, Phase
 from flow_pl.utils.counter_rng import step_keys
 from flow_pl.utils.groups import Groups, OptimizerFactory
-from flow_pl.utils.validation import given, require_choice, require_count
+from flow_pl.utils.validation import given, require_choice, require_count, require_positive
 
 
 @dataclass(frozen=True)
@@ -97,6 +95,8 @@ class FederatedLoop:
         compile_mode: compile traced steps by `torch.compile` in this mode, for seconds each; on a GPU,
             "reduce-overhead" and "max-autotune" replay them as CUDA graphs. Pays in long runs whose steps have few
             shapes. The numbers stay the same up to rounding, so a resumed run is not bit-identical any more.
+        max_grad_norm: largest L2 norm of the gradient of a client's step, over all that the step moves; a longer one
+            is scaled down to it, for each client by itself. None for no clipping.
     """
 
     def __init__(
@@ -110,6 +110,7 @@ class FederatedLoop:
         trace_after: int | None = 200,
         channels_last: bool = False,
         compile_mode: CompileMode | None = None,
+        max_grad_norm: float | None = None,
     ) -> None:
         require_count(local_epochs=local_epochs, **given(personal_epochs=personal_epochs))
         require_count(batch_size=batch_size, evaluation_batch_size=evaluation_batch_size)
@@ -118,6 +119,8 @@ class FederatedLoop:
         self.personal_epochs = local_epochs if personal_epochs is None else personal_epochs
         self.batch_size = batch_size
         self.client_optimizer = client_optimizer
+        require_positive(**given(max_grad_norm=max_grad_norm))
+        self.max_grad_norm = max_grad_norm
         self.weighting = weighting
         self.evaluation_batch_size = evaluation_batch_size
         self.channels_last = channels_last
@@ -194,52 +197,10 @@ class FederatedLoop:
             {name: groups.groups[source] for name, source in method.private.items()},
         )
 
-    def evaluate_clients(
-        self, method: Method, server: Groups, batch: ClientBatch, kept: Groups | None = None
-    ) -> ClientEvaluation:
-        """Personalize a chunk of clients and evaluate w_g and their models on the held-out examples."""
-        heldout = _heldout(batch)
-        groups, _ = self.run(method, server, batch, False, kept=kept)
-        zeros = torch.zeros(len(batch), device=batch.client.device)
-        totals: dict[str, Tensor] = {}
-        with _mode(method, training=False):
-            for active, examples in self._slices(heldout):
-                counts = map_clients(partial(count_client, method), groups, examples, active)
-                for name, value in counts.items():
-                    if name not in totals:
-                        totals[name] = zeros.view(-1, *[1] * (value.ndim - 1)).repeat(1, *value.shape[1:])
-                    totals[name][:active] += value
-        if method.route_names:  # also where no client has anything to evaluate
-            totals.setdefault("routed", zeros)
-            totals.setdefault("routed_local", zeros.new_zeros(len(batch), len(method.route_names)))
-        names = ["count", "generalized", "personalized", "both", "generalized_loss", "personalized_loss", "loss_count"]
-        if method.objective.subset:
-            names += ["subset_count", "subset_generalized", "subset_personalized"]
-        always = {name: totals.pop(name, zeros) for name in names}
-        return ClientEvaluation(client=batch.client, **always, **totals)
-
     def personalize(self, method: Method, server: Groups, batch: ClientBatch, kept: Groups | None = None) -> Groups:
         """The groups of one client after its personalization, without a client axis; copies of what it changed."""
         groups, _ = self.run(method, server, batch, False, kept=kept)
         return groups.prefix(1)
-
-    def predict_clients(
-        self, method: Method, server: Groups, batch: ClientBatch, kept: Groups | None = None
-    ) -> ClientPredictions:
-        """Personalize a chunk of clients and predict their held-out and unlabelled examples, one by one."""
-        heldout = _heldout(batch)
-        groups, _ = self.run(method, server, batch, False, kept=kept)
-        with _mode(method, training=False):
-            slices = [
-                map_clients(partial(predict_client, method), groups, examples)
-                for _, examples in self._slices(heldout, prefix=False)
-            ]
-        if not slices:
-            none = heldout.mask
-            routes = none.new_zeros(*none.shape, len(method.route_names)) if method.route_names else None
-            return ClientPredictions(batch.client, none, heldout.y, none.long(), none, none, routes)
-        columns = {name: torch.cat([part[name] for part in slices], dim=1) for name in slices[0]}
-        return ClientPredictions(batch.client, **columns)
 
     def run(
         self,
@@ -256,13 +217,13 @@ class FederatedLoop:
         if kept is not None:
             groups.put(kept)
         statistics = TrainingStatistics(batch.client.device)
-        with torch.no_grad(), _mode(method, training=True):
+        with torch.no_grad(), training_mode(method.modules.values(), True):
             phases = 0
             for stage, orders in plan if len(batch) else ():
                 if isinstance(stage, Derive):
                     x = self.lay_out(batch.train.x)
                     examples = Minibatch(x, batch.train.y, part_mask(batch, stage.part))
-                    with _mode(method, training=False):
+                    with training_mode(method.modules.values(), False):
                         groups.put(map_clients(stage.compute, groups, examples))
                 else:
                     assert orders is not None
@@ -289,7 +250,8 @@ class FederatedLoop:
         data = {"x": batch.train.x, "y": batch.train.y} if phase.examples is None else groups.take(phase.examples)
         x, y = data["x"].flatten(0, 1), data["y"].flatten(0, 1)
         scales = None if loss_scale is None else loss_scale.expand(len(batch)).clone()
-        keys = iter(step_keys(batch.key, number, len(schedule.active) * len(phase.steps)).unbind())
+        total = len(schedule.active) * len(phase.steps)
+        keys = step_keys(batch.key, number, total).unbind() if any(map(self.engine.draws, phase.steps)) else ()
         active = 0
         for t, now in enumerate(schedule.active):
             if now != active:
@@ -304,10 +266,13 @@ class FederatedLoop:
                 y.index_select(0, rows).view(*shape, *y.shape[1:]),
                 schedule.mask[t, :active],
             )
-            for step in phase.steps:
+            for s, step in enumerate(phase.steps):
                 scale = None if scales is None else scales[:active]
-                grads, losses = self.engine(step, views, groups.stacked, minibatch, scale, next(keys)[:active])
+                key = keys[t * len(phase.steps) + s][:active] if keys else None
+                grads, losses = self.engine(step, views, groups.stacked, minibatch, scale, key)
                 keep = None if scale is None else _unscale(grads, scale)
+                if self.max_grad_norm is not None:
+                    grads = clipped(grads, self.max_grad_norm)
                 optimizers[step].step(grads, keep)
                 if step.bounds is not None:
                     for p in groups.stack(step.moves):
@@ -315,41 +280,11 @@ class FederatedLoop:
                 statistics.add_step(step.moves, losses, keep)
         statistics.add_rows(sum(schedule.active) * self.batch_size, schedule.examples)
 
-    def _slices(self, examples: Examples, prefix: bool = True) -> Iterator[tuple[int, Minibatch]]:
-        """Pieces of the examples along N that bound the memory, each with the clients that reach it."""
-        longest = max(examples.sizes, default=0)
-        for start in range(0, longest, self.evaluation_batch_size):
-            end = min(start + self.evaluation_batch_size, longest)
-            active = max(i + 1 for i, n in enumerate(examples.sizes) if n > start) if prefix else len(examples.sizes)
-            x, y, mask = (t[:active, start:end] for t in (examples.x, examples.y, examples.mask))
-            yield active, Minibatch(self.lay_out(x), y, mask)
-
     def lay_out(self, x: Tensor) -> Tensor:
         """Instances [A, B, ...] as they are; images [1, B, channels, height, width] with their channels last."""
         if not self.channels_last or x.ndim != 5 or len(x) > 1:
             return x
         return x[0].to(memory_format=torch.channels_last)[None]
-
-
-@contextmanager
-def _mode(method: Method, training: bool) -> Iterator[None]:
-    """The method's modules in training or evaluation mode (dropout)."""
-    before = {name: module.training for name, module in method.modules.items()}
-    for module in method.modules.values():
-        module.train(training)
-    try:
-        yield
-    finally:
-        for name, module in method.modules.items():
-            module.train(before[name])
-
-
-def _heldout(batch: ClientBatch) -> Examples:
-    if batch.heldout is None:
-        raise ConfigurationError(
-            "the batch has no held-out examples: evaluate on a validation, test or predict loader."
-        )
-    return batch.heldout
 
 
 def _unscale(grads: list[Tensor], scale: Tensor) -> Tensor:

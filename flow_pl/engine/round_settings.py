@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
 from flow_pl.data import FederatedDataModule
+from flow_pl.data.federation import Ints
 from flow_pl.engine.aggregation import Aggregation, CohortAggregation, Mean
 from flow_pl.engine.attacks import Attack
 from flow_pl.engine.compression import Compression
@@ -18,6 +20,13 @@ def planned_rounds(trainer: Trainer) -> int | None:
     """Number of rounds that a fit makes at most, those before its checkpoint included; None = no end."""
     limits = (trainer.max_epochs, trainer.max_steps)
     return min((limit for limit in limits if limit is not None and limit >= 0), default=None)
+
+
+def choose_attackers(data: FederatedDataModule, attack: Attack | None) -> Ints:
+    """Indices of the clients that attack, none where there is no attack."""
+    if attack is None:
+        return np.zeros(0, dtype=np.int64)
+    return attack.choose(data.federation.seen, len(data.federation.store), data.run_seed)
 
 
 def prepare_rounds(
@@ -44,7 +53,6 @@ def prepare_rounds(
 
     Raises:
         ConfigurationError: they do not fit.
-        PrivacyBudgetError: the budget does not allow the rounds.
     """
     attackers = 0 if attack is None else attack.expected(data.cohort_size)
     aggregation.check(method, weighting, data.cohort_size, attackers)

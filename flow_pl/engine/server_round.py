@@ -43,6 +43,8 @@ class ServerRound:
 
     Attributes:
         any_rejected: after `finish`, whether a client of any process was left out.
+        empty: after `finish`, whether no client of any process has been trained.
+        unknown: after `finish`, figures that the round does not have, as nothing was trained that they tell of.
     """
 
     def __init__(
@@ -62,6 +64,8 @@ class ServerRound:
         self._accepted: list[tuple[Tensor, Tensor]] = []
         self._unusable: list[tuple[int, str]] = []
         self.any_rejected = False
+        self.empty = False
+        self.unknown: list[str] = []
         self._parameters = sent_parameters(method)
         stages = [stage for stage in method.phases if isinstance(stage, Phase)]
         self._moved = tuple(dict.fromkeys(step.moves for stage in stages for step in stage.steps))
@@ -157,7 +161,7 @@ class ServerRound:
             world_size: number of processes.
 
         Returns:
-            Figures of the round by name.
+            Figures of the round by name; losses, and the share of padding, only of what was trained.
 
         Raises:
             DivergenceError: too many updates are not finite.
@@ -180,10 +184,12 @@ class ServerRound:
             for piece, weight in zip(torch.split(pseudo_gradient, self._sizes) if size else (), weights, strict=False):
                 piece /= -weight
         # The only question to the device in a round.
-        finite, left_out, trained, within = torch.stack(
-            [pseudo_gradient.sum().isfinite().float(), rejected, clients, extras[0]]
+        losses = tail[5 + len(self._sizes) :].view(-1, 2)
+        asked = [pseudo_gradient.sum().isfinite().float(), rejected, clients, extras[0], extras[4], rows]
+        finite, left_out, trained, within, unusable, computed, *steps = torch.cat(
+            [torch.stack(asked), losses[:, 1]]
         ).tolist()
-        self.any_rejected = left_out > 0
+        self.any_rejected, self.empty = left_out > 0, trained + left_out == 0
         if not finite or left_out > self._max_rejected * (left_out + trained):
             raise DivergenceError(
                 f"round {number}: the updates of {left_out:.0f} of {left_out + trained:.0f} clients are not finite or "
@@ -203,12 +209,11 @@ class ServerRound:
             "clients": clients,
             "rejected_clients": rejected,
             "examples": examples,
-            "padding": 1 - examples / rows.clamp_min(1),
             "update_norm": pseudo_gradient.norm(),
             "skipped_steps": skipped,
             # in double precision, which counts bytes exactly
-            "bytes_up": (clients + rejected - extras[4]).double() * self._bytes_up,
-            "bytes_down": (clients + rejected).double() * self._bytes_down,
+            "bytes_up": torch.tensor((trained + left_out - unusable) * self._bytes_up, dtype=torch.float64),
+            "bytes_down": torch.tensor((trained + left_out) * self._bytes_down, dtype=torch.float64),
         }
         if self._privacy is not None:
             figures["clip_norm"] = clients.new_tensor(self._privacy.clipping.norm)
@@ -216,8 +221,17 @@ class ServerRound:
         if self._attack is not None:
             tiny = torch.finfo(torch.float32).tiny
             figures |= {"attackers": extras[1], "attackers_weight": extras[2] / extras[3].clamp_min(tiny), **attacks}
-        for name, (loss, steps) in zip(self._moved, tail[5 + len(self._sizes) :].view(-1, 2), strict=True):
-            figures[f"{name}_loss"] = loss / steps.clamp_min(1)
+        if computed:
+            figures["padding"] = 1 - examples / rows
+        # a loss of nothing would be the lowest there is, to a callback that monitors it
+        figures |= {
+            f"{name}_loss": loss / count
+            for name, (loss, count), known in zip(self._moved, losses, steps, strict=True)
+            if known
+        }
+        self.unknown = [
+            name for name in ("padding", *(f"{moved}_loss" for moved in self._moved)) if name not in figures
+        ]
         return figures
 
     @property

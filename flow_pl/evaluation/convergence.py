@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
 from types import MappingProxyType
@@ -23,6 +22,7 @@ from flow_pl.data.batch import ClientBatch
 from flow_pl.engine.client_groups import ClientGroups
 from flow_pl.engine.gradients import GradientEngine, map_clients
 from flow_pl.engine.server_round import sent_parameters
+from flow_pl.kernels.functional import training_mode
 from flow_pl.methods.base import Derive, Method, Minibatch, Phase, Step
 from flow_pl.methods.parts.pieces import pieces
 from flow_pl.utils.groups import Groups, Parameters
@@ -69,7 +69,7 @@ def gradient_sums(
         return method.objective.in_loss(minibatch.y, minibatch.mask).sum()
 
     step, views, total = Step("global", summed), groups.prefix(len(batch)), _Total()
-    with torch.no_grad(), evaluating(method):
+    with torch.no_grad(), training_mode(method.modules.values(), False):
         for piece in _pieces(batch):
             grads, losses = engine(step, views, groups.stacked, piece, None)
             total.add([*(grads[i].reshape(len(batch), -1) for i in names), losses, map_clients(count, groups, piece)])
@@ -163,19 +163,6 @@ def dissimilarity_bound(gradients: Sequence[float], clients: Sequence[float]) ->
     slopes = [1.0, *(slope for slope in (_slope(a, b) for a, b in pairwise(hull)) if 1 < slope < float("inf"))]
     best = min(slopes, key=lambda slope: offset(slope) + slope * mean)
     return float(offset(best) ** 0.5), float(best**0.5)
-
-
-@contextmanager
-def evaluating(method: Method) -> Iterator[None]:
-    """The method's modules in evaluation mode (dropout)."""
-    before = {name: module.training for name, module in method.modules.items()}
-    for module in method.modules.values():
-        module.eval()
-    try:
-        yield
-    finally:
-        for name, module in method.modules.items():
-            module.train(before[name])
 
 
 class _Total:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,3 +21,22 @@ def call(module: nn.Module, parameters: dict[str, Tensor], args: tuple[Any, ...]
 def mapped_first(t: Tensor, dim: int | None, size: int) -> Tensor:
     """A tensor in a vmap rule with its mapped axis, of the given size, first; one not mapped is seen by all."""
     return t.expand(size, *t.shape) if dim is None else t.movedim(dim, 0)
+
+
+@contextmanager
+def training_mode(modules: Iterable[nn.Module], training: bool) -> Iterator[None]:
+    """Modules in training or evaluation mode, and back in their own afterwards.
+
+    Args:
+        modules: each with all that is in it.
+        training: whether they train (dropout drops, say).
+    """
+    # one by one: a part may be held in evaluation mode by its owner
+    before = [(part, part.training) for module in modules for part in module.modules()]
+    for part, _ in before:
+        part.training = training
+    try:
+        yield
+    finally:
+        for part, mode in before:
+            part.training = mode

@@ -4,6 +4,9 @@ from flow_pl.methods.apfl import APFL
 from flow_pl.methods.base import Derive, Method, Minibatch, Phase, Prediction, Step
 from flow_pl.methods.ditto import Ditto
 from flow_pl.methods.fedavg import FedAvg
+from flow_pl.methods.fedbabu import FedBABU
+from flow_pl.methods.fedper import FedPer
+from flow_pl.methods.fedprox import FedProx
 from flow_pl.methods.fedrep import FedRep
 from flow_pl.methods.fine_tuning import FineTuning
 from flow_pl.methods.flow import Flow
@@ -13,16 +16,21 @@ from flow_pl.methods.interpolation import Interpolation
 from flow_pl.methods.knn_per import KNNPer
 from flow_pl.methods.lg_fedavg import LGFedAvg
 from flow_pl.methods.local import Local
+from flow_pl.methods.lp_ft import LPFT
 from flow_pl.methods.partialfed import PartialFed
 from flow_pl.methods.per_fedavg import PerFedAvg
 from flow_pl.methods.pfedme import PFedMe
 
 __all__ = [
     "APFL",
+    "LPFT",
     "Derive",
     "Ditto",
     "EvidenceFlow",
     "FedAvg",
+    "FedBABU",
+    "FedPer",
+    "FedProx",
     "FedRep",
     "FineTuning",
     "Flow",

@@ -215,7 +215,7 @@ class Flow(Method):
         if self.route_by == "instance":
             return self.router.bind(groups["router"], x)
         one = self.router.bind(groups["router"], groups["features"]["mean"].unsqueeze(0))
-        return lambda block, *tensors: one(block, *tensors).expand(len(x), 2)
+        return lambda block, *tensors: one(block, *tensors).expand(x.shape[0], 2)
 
     def _client_features(self) -> tuple[Derive, ...]:
         """The mean of the client's features, where routing is per client."""

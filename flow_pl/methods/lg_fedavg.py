@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from types import MappingProxyType
 
-from flow_pl.methods.base import Derive, Method, Minibatch, Phase, Step
+from flow_pl.methods.base import Derive, Method, Phase
 from flow_pl.methods.fedavg import FedAvg
 from flow_pl.methods.parts.body_and_head import BodyAndHead
-from flow_pl.utils.groups import Groups
 from flow_pl.utils.validation import require_count
 
 
@@ -51,20 +50,8 @@ class LGFedAvg(BodyAndHead):
 
     def training(self) -> tuple[Phase | Derive, ...]:
         """Epochs on the whole model."""
-        return self._train(self.train_step("model"))
+        return self.train_jointly(self.train_step("model"))
 
     def personalization(self) -> tuple[Phase | Derive, ...]:
         """As in a round."""
-        return self._train(self.personal_step(self.train_step("model")))
-
-    def _train(self, step: Step) -> tuple[Phase | Derive, ...]:
-        """Both parts as one group, since they move in the same steps."""
-        return (Derive("all", _join), Phase("all", (step,)), Derive("all", self._part))
-
-    def _part(self, groups: Groups, examples: Minibatch) -> Groups:
-        return self.parts(groups["model"])
-
-
-def _join(groups: Groups, examples: Minibatch) -> Groups:
-    """Body and head in one group, a copy: steps write to it."""
-    return {"model": {name: p.clone() for name, p in {**groups["body"], **groups["head"]}.items()}}
+        return self.train_jointly(self.personal_step(self.train_step("model")))

@@ -66,7 +66,7 @@ class LSTM(Recurrent):
         weights = (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
         if not any(has_client_axis(t) for t in (x, *weights)):
             # One client alone: torch's fused kernel, which has no rule for vmap.
-            zeros = x.new_zeros(1, len(x), self.weight_hh.shape[1])
+            zeros = x.new_zeros(1, x.shape[0], self.weight_hh.shape[1])
             outputs: Tensor = torch.lstm(x, (zeros, zeros), weights, True, 1, 0.0, self.training, False, True)[0]
             return outputs
         # Time first; under vmap the clients' axis goes behind it, so that a step of all clients is one block of memory.
@@ -76,7 +76,7 @@ class LSTM(Recurrent):
 
     def routed(self, x: Tensor, global_: dict[str, Tensor], local: dict[str, Tensor], decide: Decide) -> Tensor:
         """Run both copies; `decide` gets the states [N, 2 H]: h, then c."""
-        h = c = x.new_zeros(len(x), self.weight_hh.shape[1])
+        h = c = x.new_zeros(x.shape[0], self.weight_hh.shape[1])
         outputs = []
         steps = zip(x.unbind(1), self._inputs(x, global_), self._inputs(x, local), strict=True)
         for inputs, gates_global, gates_local in steps:

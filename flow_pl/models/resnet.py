@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from flow_pl.errors import ConfigurationError
-from flow_pl.utils.validation import require_count
+from flow_pl.models.lazy import outputs
+from flow_pl.utils.validation import given, require_count
 
 
 class ResNet18(nn.Sequential):
@@ -15,21 +16,26 @@ class ResNet18(nn.Sequential):
     normalisation would keep running statistics, which clients trained side by side cannot share.
 
     Args:
-        num_classes: number of classes.
-        in_channels: channels of an image.
+        num_classes: number of classes; null = that of the data.
+        in_channels: channels of an image; null = those of the data.
         groups: groups of each normalisation; divides 64.
 
     Raises:
         ConfigurationError: `groups` does not divide 64.
     """
 
-    def __init__(self, num_classes: int = 10, in_channels: int = 3, groups: int = 32) -> None:
-        require_count(num_classes=num_classes, in_channels=in_channels, groups=groups)
+    def __init__(self, num_classes: int | None = 10, in_channels: int | None = 3, groups: int = 32) -> None:
+        require_count(groups=groups, **given(num_classes=num_classes, in_channels=in_channels))
         if 64 % groups:
             raise ConfigurationError(f"groups is {groups}, expected a divisor of 64, such as 32 or 2.")
         super().__init__()
+        first_layer = (
+            nn.LazyConv2d(64, 7, stride=2, padding=3, bias=False)
+            if in_channels is None
+            else nn.Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=False)
+        )
         stem = nn.Sequential(
-            nn.Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=False),
+            first_layer,
             nn.GroupNorm(groups, 64),
             nn.ReLU(),
             nn.MaxPool2d(3, stride=2, padding=1),
@@ -42,7 +48,7 @@ class ResNet18(nn.Sequential):
             self.add_module(f"stage{stage}", nn.Sequential(first, ResidualBlock(width, width, 1, groups)))
         self.add_module("pool", nn.AdaptiveAvgPool2d(1))
         self.add_module("flatten", nn.Flatten())
-        self.add_module("head", nn.Linear(512, num_classes))
+        self.add_module("head", outputs(512, num_classes))
 
 
 class ResidualBlock(nn.Module):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
@@ -68,6 +68,7 @@ class Comparison:
         populations: which clients are shown.
         seeds: how many a method ought to have.
         notes: what a reader has to know.
+        budgets: what each method trains with that not all of them do; empty texts, or none, where that is nothing.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Comparison:
     populations: Sequence[str]
     seeds: int
     notes: Sequence[str] = ()
+    budgets: Mapping[str, str] = field(default_factory=dict)
 
     def values(self, method: str, population: str, metric: str) -> list[float]:
         """A metric of the test, of each seed for which it is defined."""

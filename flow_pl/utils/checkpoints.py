@@ -15,7 +15,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from flow_pl.errors import ConfigurationError
@@ -115,18 +115,22 @@ def resumed_checkpoint(trainer: Trainer, ckpt_path: str | os.PathLike[str] | Non
     Args:
         trainer: of the run.
         ckpt_path: as given on the command line: a path, "last", "hpc", or None, which is "hpc" where SLURM has started
-            the run again.
+            the run again, and else "last" for a trainer with an OnExceptionCheckpoint, as Lightning takes it.
 
     Returns:
         The file; None where the fit starts anew.
     """
     root = Path(trainer.default_root_dir)
+    crashed = [Path(c.ckpt_path) for c in getattr(trainer, "callbacks", ()) if isinstance(c, OnExceptionCheckpoint)]
     if ckpt_path in (None, "hpc"):
         known = list(root.glob(f"{HPC}*.ckpt")) if ckpt_path or SLURMEnvironment.detect() else []
-        return max(known, key=lambda path: int("0" + "".join(filter(str.isdigit, path.stem))), default=None)
+        if known or not crashed or ckpt_path:
+            return max(known, key=lambda path: int("0" + "".join(filter(str.isdigit, path.stem))), default=None)
+        ckpt_path = "last"
     if ckpt_path == "last":
         folders = {c.dirpath for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.dirpath}
         known = [path for folder in folders for path in Path(folder).glob("last*.ckpt")]
+        known += [path for path in crashed if path.is_file()]
         return max(known, key=lambda path: path.stat().st_mtime, default=None)
     path = Path(str(ckpt_path))
     return path if path.is_file() else None

@@ -37,7 +37,7 @@ class FlowParser(LightningArgumentParser):
         if add_help:
             self.add_argument("-h", "--help", action=HelpPage, help="show this help; `--help all`: every setting")
 
-    def parse_args(  # type: ignore[override]  # as jsonargparse has it, not argparse
+    def parse_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, *rest: Any, **kwargs: Any
     ) -> Any:
         """As jsonargparse does, after `nulls`."""
@@ -159,9 +159,7 @@ def _wrapped(names: Sequence[str]) -> str:
 def _plain(settings: Any) -> Any:
     """A copy, with the texts of enumerations that are texts."""
     if isinstance(settings, Namespace):
-        copy = settings.clone()
-        copy.__dict__.update({name: _plain(value) for name, value in vars(settings).items()})
-        return copy
+        return Namespace({name: _plain(value) for name, value in vars(settings).items()})  # type: ignore[no-untyped-call]
     if isinstance(settings, Mapping):
         return {name: _plain(value) for name, value in settings.items()}
     if isinstance(settings, list | tuple):

@@ -218,7 +218,7 @@ def _annotation(cls: Any, name: str) -> Any:
     """Type of an argument, of the class itself or of the base that it is handed to."""
     for base in inspect.getmro(cls) if isinstance(cls, type) else (cls,):
         with contextlib.suppress(Exception):
-            hints = typing.get_type_hints(vars(base)["__init__"] if isinstance(base, type) else base)
+            hints = typing.get_type_hints(base.__init__ if isinstance(base, type) else base)  # type: ignore[misc]
             if name in hints:
                 return hints[name]
     return None
@@ -235,8 +235,8 @@ def _classes(annotation: Any) -> Iterator[type]:
 
 
 def _subclasses(base: type) -> Iterator[type]:
-    found: list[type] = type.__subclasses__(base)
-    for cls in found:
+    below: list[type] = type.__subclasses__(base)
+    for cls in below:
         yield cls
         yield from _subclasses(cls)
     yield base

@@ -21,7 +21,7 @@ class Stream(IntEnum):
     COHORT = 3
     """The clients trained in a round; keys: round."""
     EVALUATION_COHORT = 4
-    """The clients evaluated after a round; keys: round."""
+    """The clients evaluated after every round; key: 0."""
     ORDER = 5
     """The order of a client's examples in training; keys: round, client."""
     EVALUATION_ORDER = 6

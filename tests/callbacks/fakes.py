@@ -41,6 +41,7 @@ class FakeModule(LightningModule):
         self.automatic_optimization = False
         self.method, self.backbone, self.route_names = Flow(), MLP(1, 1, ()), list(route_names)
         self.objective = Classification() if objective is None else objective
+        self.privacy = None
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=1.0)
@@ -73,6 +74,8 @@ class FakeData(LightningDataModule):
     @property
     def federation(self) -> SimpleNamespace:
         return SimpleNamespace(train_sizes=[10 * (client + 1) for client in range(10)])
+
+    class_names = ()
 
     def client_name(self, client: int) -> str:
         return f"client, {client}"

@@ -157,7 +157,7 @@ def test_settings_that_cannot_work_are_refused(tmp_path):
 
 def run(folder, **settings):
     measured = diagnostics(every_n_rounds=1, clients=5)
-    fit(flow(dropout=0.0), folder, measured, rounds=2, **settings)
+    fit(flow(), folder, measured, rounds=2, **settings)
     return measured.rows
 
 

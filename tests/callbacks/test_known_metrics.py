@@ -53,3 +53,9 @@ def test_a_callback_of_the_user_may_log_anything(config):  # noqa: F811
     stopping = type("Stopping", (), {"monitor": "val/mine"})()
     cli.trainer.callbacks.append(stopping)
     check_monitors(cli.trainer, cli.model)
+
+
+@pytest.mark.parametrize("callback", ["ClientResults", "RoutingReport"])
+def test_callbacks_of_a_test_alone_ask_for_the_trainer_and_get_it(config, callback):  # noqa: F811
+    cli = run(["fit", "--config", str(config), f"--trainer.callbacks+={callback}"])
+    assert cli.trainer.current_epoch > 0

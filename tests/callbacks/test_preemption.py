@@ -11,7 +11,8 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from flow_pl.cli import main, run
+from flow_pl.__main__ import main
+from flow_pl.cli import run
 from tests.callbacks.test_metrics_log import rows
 from tests.test_cli import TINY, config  # noqa: F401 (a fixture)
 

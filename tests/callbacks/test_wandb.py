@@ -12,9 +12,10 @@ import yaml
 from lightning.pytorch.loggers import WandbLogger
 
 import flow_pl.callbacks
+from flow_pl.__main__ import main
 from flow_pl.callbacks import RoundProgressBar
 from flow_pl.callbacks.wandb_run import SLACK
-from flow_pl.cli import main, run
+from flow_pl.cli import run
 from flow_pl.loggers import NOTE, continued_run, make_wandb_logger
 from flow_pl.shipped import find
 from tests.test_cli import TINY

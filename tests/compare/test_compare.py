@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flow_pl.cli import main
+from flow_pl.__main__ import main
 from tests.test_cli import TINY
 
 METHODS = {
@@ -128,14 +128,15 @@ def test_a_run_is_what_fit_and_test_do_alone(done, capsys):
     main(["fit", "--config", "configs/tiny/flow.yaml", "--seed_everything", "1"])
     options = ["--trainer.callbacks+=ResultsTable", "--trainer.callbacks.path=alone.json"]
     main(["test", "--config", "configs/tiny/flow.yaml", *options, "--ckpt_path", "runs/flow/checkpoints/last.ckpt"])
-    assert json.loads(Path("alone.json").read_text()) == results_of(done, "flow", 1)
+    assert json.loads(Path("runs/flow/alone.json").read_text()) == results_of(done, "flow", 1)
 
 
 def test_done_runs_are_skipped_and_changed_ones_run_again(done, capsys):
     before = {path: path.stat().st_mtime_ns for path in done.glob("runs/*/*/results.json")}
     accuracy = results_of(done, "fedavg", 0)["results"]
     change("configs/tiny/fedavg.yaml", "local_epochs: 1", "local_epochs: 2")
-    main(["compare", "--methods", "configs/tiny/fedavg.yaml", "configs/tiny/flow.yaml", "--seeds", "0"])
+    methods = ["configs/tiny/fedavg.yaml", "configs/tiny/flow.yaml"]
+    main(["compare", "--methods", *methods, "--seeds", "0", "--allow-different"])
     said = capsys.readouterr().out
     assert "flow, seed 0: done, skipped" in said
     assert "fedavg, seed 0: of other settings or another version of flow_pl, run again" in said

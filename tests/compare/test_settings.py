@@ -6,7 +6,7 @@ import pytest
 
 from flow_pl.compare.options import comparison_name
 from flow_pl.compare.runs import Run
-from flow_pl.compare.settings import check_comparable, resolve, run_settings
+from flow_pl.compare.settings import budgets, check_comparable, resolve, run_settings
 from flow_pl.errors import ConfigurationError
 from flow_pl.shipped import find
 from tests.compare.test_compare import METHODS, change, fails, write_configs
@@ -29,6 +29,37 @@ def _configs(tmp_path, monkeypatch):
         ("max_epochs: 3", "max_epochs: 4", "trainer.max_epochs: 4 in fedavg; 3 in flow"),
         ("check_val_every_n_epoch: 2", "check_val_every_n_epoch: 1", "trainer.check_val_every_n_epoch: 1 in fedavg"),
         ("batch_size: 4", "batch_size: 5", "model.loop.batch_size: 5 in fedavg; 4 in flow"),
+        ("local_epochs: 1", "local_epochs: 2", "model.loop.local_epochs: 2 in fedavg; 1 in flow"),
+        (
+            "local_epochs: 1",
+            "local_epochs: 1\n      personal_epochs: 3",
+            "model.loop.personal_epochs: 3 in fedavg; 1 in",
+        ),
+        (
+            "batch_size: 4",
+            "batch_size: 4\n      weighting: uniform",
+            'model.loop.weighting: "uniform" in fedavg; "exam',
+        ),
+        (
+            "batch_size: 4",
+            "batch_size: 4\n      client_optimizer: {class_path: torch.optim.SGD, init_args: {lr: 0.2, momentum: 0.9}}",
+            "model.loop.client_optimizer.lr: 0.2 in fedavg; 0.05 in flow",
+        ),
+        (
+            "batch_size: 4",
+            "batch_size: 4\n      client_optimizer: {class_path: torch.optim.Adam, init_args: {lr: 0.05}}",
+            'model.loop.client_optimizer: "torch.optim.Adam" in fedavg; "torch.optim.SGD" in flow',
+        ),
+        (
+            "  loop:",
+            "  server_optimizer: {class_path: torch.optim.SGD, init_args: {lr: 0.5}}\n  loop:",
+            "model.server_optimizer.lr: 0.5 in fedavg; 1.0 in flow",
+        ),
+        (
+            "  loop:",
+            "  server_scheduler: {class_path: torch.optim.lr_scheduler.StepLR, init_args: {step_size: 1}}\n  loop:",
+            'model.server_scheduler: "torch.optim.lr_scheduler.StepLR" in fedavg; null in flow',
+        ),
         ("- 5", "- 6", '"hidden": [6]'),
     ],
 )
@@ -45,7 +76,7 @@ def test_what_must_be_equal_is_told_in_one_message(capsys, old, new, line):
     ("old", "new"),
     [
         ("cohort_size: 3", "cohort_size: 3\n    chunk_size: 1"),
-        ("local_epochs: 1", "local_epochs: 2"),
+        ("batch_size: 4", "batch_size: 4\n      trace_after: null"),
         ("seed_everything: 1", "seed_everything: 7"),
     ],
 )
@@ -62,6 +93,18 @@ def test_the_rounds_of_a_method_that_sends_nothing_do_not_matter():
     change(local, "cohort_size: 3", "cohort_size: 2")
     settings["local"] = resolve([local], [])
     assert check_comparable(settings) == "  data.cohort_size: 2 in local; 3 in fedavg, flow"
+
+
+def test_what_only_some_methods_train_with_is_told():
+    local = Path("configs/tiny/local.yaml")
+    change(local, "max_epochs: 3", "max_epochs: 1")
+    change(FLOW, "local_epochs: 1", "local_epochs: 2")
+    settings = {path.stem: resolve([path], ["--model.method.personal_lr_scale=0.5"]) for path in (local, FLOW)}
+    settings["fedavg"] = resolve([FEDAVG], [])
+    told = budgets(settings)
+    assert told["local"] == "epochs 2, personal_lr_scale 0.5, personal_epochs 1"
+    assert told["flow"] == "personal_lr_scale 0.5, personal_epochs 2, local_epochs 2"
+    assert told["fedavg"] == "personal_epochs 1, local_epochs 1"
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,14 @@
 
 import csv
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
 from flow_pl.compare.formats import MARK, caption, markdown, method_csv, rich_tables
 from flow_pl.compare.table import population_rows
+from flow_pl.results.runs import Comparison
 from tests.compare.fakes import comparison, run_results
 
 NAMES = [f"client {i}" for i in range(8)]
@@ -108,3 +110,20 @@ def test_no_number_is_cut_on_the_screen(by_hand, width, tables):
     text = console.export_text()
     for number in (f"40.00 ±1.41{MARK}", "50.00 ±1.41", "30.00 ±0.00", "+10.00 ±1.41"):
         assert number in text
+
+
+def test_what_only_some_methods_train_with_has_a_column() -> None:
+    runs = {name: [run_results(name, 0, {"seen": {"a": (0.5, 0.6), "b": (0.4, 0.6)}})] for name in ("fedavg", "local")}
+    comparison = Comparison("tiny", runs, ["seen"], 1, budgets={"fedavg": "", "local": "epochs 30, lr_scale 0.5"})
+    lines = markdown(comparison).splitlines()
+    assert next(line for line in lines if line.startswith("| method")).endswith("| train time | own budget |")
+    assert next(line for line in lines if line.startswith("| local")).endswith("| epochs 30, lr_scale 0.5 |")
+    assert next(line for line in lines if line.startswith("| fedavg")).endswith("| - |")
+    rows = list(csv.DictReader(io.StringIO(method_csv(comparison))))
+    assert [row["own_budget"] for row in rows] == ["", "epochs 30, lr_scale 0.5"]
+    assert "own budget" not in markdown(replace(comparison, budgets={"fedavg": "", "local": ""}))
+    for width in (90, 200):
+        console = Console(width=width, record=True, file=io.StringIO())
+        for table in rich_tables(comparison, console):
+            console.print(table)
+        assert console.export_text().count("lr_scale 0.5") == 1

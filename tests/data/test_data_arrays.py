@@ -3,6 +3,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 from flow_pl.data import ArrayData
 from flow_pl.errors import ConfigurationError, DataError
@@ -76,6 +77,36 @@ def test_rows_are_given_a_shape(tmp_path):
         read(path, feature_shape=[3, 2])
 
 
+@pytest.mark.parametrize(
+    ("stored", "shape"), [((3, 5, 2), (2, 3, 5)), ((2, 2, 4), (4, 2, 2)), ((5, 1), (1, 5)), ((2, 3, 5), (2, 3, 5))]
+)
+def test_channels_that_are_stored_last_come_first(tmp_path, stored, shape):
+    x = np.arange(6 * np.prod(stored)).reshape(6, *stored).astype(np.float32)
+    expected = x if stored == shape else np.moveaxis(x, -1, 1)
+    assert read(save(tmp_path / "a.npz", x=x), feature_shape=list(shape))["c"][0] == [expected[3].tolist()]
+
+
+@pytest.mark.parametrize(("stored", "shape"), [((2, 3, 4), (6, 4)), ((24,), (2, 3, 4)), ((6, 4), (1, 2, 3, 4))])
+def test_axes_may_be_split_and_joined(tmp_path, stored, shape):
+    x = np.arange(6 * 24).reshape(6, *stored).astype(np.float32)
+    found = read(save(tmp_path / "a.npz", x=x), feature_shape=list(shape))["c"][0]
+    assert found == [x[3].reshape(shape).tolist()]
+
+
+@pytest.mark.parametrize(
+    ("stored", "shape"), [((3, 5, 2), (5, 3, 2)), ((2, 3, 5), (3, 5, 2)), ((2, 3), (3, 2, 1)), ((4, 6), (6, 4))]
+)
+def test_axes_are_not_mixed(tmp_path, stored, shape):
+    """(4, 6) as (6, 4) may be channels last, thus it is turned; what cannot be told is refused."""
+    x = np.arange(6 * np.prod(stored)).reshape(6, *stored).astype(np.float32)
+    path = save(tmp_path / "a.npz", x=x)
+    if stored == (4, 6):
+        assert read(path, feature_shape=list(shape))["c"][0] == [x[3].T.tolist()]
+        return
+    with pytest.raises(ConfigurationError, match=r"in the same order of the axes"):
+        read(path, feature_shape=list(shape))
+
+
 @pytest.mark.parametrize("fixed", [True, False])
 def test_parquet_columns_may_hold_lists(tmp_path, fixed):
     arrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
@@ -136,13 +167,23 @@ NAN[2, 1] = np.nan
         ({"y": Y[:5]}, r"a.npz has arrays of shapes .*'y': \(5,\).*: all must have the same number of rows"),
         ({"x": X[:0], "y": Y[:0], "client": CLIENT[:0]}, "the same number of rows, at least one"),
         ({"y": np.array(3)}, "all must have the same number of rows"),
-        ({"x": NAN}, "client 'b' has a NaN or an infinite value in row 1: clean that row"),
-        ({"y": Y / 2}, "client 'a' has labels of type float64: encode them as integers"),
+        ({"x": NAN}, r"a.npz: 'x' has no value \(NaN or null\) in row 2 at \[1\]: fill it in"),
+        ({"x": np.where(np.isnan(NAN), -np.inf, X)}, r"a.npz: 'x' has -inf, in row 2 at \[1\]: clean or rescale it"),
+        (
+            {"x": np.where(np.isnan(NAN), 1e39, X.astype(float))},
+            r"'x' has 1e\+39, larger than the largest float32, 3.4028235e\+38, in row 2 at \[1\]",
+        ),
+        ({"y": Y / 2}, "a.npz: 'y' has the label 0.5 in row 1, expected whole numbers from 0, or texts; -1 marks"),
+        ({"y": np.array([0, 1, np.nan, 0, 1, 2])}, "a.npz: 'y' has the label NaN in row 2, expected whole numbers"),
+        ({"y": np.array([0, 1, np.inf, 0, 1, 2])}, "a.npz: 'y' has the label inf in row 2, expected whole numbers"),
+        ({"y": np.array([0, 1, 2**63, 0, 1, 2], dtype=np.uint64)}, "'y' has the label 9223372036854775808 in row 2"),
+        ({"y": np.array([1, 1, -1, 1, -1, 1])}, "the labels are -1 and 1 alone, but -1 marks a row to be predicted"),
+        ({"y": np.array(list("abcdef"))}, r"a.npz has 6 labels \(a, b, c, d, e, f\), but num_classes is 3"),
+        ({"y": Y.astype("M8[D]")}, r"a.npz: 'y' has labels of type datetime64\[D\], expected whole numbers"),
         ({"y": np.array([0, 1, -2, 0, 1, 2])}, "client 'b' has the label -2 in row 1: expected 0 to 2"),
         ({"y": Y + 1}, r"client 'b' has the label 3 in row 1: expected 0 to 2 \(num_classes is 3\)"),
-        ({"y": np.array([0, 1, 0, -1, 1, 1])}, "client 'c' has no labelled row"),
-        ({"y": Y.astype(str)}, "has labels of type <U"),
-        ({"x": X.astype(str)}, "a.npz: 'x' has type <U32: encode it as numbers, or leave it out"),
+        ({"y": np.full(6, -1)}, "no client to write to .* has a label: check where the labels come from"),
+        ({"x": X.astype(str)}, "a.npz: 'x' has type <U32.*: encode it as numbers, or leave it out"),
         ({"client": Y / 2}, r"a.npz: 'client' has type float64 and shape \(6,\), expected one integer or text"),
         ({"client": X.astype(int)}, r"'client' has type int64 and shape \(6, 2\)"),
         ({"client": CLIENT.astype(object)}, "a.npz cannot be read .*Object arrays.*: write it anew by numpy.savez"),
@@ -187,8 +228,22 @@ def test_features_that_cannot_be_joined(tmp_path):
     ("columns", "message"),
     [
         ({"client": ["b", "a", None, "c", "a", "b"]}, "column 'client' has rows without a client: give every row one"),
-        ({"left": [1, 2, None, 3, 4, 5]}, "client 'b' has a NaN or an infinite value in row 1"),
-        ({"left": list("abcdef")}, "'left' has type object: encode it as numbers, or leave it out"),
+        ({"left": [1, 2, None, 3, 4, 5]}, r"'left' has no value \(NaN or null\) in row 2: fill it in, leave that row"),
+        ({"left": [True, False, None, True, True, True]}, r"'left' has no value \(NaN or null\) in row 2"),
+        ({"left": [None] * 6}, r"'left' has no value \(NaN or null\) in row 0.* leave the column out"),
+        ({"left": [1.0, 2.0, 1e300, 3.0, 4.0, 5.0]}, r"'left' has 1e\+300, larger than the largest float32"),
+        ({"left": list("abcdef")}, r"'left' has type object \('a' in row 0\): encode it as numbers, or leave it out"),
+        ({"left": [{"a": 1}] * 6}, r"'left' has type object \(\{'a': 1\} in row 0\): encode it as numbers"),
+        ({"left": np.array([1] * 6, dtype="M8[s]")}, r"'left' has type datetime64\[ms\]: encode it as numbers"),
+        (
+            {"client": np.array([1] * 6, dtype="M8[s]")},
+            r"'client' has type timestamp\[ms\], expected one integer or text",
+        ),
+        (
+            {"client": X.astype(int).tolist()},
+            r"'client' has type int64 and shape \(6, 2\), expected one integer or text",
+        ),
+        ({"y": [1.0, 2.0, None, float("nan"), 0.0, 0.0]}, "'y' has the label NaN in row 3, expected whole numbers"),
         ({"left": None, "right": [[1], [1, 2], [1], [1], [1], [1]]}, "'right' holds lists of several lengths or none"),
         ({"left": None, "right": [[1], None, [1], [1], [1], [1]]}, "'right' holds lists of several lengths or none"),
     ],
@@ -204,8 +259,8 @@ def test_a_file_that_is_not_there(tmp_path):
 
 
 def test_settings_that_cannot_work():
-    with pytest.raises(ConfigurationError, match=r"path is a.csv, expected a file ending on .npz or .parquet"):
-        ArrayData("a.csv")
+    with pytest.raises(ConfigurationError, match=r"path is a.txt, expected a file ending on .npz or .parquet or .csv"):
+        ArrayData("a.txt")
     with pytest.raises(ConfigurationError, match="num_classes is 0, expected a whole number of 1 or more"):
         ArrayData("a.npz", num_classes=0)
 
@@ -215,3 +270,157 @@ def test_without_pyarrow(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(ConfigurationError, match=r'this data needs pyarrow .*: pip install "pyarrow>='):
         prepare(path, tmp_path)
+
+
+@pytest.mark.parametrize("dtype", ["u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", "f2", "f4", "f8"])
+def test_labels_and_features_of_any_number_type(tmp_path, dtype):
+    """Whole numbers and fractions; single columns of bytes are numbers, not pixels."""
+    paths = [save(tmp_path / "a.npz", y=Y.astype(dtype))]
+    paths.append(
+        save_parquet(tmp_path / "a.parquet", y=Y.astype(dtype), left=X[:, 0].astype(dtype), right=X[:, 1].astype(dtype))
+    )
+    for path in paths:
+        assert read(path) == GROUPED
+        data = prepared(path, tmp_path)
+        assert data.example().dtype == torch.float32
+        assert data.num_classes == 3
+
+
+def test_categories_decimal_numbers_and_truth_values(tmp_path):
+    arrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    columns = {
+        "client": arrow.array(CLIENT.tolist()).dictionary_encode(),
+        "y": arrow.array([True, False, None, True, True, False]),
+        "left": arrow.array([1.5, 2, 3, 4, 5, 6]).cast(arrow.decimal128(9, 3)),
+        "right": arrow.array([True, False, False, True, True, False]),
+    }
+    found = read(save_parquet(tmp_path / "a.parquet", **columns))
+    assert found["b"] == ([[1.5, 1], [3, 0], [6, 0]], [1, -1, 0])
+    numbers = arrow.array([7, 8, 7, 9, 8, 7]).dictionary_encode()
+    found = read(save_parquet(tmp_path / "b.parquet", client=numbers, y=numbers))
+    assert list(found) == ["7", "8", "9"]
+    assert found["7"][1] == [7, 7, 7]
+
+
+@pytest.mark.parametrize("inner", ["bool", "uint8", "int64", "float64", "float16"])
+def test_lists_of_any_type(tmp_path, inner):
+    """Bytes in lists are pixels, truth values 0 and 1; other whole numbers are numbers, unless they are tokens."""
+    arrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    rows = (np.arange(24).reshape(6, 4) % 2 if inner == "bool" else np.arange(24).reshape(6, 4)).astype(inner)
+    column = arrow.array([list(row) for row in rows], type=arrow.list_(arrow.from_numpy_dtype(rows.dtype)))
+    path = save_parquet(tmp_path / "a.parquet", left=None, right=None, image=column)
+    x = prepared(path, tmp_path, new_client_fraction=0, test_fraction=0, val_fraction=0).examples(0, "train")[0]
+    assert x.dtype == torch.float32
+    np.testing.assert_array_equal(x, rows[[1, 4]].astype(np.float32) / (255 if inner == "uint8" else 1))
+    if inner == "int64":
+        assert prepared(path, tmp_path, tokens=True).example().dtype == torch.int64
+
+
+def test_pictures_of_zeros_and_ones_are_not_scaled(tmp_path):
+    for largest in (1, 2):
+        x = (np.arange(6 * 4).reshape(6, 2, 2) % (largest + 1)).astype(np.uint8)
+        found = prepared(
+            save(tmp_path / "a.npz", x=x), tmp_path, test_fraction=0, val_fraction=0, new_client_fraction=0
+        )
+        expected = x[[1, 4]] / np.float32(1 if largest == 1 else 255)
+        np.testing.assert_array_equal(found.examples(0, "train")[0], expected)
+
+
+def test_texts_are_classes_in_sorted_order(tmp_path):
+    labels = np.array(["oak", "ash", "", "elm", "ash", "oak"])
+    expected = {"a": [0, 0], "b": [2, -1, 2], "c": [1]}
+    paths = [save(tmp_path / f"{kind}.npz", y=labels.astype(kind)) for kind in ("U", "S")]
+    nulls = [text or None for text in labels.tolist()]
+    arrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    paths += [save_parquet(tmp_path / "a.parquet", y=labels.tolist())]
+    paths += [save_parquet(tmp_path / "b.parquet", y=arrow.array(nulls, type=kind)) for kind in KINDS(arrow)]
+    for path in paths:
+        assert {name: y for name, (_, y) in read(path).items()} == expected
+        data = prepared(path, tmp_path)
+        assert data.class_names == ("ash", "elm", "oak")
+        assert data.num_classes == 3
+
+
+def KINDS(arrow):  # noqa: N802
+    return [arrow.string(), arrow.large_string(), arrow.dictionary(arrow.int8(), arrow.string())]
+
+
+def test_what_pandas_writes_as_its_index_is_no_feature(tmp_path):
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
+    pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    frame = pandas.DataFrame({"client": CLIENT, "y": Y, "left": X[:, 0], "right": X[:, 1]})
+    frames = {
+        "shuffled": frame.sample(frac=1, random_state=0).sort_index(),
+        "dropped": frame.loc[[0, 1, 2, 3, 4, 5]].set_axis([3, 5, 8, 9, 11, 13]),
+        "named": frame.set_axis(pandas.Index([3, 5, 8, 9, 11, 13], name="row")),
+        "two": frame.set_axis(pandas.MultiIndex.from_arrays([range(6), range(6)])),
+        "client": frame.set_index("client"),
+        "reset": frame.set_axis([3, 5, 8, 9, 11, 13]).reset_index(),
+        "unnamed": frame.assign(**{"Unnamed: 0": range(6)}),
+    }
+    for name, table in frames.items():
+        table.to_parquet(tmp_path / f"{name}.parquet")
+        assert read(str(tmp_path / f"{name}.parquet")) == GROUPED
+    for name in ("dropped", "two", "reset"):
+        frames[name].to_csv(tmp_path / f"{name}.csv")
+        assert read(str(tmp_path / f"{name}.csv")) == GROUPED
+    path = str(tmp_path / "reset.parquet")
+    assert read(path, feature_columns=["index"])["c"] == ([[9]], [0])
+    frame.assign(index=[1.5] * 6).to_parquet(path)  # a feature that has this name
+    assert read(path)["c"][0] == [[6, 7, 1.5]]
+
+
+def test_a_client_without_a_label_is_left_out(tmp_path):
+    path = save(tmp_path / "a.npz", y=np.array([0, 1, 0, -1, 1, 1]))
+    with pytest.warns(UserWarning, match=r"clients left out, as they have no label.*: 1 \(c\)"):
+        data = prepared(path, tmp_path)
+    assert [data.client_name(client) for client in range(2)] == ["a", "b"]
+    assert len(data.federation.store) == 2
+    with pytest.raises(DataError, match=r"client 'c' has no labelled row: .* or set unusable_clients to skip"):
+        prepared(path, tmp_path, unusable_clients="error")
+
+
+def test_a_column_that_is_there_twice(tmp_path):
+    arrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    from pyarrow import parquet
+
+    path = tmp_path / "a.parquet"
+    parquet.write_table(
+        arrow.Table.from_arrays([CLIENT.tolist(), Y, X[:, 0], X[:, 1]], names=["client", "y", "z", "z"]), path
+    )
+    with pytest.raises(DataError, match=r"has the column 'z' more than once: give every column a name of its own"):
+        read(str(path))
+
+
+def prepared(path, tmp_path, **settings):
+    data = ArrayData(path, cache_dir=str(tmp_path / "cache"), **settings)
+    data.prepare_data()
+    data.setup()
+    return data
+
+
+def test_a_test_file_has_the_same_classes(tmp_path):
+    """The number of a label does not depend on the file; clients of the test file alone are new."""
+    train = save(tmp_path / "train.npz", y=np.array(["elm", "oak", "elm", "oak", "elm", "oak"]))
+    test = save(
+        tmp_path / "test.npz", y=np.array(["fir", "oak", "", "ash", "oak", "oak"]), client=np.array(list("abddda"))
+    )
+    data = prepared(train, tmp_path, test=test, val_fraction=0)
+    assert data.class_names == ("ash", "elm", "fir", "oak")
+    federation = data.federation
+    assert [data.population(client) for client in range(4)] == ["seen", "seen", "seen", "new"]
+    assert federation.test_sizes.tolist()[:3] == [2, 1, 0]
+    assert data.examples(0, "train")[1].tolist() == [3, 1]
+    assert data.examples(0, "test")[1].tolist() == [2, 3]
+    np.testing.assert_array_equal(data.examples(0, "test")[0], X[[0, 5]])
+    assert data.examples(3, "unlabelled")[1].tolist() == [-1]
+
+
+def test_test_files_that_do_not_fit(tmp_path):
+    train = save(tmp_path / "train.npz")
+    with pytest.raises(DataError, match=r"the labels are texts in one, numbers in the other"):
+        prepared(train, tmp_path, test=save(tmp_path / "a.npz", y=Y.astype(str)))
+    with pytest.raises(DataError, match=r"b.npz: features have shape \(1,\) and labels \(\), in .* they have \(2,\)"):
+        prepared(train, tmp_path, test=save(tmp_path / "b.npz", x=X[:, :1]))
+    with pytest.raises(ConfigurationError, match=r"test is c.txt, expected a file ending on .npz"):
+        ArrayData(train, test="c.txt")

@@ -13,8 +13,8 @@ from flow_pl.data import (
     Vectors,
     Vocabulary,
 )
-from flow_pl.data.encodings.encoding import UnusableError
 from flow_pl.data.encodings.text import CHARACTERS
+from flow_pl.data.store.client_checks import UnusableError
 from flow_pl.errors import ConfigurationError, DataError
 
 WORDS = {"words": Vocabulary(["the", "cat", "sat"]), "tags": Vocabulary(["python", "c"])}
@@ -196,3 +196,52 @@ def test_options_tell_encodings_apart():
 def test_sizes_that_cannot_work(make):
     with pytest.raises(ConfigurationError, match="expected a whole number of 1 or more"):
         make()
+
+
+def test_pictures_of_truth_values_have_two_levels():
+    x = Images("x", "y", 2, 2).encode({"x": np.array([[[True, False], [False, True]]]), "y": [0]}, {}).x
+    assert x.tolist() == [[[[255, 0], [0, 255]]]]
+
+
+def test_channels_may_be_stored_first():
+    picture = np.arange(24, dtype=np.uint8).reshape(1, 3, 4, 2)
+    first = Images("x", "y", 4, 2, 3).encode({"x": picture, "y": [0]}, {}).x
+    last = Images("x", "y", 4, 2, 3).encode({"x": np.moveaxis(picture, 1, -1), "y": [0]}, {}).x
+    np.testing.assert_array_equal(first, picture)
+    np.testing.assert_array_equal(last, picture)
+    with pytest.raises(DataError, match=r"has pictures of shape \(3, 2, 4\), expected \(4, 2, 3\)"):
+        Images("x", "y", 4, 2, 3).encode({"x": picture.swapaxes(2, 3), "y": [0]}, {})
+    with pytest.raises(DataError, match=r"has pictures of shape \(2, 4\), expected \(4, 2, 1\)"):
+        Images("x", "y", 4, 2).encode({"x": picture[0].reshape(3, 2, 4), "y": [0, 0, 0]}, {})
+
+
+def test_several_columns_are_joined():
+    columns = {"a": [1, 2], "b": [0.5, 3], "y": [0, 1]}
+    x, y = Vectors(["a", "b"]).encode(columns, {})
+    assert (x.tolist(), x.dtype, y.tolist()) == ([[1, 0.5], [2, 3]], np.float32, [0, 1])
+    assert Vectors(["a", "b"]).columns == ("a", "b", "y")
+    with pytest.raises(DataError, match=r"has \{'a': \(2,\), 'c': \(2, 1\)\}, which cannot be joined"):
+        Vectors(["a", "c"]).encode(columns | {"c": [[1], [2]]}, {})
+
+
+def test_texts_are_classes_where_these_are_named():
+    columns = {"x": [[1.0], [2.0], [3.0]], "y": ["no", b"yes", ""]}
+    encoding = Vectors(classes=["no", "yes"])
+    assert encoding.encode(columns, {}).y.tolist() == [0, 1, -1]
+    assert encoding.label_names() == ["no", "yes"]
+    with pytest.raises(DataError, match=r"has the label 'no' in 'y': set classes in the encoding"):
+        Vectors().encode(columns, {})
+    with pytest.raises(DataError, match=r"has the label 'no' in 'y', expected one of yes, maybe"):
+        Vectors(classes=["yes", "maybe"]).encode(columns, {})
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "message"),
+    [
+        ([[1.0], [1e300]], [0, 1], r"has 1e\+300 in row 1 of 'x', larger than the largest float32, 3.4028235e\+38"),
+        ([[1.0], [2.0]], [0, float("nan")], "has the label NaN in row 1 of 'y': expected 0 or more, -1 = to be"),
+    ],
+)
+def test_numbers_that_are_no_features_or_labels(x, y, message):
+    with pytest.raises(DataError, match=message):
+        Vectors().encode({"x": x, "y": y}, {})

@@ -220,3 +220,24 @@ def test_sentences_of_stack_exchange(make):
     y = np.concatenate([data.federation.store.read(client).y for client in range(45)])
     assert ((y == 0) == (np.cumsum(y == 0, axis=1) > 0)).all()  # nothing but padding behind the first padding
     assert (y == 1).mean() < 0.01
+
+
+def test_a_byte_order_mark_and_copies_of_macos(tmp_path, make):
+    folder = tmp_path / "train"
+    path = Path(write_leaf(folder / "a.json", {"0": numbers(1, 2)}))
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    packed = Path(write_leaf(folder / "b.json", {"1": numbers(0)}))
+    (folder / "b.json.gz").write_bytes(gzip.compress(b"\xef\xbb\xbf" + packed.read_bytes().replace(b"{", b"\r\n{")))
+    packed.unlink()
+    (folder / "._a.json").write_bytes(b"\0\5\x16\7")
+    (folder / ".DS_Store").write_bytes(b"\0")
+    assert contents(make(train=str(folder), encoding=Vectors())) == {"0": [1, 2], "1": [0]}
+
+
+def test_a_client_without_a_label(tmp_path, make):
+    train = write_leaf(tmp_path / "a.json", {"0": numbers(1, 2), "1": numbers(-1, -1), "2": numbers(0)})
+    with pytest.raises(DataError, match=r"a.json: client '1' has no labelled row: .*set unusable_clients to skip"):
+        make(train=train, encoding=Vectors())
+    with pytest.warns(UserWarning, match=r"clients left out.*: 1 \(1\)"):
+        data = make(train=train, encoding=Vectors(), unusable_clients="skip")
+    assert contents(data) == {"0": [1, 2], "2": [0]}

@@ -103,7 +103,7 @@ def test_training_and_evaluation_see_the_clients_they_should(make):
     assert sum(len(chunk) for chunk in clients_of(val)) == 4
     first = clients_of(val)
     val.sampler.set_epoch(1)
-    assert clients_of(val) != first
+    assert clients_of(val) == first, "a best round can only be chosen among rounds of the same clients"
     assert data.test_populations == ("seen", "new")
     tested = [{client for chunk in clients_of(loader) for client in chunk} for loader in data.test_dataloader()]
     assert tested == [seen, new]
@@ -235,13 +235,17 @@ def test_lightning_runs_every_stage(make, precision, dtype):
     assert model.dtypes == {dtype}
 
 
-def test_lightning_runs_without_any_row_to_evaluate_on(make):
+def test_lightning_trains_without_any_row_to_evaluate_on_and_evaluates_nothing(make):
     data, model, trainer = make(val_fraction=0, test_fraction=0), Recorder(), make_trainer()
     trainer.fit(model, data)
     assert {stage for stage, _, _ in model.steps} == {"train"}
     assert data.test_populations == ()
-    trainer.test(model, data, verbose=False)
-    trainer.predict(model, data)
+    with pytest.raises(ConfigurationError, match=r"no client has test examples.*Set data.test_fraction, which is 0"):
+        trainer.test(model, data, verbose=False)
+    with pytest.raises(ConfigurationError, match=r"no client has validation examples.*data.val_fraction, which is 0"):
+        trainer.validate(model, data, verbose=False)
+    with pytest.raises(ConfigurationError, match=r"no client has test examples and none without a label"):
+        trainer.predict(model, data)
     assert {stage for stage, _, _ in model.steps} == {"train"}
 
 

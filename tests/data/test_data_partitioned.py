@@ -336,3 +336,43 @@ def test_cifar10_by_a_dirichlet_partitioner(make):
     # ten labels are never spread evenly by so small an alpha
     assert np.mean([counts.max() / counts.sum() for counts in labels]) > 0.3
     assert data.feature_shape == (3, 32, 32)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "grey P", "RGB", "01"])
+def test_pictures_of_every_mode(make, tmp_path, mode):
+    """Two levels and palettes are pixels; bytes of 0 and 1 alone are not scaled."""
+    image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
+    channels = 3 if mode in ("P", "RGB") else 1
+    pixels = np.random.default_rng(0).integers(0, 2, (20, 4, 4, channels)).astype(np.uint8) * (
+        1 if mode == "01" else 255
+    )
+    pixels[0, 0, 0] = 0
+    pictures = [image.fromarray(array.squeeze()) for array in pixels]
+    if mode == "1":
+        pictures = [picture.convert("1") for picture in pictures]
+    elif mode.endswith("P"):
+        pictures = [picture.convert("RGB").quantize(8) for picture in pictures]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("uint8")})
+    table = datasets.Dataset.from_dict({"image": pictures, "label": np.arange(20) % 2}, features=features)
+    table.to_parquet(tmp_path / "pictures.parquet")
+    data = make(tmp_path / "pictures.parquet", encoding=Images(height=4, width=4, channels=channels), test_fraction=0)
+    found = torch.cat([data.examples(client, "train")[0] for client in range(4)])
+    assert found.unique().tolist() == [0, 1]
+    assert found.sum() == (pixels > 0).sum()
+
+
+@pytest.mark.parametrize(
+    "labels", [np.arange(60).astype("u8") % 2, np.arange(60) % 2 == 1, np.arange(60.0) % 2, ["a", "b"] * 30]
+)
+def test_labels_of_any_type_and_copies_of_macos(make, tmp_path, labels):
+    (tmp_path / "d").mkdir()
+    encoding = Vectors(["n", "m"], "label", classes=["a", "b"] if isinstance(labels, list) else None)
+    table = {"n": range(60), "m": [row % 2 == 0 for row in range(60)], "label": labels}
+    datasets.Dataset.from_dict(table).to_parquet(tmp_path / "d" / "a.parquet")
+    (tmp_path / "d" / "._a.parquet").write_bytes(b"\0\5\x16\7")
+    data = make(tmp_path / "d", encoding=encoding)
+    assert (
+        data.federation.store.read(0).y.tolist()
+        == data.federation.store.read(0).x[:, 0].astype(int).__mod__(2).tolist()
+    )
+    assert data.class_names == (("a", "b") if isinstance(labels, list) else ())

@@ -1,7 +1,5 @@
 """How the parts of published data belong together, and which clients a vocabulary is counted from."""
 
-import logging
-
 import numpy as np
 import pytest
 from published_formats import reddit, write_leaf
@@ -192,17 +190,16 @@ def test_new_clients_are_drawn_before_only_for_a_counted_vocabulary(tmp_path, ma
     assert [len(data.federation.new) for data in made] == expected
 
 
-def test_a_new_client_of_words_that_only_it_says(tmp_path, make, caplog):
+def test_a_new_client_of_words_that_only_it_says(tmp_path, make):
     """Unknown tokens alone are an error that names the file and the client, or leave the client out."""
     train = write_leaf(tmp_path / "all.json", {name: {"x": [name]} for name in NAMES})
     settings = {"encoding": NextWord("x"), "train": train, "new_client_fraction": 0.25}
     message = r"all.json: client 'user_\d+' has only tokens that are not in the vocabulary: .*unusable_clients"
     with pytest.raises(DataError, match=message):
         make(**settings)
-    with caplog.at_level(logging.INFO):
+    with pytest.warns(UserWarning, match=r"clients left out, as they have no label, or no example .*: 10 \(user_"):
         data = make(**settings, unusable_clients="skip")
     assert len(data.federation.seen) == 30  # and none of these is drawn in place of those left out
-    assert "10 clients with nothing to learn from: left out" in caplog.text
 
 
 def test_a_share_that_cannot_work(make):

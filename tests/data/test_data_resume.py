@@ -26,6 +26,7 @@ from flow_pl.data import (  # noqa: E402
     TokenSequences,
 )
 from flow_pl.data.readers.hdf5 import HDF5Source  # noqa: E402
+from flow_pl.data.store.client_store import FORMAT_VERSION  # noqa: E402
 from flow_pl.errors import ConfigurationError, DataError  # noqa: E402
 
 USERS = "abcdef"
@@ -222,7 +223,7 @@ def overwritten(content):
         ("journal.jsonl", truncated(20), ["ann", "bob"]),
         ("journal.jsonl", overwritten, ["ann", "bob"]),
         ("journal.jsonl", lambda content: content + b'["dan", 1, 1, -1', ["ann", "bob", "carl"]),
-        ("journal.jsonl", lambda content: content.replace(b'"format": 3', b'"format": 2'), []),
+        ("journal.jsonl", lambda content: content.replace(b'"format": %d' % FORMAT_VERSION, b'"format": 2'), []),
         ("journal.jsonl", lambda content: b"", []),
         ("journal.jsonl", None, []),
         ("x.npy", truncated(1), ["ann", "bob"]),

@@ -264,3 +264,25 @@ def test_labels_without_a_known_number_of_classes_have_no_upper_limit(tmp_path):
 def test_a_data_set_without_clients(tmp_path):
     with pytest.raises(DataError, match=r"no client to write .*check its source"):
         write(tmp_path / "s")
+
+
+def test_bytes_of_two_levels_become_truth_values(tmp_path):
+    bits = (np.arange(12).reshape(4, 3) % 2).astype(np.uint8)
+    for largest, dtype in ((1, np.bool_), (2, np.uint8)):
+        clients = [("ann", bits, Y), ("bob", bits * np.uint8(largest), Y)]
+        store = write(tmp_path / str(largest), *clients)
+        assert store.feature_dtype == dtype
+        assert store.read(1).x.astype(int).tolist() == (bits * largest).tolist()
+
+
+def test_names_of_classes_are_kept(tmp_path):
+    with ClientStoreWriter(tmp_path / "s") as writer:
+        writer.add("ann", X, Y)
+        writer.class_names = ["oak", "äsh", "elm", "fir", "yew", "box"]
+    meta = ClientStore.open(tmp_path / "s").meta
+    assert (meta.num_classes, meta.class_names) == (6, ("oak", "äsh", "elm", "fir", "yew", "box"))
+
+
+def test_a_value_that_single_precision_does_not_hold(tmp_path):
+    with pytest.raises(DataError, match=r"'ann' has a value in row 2 that is larger than the largest float32, 3.40"):
+        write(tmp_path / "s", ("ann", np.where(np.isnan(NAN), 1e39, X.astype(float)), Y))

@@ -8,6 +8,7 @@ from flow_pl.engine.chunk_size import ChunkSize
 from flow_pl.engine.loop import FederatedLoop
 from flow_pl.engine.server_round import server_groups
 from flow_pl.errors import ConfigurationError
+from flow_pl.evaluation.clients import evaluate_clients
 from flow_pl.methods import FedAvg, FineTuning
 from tests.support import bound, chunk, delta, flat, loop, sgd
 from tests.test_module import data, fitted, module, parameters, trainer
@@ -70,8 +71,8 @@ def test_pieces_train_as_the_whole_chunk():
     whole = flat(delta(loop().train_clients(method, server_groups(method), batch))["global"])
     parts = [flat(delta(loop().train_clients(method, server_groups(method), p))["global"]) for p in pieces]
     torch.testing.assert_close(sum(parts), whole, atol=1e-5, rtol=1e-5)
-    result = loop().evaluate_clients(method, server_groups(method), batch)
-    again = [loop().evaluate_clients(method, server_groups(method), p) for p in pieces]
+    result = evaluate_clients(loop(), method, server_groups(method), batch)
+    again = [evaluate_clients(loop(), method, server_groups(method), p) for p in pieces]
     assert torch.equal(torch.cat([r.generalized for r in again]), result.generalized)
 
 

@@ -112,8 +112,8 @@ def test_a_folder_that_cannot_be_used_is_told(tmp_path):
 
 
 STATELESS = {
-    "EvidenceFlow", "FedAvg", "FineTuning", "Flow", "HypCluster", "Interpolation", "KNNPer", "Local", "PFedMe",
-    "PerFedAvg",
+    "EvidenceFlow", "FedAvg", "FedBABU", "FedProx", "FineTuning", "Flow", "HypCluster", "Interpolation", "KNNPer",
+    "LPFT", "Local", "PFedMe", "PerFedAvg",
 }  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from flow_pl.engine.client_optimizer import check_elementwise
 from flow_pl.engine.schedule import make_schedule
 from flow_pl.engine.server_round import server_groups
 from flow_pl.errors import ConfigurationError
+from flow_pl.evaluation.clients import evaluate_clients, predict_clients
 from flow_pl.methods import FedAvg, FineTuning, Flow
 from flow_pl.models import Dropout
 from flow_pl.tasks import Classification
@@ -89,7 +90,7 @@ def test_chunk_size_changes_nothing(method):
         return {name: sum(flat(delta(update)[name]) for update in updates) for name in method.shared}
 
     def accuracy(cuts):
-        parts = [loop().evaluate_clients(method, server, select(batch, cut)) for cut in cuts]
+        parts = [evaluate_clients(loop(), method, server, select(batch, cut)) for cut in cuts]
         return torch.cat([part.personalized_loss for part in parts])
 
     whole = total([range(4)])
@@ -116,7 +117,7 @@ def test_channels_last_changes_nothing_but_the_layout():
         for flag in (True, False):
             seen.clear()
             engine = loop(channels_last=flag)
-            update, counts = engine.train_clients(method, server, part), engine.evaluate_clients(method, server, part)
+            update, counts = engine.train_clients(method, server, part), evaluate_clients(engine, method, server, part)
             found[flag] = {**delta(update), "counts": {"loss": counts.personalized_loss}}
             strides = {stride[1] for stride in seen}  # of the channel: of several clients the largest goes on alone
             assert strides == ({6} if not flag else {1} if len(clients) == 1 else {1, 6})
@@ -190,7 +191,7 @@ def test_the_server_is_never_written():
     method = bound(PublishedFlow())
     before = snapshot(method)
     loop().train_clients(method, server_groups(method), chunk(SIZES))
-    loop().evaluate_clients(method, server_groups(method), chunk(SIZES))
+    evaluate_clients(loop(), method, server_groups(method), chunk(SIZES))
     for name, group in server_groups(method).items():
         assert torch.equal(flat(group), flat(before[name]))
 
@@ -247,8 +248,8 @@ def test_uniform_weighting_counts_clients_alike():
 def test_evaluation_in_slices_equals_evaluation_at_once():
     batch, method = chunk(SIZES, heldout=9), bound(PublishedFlow(router=lambda blocks: _constant_router(blocks)))
     server = server_groups(method)
-    whole = loop(local_epochs=1).evaluate_clients(method, server, batch)
-    sliced = loop(local_epochs=1, evaluation_batch_size=2).evaluate_clients(method, server, batch)
+    whole = evaluate_clients(loop(local_epochs=1), method, server, batch)
+    sliced = evaluate_clients(loop(local_epochs=1, evaluation_batch_size=2), method, server, batch)
     for name in (
         "count",
         "generalized",
@@ -260,7 +261,7 @@ def test_evaluation_in_slices_equals_evaluation_at_once():
         "routed_local",
     ):
         assert torch.equal(getattr(whole, name), getattr(sliced, name))
-    one_by_one = loop(local_epochs=1, evaluation_batch_size=2).predict_clients(method, server, batch)
+    one_by_one = predict_clients(loop(local_epochs=1, evaluation_batch_size=2), method, server, batch)
     assert torch.equal(one_by_one.personalized_correct.sum(1).float(), whole.personalized)
     assert torch.equal(one_by_one.generalized_correct.sum(1).float(), whole.generalized)
     assert torch.equal(one_by_one.routes.sum(1).float(), whole.routed_local)
@@ -312,7 +313,7 @@ def test_a_backbone_given_by_name_of_a_foreign_class_is_trained():
     assert method.route_names == ["1", "2", "5"]
     update = loop(local_epochs=1).train_clients(method, server_groups(method), chunk(SIZES))
     assert flat(delta(update)["router"]).abs().sum() > 0
-    assert loop(local_epochs=1).evaluate_clients(method, server_groups(method), chunk(SIZES)).routed_local.shape == (
+    assert evaluate_clients(loop(local_epochs=1), method, server_groups(method), chunk(SIZES)).routed_local.shape == (
         4,
         3,
     )

@@ -340,12 +340,13 @@ def test_what_does_not_fit_the_run_is_refused():
 
 def test_more_rounds_than_the_budget_allows_are_refused_with_the_number_that_it_does():
     made = GaussianMechanism(1e-4, epsilon=1.0, noise_multiplier=1.0, accountant="rdp")
+    made.plan(POISSON, 1500, 0)
     with pytest.raises(PrivacyBudgetError, match=r"set trainer.max_epochs to (\d+) or less") as caught:
-        made.plan(POISSON, 1500, 0)
+        made.require_budget(1500)
     allowed = int(str(caught.value).split("set trainer.max_epochs to ")[1].split()[0])
-    made.plan(POISSON, allowed, 0)
+    made.require_budget(allowed)
     with pytest.raises(PrivacyBudgetError):
-        made.plan(POISSON, allowed + 1, 0)
+        made.require_budget(allowed + 1)
 
 
 @pytest.mark.parametrize(

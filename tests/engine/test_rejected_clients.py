@@ -6,15 +6,18 @@ import lightning
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.loggers import Logger
 
 import flow_pl.engine.server_round
 from flow_pl import FederatedLoop, FederatedModule
 from flow_pl.data import ArrayData
+from flow_pl.data.availability import Availability
 from flow_pl.engine.server_round import DivergenceError
 from flow_pl.errors import DataError
 from flow_pl.methods import Ditto, FedAvg
 from flow_pl.models import MLP
-from flow_pl.module import RejectedClientWarning
+from flow_pl.module import EmptyRoundWarning, RejectedClientWarning
 
 GOOD, ROWS = 5, 12
 
@@ -120,7 +123,87 @@ def test_clients_that_do_not_report_back_are_counted(tmp_path):
 
 
 def test_a_round_without_any_client_changes_nothing(tmp_path):
-    model, figures = fit(arrays(tmp_path, deadline=1))
+    with pytest.warns(EmptyRoundWarning, match="2 of 2 rounds had no client to train"):
+        model, figures = fit(arrays(tmp_path, deadline=1))
     torch.manual_seed(0)
     assert torch.equal(weights(model), torch.cat([p.detach().reshape(-1) for p in MLP(4, 3, (5,)).parameters()]))
     assert (figures["train/late_clients"], figures["train/clients"]) == (GOOD, 0)
+
+
+class Logged(Logger):
+    """What is logged, by step."""
+
+    name, version = "logged", 0
+
+    def __init__(self):
+        super().__init__()
+        self.rows = []
+
+    def log_metrics(self, metrics, step=None):
+        self.rows.append((step, dict(metrics)))
+
+    def log_hyperparams(self, *args, **kwargs):
+        """Nothing."""
+
+
+class EmptyRounds:
+    """Of a sampler's availability: in some rounds everyone is late."""
+
+    def __init__(self, rounds):
+        self.rounds = rounds
+        self.all_arrive = False
+
+    def arrivals(self, seed, round_, clients, sizes):
+        deadline = 1 if round_ in self.rounds else None
+        return Availability(deadline=deadline).arrivals(seed, round_, clients, sizes)
+
+
+@pytest.mark.parametrize("empty", [(0,), (1,), (0, 1, 2)])
+def test_a_round_without_any_client_has_no_loss(tmp_path, empty):
+    """None that a callback could choose, nor that of the round before; and a warning, with their number at the end."""
+    data, logger, monitored = arrays(tmp_path), Logged(), []
+    data.availability = EmptyRounds(empty)
+
+    class Monitor(lightning.Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            monitored.append(float(trainer.callback_metrics.get("train/global_loss", float("inf"))))
+
+    model = FederatedModule(MLP(4, 3, (5,)), FedAvg(), FederatedLoop(1, None, 3))
+    trainer = lightning.Trainer(
+        max_epochs=3, accelerator="cpu", devices=1, logger=logger, enable_checkpointing=False, callbacks=[Monitor()],
+        enable_progress_bar=False, enable_model_summary=False, inference_mode=False, use_distributed_sampler=False,
+        limit_val_batches=0,
+    )  # fmt: skip
+    with pytest.warns(EmptyRoundWarning) as warned:
+        trainer.fit(model, datamodule=data)
+    said = [str(w.message) for w in warned if w.category is EmptyRoundWarning]
+    assert said[0].startswith(f"round {empty[0]}: none of the clients has been trained (late: {GOOD})")
+    assert said[1:] == [f"{len(empty)} of 3 rounds had no client to train."]
+    rows = {step: row for step, row in logger.rows if "train/clients" in row}
+    assert rows.keys() == {1, 2, 3}
+    for round_ in range(3):
+        row = rows[round_ + 1]
+        assert ("train/global_loss" in row) == ("train/padding" in row) == (round_ not in empty)
+        assert row["train/clients"] == (0 if round_ in empty else GOOD)
+        assert ("train/global_loss" in trainer.logged_metrics) == (2 not in empty)
+    assert min(monitored) > 0.5
+
+
+def test_a_monitor_goes_on_over_a_round_without_any_client(tmp_path):
+    """The best checkpoint is that of a round with clients, and stopping early counts on."""
+    data = arrays(tmp_path)
+    data.availability = EmptyRounds((1,))
+    best = ModelCheckpoint(tmp_path / "best", monitor="train/global_loss", mode="min", filename="{epoch}")
+    stop = EarlyStopping("train/global_loss", patience=3)
+    trainer = lightning.Trainer(
+        max_epochs=4, accelerator="cpu", devices=1, logger=False, callbacks=[best, stop],
+        enable_progress_bar=False, enable_model_summary=False, inference_mode=False, use_distributed_sampler=False,
+        limit_val_batches=0,
+    )  # fmt: skip
+    loop = FederatedLoop(1, None, 3, lambda p: torch.optim.SGD(p, lr=0.01))
+    model = FederatedModule(MLP(4, 3, (5,)), FedAvg(), loop)
+    with pytest.warns(EmptyRoundWarning):
+        trainer.fit(model, datamodule=data)
+    assert trainer.current_epoch == 4
+    assert float(best.best_model_score) > 0.5
+    assert "epoch=1" not in best.best_model_path

@@ -178,12 +178,28 @@ def test_private_rounds_and_others_are_not_mixed(tmp_path, first):
         fitted(tmp_path, module(**after), rounds=2, ckpt_path=str(tmp_path / "ckpt" / "last.ckpt"))
 
 
-def test_a_run_without_end_stops_at_the_budget(tmp_path, caplog):
+def test_a_run_without_end_stops_at_the_budget(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr("flow_pl.module.rank_zero_info", said.append)
     model, run = fitted(tmp_path, module(privacy=private(epsilon=6.0)), rounds=-1)
     accountant, ledger = model.privacy._accountant, model.privacy.ledger
     assert run.global_step == ledger.rounds > 1
     assert model.privacy.epsilon <= 6.0
     assert accountant.epsilon(ledger.extended(model.privacy._sampling, 1.0, 1)) > 6.0
+    assert f"epsilon is {model.privacy.epsilon:.4g} of 6 after {ledger.rounds} rounds" in said[-1]
+
+
+def test_a_checkpoint_of_more_noise_leaves_more_of_the_budget(tmp_path):
+    """20 rounds of noise 1 are beyond epsilon 5; two of noise 1 behind 18 of noise 4 are not."""
+    saving = {"callbacks": [ModelCheckpoint(tmp_path / "ckpt", save_last=True)], "enable_checkpointing": True}
+    clipping = {"clipping": FixedClipping(0.2)}
+    budget = {"epsilon": 5.0, **clipping}
+    fitted(tmp_path, module(privacy=private(noise_multiplier=4.0, **clipping)), rounds=18, trainer_settings=saving)
+    with pytest.raises(PrivacyBudgetError):
+        fitted(tmp_path, module(privacy=private(**budget)), rounds=20)
+    path = str(tmp_path / "ckpt" / "last.ckpt")
+    model, _ = fitted(tmp_path, module(privacy=private(**budget)), rounds=20, ckpt_path=path)
+    assert [entry.rounds for entry in model.privacy.ledger.entries] == [18, 2]
 
 
 def test_more_rounds_than_the_budget_allows_are_refused_before_training(tmp_path):
@@ -221,7 +237,7 @@ def test_a_poisson_round_without_clients_still_adds_noise(tmp_path):
         ({"compression": TopK()}, "error_feedback"),
         ({"attack": Backdoor(size=9)}, "at most 8"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "-".join(value),
 )
 def test_what_does_not_fit_is_refused_before_training(tmp_path, settings, said):
     model = module(**settings)

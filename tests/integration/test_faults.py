@@ -11,7 +11,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from flow_pl.cli import main
+from flow_pl.__main__ import main
 from flow_pl.utils.checkpoints import look_at
 from tests.test_cli import config, fails  # noqa: F401 (a fixture)
 from tests.utils.test_checkpoints import disk  # noqa: F401 (a fixture)

@@ -11,6 +11,7 @@ from flow_pl.checks import check_fit
 from flow_pl.data.batch import ClientBatch
 from flow_pl.engine.loop import ClientUpdate
 from flow_pl.engine.server_round import server_groups
+from flow_pl.evaluation.clients import evaluate_clients
 from flow_pl.evaluation.counts import ClientEvaluation
 from flow_pl.methods.base import Method
 from flow_pl.tasks import MultiLabel
@@ -62,7 +63,7 @@ def on_task(method: Method, task: str, epochs: int = 2) -> tuple[ClientUpdate, C
     server = server_groups(method)
     batch = replace(batch, heldout=batch.train)
     trains = loop(local_epochs=epochs)
-    return trains.train_clients(method, server, batch), trains.evaluate_clients(method, server, batch)
+    return trains.train_clients(method, server, batch), evaluate_clients(trains, method, server, batch)
 
 
 def with_tags(batch: ClientBatch) -> ClientBatch:

@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from flow_pl.engine.server_round import server_groups
 from flow_pl.errors import ConfigurationError
+from flow_pl.evaluation.clients import evaluate_clients
 from flow_pl.methods import APFL, Ditto, FedAvg
 from tests.methods.helpers import TASKS, client_of, copied, filled, next_server, on_task
 from tests.support import bound, chunk, delta, flat, loop, minibatches, sgd, snapshot
@@ -81,7 +82,7 @@ def test_alpha_0_is_fedavg():
     for method in (APFL(alpha=0.0), FedAvg()):
         method = bound(method)
         updates.append(delta(loop().train_clients(method, server_groups(method), batch)))
-        results.append(loop().evaluate_clients(method, server_groups(method), batch))
+        results.append(evaluate_clients(loop(), method, server_groups(method), batch))
     assert set(updates[0]) == {"global"}
     assert torch.equal(flat(updates[0]["global"]), flat(updates[1]["global"]))
     assert torch.equal(results[0].personalized_loss, results[1].personalized_loss)
@@ -108,8 +109,8 @@ def test_is_evaluated_mixed_with_the_received_model(seen, adaptive):
         if seen
         else None
     )
-    result = loop(local_epochs=1, personal_epochs=2).evaluate_clients(
-        method, server, batch, None if kept is None else copied(kept)
+    result = evaluate_clients(
+        loop(local_epochs=1, personal_epochs=2), method, server, batch, None if kept is None else copied(kept)
     )
     w_g = filled(server["global"])
     for client in range(2):

@@ -13,6 +13,7 @@ from flow_pl import FederatedModule
 from flow_pl.checks import check_fit
 from flow_pl.engine.server_round import sent_parameters, server_groups
 from flow_pl.errors import ConfigurationError
+from flow_pl.evaluation.clients import evaluate_clients
 from flow_pl.methods import (
     APFL,
     Derive,
@@ -64,7 +65,7 @@ def test_a_bound_method_is_a_copy(make):
     again.modules["global"].load_state_dict(first.backbone.state_dict())
     for name, module in again.modules.items():
         module.load_state_dict(first.server[name].state_dict())
-    results = [loop(local_epochs=1).evaluate_clients(m, server_groups(m), batch) for m in (first.method, again)]
+    results = [evaluate_clients(loop(local_epochs=1), m, server_groups(m), batch) for m in (first.method, again)]
     assert torch.equal(results[0].personalized_loss, results[1].personalized_loss)
     assert torch.equal(results[0].generalized_loss, results[1].generalized_loss)
 
@@ -84,10 +85,10 @@ def test_a_deep_copy_of_a_bound_method_is_its_own(make, how):
     copied = how(method)
     assert copied.modules["global"] is copied.model.backbone
     assert copied.model.backbone is not method.model.backbone
-    expected = loop(local_epochs=1).evaluate_clients(method, server_groups(method), batch)
+    expected = evaluate_clients(loop(local_epochs=1), method, server_groups(method), batch)
     for p in method.modules["global"].parameters():
         nn.init.zeros_(p)
-    found = loop(local_epochs=1).evaluate_clients(copied, server_groups(copied), batch)
+    found = evaluate_clients(loop(local_epochs=1), copied, server_groups(copied), batch)
     assert torch.equal(found.personalized_loss, expected.personalized_loss)
 
 
@@ -174,7 +175,7 @@ def test_frozen_parameters_are_in_no_group(make):
     }
     torch.manual_seed(0)
     update = loop(local_epochs=1).train_clients(method, server, batch, kept=kept or None)
-    evaluation = loop(local_epochs=1).evaluate_clients(method, server, batch)
+    evaluation = evaluate_clients(loop(local_epochs=1), method, server, batch)
     groups = [*server.values(), *method.start(server).values(), *update.difference.values(), *update.kept.values()]
     for group in (*groups, *sent_parameters(method).values()):
         assert not FROZEN & group.keys()
@@ -182,7 +183,7 @@ def test_frozen_parameters_are_in_no_group(make):
     if isinstance(method, PartialFed):
         return  # its strategy is drawn per chunk
     for client in range(2):
-        alone = loop(local_epochs=1).evaluate_clients(method, server, select(batch, [client]))
+        alone = evaluate_clients(loop(local_epochs=1), method, server, select(batch, [client]))
         torch.testing.assert_close(alone.personalized_loss[0], evaluation.personalized_loss[client])
 
 

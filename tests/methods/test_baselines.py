@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from flow_pl.data.batch import GLOBAL, LOCAL
 from flow_pl.engine.server_round import server_groups
 from flow_pl.errors import ConfigurationError
+from flow_pl.evaluation.clients import evaluate_clients
 from flow_pl.evaluation.counts import mixture_shares
 from flow_pl.methods import FedAvg, FedRep, FineTuning, Interpolation, KNNPer, LGFedAvg, Local
 from flow_pl.tasks import MultiLabel
@@ -18,7 +19,7 @@ SIZES = (11, 6)
 
 
 def evaluated(method, batch):
-    return loop().evaluate_clients(method, server_groups(method), batch)
+    return evaluate_clients(loop(), method, server_groups(method), batch)
 
 
 def fine_tuned(method, batch, client, epochs, bit=0):

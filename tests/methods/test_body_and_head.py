@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from flow_pl.engine.server_round import sent_parameters, server_groups
 from flow_pl.errors import ConfigurationError
+from flow_pl.evaluation.clients import evaluate_clients
 from flow_pl.methods import FedAvg, FedRep, LGFedAvg
 from flow_pl.models import LogisticRegression
 from tests.methods.helpers import TASKS, client_of, copied, filled, next_server, on_task
@@ -65,7 +66,7 @@ def test_fedrep_predicts_with_the_servers_body_under_the_clients_head():
     kept = loop(local_epochs=1).train_clients(method, snapshot(method), batch).kept
     server = next_server(snapshot(method))
     for state in (None, kept):
-        result = loop().evaluate_clients(method, server, batch, None if state is None else copied(state))
+        result = evaluate_clients(loop(), method, server, batch, None if state is None else copied(state))
         for client in range(len(SIZES)):
             body, head = parts(server["global"])
             head = head if state is None else client_of(state["head"], client)
@@ -112,8 +113,8 @@ def test_lg_fedavg_predicts_with_the_clients_body_and_the_head_trained_on():
     kept = loop(local_epochs=1, personal_epochs=2).train_clients(method, snapshot(method), batch).kept
     server = next_server(snapshot(method))
     for state in (None, kept):
-        result = loop(local_epochs=1, personal_epochs=2).evaluate_clients(
-            method, server, batch, None if state is None else copied(state)
+        result = evaluate_clients(
+            loop(local_epochs=1, personal_epochs=2), method, server, batch, None if state is None else copied(state)
         )
         for client in range(len(SIZES)):
             body, head = parts(server["global"])
@@ -195,7 +196,7 @@ def test_language_models_are_cut_behind_any_block(make, sent, stays):
     initial = server["global"]
     assert all((p - initial[name]).abs().sum() > 0 for name, p in kept.items())
     assert all(p.abs().sum() > 0 for p in update.difference["global"].values())
-    assert loop(local_epochs=3).evaluate_clients(method, server, batch, copied(update.kept)).personalized.shape == (2,)
+    assert evaluate_clients(loop(local_epochs=3), method, server, batch, copied(update.kept)).personalized.shape == (2,)
 
 
 @pytest.mark.parametrize("task", TASKS)

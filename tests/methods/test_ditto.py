@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from flow_pl.engine.server_round import server_groups
 from flow_pl.errors import ConfigurationError
+from flow_pl.evaluation.clients import evaluate_clients
 from flow_pl.methods import Ditto, FedAvg, Local
 from tests.methods.helpers import TASKS, client_of, copied, filled, next_server, on_task
 from tests.support import bound, chunk, delta, flat, loop, minibatches, sgd, snapshot
@@ -55,7 +56,7 @@ def test_sends_what_fedavg_sends(regularization):
 def test_without_regularization_the_personal_model_is_locals():
     batch = chunk(SIZES, heldout=20)
     ditto, local = bound(Ditto(regularization=0.0)), bound(Local(2))
-    ours, theirs = (loop().evaluate_clients(method, server_groups(method), batch) for method in (ditto, local))
+    ours, theirs = (evaluate_clients(loop(), method, server_groups(method), batch) for method in (ditto, local))
     torch.testing.assert_close(ours.personalized_loss, theirs.personalized_loss, rtol=1e-6, atol=0)
     assert torch.equal(ours.personalized, theirs.personalized)
     kept = loop().train_clients(ditto, server_groups(ditto), batch).kept["personal"]
@@ -75,8 +76,8 @@ def test_is_evaluated_with_the_kept_model_trained_on(seen):
         if seen
         else None
     )
-    result = loop(local_epochs=1, personal_epochs=2).evaluate_clients(
-        method, server, batch, None if kept is None else copied(kept)
+    result = evaluate_clients(
+        loop(local_epochs=1, personal_epochs=2), method, server, batch, None if kept is None else copied(kept)
     )
     w_g = filled(server["global"])
     for client in range(2):

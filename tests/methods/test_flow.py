@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from flow_pl.data.batch import GLOBAL, LOCAL
 from flow_pl.engine.server_round import server_groups
 from flow_pl.errors import ConfigurationError
+from flow_pl.evaluation.clients import evaluate_clients, predict_clients
 from flow_pl.methods import FedAvg, Flow
 from flow_pl.models.routers import InstanceRouter, Router
 from tests.support import PublishedFlow, bound, chunk, delta, flat, loop, minibatches, network, select, sgd, train_alone
@@ -85,7 +86,7 @@ def test_personalized_model_equals_the_published_one(routing):
     """w_l and the router trained, w_g as it came; then hard or soft routing on the held-out examples."""
     method = bound(PublishedFlow(regularization=LAMBDA, epsilon=EPSILON, routing=routing, router=small_router))
     batch = chunk((11, 6), heldout=40)
-    evaluated = loop().evaluate_clients(method, server_groups(method), batch)
+    evaluated = evaluate_clients(loop(), method, server_groups(method), batch)
     for client in range(2):
         w_g, w_l, router = reference_client(method, batch, client, epochs=2, train_global=False)
         x, y = batch.heldout.x[client], batch.heldout.y[client]
@@ -146,7 +147,7 @@ def test_routing_by_client_sends_all_instances_one_way():
     groups, _ = loop(local_epochs=1).run(method, server_groups(method), batch, training=False)
     for client, n in enumerate(batch.train.sizes):
         torch.testing.assert_close(groups.groups["features"]["mean"][client], batch.train.x[client, :n].mean(0))
-    routes = loop(local_epochs=1).predict_clients(method, server_groups(method), batch).routes
+    routes = predict_clients(loop(local_epochs=1), method, server_groups(method), batch).routes
     assert (routes == routes[:, :1]).all()
     by_instance = bound(PublishedFlow(router=small_router))
     x = batch.heldout.x[0]

@@ -10,6 +10,7 @@ from torch import nn
 from flow_pl.data.batch import GLOBAL, LOCAL
 from flow_pl.engine.server_round import server_groups
 from flow_pl.errors import ConfigurationError
+from flow_pl.evaluation.clients import evaluate_clients
 from flow_pl.methods import EvidenceFlow, FedAvg, Interpolation
 from flow_pl.methods.evidence import EVIDENCE, MOMENTUM, add_to_statistics, evidence, standardise
 from flow_pl.tasks import MultiLabel
@@ -136,7 +137,7 @@ def test_what_predicts_weighs_three_models_by_the_evidence():
     server = snapshot(method)
     nn.init.normal_(method.modules["router"].head.weight, std=3, generator=torch.Generator().manual_seed(5))
     server["router"] = {name: p.detach().clone() for name, p in method.modules["router"].named_parameters()}
-    result = loop(local_epochs=1, personal_epochs=2).evaluate_clients(method, server, batch)
+    result = evaluate_clients(loop(local_epochs=1, personal_epochs=2), method, server, batch)
     w_g = method.modules["global"]
     for client, n in enumerate(SIZES):
         w_l, loss, right = tuned(w_g, batch, client, 2), 0.0, 0
@@ -161,7 +162,7 @@ def test_a_router_that_has_learned_nothing_is_the_control(task, alpha, neighbour
     else:
         methods, batch = [test_sequences.bound(method) for method in methods], test_sequences.batch((6, 4, 3), 2)
         batch.train.y[2] = 0
-    ours, control = (loop().evaluate_clients(method, server_groups(method), batch) for method in methods)
+    ours, control = (evaluate_clients(loop(), method, server_groups(method), batch) for method in methods)
     torch.testing.assert_close(ours.personalized_loss, control.personalized_loss, rtol=1e-5, atol=1e-5)
     assert torch.equal(ours.personalized, control.personalized)
     assert torch.equal(ours.generalized, control.generalized)
@@ -192,10 +193,10 @@ def test_clients_of_a_chunk_are_those_of_chunks_of_one(task, trace_after):
         for name, group in together.difference.items():
             ours = flat({key: p[i] for key, p in group.items()})
             torch.testing.assert_close(ours, flat(alone.difference[name]), atol=1e-4, rtol=1e-3)
-    whole = loop().evaluate_clients(method, server, batch)
+    whole = evaluate_clients(loop(), method, server, batch)
     for i in range(len(batch)):
         torch.testing.assert_close(
-            loop(evaluation_batch_size=2).evaluate_clients(method, server, one(i)).personalized_loss,
+            evaluate_clients(loop(evaluation_batch_size=2), method, server, one(i)).personalized_loss,
             whole.personalized_loss[i : i + 1],
         )
 
@@ -248,8 +249,8 @@ def test_the_servers_optimizer_scales_no_statistics(server, tmp_path):
 
 
 def test_runs_in_other_chunks_end_the_same(tmp_path):
-    whole, _ = fitted(tmp_path, EvidenceFlow(dropout=0.0), rounds=2)
-    small, _ = fitted(tmp_path, EvidenceFlow(dropout=0.0), rounds=2, chunk_size=1)
+    whole, _ = fitted(tmp_path, EvidenceFlow(), rounds=2)
+    small, _ = fitted(tmp_path, EvidenceFlow(), rounds=2, chunk_size=1)
     for name, p in whole.server.named_parameters():
         torch.testing.assert_close(dict(small.server.named_parameters())[name], p, atol=2e-3, rtol=1e-2)
 

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from flow_pl.engine.server_round import ServerRound, server_groups
 from flow_pl.errors import ConfigurationError
+from flow_pl.evaluation.clients import evaluate_clients
 from flow_pl.methods import FedAvg, HypCluster
 from flow_pl.models import EMNISTCNN, LSTM, MLP, NextCharacterLSTM, ResNet18
 from flow_pl.tasks import MultiLabel, NextToken
@@ -78,7 +79,7 @@ def test_a_model_that_nobody_picked_stays():
 def test_the_picked_model_predicts_and_the_mean_is_the_general_one():
     method = bound(HypCluster())
     batch = clustered(method)
-    result = loop(local_epochs=1).evaluate_clients(method, server_groups(method), batch)
+    result = evaluate_clients(loop(local_epochs=1), method, server_groups(method), batch)
     for client in range(3):
         x, y = batch.heldout.x[client], batch.heldout.y[client]
         outputs = [method.modules[name](x) for name in method.models]
@@ -112,7 +113,7 @@ def test_one_model_is_fedavg_bit_for_bit(sizes):
         method = bound(method, network(dropout=0.5))
         assert set(method.modules) == {"global"}
         updates.append(loop().train_clients(method, server_groups(method), batch))
-        evaluations.append(loop().evaluate_clients(method, server_groups(method), batch))
+        evaluations.append(evaluate_clients(loop(), method, server_groups(method), batch))
     assert torch.equal(flat(delta(updates[0])["global"]), flat(delta(updates[1])["global"]))
     assert torch.equal(updates[0].weights["global"], updates[1].weights["global"])
     for name in ("generalized", "personalized", "generalized_loss", "personalized_loss"):
@@ -180,7 +181,7 @@ def test_it_trains_on_sequences():
         ]
         assert update.weights[method.models[found.index(min(found))]][client] == n
     assert torch.isfinite(
-        loop(local_epochs=1).evaluate_clients(method, server_groups(method), batch).generalized_loss
+        evaluate_clients(loop(local_epochs=1), method, server_groups(method), batch).generalized_loss
     ).all()
 
 

@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from flow_pl.data.batch import ClientBatch, Examples
 from flow_pl.engine.server_round import server_groups
 from flow_pl.errors import ConfigurationError
+from flow_pl.evaluation.clients import evaluate_clients, predict_clients
 from flow_pl.methods import FedAvg, KNNPer, Minibatch
 from flow_pl.methods.parts import local_memory as memory_module
 from flow_pl.methods.parts.local_memory import nearest
@@ -22,7 +23,7 @@ SIZES = (11, 3)
 
 
 def evaluated(method, batch, **settings):
-    return loop(**settings).evaluate_clients(method, server_groups(method), batch)
+    return evaluate_clients(loop(**settings), method, server_groups(method), batch)
 
 
 def mixed(base, query, stored, labels, k, share):
@@ -185,7 +186,7 @@ def test_predictions_are_made_for_unlabelled_instances():
         batch.client, batch.train, batch.part, batch.order,
         Examples(held.x, torch.full_like(held.y, -1), held.mask, held.sizes), 0, batch.key,
     )  # fmt: skip
-    assert loop(local_epochs=1).predict_clients(method, server_groups(method), batch).prediction.shape == (2, 5)
+    assert predict_clients(loop(local_epochs=1), method, server_groups(method), batch).prediction.shape == (2, 5)
 
 
 def test_several_labels_are_refused():

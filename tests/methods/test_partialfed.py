@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from flow_pl.checks import check_fit
 from flow_pl.engine.server_round import server_groups
 from flow_pl.errors import ConfigurationError
+from flow_pl.evaluation.clients import evaluate_clients
 from flow_pl.methods import FedAvg, FineTuning, PartialFed
 from flow_pl.models import MLP
 from flow_pl.tasks import MultiLabel
@@ -77,7 +78,7 @@ def test_a_round_equals_plain_loops(clients):
     """Strategy steps with frozen weights, the choice, weight steps; all of the model is sent, and kept."""
     method = bound(PartialFed(strategy_epochs=2, temperature=0.5))
     batch = select(chunk(SIZES), clients)
-    kept = kept_by(method, batch, ((0.1, -0.1), (-0.1, 0.1)))
+    kept = kept_by(method, batch, ((0.5, -0.5), (-0.5, 0.5)))
     before = copy.deepcopy(kept)
     server = server_groups(method)
     update = loop().train_clients(method, server, batch, kept=kept)
@@ -100,7 +101,7 @@ def test_personalization_is_a_round_from_what_the_client_keeps():
     kept = kept_by(method, batch, ((0.1, -0.1), (-0.1, 0.1)))
     before = copy.deepcopy(kept)
     server = {name: {key: p.clone() for key, p in group.items()} for name, group in server_groups(method).items()}
-    result = loop(local_epochs=1, personal_epochs=2).evaluate_clients(method, server_groups(method), batch, kept=kept)
+    result = evaluate_clients(loop(local_epochs=1, personal_epochs=2), method, server_groups(method), batch, kept=kept)
     logits = learned_logits(method, batch, before, 1, 1.0)
     for client in range(2):
         model = trained(method, batch, before, client, logits[client], 2)
@@ -119,8 +120,8 @@ def test_with_everything_received_it_is_fedavg_with_fine_tuning():
     update = loop().train_clients(method, server_groups(method), batch, kept=kept_by(method, batch, received))
     expected = loop().train_clients(fedavg, server_groups(fedavg), batch)
     assert torch.equal(flat(delta(update)["global"]), flat(delta(expected)["global"]))
-    result = loop().evaluate_clients(method, server_groups(method), batch, kept=kept_by(method, batch, received))
-    reference = loop().evaluate_clients(tuned, server_groups(tuned), batch)
+    result = evaluate_clients(loop(), method, server_groups(method), batch, kept=kept_by(method, batch, received))
+    reference = evaluate_clients(loop(), tuned, server_groups(tuned), batch)
     for name in ("personalized", "personalized_loss", "global_or_local"):
         assert torch.equal(getattr(result, name), getattr(reference, name))
 
@@ -140,8 +141,8 @@ def test_a_client_never_sampled_is_fine_tuned():
     """It keeps w_g: received and kept are the same, and the strategy does not move."""
     batch = chunk(SIZES, heldout=20)
     method, tuned = bound(PartialFed()), bound(FineTuning())
-    result = loop().evaluate_clients(method, server_groups(method), batch)
-    reference = loop().evaluate_clients(tuned, server_groups(tuned), batch)
+    result = evaluate_clients(loop(), method, server_groups(method), batch)
+    reference = evaluate_clients(loop(), tuned, server_groups(tuned), batch)
     assert torch.equal(result.personalized_loss, reference.personalized_loss)
     state = method.initial_state(server_groups(method))
     assert torch.equal(flat(state["kept"]), flat(server_groups(method)["global"]))
@@ -193,7 +194,7 @@ def test_it_does_not_route_instances():
     assert method.route_names == []
     groups = method.start(server_groups(method))
     assert method.predict(groups, batch.heldout.x[0]).routes is None
-    assert loop(local_epochs=1).evaluate_clients(method, server_groups(method), batch).routed_local is None
+    assert evaluate_clients(loop(local_epochs=1), method, server_groups(method), batch).routed_local is None
 
 
 def test_it_trains_on_sequences_with_an_embedding_table_of_its_own():
@@ -208,7 +209,7 @@ def test_it_trains_on_sequences_with_an_embedding_table_of_its_own():
     assert second.kept["strategy"]["logits"].abs().amin() > 0, "received and kept differ in every block"
     assert delta(second)["global"]["embedding.weight"].abs().sum() > 0
     assert torch.isfinite(
-        loop(local_epochs=1).evaluate_clients(method, server_groups(method), batch).personalized_loss
+        evaluate_clients(loop(local_epochs=1), method, server_groups(method), batch).personalized_loss
     ).all()
 
 
@@ -220,7 +221,7 @@ def test_it_trains_on_several_labels():
         part.y = F.one_hot(part.y, 3)
     update = loop(local_epochs=1).train_clients(method, server_groups(method), batch, kept=None)
     assert flat(delta(update)["global"]).abs().sum() > 0
-    assert loop(local_epochs=1).evaluate_clients(method, server_groups(method), batch).personalized.shape == (2,)
+    assert evaluate_clients(loop(local_epochs=1), method, server_groups(method), batch).personalized.shape == (2,)
 
 
 @pytest.mark.parametrize("name", ["strategy_epochs", "temperature", "strategy_lr_scale"])

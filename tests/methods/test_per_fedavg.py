@@ -13,6 +13,7 @@ from flow_pl.checks import check_fit
 from flow_pl.engine.gradients import GradientEngine
 from flow_pl.engine.server_round import server_groups
 from flow_pl.errors import ConfigurationError
+from flow_pl.evaluation.clients import evaluate_clients
 from flow_pl.methods import FedAvg, Minibatch, PerFedAvg
 from flow_pl.methods.per_fedavg import halves
 from flow_pl.models import EMNISTCNN, LSTM, MLP, NextCharacterLSTM, NextWordLSTM, ResNet18
@@ -64,7 +65,7 @@ def test_clients_send_what_the_paper_says(batch_size, trace_after):
 def test_the_personal_model_takes_plain_steps_of_alpha():
     """Not the client optimizer's, which has momentum and another learning rate; the server's model stays."""
     method, batch = bound(PerFedAvg(alpha=ALPHA)), chunk(SIZES, heldout=20)
-    result = loop(local_epochs=1, personal_epochs=2).evaluate_clients(method, server_groups(method), batch)
+    result = evaluate_clients(loop(local_epochs=1, personal_epochs=2), method, server_groups(method), batch)
     w_g = method.modules["global"]
     for client in range(len(SIZES)):
         x, y = batch.heldout.x[client], batch.heldout.y[client]
@@ -81,7 +82,7 @@ def test_alpha_0_on_single_examples_is_fedavg():
         method = bound(method)
         updates.append(flat(delta(loop(batch_size=1).train_clients(method, server_groups(method), batch))["global"]))
     torch.testing.assert_close(*updates)
-    result = loop().evaluate_clients(bound(PerFedAvg(alpha=0.0)), server_groups(method), batch)
+    result = evaluate_clients(loop(), bound(PerFedAvg(alpha=0.0)), server_groups(method), batch)
     assert torch.equal(result.personalized_loss, result.generalized_loss)
 
 

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from flow_pl.engine.server_round import ServerRound, server_groups
 from flow_pl.errors import ConfigurationError
+from flow_pl.evaluation.clients import evaluate_clients
 from flow_pl.methods import FedAvg, PFedMe
 from tests.methods.helpers import TASKS, filled, on_task
 from tests.support import bound, chunk, delta, flat, loop, minibatches, sgd, snapshot
@@ -66,8 +67,8 @@ def test_clients_keep_nothing():
 def test_is_evaluated_with_theta_made_anew(optimizer):
     """From w_g, which stays as it is; the K steps on all minibatches have one momentum."""
     method, batch = pfedme(), chunk(SIZES, heldout=20)
-    result = loop(local_epochs=1, personal_epochs=2, client_optimizer=optimizer).evaluate_clients(
-        method, snapshot(method), batch
+    result = evaluate_clients(
+        loop(local_epochs=1, personal_epochs=2, client_optimizer=optimizer), method, snapshot(method), batch
     )
     w_g = filled(snapshot(method)["global"])
     for client in range(2):

@@ -11,6 +11,7 @@ from flow_pl.checks import check_fit
 from flow_pl.data.batch import ClientBatch, Examples
 from flow_pl.engine.server_round import server_groups
 from flow_pl.errors import ConfigurationError
+from flow_pl.evaluation.clients import evaluate_clients
 from flow_pl.evaluation.counts import count_client
 from flow_pl.methods import FedAvg, Minibatch
 from flow_pl.models import LSTM, MLP, NextCharacterLSTM, NextWordLSTM
@@ -186,14 +187,14 @@ def test_flow_on_sequences_is_the_same_in_any_chunk():
     whole = batch((6, 5, 3))
     server = server_groups(method)
     together = loop(local_epochs=1).train_clients(method, server, whole)
-    evaluated = loop(local_epochs=1).evaluate_clients(method, server, whole)
+    evaluated = evaluate_clients(loop(local_epochs=1), method, server, whole)
     for name in ("global", "router"):
         alone = sum(
             flat(delta(loop(local_epochs=1).train_clients(method, server, _one(whole, i)))[name]) for i in range(3)
         )
         torch.testing.assert_close(flat(delta(together)[name]), alone, atol=1e-5, rtol=1e-4)
     for i in range(3):
-        one = loop(local_epochs=1).evaluate_clients(method, server, _one(whole, i))
+        one = evaluate_clients(loop(local_epochs=1), method, server, _one(whole, i))
         assert torch.equal(one.personalized, evaluated.personalized[i : i + 1])
         torch.testing.assert_close(one.personalized_loss, evaluated.personalized_loss[i : i + 1])
     assert evaluated.routed_local.shape == (3, 3)
@@ -227,7 +228,7 @@ def test_embedding_table_moves_in_the_global_step_alone():
 def test_next_token_loss_and_accuracy_of_fedavg():
     method = bound(FedAvg())
     data = batch((6, 5))
-    evaluated = loop(local_epochs=1).evaluate_clients(method, server_groups(method), data)
+    evaluated = evaluate_clients(loop(local_epochs=1), method, server_groups(method), data)
     logits = torch.stack([copy.deepcopy(method.modules["global"])(x) for x in data.heldout.x])
     real = data.heldout.y != 0
     right = (logits.argmax(-1) == data.heldout.y) & real

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from flow_pl.engine.server_round import server_groups
+from flow_pl.evaluation.clients import evaluate_clients
 from flow_pl.evaluation.convergence import OBSERVED, gradient_figures, gradient_sums, observed
 from tests.theory.problems import Quadratics, noisy_local_part
 from tests.theory.runs import flow, gradient_descent, on_quadratics, place, weights
@@ -16,7 +17,7 @@ def personalized(method, batch, steps=STEPS):
     """The clients' groups after personalization, and the means over clients of the losses of w_g and w_p."""
     loop = gradient_descent(LR, steps)
     groups, _ = loop.run(method, server_groups(method), batch, training=False)
-    counts = loop.evaluate_clients(method, server_groups(method), batch)
+    counts = evaluate_clients(loop, method, server_groups(method), batch)
     n = counts.loss_count
     return groups.groups, float((counts.generalized_loss / n).mean()), float((counts.personalized_loss / n).mean())
 

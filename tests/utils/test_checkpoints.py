@@ -12,7 +12,7 @@ import lightning
 import pytest
 import torch
 
-from flow_pl.cli import main
+from flow_pl.__main__ import main
 from flow_pl.errors import ConfigurationError, FlowError
 from flow_pl.utils.checkpoints import WholeCheckpointIO, look_at, resumed_checkpoint
 from flow_pl.utils.files import write_text

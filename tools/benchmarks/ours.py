@@ -43,7 +43,7 @@ def federated_module(workload: Workload, flow: bool = False) -> FederatedModule:
     return module
 
 
-def chunk(clients: Clients) -> ClientBatch:
+def chunk(clients: Clients, orders: int = 1) -> ClientBatch:
     """Clients, the largest first, as the loop takes them: padded, in the order of the data."""
     sizes = tuple(len(y) for _, y in clients)
     count, longest = len(sizes), max(sizes)
@@ -57,7 +57,7 @@ def chunk(clients: Clients) -> ClientBatch:
     mask = torch.arange(longest) < torch.tensor(sizes)[:, None]
     train = Examples(x, y, mask, sizes)
     clients = torch.arange(count)
-    return ClientBatch(clients, train, part, _data_order(count, 1, longest), None, round=0, key=clients)
+    return ClientBatch(clients, train, part, _data_order(count, orders, longest), None, round=0, key=clients)
 
 
 def _data_order(clients: int, epochs: int, longest: int) -> Tensor:
@@ -85,7 +85,9 @@ class LoopRounds:
     ) -> None:
         self.module = federated_module(workload, flow)
         self.reduce = reduce
-        self.chunks = [chunk(clients[i : i + chunk_size]) for i in range(0, len(clients), chunk_size)]
+        self.chunks = [
+            chunk(clients[i : i + chunk_size], self.module.orders) for i in range(0, len(clients), chunk_size)
+        ]
         self.optimizer = torch.optim.SGD(self.module.server.parameters(), lr=1.0)
 
     def __call__(self) -> None:

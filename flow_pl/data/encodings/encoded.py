@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 from abc import abstractmethod
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -14,17 +13,17 @@ import numpy as np
 from torch import Tensor
 
 from flow_pl.data.datamodule import FederatedDataModule
-from flow_pl.data.encodings.encoding import Encoding, Rows, UnusableError
+from flow_pl.data.encodings.encoding import Encoding, Rows
 from flow_pl.data.encodings.vocabulary import Vocabulary
 from flow_pl.data.readers.sources import Part, RawClient, Record, Selection, Source, joined, new_clients
 from flow_pl.data.store.cache import file_identity
+from flow_pl.data.store.client_checks import UnusableError
 from flow_pl.data.store.counting import kept_vocabularies
 from flow_pl.data.store.writer import ClientData
 from flow_pl.errors import ConfigurationError, DataError
-from flow_pl.utils.validation import given, require_choice, require_count
+from flow_pl.utils.validation import given, require_count
 
 _TRAIN: tuple[Part] = ("train",)
-_log = logging.getLogger(__name__)
 
 
 class EncodedData(FederatedDataModule):
@@ -49,7 +48,7 @@ class EncodedData(FederatedDataModule):
         same_clients: whether a name means the same client in the training, the validation and the test files; otherwise
             the test files have clients of their own, who are new, and so have the validation files.
         unusable_clients: what to do about a client that nothing can be learned from (without examples, without text, or
-            with unknown tokens alone): "error" = stop, "skip" = leave it out.
+            with unknown tokens alone, without a label): "error" = stop, "skip" = leave it out and say so.
         **kwargs: settings of every data set, see `FederatedDataModule`.
 
     Raises:
@@ -65,9 +64,8 @@ class EncodedData(FederatedDataModule):
         unusable_clients: Literal["error", "skip"] = "error",
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(unusable_clients=unusable_clients, **kwargs)
         require_count(**given(max_examples=max_examples))
-        require_choice(("error", "skip"), unusable_clients=unusable_clients)
         if not 0 < client_fraction <= 1:
             raise ConfigurationError(
                 f"client_fraction is {client_fraction}, expected a share greater than 0 and at most 1."
@@ -75,7 +73,6 @@ class EncodedData(FederatedDataModule):
         self._encoding = encoding
         self._selection = Selection(encoding.columns, max_examples, client_fraction, self.split_seed)
         self._same_clients = same_clients
-        self._skip_unusable = unusable_clients == "skip"
 
     @abstractmethod
     def source(self, part: Part, selection: Selection) -> Source | None:
@@ -114,12 +111,16 @@ class EncodedData(FederatedDataModule):
             "clients": [selection.client_fraction, selection.seed] if selection.client_fraction < 1 else None,
             "new_clients": [self.new_client_fraction, self.split_seed] if self._draws_new_clients else None,
             "same_clients": self._same_clients,
-            "skip_unusable": self._skip_unusable,
+            "skip_unusable": self.unusable_clients == "skip",
         }
 
     def class_count(self) -> int | None:
         """What the encoding says."""
         return self._encoding.class_count(self.vocabularies)
+
+    def label_names(self) -> Sequence[str]:
+        """What the encoding says."""
+        return self._encoding.label_names()
 
     def transform(self, x: Tensor) -> Tensor:
         """Unpack the features and turn them into inputs of a model; see `FederatedDataModule.transform`."""
@@ -161,16 +162,13 @@ class EncodedData(FederatedDataModule):
         """
         with contextlib.ExitStack() as stack:
             sources = {part: self._open(part, stack) for part in ("train", "test", "validation", "heldout")}
-            skipped = 0
             for record in joined(**sources, same_clients=self._same_clients, written=written):
                 try:
                     yield self._encoded(record)
                 except UnusableError:
-                    if not self._skip_unusable:
+                    if self.unusable_clients == "error":
                         raise
-                    skipped += 1
-            if skipped:
-                _log.info("%d clients with nothing to learn from: left out", skipped)
+                    self._left_out.append(record.name)
 
     def _open(self, part: Part, stack: contextlib.ExitStack) -> Any:
         source = self.source(part, self._selection)

@@ -13,16 +13,9 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from flow_pl.data.encodings.encoding import (
-    Columns,
-    Encoding,
-    Rows,
-    UnusableError,
-    Vocabularies,
-    VocabularySource,
-    texts,
-)
+from flow_pl.data.encodings.encoding import Columns, Encoding, Rows, Vocabularies, VocabularySource, texts
 from flow_pl.data.encodings.vocabulary import BOS, EOS, OOV, PAD, Vocabulary
+from flow_pl.data.store.client_checks import UnusableError
 from flow_pl.utils.validation import require_count, require_some
 
 CHARACTERS = "dhlptx@DHLPTX $(,048cgkoswCGKOSW[_#'/37;?bfjnrvzBFJNRVZ\"&*.26:\naeimquyAEIMQUY]!%)-159\r"

@@ -101,7 +101,7 @@ def read_tokens(path: Path, size: int) -> list[str]:
         DataError: the file cannot be read or lists no token.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         if text.lstrip().startswith("{"):
             tokens = most_frequent(Counter(json.loads(text)), size)
         else:

@@ -1,20 +1,23 @@
-"""The user's own arrays: one `.npz` or Parquet file that says in every row whose it is."""
+"""The user's own arrays: one `.npz`, Parquet or CSV file that says in every row whose it is."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+from operator import mul
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
 
 from flow_pl.data.datamodule import FederatedDataModule
-from flow_pl.data.readers.tables import READERS
+from flow_pl.data.readers.tables import READERS, Reader, Table
 from flow_pl.data.store.cache import file_identity
 from flow_pl.data.store.limits import require_name
 from flow_pl.data.store.writer import ClientData
-from flow_pl.errors import ConfigurationError, DataError
+from flow_pl.errors import ConfigurationError, DataError, brief
 from flow_pl.utils.validation import given, require_count, require_counts, require_some
 
 
@@ -22,17 +25,29 @@ class ArrayData(FederatedDataModule):
     """Clients from one file that says in every row whose it is; rows need not be grouped by client.
 
     A `.npz` file holds arrays of equal length (integer clients may be indices into an array `client_names`); a
-    `.parquet` file holds columns, of numbers or of lists of one length. Labels are integers from 0; -1, or null in
-    Parquet, marks a row to be predicted. The file is read into memory once, when its store is written.
+    `.parquet` file holds columns, of numbers or of lists of one length; a `.csv` or `.tsv` file, which may be packed as
+    `.csv.gz`, holds columns of numbers below a header. The file is read into memory once, when its store is written.
+
+    Labels are whole numbers from 0, truth values, or texts: these become classes in sorted order, whose names are kept
+    (`class_names`). -1, an empty text, or null in Parquet marks a row to be predicted.
+
+    Features that are single numbers, whole ones and truth values too, are taken as they are, in single precision. In
+    arrays or lists, bytes are pixels and are scaled to 0..1, unless all of them are 0 or 1.
 
     Args:
-        path: the file, ending on .npz or .parquet.
+        path: the file, ending on .npz, .parquet, .csv, .tsv, .csv.gz or .tsv.gz.
+        test: another file, with the test examples in the same columns; clients that are in it alone are new. null = a
+            share of each client's examples is for testing.
         client_column: array or column with the client of each row, an integer or a text.
         label_column: array or column of the labels.
         feature_columns: arrays or columns of the features, several being joined along a new last axis; null = the
-            array `x` of a `.npz` file, or all columns but the client and the label of a `.parquet` file.
-        feature_shape: shape that the features of a row are given, such as [1, 28, 28] for images; null = as stored.
+            array `x` of a `.npz` file, or all columns of another one but the client, the label, and the row numbers
+            that pandas writes as its index.
+        feature_shape: shape that the features of a row are given, such as [1, 28, 28] for images; pictures that are
+            stored with their channels last are turned to have them first. null = as stored.
         num_classes: number of classes; null = the largest label + 1.
+        tokens: whether whole numbers in arrays or lists of features are tokens, for a model that begins with an
+            embedding; null = only where a label is a sequence as well.
         **kwargs: settings of every data set, see `FederatedDataModule`.
 
     Raises:
@@ -47,64 +62,157 @@ class ArrayData(FederatedDataModule):
         feature_columns: list[str] | None = None,
         feature_shape: list[int] | None = None,
         num_classes: int | None = None,
+        tokens: bool | None = None,
+        test: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self._path = Path(path).expanduser()
-        if self._path.suffix not in READERS:
-            raise ConfigurationError(f"path is {path}, expected a file ending on {' or '.join(READERS)}.")
+        self._paths = [Path(file).expanduser() for file in (path, test) if file is not None]
+        for setting, file in zip(("path", "test"), self._paths, strict=False):
+            if _reader(file) is None:
+                raise ConfigurationError(f"{setting} is {file}, expected a file ending on {' or '.join(READERS)}.")
         require_count(**given(num_classes=num_classes))
         require_counts(**given(feature_shape=feature_shape))
         require_some(**given(feature_shape=feature_shape, feature_columns=feature_columns))
-        self._columns = (client_column, label_column, feature_columns)
+        self._columns = (client_column, label_column, feature_columns, tokens)
         self._row_shape = feature_shape
         self._class_count = num_classes
+        self._label_names: tuple[str, ...] = ()
 
     def options(self) -> dict[str, Any]:
-        """The file, by its path, size and time of modification, and how it is read."""
+        """The files, by their paths, sizes and times of modification, and how they are read."""
         return {
-            "file": file_identity(self._path),
+            "files": [file_identity(file) for file in self._paths],
             "columns": self._columns,
             "feature_shape": self._row_shape,
             "num_classes": self._class_count,
+            "unusable_clients": self.unusable_clients,
         }
 
     def class_count(self) -> int | None:
         """The number of classes given, if one is."""
         return self._class_count
 
+    def label_names(self) -> tuple[str, ...]:
+        """The labels, where they are texts, in sorted order."""
+        return self._label_names
+
     def clients(self) -> Iterator[ClientData]:
-        """Read the file and group its rows by client.
+        """Read the files and group their rows by client.
 
         Yields:
-            The clients in the order of their values in the file, each with its rows in the order of the file.
+            The clients in the order of their values in the file, each with its rows in the order of the file; those of
+            the test file alone come last.
 
         Raises:
-            DataError: the file is damaged, lacks a column, or its columns do not fit each other.
+            DataError: a file is damaged, lacks a column, or its columns do not fit each other.
         """
-        table = READERS[self._path.suffix](self._path, *self._columns)
-        x = self._shaped(table.x)
+        tables = [self._table(file) for file in self._paths]
+        self._label_names = tuple(sorted({name for table in tables for name in table.class_names}))
+        if len({bool(table.class_names) for table in tables}) > 1:
+            raise DataError(
+                f"{' and '.join(map(str, self._paths))}: the labels are texts in one, numbers in the other."
+            )
+        parts = []
+        for path, table in zip(self._paths, tables, strict=True):
+            # the names of one file may be some of those of both; the last entry is for -1
+            numbers = np.array([*map(self._label_names.index, table.class_names), -1])
+            y = numbers[table.y] if self._label_names else table.y
+            self._check_labels(path, y)
+            parts.append(self._grouped(path, table._replace(y=y)))
+        train, test = parts[0], parts[1] if len(parts) > 1 else None
+        for name, (x, y) in train.items():
+            if test is None:
+                yield ClientData(name, x, y)
+                continue
+            x_test, y_test = test.pop(name, (x[:0], y[:0]))
+            try:
+                joined = np.concatenate([x, x_test]), np.concatenate([y, y_test])
+            except ValueError as error:
+                raise DataError(
+                    f"{self._paths[1]}: features have shape {x_test.shape[1:]} and labels {y_test.shape[1:]}, in "
+                    f"{self._paths[0]} they have {x.shape[1:]} and {y.shape[1:]}: make them equal."
+                ) from error
+            yield ClientData(name, *joined, test_rows=len(y_test))
+        for name, (x, y) in (test or {}).items():
+            yield ClientData(name, x, y, role="test")
+
+    def _table(self, path: Path) -> Table:
+        read = _reader(path)
+        assert read is not None
+        table = read(path, *self._columns)
+        if table.left_out:
+            rank_zero_info(
+                f"data: left out {brief(list(map(repr, table.left_out)))}, the row numbers of a pandas table; name the "
+                "columns in feature_columns to change that"
+            )
+        return table
+
+    def _grouped(self, path: Path, table: Table) -> dict[str, tuple[NDArray[Any], NDArray[Any]]]:
+        """The features and labels of each client, by its name."""
+        x = self._shaped(path, table.x)
         rows = np.argsort(table.client, kind="stable")
         values, starts = np.unique(table.client[rows], return_index=True)
-        for value, members in zip(values.tolist(), np.split(rows, starts[1:]), strict=True):
-            yield ClientData(self._name(value, table.names), x[members], table.y[members])
+        groups = zip(values.tolist(), np.split(rows, starts[1:]), strict=True)
+        return {self._name(path, value, table.names): (x[members], table.y[members]) for value, members in groups}
 
-    def _shaped(self, x: NDArray[Any]) -> NDArray[Any]:
+    def _check_labels(self, path: Path, y: NDArray[Any]) -> None:
+        if self._label_names and self._class_count and len(self._label_names) > self._class_count:
+            raise DataError(
+                f"{path} has {len(self._label_names)} labels ({brief(list(self._label_names))}), but num_classes "
+                f"is {self._class_count}: set it to null."
+            )
+        if y.ndim == 1 and (y == -1).any() and y.max() == 1 and y.min() == -1 and not (y == 0).any():
+            raise DataError(
+                f"{path}: the labels are -1 and 1 alone, but -1 marks a row to be predicted: write the two "
+                "classes as 0 and 1."
+            )
+
+    def _shaped(self, path: Path, x: NDArray[Any]) -> NDArray[Any]:
         if self._row_shape is None:
             return x
-        try:
-            return x.reshape(len(x), *self._row_shape)
-        except ValueError as error:
+        shaped = with_shape(x, tuple(self._row_shape))
+        if shaped is None:
             raise ConfigurationError(
-                f"feature_shape is {self._row_shape}, but a row of {self._path} has features of shape "
-                f"{x.shape[1:]}: give a shape of as many numbers."
-            ) from error
+                f"feature_shape is {self._row_shape}, but a row of {path} has features of shape "
+                f"{x.shape[1:]}: give a shape of as many numbers, in the same order of the axes; of pictures with "
+                "their channels last, give the shape with the channels first."
+            )
+        return shaped
 
-    def _name(self, value: int | str | bytes, names: NDArray[Any] | None) -> str:
+    def _name(self, path: Path, value: int | str | bytes, names: NDArray[Any] | None) -> str:
         if names is not None and isinstance(value, int):
             if not 0 <= value < len(names):
-                raise DataError(f"{self._path}: client {value} is no index into its {len(names)} client_names.")
+                raise DataError(f"{path}: client {value} is no index into its {len(names)} client_names.")
             value = names[value]
         # bytes that are no UTF-8 become what no name may hold
         name = value.decode("utf-8", errors="surrogateescape") if isinstance(value, bytes) else str(value)
-        return require_name(name, self._path)
+        return require_name(name, path)
+
+
+def _reader(path: Path) -> Reader | None:
+    return next((read for ending, read in READERS.items() if path.name.lower().endswith(ending)), None)
+
+
+def with_shape(x: NDArray[Any], shape: Sequence[int]) -> NDArray[Any] | None:
+    """Rows of another shape, in which no axis is read as another one.
+
+    Axes may be split or joined, and the last one may become the first (channels); they are not mixed otherwise.
+
+    Args:
+        x: [n, ...] rows.
+        shape: the shape of a row.
+
+    Returns:
+        [n, *shape]; None where that cannot be.
+    """
+    stored, wanted = x.shape[1:], tuple(shape)
+    if np.prod(stored) != np.prod(wanted):
+        return None
+    cuts, wanted_cuts = set(accumulate(stored, mul)), set(accumulate(wanted, mul))
+    # an axis of length 1 adds no cut but a 1
+    if (cuts - {1}) <= wanted_cuts or (wanted_cuts - {1}) <= cuts:
+        return x.reshape(len(x), *wanted)
+    if stored[-1:] == wanted[:1] and stored[:-1] == wanted[1:]:
+        return np.ascontiguousarray(np.moveaxis(x, -1, 1))
+    return None

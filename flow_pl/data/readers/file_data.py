@@ -16,6 +16,15 @@ from flow_pl.errors import DataError
 from flow_pl.utils.validation import given, require_some
 
 
+def is_hidden(path: Path) -> bool:
+    """Whether a file below a folder is none of its data: hidden, or what macOS writes beside a file (`._a.json`).
+
+    Args:
+        path: of the file, from the folder.
+    """
+    return any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
+
+
 class FileData(EncodedData):
     """Clients of files; each part of the data is a file, a folder of files, or a list of both.
 
@@ -102,7 +111,11 @@ class FileData(EncodedData):
             if not path.is_dir():
                 found.append(path)
                 continue
-            files = sorted(file for file in path.iterdir() if file.is_file() and file.name.endswith(self.endings))
+            files = sorted(
+                file
+                for file in path.iterdir()
+                if file.is_file() and file.name.endswith(self.endings) and not is_hidden(file.relative_to(path))
+            )
             if not files:
                 raise DataError(f"the folder {path} has no file ending on {' or '.join(self.endings)}: correct it.")
             found += files

@@ -170,7 +170,8 @@ class LeafData(FileData):
 def _stream(file: Path) -> Iterator[JsonStream]:
     try:
         with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as packed:
-            yield JsonStream(io.TextIOWrapper(io.BufferedReader(Bounded(packed, file)), encoding="utf-8"))
+            # with or without a byte order mark
+            yield JsonStream(io.TextIOWrapper(io.BufferedReader(Bounded(packed, file)), encoding="utf-8-sig"))
     except DataError:
         raise
     except (OSError, EOFError, ValueError, zlib.error) as error:

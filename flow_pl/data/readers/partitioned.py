@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from flow_pl.data.encodings.encoded import EncodedData
 from flow_pl.data.encodings.encoding import Encoding
+from flow_pl.data.readers.columns import column_values
+from flow_pl.data.readers.file_data import is_hidden
 from flow_pl.data.readers.npz import npz_table
 from flow_pl.data.readers.partitioned_files import check_files, require_embedded
 from flow_pl.data.readers.sources import Part, RawClient, Selection, Source
-from flow_pl.data.readers.tables import column_values
 from flow_pl.data.store.cache import file_identity
 from flow_pl.errors import ConfigurationError, DataError, brief
 from flow_pl.utils.optional import import_optional
@@ -84,7 +85,7 @@ class PartitionedSource(Source):
         self._rows.pop(name, None)
 
     def _column(self, chosen: Any, name: str) -> Any:
-        feature = chosen.features[name]
+        feature = column = chosen.features[name]
         while hasattr(feature, "feature"):  # lists, of lists
             feature = feature.feature
         kind = getattr(feature, "dtype", "")
@@ -94,7 +95,9 @@ class PartitionedSource(Source):
             # the library's own conversion of nested lists is a hundred times slower
             return column_values(self._name, name, chosen.with_format("arrow")[:][name])
         require_embedded(chosen.with_format("arrow")[:][name])
-        return chosen.with_format("numpy")[:][name]  # pictures, decoded
+        if type(feature).__name__ == "Image" and feature is column:
+            return [_pixels(picture) for picture in chosen[name]]
+        return chosen.with_format("numpy")[:][name]  # lists of pictures, decoded
 
 
 class PartitionedData(EncodedData):
@@ -260,6 +263,17 @@ def partition(dataset: Any, partitioner: Any, name: str) -> dict[str, NDArray[np
     return rows
 
 
+def _pixels(picture: Any) -> NDArray[Any]:
+    """The pixels of a decoded picture, where its numbers are no pixels themselves: of two levels, or of a palette."""
+    if picture is None:
+        raise ValueError("a row has no picture")
+    if picture.mode == "1":
+        picture = picture.convert("L")
+    elif picture.mode in ("P", "PA"):
+        picture = picture.convert("RGBA" if picture.mode == "PA" or "transparency" in picture.info else "RGB")
+    return np.asarray(picture)
+
+
 @contextlib.contextmanager
 def _network(datasets: Any, allowed: bool) -> Iterator[None]:
     """Keep the hub's client from the network, for whose answer it would wait long; its cache is still used."""
@@ -273,7 +287,11 @@ def _network(datasets: Any, allowed: bool) -> Iterator[None]:
 
 def _files(path: Path) -> list[Path]:
     """The files of a local path, all of one kind."""
-    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    files = (
+        [path]
+        if path.is_file()
+        else sorted(file for file in path.rglob("*") if file.is_file() and not is_hidden(file.relative_to(path)))
+    )
     if path.suffix == _ARRAYS or any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
         return files
     readable = [file for file in files if file.suffix in _BUILDERS]

@@ -6,13 +6,14 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import track
 
+from flow_pl.data.store.client_checks import UnusableError
 from flow_pl.data.store.client_store import FORMAT_VERSION
 from flow_pl.data.store.writer import ClientData, ClientStoreWriter
 from flow_pl.errors import DataError
@@ -71,7 +72,12 @@ def progress(clients: Iterable[T], description: str) -> Iterable[T]:
 
 
 def build_store(
-    path: Path, clients: Callable[[Collection[str]], Iterable[ClientData]], num_classes: int | None, identity: str
+    path: Path,
+    clients: Callable[[Collection[str]], Iterable[ClientData]],
+    num_classes: int | None,
+    identity: str,
+    class_names: Callable[[], Sequence[str]] = tuple,
+    leave_out: Callable[[str], None] | None = None,
 ) -> None:
     """Write a client store, showing progress on a terminal; one that was interrupted is gone on with.
 
@@ -81,6 +87,8 @@ def build_store(
             same order.
         num_classes: number of classes; None = the largest label + 1.
         identity: what identifies the clients besides the path; an interrupted store of another one is not gone on with.
+        class_names: gives the names of the classes, if they have any, when all clients are read.
+        leave_out: is told the name of a client without any label, which is then left out; None = such a one is refused.
 
     Raises:
         DataError: a client cannot be used.
@@ -90,5 +98,15 @@ def build_store(
         written = dict.fromkeys(writer.written)
         if written:
             _log.info("%s: %d clients are written already, going on behind them", path, len(written))
+        skipped = False
         for client in progress(clients(written), f"Writing {path.name}"):
-            writer.add(*client)
+            try:
+                writer.add(*client)
+            except UnusableError:
+                if leave_out is None:
+                    raise
+                leave_out(client.name)
+                skipped = True
+        if skipped and not writer.written:
+            raise DataError(f"no client to write to {path} has a label: check where the labels come from.")
+        writer.class_names = class_names()

@@ -13,6 +13,13 @@ from flow_pl.errors import DataError
 LARGEST_LABEL = np.iinfo(np.int32).max
 """A larger label is damage: a model has an output for each class."""
 
+LARGEST_FEATURE = float(np.finfo(np.float32).max)
+"""The largest number of single precision, in which models get features."""
+
+
+class UnusableError(DataError):
+    """A client has nothing that can be learned from, and may be left out."""
+
 
 def check_client(name: str, x: NDArray[Any], y: NDArray[Any], heldout_rows: int, num_classes: int | None) -> None:
     """Check one client's arrays by themselves.
@@ -25,6 +32,7 @@ def check_client(name: str, x: NDArray[Any], y: NDArray[Any], heldout_rows: int,
         num_classes: number of classes, if known.
 
     Raises:
+        UnusableError: it has no labelled row.
         DataError: they cannot be used; the message names the client, what was found and the remedy.
     """
     require_name(name, "the data")
@@ -55,6 +63,12 @@ def _check_features(name: str, x: NDArray[Any]) -> None:
         if not finite.all():
             row = int(np.argmin(finite))
             raise unusable(name, f"has a NaN or an infinite value in row {row}", "clean that row or leave it out")
+        # models get features in single precision
+        fits = _rows(np.abs(x) <= LARGEST_FEATURE).all(axis=1) if x.dtype.itemsize > 4 else finite
+        if not fits.all():
+            row = int(np.argmin(fits))
+            found = f"has a value in row {row} that is larger than the largest float32, {LARGEST_FEATURE:.8g}"
+            raise unusable(name, found, "rescale it, or leave that row out")
 
 
 def _check_labels(name: str, y: NDArray[Any], num_classes: int | None) -> None:
@@ -68,7 +82,10 @@ def _check_labels(name: str, y: NDArray[Any], num_classes: int | None) -> None:
             expected = f"at most {LARGEST_LABEL}"
         raise unusable(name, f"has the label {y[wrong][0]} in row {row}", f"expected {expected}, -1 = to be predicted")
     if not (y != -1).any():
-        raise unusable(name, "has no labelled row", "leave it out, or give it a label to learn from")
+        raise UnusableError(
+            f"client {name!r} has no labelled row: leave it out, or give it a label to learn from, or set "
+            "unusable_clients to skip."
+        )
 
 
 def _rows(values: NDArray[np.bool_]) -> NDArray[np.bool_]:

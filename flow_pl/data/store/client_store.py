@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from flow_pl.data.store.client_checks import check_client
 from flow_pl.errors import DataError, brief
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 """Version of the layout; a store of another version is not read."""
 
 Role = Literal["train", "validation", "test"]
@@ -68,12 +68,14 @@ class StoreMeta:
         clients: number of clients.
         rows: number of rows.
         num_classes: number of classes of the labels.
+        class_names: names of the classes in the order of their numbers, where the labels are texts; otherwise none.
     """
 
     version: int
     clients: int
     rows: int
     num_classes: int
+    class_names: tuple[str, ...] = ()
 
 
 class ClientStore:
@@ -217,9 +219,15 @@ _CLIENTS_AT_ONCE = 1 << 13
 
 def _meta(file: Path) -> StoreMeta:
     meta = StoreMeta(**json.loads(file.read_text(encoding="utf-8")))
-    if not all(type(value) is int and 0 <= value < 2**62 for value in vars(meta).values()):
-        raise ValueError(f"{meta} holds what is no count")
-    return meta
+    counts = (meta.version, meta.clients, meta.rows, meta.num_classes)
+    if not all(type(value) is int and 0 <= value < 2**62 for value in counts):
+        raise ValueError(f"{counts} holds what is no count")
+    names = meta.class_names
+    if not (isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)):
+        raise ValueError("class_names is no list of texts")
+    if len(names) > meta.num_classes:
+        raise ValueError(f"{len(names)} names are given to {meta.num_classes} classes")
+    return replace(meta, class_names=tuple(names))
 
 
 def _wrong_counts(arrays: dict[str, NDArray[Any]], clients: slice) -> Iterator[tuple[str, str]]:

@@ -93,10 +93,23 @@ class GrowingArray:
         self._file.flush()
 
     def finish(self) -> None:
-        """Write the length, and everything to the disk."""
+        """Write the length, and everything to the disk.
+
+        Bytes that are 0 and 1 alone are pictures of two levels: they become truth values, of the same size.
+        """
+        two_levels = self.dtype == np.uint8 and self._length > 0 and self._largest_byte() <= 1
         self._file.seek(0)
-        _write_header(self._file, self.dtype, (self._length, *self.shape))
+        _write_header(self._file, np.dtype(np.bool_) if two_levels else self.dtype, (self._length, *self.shape))
         sync(self._file)
+
+    def _largest_byte(self) -> int:
+        """A byte larger than 1, or else the largest one."""
+        self._file.flush()
+        self._file.seek(self._start)
+        largest = 0
+        while largest <= 1 and (block := self._file.read(1 << 20)):
+            largest = max(largest, max(block))
+        return largest
 
     def close(self) -> None:
         """Close the file."""

@@ -7,7 +7,7 @@ import json
 import shutil
 import uuid
 from array import array
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -66,6 +66,10 @@ class ClientStoreWriter:
     Raises:
         ConfigurationError: the folder cannot be made, or the disk is full.
         DataError: on leaving, no client was added.
+
+    Attributes:
+        class_names: names of the classes in the order of their numbers, to be set before it is left; none = they have
+            none.
     """
 
     def __init__(self, target: str | Path, num_classes: int | None = None, resume: str | None = None) -> None:
@@ -74,6 +78,7 @@ class ClientStoreWriter:
         self._folder = self._target.parent / f".{self._target.name}.{uuid.uuid4().hex}.tmp"
         self._num_classes = num_classes
         self._resume = resume
+        self.class_names: Sequence[str] = ()
         self._journal: Journal | None = None
         self._largest_label = -1
         self._names: dict[str, None] = {}
@@ -134,6 +139,7 @@ class ClientStoreWriter:
         """Append one client; the arguments are the fields of `ClientData`.
 
         Raises:
+            UnusableError: the client has no labelled row; it may be left out, and others be added.
             DataError: the client cannot be used; the message names it and its file, what was found and the remedy.
             ConfigurationError: the disk is full.
         """
@@ -142,7 +148,7 @@ class ClientStoreWriter:
         except DataError as error:
             if not source:
                 raise
-            raise DataError(f"{source}: {error}") from error
+            raise type(error)(f"{source}: {error}") from error
         except OSError as error:
             raise self._unwritable(error) from error
 
@@ -231,7 +237,8 @@ class ClientStoreWriter:
         self._x.finish()
         self._y.finish()
         classes = self._largest_label + 1 if self._num_classes is None else self._num_classes
-        meta = StoreMeta(FORMAT_VERSION, len(self._names), self._offsets[-1], classes)
+        names = tuple(self.class_names)
+        meta = StoreMeta(FORMAT_VERSION, len(self._names), self._offsets[-1], max(classes, len(names)), names)
         with (self._folder / "meta.json").open("w", encoding="utf-8") as file:
             json.dump(asdict(meta), file, indent=2)
             sync(file)

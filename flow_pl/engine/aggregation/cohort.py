@@ -32,15 +32,15 @@ class CohortUpdates:
         folder: where a file is made that holds the rows; None to hold them on the device.
 
     Attributes:
-        client: [K] int64, the clients of all processes in ascending order, once the round is `gathered`.
-        weight: [K] their weights.
+        client: [K] int64, the clients of all processes in ascending order, once the round is `gathered`; on the host.
+        weight: [K] float64, their weights; on the host.
     """
 
     def __init__(self, size: int, device: torch.device, folder: Path | None = None) -> None:
         self.size = size
         self._device = device
         self._rows: list[Tensor] = []
-        self._notes: list[Tensor] = []  # clients, weights, accepted
+        self._notes: list[tuple[Tensor, Tensor, Tensor]] = []  # clients, weights, accepted
         self._file: IO[bytes] | None = None
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
@@ -60,8 +60,8 @@ class CohortUpdates:
             FlowError: the disk is full.
         """
         rows = torch.cat([p.flatten(1) for group in difference.values() for p in group.values()], dim=1)
-        kept = torch.ones_like(weight) if accepted is None else accepted.to(weight.dtype)
-        self._notes.append(torch.stack([client.double(), weight.double(), kept.double()]))
+        kept = torch.ones_like(client, dtype=torch.bool) if accepted is None else accepted
+        self._notes.append((client, weight, kept))
         if self._file is None:
             self._rows.append(rows)
             return
@@ -75,19 +75,22 @@ class CohortUpdates:
 
     def gathered(self, reduce: Reduce, rank: int, world_size: int) -> CohortUpdates:
         """Learn of the clients of all processes; the rows stay where they are. Asks the device."""
-        notes = torch.cat(self._notes, dim=1) if self._notes else torch.zeros(3, 0, dtype=torch.float64)
-        notes = notes.cpu()
+        columns = zip(*self._notes, strict=True) if self._notes else [(torch.zeros(0),)] * 3
+        notes = torch.stack([torch.cat(column).cpu().double() for column in columns])
         self._own = notes[2].nonzero()[:, 0]
-        counts = torch.zeros(world_size, device=self._device)
-        counts[rank] = len(self._own)
-        counts = reduce(counts).long().cpu()
-        self._first = int(counts[:rank].sum())
-        everyone = torch.zeros(2, int(counts.sum()), dtype=torch.float64, device=self._device)
-        everyone[:, self._first : self._first + len(self._own)] = notes[:2, self._own].to(self._device)
-        everyone = reduce(everyone)
+        self._first, everyone = 0, notes[:2, self._own]
+        if world_size > 1:
+            counts = torch.zeros(world_size, device=self._device)
+            counts[rank] = len(self._own)
+            counts = reduce(counts).long().cpu()
+            self._first = int(counts[:rank].sum())
+            shared = torch.zeros(2, int(counts.sum()), dtype=torch.float64, device=self._device)
+            shared[:, self._first : self._first + len(self._own)] = everyone.to(self._device)
+            everyone = reduce(shared).cpu()
         # by client, so that nothing depends on chunks and processes
-        self._order = everyone[0].argsort()
-        self.client, self.weight = everyone[0, self._order].long(), everyone[1, self._order].float()
+        order = everyone[0].argsort()
+        self._order = order.to(self._device)
+        self.client, self.weight = everyone[0, order].long(), everyone[1, order]
         self._reduce = reduce if world_size > 1 else None
         if self._file is not None:
             self._file.flush()
@@ -107,15 +110,13 @@ class CohortUpdates:
             yield self._block(start, min(start + width, self.size))
 
     def gram(self) -> Tensor:
-        """Inner products of all pairs of updates, [K, K] float64."""
-        total = torch.zeros(len(self), len(self), dtype=torch.float64, device=self._device)
-        for block in self.columns():
-            total += (block @ block.t()).double()
-        return total
+        """Inner products of all pairs of updates, [K, K] float64, on the host."""
+        return torch.stack([block @ block.t() for block in self.columns()]).cpu().double().sum(0)
 
     def combination(self, weights: Tensor) -> Tensor:
         """The sum of the updates with weights [K]; [D]."""
-        return torch.cat([weights.to(block.dtype) @ block for block in self.columns()])
+        weights = weights.float().to(self._device)
+        return torch.cat([weights @ block for block in self.columns()])
 
     def _block(self, start: int, stop: int) -> Tensor:
         if self._file is not None:
@@ -136,7 +137,8 @@ class Combined(NamedTuple):
 
     Attributes:
         update: [D].
-        influence: [K] of each client on it, summing to 1; 0 for those that are left out. Over coordinates, their mean.
+        influence: [K] of each client on it, on the host, summing to 1; 0 for those that are left out. Over coordinates,
+            their mean.
     """
 
     update: Tensor

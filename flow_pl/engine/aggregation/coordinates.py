@@ -76,10 +76,11 @@ def _middle(cohort: CohortUpdates, dropped: int) -> Combined:
     """The mean of each coordinate without a number of values at either end."""
     kept = len(cohort) - 2 * dropped
     pieces: list[Tensor] = []
-    used = torch.zeros(len(cohort), dtype=torch.float64, device=cohort.weight.device)
+    used: list[Tensor] = []
     for block in cohort.columns():
         values, clients = block.sort(dim=0)
         middle = slice(dropped, dropped + kept)
         pieces.append(values[middle].mean(0))
-        used += torch.bincount(clients[middle].flatten(), minlength=len(cohort))
-    return Combined(torch.cat(pieces), used / used.sum())
+        used.append(torch.bincount(clients[middle].flatten(), minlength=len(cohort)))
+    counts = torch.stack(used).sum(0).cpu().double()
+    return Combined(torch.cat(pieces), counts / counts.sum())

@@ -39,7 +39,7 @@ class GeometricMedian(CohortAggregation):
 
     def combine(self, cohort: CohortUpdates) -> Combined:
         """As `CohortAggregation.combine`."""
-        gram, weight = cohort.gram(), cohort.weight.double()
+        gram, weight = cohort.gram(), cohort.weight
         share = weight / weight.sum()
         for _ in range(self.iterations):
             inner = gram @ share

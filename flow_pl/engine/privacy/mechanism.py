@@ -92,7 +92,7 @@ class GaussianMechanism:
             first: whether this is the first process, which adds the noise.
 
         Raises:
-            ConfigurationError: the budget does not allow the rounds, or the settings do not fit.
+            ConfigurationError: the settings do not fit the fit.
         """
         self._cohort, self._seed, self._first = sampling.cohort, seed, first
         self._accountant = Accountant(self._accountant_name, self.delta)
@@ -117,7 +117,6 @@ class GaussianMechanism:
         self._update_multiplier, self._count_deviation = self.clipping.split_noise(
             self.noise_multiplier, sampling.sensitivity, cohort
         )
-        self.require_budget(rounds)
 
     @property
     def simulated(self) -> bool:

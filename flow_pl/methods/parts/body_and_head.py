@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor
 
 from flow_pl.errors import ConfigurationError
-from flow_pl.methods.base import Method, Prediction
+from flow_pl.methods.base import Derive, Method, Minibatch, Phase, Prediction, Step
 from flow_pl.utils.groups import Groups, Parameters
 from flow_pl.utils.validation import require_count
 
@@ -19,6 +21,9 @@ class BodyAndHead(Method):
         head_blocks: how many of the last blocks with parameters are the head.
         personal_lr_scale: see `Method`.
     """
+
+    server_is_trained: ClassVar[bool] = False
+    """Whether the server's model is trained as a whole, so that mixtures with it mean something."""
 
     def __init__(self, head_blocks: int = 1, personal_lr_scale: float = 1.0) -> None:
         super().__init__(personal_lr_scale)
@@ -55,6 +60,22 @@ class BodyAndHead(Method):
         return {**groups["body"], **groups["head"]}
 
     def predict(self, groups: Groups, x: Tensor) -> Prediction:
-        """The client's head on the client's body predicts. A part of the server's model is never trained."""
+        """The client's head on the client's body predicts."""
         own = self.personalized(groups, x)
-        return Prediction(self.model.plain(x, groups["global"]), own)
+        return Prediction(self.model.plain(x, groups["global"]), own, local=own if self.server_is_trained else None)
+
+    def train_jointly(self, step: Step) -> tuple[Phase | Derive, ...]:
+        """Train body and head in the same steps, as one group.
+
+        Args:
+            step: on the group "model", which is both; see `Method.train_step`.
+        """
+        return (Derive("all", _join), Phase("all", (step,)), Derive("all", self._part))
+
+    def _part(self, groups: Groups, examples: Minibatch) -> Groups:
+        return self.parts(groups["model"])
+
+
+def _join(groups: Groups, examples: Minibatch) -> Groups:
+    """Body and head in one group, a copy: steps write to it."""
+    return {"model": {name: p.clone() for name, p in {**groups["body"], **groups["head"]}.items()}}

@@ -6,6 +6,7 @@ Source: Marfoq et al., Personalized Federated Learning through Local Memorizatio
 from __future__ import annotations
 
 import copy
+import math
 
 import torch
 from torch import Tensor
@@ -106,7 +107,7 @@ class LocalMemory:
             Probabilities in the shape of `fallback`, and distances [N, *P, 2]: to the nearest example, and the mean of
             those that vote; 0 where nothing is stored.
         """
-        queries = features.reshape(fallback.shape[:-1].numel(), -1).float()
+        queries = features.reshape(math.prod(fallback.shape[:-1]), -1).float()
         labels, weights, distances = nearest(queries, memory, self.neighbours)
         votes = torch.zeros_like(fallback).flatten(0, -2).scatter_add(-1, labels, weights).view_as(fallback)
         real = distances.isfinite()
@@ -158,7 +159,10 @@ def nearest(queries: Tensor, memory: Parameters, neighbours: int) -> tuple[Tenso
     rows = max(1, BUDGET // max(1, size))
     for piece in (queries,) if torch.compiler.is_exporting() else torch.split(queries, rows):
         least, index = (offset - 2 * piece @ stored.t()).topk(min(neighbours, size), largest=False)
-        squares = least - TIE * index + piece.square().sum(-1, keepdim=True)
+        if torch.compiler.is_exporting():  # a runtime may take float32 for float64, which this stands
+            squares = (piece.unsqueeze(1) - stored[index]).square().sum(-1)
+        else:
+            squares = least - TIE * index + piece.square().sum(-1, keepdim=True)
         labels.append(memory["label"][index])
         distance = squares.clamp_min(0).sqrt()
         # not a number where none is real

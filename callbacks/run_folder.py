@@ -1,0 +1,86 @@
+"""The folder of a run: its checkpoints, what an earlier run has left there, and where everything is in the end."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from rich import get_console
+
+from flow_pl.results.run_folder import CHECKPOINTS, CONFIG, best_checkpoint, goes_on, put_aside
+from flow_pl.utils.checkpoints import look_at
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Writes `checkpoints/best.ckpt`: the round with the best personalized accuracy in validation.
+
+    A class of its own, so that its state never meets that of a ModelCheckpoint with the same monitor.
+
+    Args:
+        root: folder of the run.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        super().__init__(
+            Path(root) / CHECKPOINTS,
+            filename="best",
+            monitor="val/personalized_accuracy",
+            mode="max",
+            enable_version_counter=False,
+        )
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """Writes `checkpoints/last.ckpt` after every round.
+
+    Args:
+        root: folder of the run.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        super().__init__(
+            Path(root) / CHECKPOINTS, filename="last", save_on_train_epoch_end=True, enable_version_counter=False
+        )
+
+
+class RunFolder(Callback):
+    """Keeps a run's folder that of one run, and says in the end what is where.
+
+    A fit that begins anew puts aside what an earlier run has left in its folder (`trainer.default_root_dir`): as
+    `earlier/1`, `earlier/2` and so on. So nothing is lost, and `best.ckpt` and `last.ckpt` are always of one run. A fit
+    that goes on from a checkpoint in the folder leaves everything in its place. A trial (`fast_dev_run`) touches
+    nothing.
+    """
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put an earlier run aside, when data, model and checkpoint have been found to fit together."""
+        root = Path(trainer.default_root_dir)
+        if _trial(trainer) or goes_on(root, trainer.ckpt_path):
+            return
+        if trainer.is_global_zero:
+            aside = put_aside(root)
+            if aside is not None:
+                _say(f"{root} had an earlier run, which is now in {aside}")
+        trainer.strategy.barrier("an earlier run put aside")
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say where the run is, which round was best, and how to test it."""
+        if _trial(trainer) or not trainer.is_global_zero or not trainer.checkpoint_callbacks:
+            return
+        root, rounds = Path(trainer.default_root_dir), trainer.global_step
+        best, config = best_checkpoint(root), root / CONFIG
+        _say(f"run: {root}, {rounds} round{'' if rounds == 1 else 's'}")
+        if best.is_file():
+            _say(f"best: round {look_at(best)['global_step']}, {best}")
+        if config.is_file():
+            _say(f"test it: flow-pl test --config {shlex.quote(str(config))}")
+
+
+def _trial(trainer: Trainer) -> bool:
+    return bool(getattr(trainer, "fast_dev_run", False))
+
+
+def _say(text: str) -> None:
+    get_console().print(text, soft_wrap=True, highlight=False, markup=False)

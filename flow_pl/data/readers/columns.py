@@ -1,0 +1,248 @@
+"""Columns of a table as numbers: features in single precision, and labels as classes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flow_pl.data.encodings.encoding import whole_numbers
+from flow_pl.errors import DataError, brief
+from flow_pl.utils.optional import import_optional
+
+LARGEST = float(np.finfo(np.float32).max)
+"""The largest number of single precision, in which features are held."""
+
+
+class Labels(NamedTuple):
+    """The labels of a table.
+
+    Attributes:
+        y: [n] or [n, ...] numbers of the classes; -1 = to be predicted.
+        names: names of the classes in the order of their numbers, where they are texts; otherwise none.
+    """
+
+    y: NDArray[Any]
+    names: tuple[str, ...] = ()
+
+
+def is_list(column: Any) -> bool:
+    """Whether an Arrow column holds lists.
+
+    Args:
+        column: a `pyarrow.ChunkedArray` or `Array`.
+    """
+    types = import_optional("pyarrow.types", "parquet")
+    return bool(types.is_list(column.type) or types.is_large_list(column.type) or types.is_fixed_size_list(column.type))
+
+
+def is_text(kind: Any) -> bool:
+    """Whether an Arrow type is one of texts.
+
+    Args:
+        kind: a `pyarrow.DataType`.
+    """
+    types = import_optional("pyarrow.types", "parquet")
+    return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
+
+
+def column_values(path: Path | str, name: str, column: Any) -> NDArray[Any]:
+    """An Arrow column as an array.
+
+    Args:
+        path: the file it comes from, for messages.
+        name: its name, for messages.
+        column: a `pyarrow.ChunkedArray` or `Array` of numbers or texts, or of lists of them; categories become what
+            they stand for, and decimal numbers double precision.
+
+    Returns:
+        [n], or [n, length, ...] where it holds lists.
+
+    Raises:
+        DataError: it holds lists of several lengths, or truth values of which some are missing.
+    """
+    types = import_optional("pyarrow.types", "parquet")
+    column = plain_column(column)
+    if not is_list(column):
+        if types.is_decimal(column.type):
+            column = column.cast("float64")
+        if types.is_null(column.type) or (types.is_boolean(column.type) and column.null_count):
+            raise _missing(path, name, int(np.argmin(column.is_valid().to_numpy(zero_copy_only=False))))
+        chunked = hasattr(column, "chunks")
+        values: NDArray[Any] = column.to_numpy() if chunked else column.to_numpy(zero_copy_only=False)
+        return values
+    compute = import_optional("pyarrow.compute", "parquet")
+    lengths = np.unique(compute.list_value_length(column).to_numpy(zero_copy_only=False))
+    if column.null_count or len(lengths) > 1:
+        raise DataError(f"{path}: column {name!r} holds lists of several lengths or none: pad them to one length.")
+    inner = column_values(path, name, compute.list_flatten(column))
+    return inner.reshape(len(column), -1, *inner.shape[1:])
+
+
+def plain_column(column: Any) -> Any:
+    """An Arrow column without what is wrapped around its values: categories and types of other libraries.
+
+    Args:
+        column: a `pyarrow.ChunkedArray` or `Array`.
+    """
+    arrow, types = import_optional("pyarrow", "parquet"), import_optional("pyarrow.types", "parquet")
+    while isinstance(column.type, arrow.BaseExtensionType) or types.is_dictionary(column.type):
+        column = column.cast(
+            column.type.value_type if types.is_dictionary(column.type) else column.type.storage_type,
+        )
+    return column
+
+
+def column_labels(path: Path, name: str, column: Any) -> Labels:
+    """The labels of an Arrow column.
+
+    Args:
+        path: the file it comes from, for messages.
+        name: its name, for messages.
+        column: a `pyarrow.ChunkedArray` of numbers, truth values or texts, or of lists of numbers; null = to be
+            predicted.
+
+    Returns:
+        The labels.
+
+    Raises:
+        DataError: they are none.
+    """
+    compute = import_optional("pyarrow.compute", "parquet")
+    if is_list(plain_column(column)):
+        return array_labels(path, name, column_values(path, name, column))
+    known = column.is_valid().to_numpy()
+    column = plain_column(column)
+    if is_text(column.type):
+        # texts stay as often as they differ
+        encoded = compute.dictionary_encode(column).combine_chunks()
+        texts = np.array(encoded.dictionary.to_pylist(), dtype=object)
+        return _named(texts, encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False))
+    values = column_values(path, name, column.drop_null())
+    if values.dtype.kind == "O":
+        raise _no_labels(path, name, str(column.type))
+    found = array_labels(path, name, values, np.flatnonzero(known))
+    if known.all():
+        return found
+    y = np.full(len(known), -1, dtype=np.int64)
+    y[known] = found.y
+    return Labels(y)
+
+
+def array_labels(path: Path, name: str, values: NDArray[Any], rows: NDArray[np.int64] | None = None) -> Labels:
+    """The labels of an array.
+
+    Args:
+        path: the file it comes from, for messages.
+        name: its name, for messages.
+        values: [n] or [n, ...] numbers or truth values, or [n] texts, of which an empty one is to be predicted.
+        rows: [n] their rows in the file, for messages; None = the first n.
+
+    Returns:
+        The labels.
+
+    Raises:
+        DataError: they are none.
+    """
+    if values.dtype.kind in "US" and values.ndim == 1:
+        texts, indices = np.unique(values, return_inverse=True)
+        try:
+            decoded = [text.decode("utf-8") if isinstance(text, bytes) else text for text in texts.tolist()]
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{path}: {name!r} has a label that is no UTF-8 ({brief(error)}): write it anew."
+            ) from error
+        return _named(np.array(decoded, dtype=object), indices)
+    if values.dtype.kind not in "biuf":
+        raise _no_labels(path, name, str(values.dtype))
+    if values.ndim > 1 and values.size == len(values):
+        values = values.reshape(len(values))
+    y = whole_numbers(values)
+    if y.dtype.kind == "f" or y.dtype == np.uint64:
+        # the first one that is no class
+        wrong = ~np.isfinite(y) | (y != np.floor(y)) if y.dtype.kind == "f" else y > np.iinfo(np.int64).max
+        at = np.argwhere(wrong | (np.abs(y) >= 2.0**53))[0]
+        row = int(at[0]) if rows is None else int(rows[at[0]])
+        found = "NaN" if np.isnan(float(y[tuple(at)])) else f"{y[tuple(at)]}"
+        raise DataError(
+            f"{path}: {name!r} has the label {found} in row {row}, expected whole numbers from 0, or texts; -1 marks a "
+            "row to be predicted."
+        )
+    return Labels(y.astype(np.int8) if y.dtype.kind == "b" else y)
+
+
+def single_precision(path: Path | str, name: str, values: NDArray[Any]) -> NDArray[Any]:
+    """Features in single precision.
+
+    Args:
+        path: the file they come from, for messages.
+        name: name of the column or array, for messages.
+        values: [n, ...] numbers or truth values.
+
+    Returns:
+        [n, ...] float32.
+
+    Raises:
+        DataError: a value is missing, not finite, or larger than single precision holds; the message names its row.
+    """
+    with np.errstate(over="ignore"):
+        single = values.astype(np.float32)
+    finite = np.isfinite(single)
+    if not finite.all():
+        at = tuple(int(i) for i in np.argwhere(~finite)[0])
+        value, place = values[at], f"row {at[0]}" + (f" at {list(at[1:])}" if len(at) > 1 else "")
+        if np.isnan(value):
+            raise _missing(path, name, place)
+        found = f"{value}, larger than the largest float32, {LARGEST:.8g}" if np.isfinite(value) else f"{value}"
+        raise DataError(f"{path}: {name!r} has {found}, in {place}: clean or rescale it, or leave that row out.")
+    return single
+
+
+def require_numbers(path: Path, name: str, values: NDArray[Any]) -> None:
+    """Check that features are numbers.
+
+    Raises:
+        DataError: they are not.
+    """
+    if values.dtype.kind not in "biuf":
+        entries = values.tolist() if values.dtype.kind in "OUS" and values.ndim == 1 else []
+        found = next(((row, value) for row, value in enumerate(entries) if not _is_number(value)), None)
+        example = "" if found is None else f" ({brief(repr(found[1]))} in row {found[0]})"
+        raise DataError(
+            f"{path}: {name!r} has type {values.dtype}{example}: encode it as numbers, or leave it out by naming the "
+            "others in feature_columns."
+        )
+
+
+def _is_number(value: object) -> bool:
+    try:
+        float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _named(texts: NDArray[Any], indices: NDArray[Any]) -> Labels:
+    """Texts, given as indices into them (-1 = none), as classes in sorted order."""
+    names = sorted({text for text in texts.tolist() if text})
+    number = {text: place for place, text in enumerate(names)}
+    # the last entry is for the index -1
+    places = np.array([*(number.get(text, -1) for text in texts.tolist()), -1], dtype=np.int64)
+    return Labels(places[indices], tuple(names))
+
+
+def _missing(path: Path | str, name: str, place: int | str) -> DataError:
+    place = place if isinstance(place, str) else f"row {place}"
+    return DataError(
+        f"{path}: {name!r} has no value (NaN or null) in {place}: fill it in, leave that row out, or leave the column "
+        "out by naming the others in feature_columns."
+    )
+
+
+def _no_labels(path: Path, name: str, kind: str) -> DataError:
+    return DataError(
+        f"{path}: {name!r} has labels of type {kind}, expected whole numbers from 0, truth values or texts: encode "
+        "them so."
+    )

@@ -1,0 +1,114 @@
+"""Tables in CSV files, as people and spreadsheets write them."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import gzip
+import io
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from flow_pl.data.store.limits import Bounded
+from flow_pl.errors import DataError, brief
+from flow_pl.utils.optional import import_optional
+
+_DELIMITERS = ",;\t|"
+
+
+def csv_table(path: Path, client: str, label: str) -> Any:
+    """Read a CSV file with a header.
+
+    Fields are separated by commas, semicolons, tabs or bars, and may be quoted. The text is UTF-8, with or without a
+    byte order mark, or UTF-16 with one; a file ending on .gz is unpacked. Where commas do not separate fields, they may
+    stand in numbers (1,5).
+
+    Args:
+        path: the file.
+        client: column of the clients, which stay texts (007 is not 7).
+        label: column of the labels.
+
+    Returns:
+        A `pyarrow.Table`.
+
+    Raises:
+        ConfigurationError: pyarrow is not installed.
+        DataError: the file cannot be read as a text, has no header, or a name stands there twice.
+        pyarrow.ArrowException: its rows do not fit the header.
+    """
+    arrow, reader = import_optional("pyarrow", "parquet"), import_optional("pyarrow.csv", "parquet")
+    text = _text(path)
+    delimiter, names, lines = _header(path, text, (client, label))
+    content = text.encode("utf-8")
+
+    def read(decimal_point: str) -> Any:
+        return reader.read_csv(
+            io.BytesIO(content),
+            # in one block, as types are told by the first one
+            read_options=reader.ReadOptions(
+                column_names=names, skip_rows=lines, block_size=min(len(content) + 1, 2**31 - 1)
+            ),
+            parse_options=reader.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+            convert_options=reader.ConvertOptions(
+                column_types={client: arrow.string()}, decimal_point=decimal_point, strings_can_be_null=False
+            ),
+        )
+
+    if len(content) > 2**31 - 2:
+        raise DataError(f"{path} has {len(content)} bytes, expected less than 2 GB: write it as a Parquet file.")
+    try:
+        table = read(".")
+    except arrow.ArrowInvalid as error:
+        if "Empty CSV" not in str(error):
+            raise
+        table = None
+    if table is None or not table.num_rows:
+        raise DataError(f"{path} has a header and no rows: check where it comes from.")
+    if delimiter != ",":
+        other = read(",")
+        table = other if _texts(other, arrow) < _texts(table, arrow) else table
+    return table
+
+
+def _texts(table: Any, arrow: Any) -> int:
+    """How many columns are no numbers."""
+    return sum(arrow.types.is_string(column.type) for column in table.columns)
+
+
+def _text(path: Path) -> str:
+    try:
+        with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as packed:
+            content = io.BufferedReader(Bounded(packed, path)).read()
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path} cannot be read ({brief(error)}): get it again.") from error
+    is_wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        return content.decode("utf-16" if is_wide else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise DataError(f"{path} is no UTF-8 in line {line} ({brief(error)}): save it as UTF-8.") from error
+
+
+def _header(path: Path, text: str, wanted: Iterable[str]) -> tuple[str, list[str], int]:
+    """The delimiter, the names of the columns, and the number of lines up to the end of the header."""
+    best: tuple[tuple[int, int], str, list[str], int] | None = None
+    for delimiter in _DELIMITERS:
+        rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+        try:
+            found = next((row for row in rows if any(row)), [])
+            # as pandas names what has no name; several may have none, where lines end on delimiters
+            names = [name.strip() or f"Unnamed: {place}" for place, name in enumerate(found)]
+        except csv.Error as error:
+            raise DataError(f"{path} has no header ({brief(error)}): write the names of the columns first.") from error
+        rank = (sum(name in names for name in wanted), len(names))
+        if names and (best is None or rank > best[0]):
+            best = rank, delimiter, names, rows.line_num
+    if best is None:
+        raise DataError(f"{path} is empty: write a header and a row for each example.")
+    _, delimiter, names, lines = best
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise DataError(f"{path} has the column {' and '.join(map(repr, twice))} more than once: rename it.")
+    return delimiter, names, lines

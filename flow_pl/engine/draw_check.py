@@ -1,0 +1,120 @@
+"""Which blocks draw random numbers that a client would not draw alone as beside others; they are refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from flow_pl.engine.client_draws import ClientDraws
+from flow_pl.errors import ConfigurationError
+from flow_pl.methods.base import Method
+from flow_pl.utils.unit_stream import UnitStream, UnitTable
+
+
+def check_draws(method: Method, example: Tensor) -> None:
+    """Check that the server's modules draw nothing from torch's generators in a step, and nothing at all in evaluation.
+
+    What `ClientDraws` replaces is drawn for each client by itself. Other draws would depend on the chunk size, the
+    number of processes and on what was drawn before.
+
+    Args:
+        method: bound to a backbone whose lazy modules have their shapes.
+        example: one instance [1, ...].
+
+    Raises:
+        ConfigurationError: a block draws otherwise; it is named.
+    """
+    names = {module: f"{group}.{name}" if name else group for group, module, name in _submodules(method)}
+    buffers = [buffer for module in method.modules.values() for buffer in module.buffers()]
+    before = [buffer.clone() for buffer in buffers]
+    modes = {module: module.training for module in names}
+    rows = torch.cat([example, example])  # of one row, some blocks take no statistics
+    watch = _Watch()  # type: ignore[no-untyped-call]
+    key = torch.zeros(2, dtype=torch.int32, device=example.device)
+    try:
+        for training in (False, True):
+            for module in method.modules.values():
+                module.train(training)
+            with torch.no_grad(), torch.random.fork_rng(devices=[]), _inside(names) as inside:
+                try:
+                    # what else is wrong with a block is found elsewhere
+                    with suppress(ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError):
+                        if training:
+                            with ClientDraws(UnitStream(key, UnitTable())), watch:
+                                method.initialize(rows)
+                        else:
+                            with watch:
+                                method.initialize(rows)
+                except _DrawnError as error:
+                    _refuse(inside[-1] if inside else None, str(error), training)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        for buffer, value in zip(buffers, before, strict=True):
+            buffer.copy_(value)
+
+
+class _DrawnError(Exception):
+    """An operation has drawn from a generator of torch; its name."""
+
+
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Raises at the first operation that draws."""
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            raise _DrawnError(func.overloadpacket.__name__.rstrip("_"))
+        return func(*args, **(kwargs or {}))
+
+
+def _submodules(method: Method) -> Iterator[tuple[str, nn.Module, str]]:
+    for group, module in method.modules.items():
+        for name, inner in module.named_modules():
+            yield group, inner, name
+
+
+@contextmanager
+def _inside(names: dict[nn.Module, str]) -> Iterator[list[tuple[str, nn.Module]]]:
+    """The modules that are being called, the innermost last."""
+    inside: list[tuple[str, nn.Module]] = []
+
+    def enter(module: nn.Module, args: Any) -> None:
+        if module in names:
+            inside.append((names[module], module))
+
+    def leave(module: nn.Module, args: Any, output: Any) -> None:
+        if module in names:
+            inside.pop()
+
+    hooks = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave)]
+    try:
+        yield inside
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _refuse(block: tuple[str, nn.Module] | None, operation: str, training: bool) -> None:
+    name = "the model" if block is None else f"block '{block[0]}' ({type(block[1]).__name__})"
+    if not training:
+        raise ConfigurationError(
+            f"{name} draws random numbers ({operation}) in evaluation too, so that no prediction could be had twice: "
+            "let it draw in training alone, for instance by functional.dropout(x, p, training=self.training)."
+        )
+    raise ConfigurationError(
+        f"{name} draws random numbers by {operation}, which cannot be drawn for each client by itself; the results "
+        "would depend on the chunk size and the number of processes. Use nn.Dropout between the layers, or draw by "
+        "torch.rand_like, randn_like or bernoulli, without a generator."
+    )

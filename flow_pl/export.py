@@ -1,0 +1,207 @@
+"""A model that predicts, as a file that needs no flow_pl: for torch, ONNX Runtime, ExecuTorch, or its weights alone."""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+from torch.export import Dim, ExportedProgram
+
+from flow_pl.errors import ConfigurationError, brief
+from flow_pl.serving import ServedModel, as_tensor
+from flow_pl.utils.files import write_bytes
+from flow_pl.utils.optional import import_optional
+from flow_pl.utils.validation import given, require_choice, require_count
+from flow_pl.version import __version__
+
+LARGEST_BATCH = 2**20
+"""Of a program whose runtime makes room as it needs it."""
+PLANNED_BATCH = 16
+"""Largest batch for ExecuTorch, which plans the memory of the largest one beforehand, where none is given."""
+LARGEST_ONNX = 2**31 - 1
+"""Bytes of a protobuf file."""
+TOLERANCE = 1e-5
+"""Largest difference of outputs between a program and its model, relative where they are larger than 1."""
+
+
+def export_model(
+    model: ServedModel,
+    path: str | os.PathLike[str],
+    example: Tensor | ArrayLike,
+    format: str = "torch_export",  # noqa: A002  # what each of these libraries calls it
+    max_batch: int | None = None,
+) -> None:
+    """Write a model as a file that needs no flow_pl.
+
+    A program takes instances x [batch, ...] as the model does (`FederatedDataModule.transform`) and returns its
+    outputs. The batch is free; every other axis is that of the example, the length of a sequence too. Hard routing
+    computes both copies of a block and takes one of the two.
+
+    Args:
+        model: of `personalize`, or a `ServerModel`.
+        path: the file; replaced if it is there.
+        example: some instances [n, ...], for their shape and type.
+        format: "torch_export" (`torch.export.load`), "onnx" (input "x", output "outputs"), "executorch" (method
+            "forward"), or "safetensors": the weights alone, those of a single model by the backbone's own names, others
+            as group.name.
+        max_batch: largest batch of a program; None for 16 in ExecuTorch, which plans its memory by it, and for no
+            limit that matters elsewhere.
+
+    Raises:
+        ConfigurationError: the format is unknown, a package is missing, or the model cannot be such a program.
+        FlowError: the file cannot be written.
+    """
+    check_format(format)
+    require_count(**given(max_batch=max_batch))
+    model, x = copy.deepcopy(model).cpu(), as_tensor("example", example).cpu()
+    if not x.ndim or not len(x):
+        raise ConfigurationError(f"the example has shape {list(x.shape)}, expected at least one instance [n, ...].")
+    write_bytes(Path(path), FORMATS[format](model, x[:1], max_batch))
+
+
+def check_format(format: str) -> None:  # noqa: A002
+    """Check that a format is known and what writes it is installed.
+
+    Raises:
+        ConfigurationError: it is not.
+    """
+    require_choice(tuple(FORMATS), format=format)
+    for package, extra in PACKAGES[format].items():
+        import_optional(package, extra, f"the format {format}")
+
+
+def _torch_export(model: ServedModel, x: Tensor, max_batch: int | None) -> bytes:
+    file = io.BytesIO()
+    torch.export.save(_program(model, x, max_batch or LARGEST_BATCH), file)
+    return file.getvalue()
+
+
+def _onnx(model: ServedModel, x: Tensor, max_batch: int | None) -> bytes:
+    size = sum(p.numel() * p.element_size() for p in model.state_dict().values())
+    if size > LARGEST_ONNX:
+        raise ConfigurationError(
+            f"the model has {size:,} bytes of weights, an ONNX file can hold {LARGEST_ONNX:,}: use torch_export."
+        )
+    program = _program(model, x, max_batch or LARGEST_BATCH)
+    with _refused("onnx"), _quiet():
+        made = torch.onnx.export(program, (), dynamo=True, verbose=False, input_names=["x"], output_names=["outputs"])
+        assert made is not None
+        proto = made.model_proto
+    axes = [value.type.tensor_type.shape.dim[0] for value in (*proto.graph.input, *proto.graph.output)]
+    symbol = axes[0].dim_param
+    for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
+        for axis in value.type.tensor_type.shape.dim:
+            if axis.dim_param == symbol:
+                axis.dim_param = "batch"
+    content: bytes = proto.SerializeToString()
+    return content
+
+
+def _executorch(model: ServedModel, x: Tensor, max_batch: int | None) -> bytes:
+    program = _program(model, x, max_batch or PLANNED_BATCH)
+    exir = import_optional("executorch.exir", "executorch", "the format executorch")
+    xnnpack = import_optional("executorch.backends.xnnpack.partition.xnnpack_partitioner", "executorch")
+    # votes are counted in float64, which XNNPACK does not have: ExecuTorch's own kernels do
+    doubles = any(getattr(node.meta.get("val"), "dtype", None) is torch.float64 for node in program.graph.nodes)
+    with _refused("executorch"), _quiet():
+        edge = exir.to_edge_transform_and_lower(
+            program,
+            partitioner=None if doubles else [xnnpack.XnnpackPartitioner()],
+            compile_config=exir.EdgeCompileConfig(_check_ir_validity=False),  # else no float64
+        )
+        content: bytes = bytes(edge.to_executorch().buffer)
+    return content
+
+
+def _safetensors(model: ServedModel, x: Tensor, max_batch: int | None) -> bytes:
+    library = import_optional("safetensors.torch", "export", "the format safetensors")
+    content: bytes = library.save(model.weights(), metadata={"flow_pl": __version__, **_described(model)})
+    return content
+
+
+def _described(model: ServedModel) -> dict[str, str]:
+    """What a reader of the weights must know of the method, as texts."""
+    method = model.method
+    settings = {key: value for key, value in vars(method).items() if isinstance(value, bool | int | float | str)}
+    return {
+        "model": type(model).__name__,
+        "method": type(method).__name__,
+        "backbone": type(method.model.backbone).__name__,
+        "settings": json.dumps(settings, sort_keys=True),
+    }
+
+
+FORMATS: dict[str, Callable[[ServedModel, Tensor, int | None], bytes]] = {
+    "torch_export": _torch_export,
+    "onnx": _onnx,
+    "executorch": _executorch,
+    "safetensors": _safetensors,
+}
+"""What makes the content of a file: (model, one instance [1, ...], largest batch)."""
+
+PACKAGES: dict[str, dict[str, str]] = {
+    "torch_export": {},
+    "onnx": {"onnx": "export", "onnxscript": "export"},
+    "executorch": {"executorch.exir": "executorch"},
+    "safetensors": {"safetensors": "export"},
+}
+"""Packages that a format needs, each with the group of optional dependencies that has it."""
+
+
+def _program(model: ServedModel, x: Tensor, largest: int) -> ExportedProgram:
+    """The model as a program of tensor operations, checked against the model for several batches."""
+    batch = {0: Dim("batch", min=1, max=largest)} if largest > 1 else None
+    two = x.expand(min(2, largest), *x.shape[1:]).contiguous()
+    with torch.no_grad(), _quiet():
+        expected = model(two)  # what cannot be computed at all fails here, in its own words
+        with _refused("a program"):
+            program = torch.export.export(model, (two,), dynamic_shapes=(batch,), strict=False)
+            # of a batch of three: what has taken the two for a fixed number differs
+            three = two[:1].expand(min(3, largest), *x.shape[1:]).contiguous()
+            found = program.module()(three)[: len(two)]
+    if not torch.allclose(found.double(), expected.double(), rtol=TOLERANCE, atol=TOLERANCE):
+        raise ConfigurationError(
+            "the exported program gives other outputs than the model: a block of the backbone draws random numbers, "
+            "keeps a state or mixes the instances of a batch. Use safetensors, or a block that does not."
+        )
+    return program
+
+
+@contextmanager
+def _refused(form: str) -> Iterator[None]:
+    """Turn what a library says of a model that it cannot take into one message."""
+    try:
+        yield
+    except Exception as error:
+        raise ConfigurationError(
+            f"the model cannot be exported as {form} ({type(error).__name__}: {brief(error)}): a block must not let "
+            "its Python code depend on the values or the number of instances (`x.shape[0]` where `len(x)` stands). "
+            "safetensors takes the weights of any model."
+        ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what libraries tell their own developers off the screen."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+__all__ = ["FORMATS", "check_format", "export_model"]

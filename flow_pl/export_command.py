@@ -1,0 +1,161 @@
+"""The commands `flow-pl export` and `flow-pl personalize`: a trained model as a file that needs no flow_pl."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from flow_pl.data import FederatedDataModule
+from flow_pl.data.readers.npz import npz_arrays
+from flow_pl.errors import ConfigurationError, DataError, brief
+from flow_pl.export import FORMATS, check_format, export_model
+from flow_pl.module import FederatedModule
+from flow_pl.serving import ServedModel, ServerModel, as_tensor, load, load_kept, personalize
+
+DESCRIPTIONS = {
+    "export": "Write the server's model, or that of a client of the run's data, as a file that needs no flow_pl.",
+    "personalize": "Personalize the server's model on a client's own examples and write it as a file that needs no "
+    "flow_pl. The training data is not needed.",
+}
+
+
+def command(name: str, args: Sequence[str]) -> None:
+    """Run a command.
+
+    Args:
+        name: "export" or "personalize".
+        args: what follows it.
+
+    Raises:
+        ConfigurationError: an option cannot work, or the model cannot be written in this format.
+        DataError: the client's data cannot be used.
+    """
+    options, overrides = _make_parser(name).parse_known_args(args)
+    before = ""
+    for word in overrides:
+        value_of_option = before.startswith("--") and "=" not in before and not word.startswith("--")
+        if not (word.startswith(("--model.", "--data.")) or value_of_option):
+            raise ConfigurationError(f"{word!r} is no option: see `flow-pl {name} --help`.")
+        before = "" if value_of_option else word
+    check_format(options.format)
+    _check_folder(options.out)
+    arrays = _read(options.data, ("x", "y")) if name == "personalize" else {}
+    module, data = load(options.config, options.ckpt_path, *overrides)
+    make = _personalized if name == "personalize" else _exported
+    model, example = make(options, arrays, module, data)
+    export_model(model, options.out, example, options.format, options.max_batch)
+    size = options.out.stat().st_size
+    shape = ", ".join(map(str, example.shape[1:]))
+    print(f"{options.out}: {options.format}, {size:,} bytes; takes [batch, {shape}] of {example.dtype}.")
+
+
+def _make_parser(name: str) -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog=f"flow-pl {name}",
+        description=DESCRIPTIONS[name],
+        epilog="Options of a run for --model and --data, such as --model.method.routing=hard, may follow.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "-c",
+        "--config",
+        action="append",
+        required=True,
+        metavar="NAME",
+        help="configuration of the run, or each of those that it was put together from",
+    )
+    parser.add_argument("--ckpt_path", required=True, metavar="FILE", help="checkpoint of the run")
+    if name == "personalize":
+        parser.add_argument(
+            "--data",
+            required=True,
+            type=_path,
+            metavar="FILE",
+            help=".npz file with the client's examples x, as the run's data has them, and their labels y (-1: none)",
+        )
+        parser.add_argument("--kept", metavar="NAME", help="client of the run that goes on with what it kept")
+        parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the examples' order (default: 0)")
+    else:
+        parser.add_argument(
+            "--client", metavar="NAME", help="client of the run's data to personalize for (default: the server's model)"
+        )
+        parser.add_argument(
+            "--example",
+            type=_path,
+            metavar="FILE",
+            help=".npz file with examples x, for the shape of the server model's input (default: the run's data)",
+        )
+    parser.add_argument("--out", required=True, type=_path, metavar="FILE", help="the file to write")
+    parser.add_argument(
+        "--format", default="torch_export", help=f"{', '.join(FORMATS)} (default: torch_export)", metavar="FORMAT"
+    )
+    parser.add_argument("--max_batch", type=int, metavar="N", help="largest batch (default: any; executorch: 16)")
+    return parser
+
+
+def _path(text: str) -> Path:
+    return Path(text).expanduser()
+
+
+def _check_folder(out: Path) -> None:
+    """Check before anything is computed that the file can be written."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(f"{out.parent} cannot be made ({error}): choose another folder with --out.") from error
+    if out.is_dir() or not os.access(out.parent, os.W_OK):
+        raise ConfigurationError(f"{out} cannot be written to: give --out a file in a folder that you may write to.")
+
+
+def _read(path: Path, names: tuple[str, ...]) -> dict[str, Any]:
+    """Arrays of a `.npz` file."""
+    if not path.is_file():
+        raise DataError(f"there is no file {path}: write one by numpy.savez, with arrays {' and '.join(names)}.")
+    stored, arrays = npz_arrays(path, lambda name: name in names)
+    missing = [name for name in names if name not in arrays]
+    if missing:
+        raise DataError(f"{path} has no {' and no '.join(missing)}, only {brief(stored)}: name its arrays so.")
+    return arrays
+
+
+def _personalized(
+    options: argparse.Namespace, arrays: dict[str, Any], module: FederatedModule, data: FederatedDataModule
+) -> tuple[ServedModel, Tensor]:
+    """The model of the client whose examples were given."""
+    kept = None if options.kept is None else load_kept(module, options.ckpt_path, options.kept)
+    x = data.transform(as_tensor("x", arrays["x"]))
+    try:
+        return personalize(module, x, arrays["y"], options.seed, kept), x[:1]
+    except DataError as error:
+        raise DataError(f"{options.data}: {error}") from error
+
+
+def _exported(
+    options: argparse.Namespace, arrays: dict[str, Any], module: FederatedModule, data: FederatedDataModule
+) -> tuple[ServedModel, Tensor]:
+    """The server's model, or that of a client of the run's data."""
+    if options.client is None and options.example is not None:
+        return ServerModel(module), data.transform(as_tensor("x", _read(options.example, ("x",))["x"]))[:1]
+    data.prepare_data()
+    data.setup()
+    if options.client is None:
+        return ServerModel(module), data.example()
+    clients = range(len(data.federation.store))
+    client = next((client for client in clients if data.client_name(client) == options.client), None)
+    if client is None:
+        some = ", ".join(repr(data.client_name(client)) for client in clients[:3])
+        raise DataError(f"--client is {options.client!r}, which is not among the run's clients ({some}, ...).")
+    kept = None
+    if module.method.private:
+        try:
+            kept = load_kept(module, options.ckpt_path, options.client)
+        except DataError:
+            print(f"client {options.client!r} has not been sampled: it starts from the server's model.")
+    x, y = data.examples(client, "train")
+    return personalize(module, x, y, kept=kept), x[:1]

@@ -1,0 +1,123 @@
+"""The folder of a run: which of its checkpoints a command takes, and what becomes of an earlier run that lies there."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from pathlib import Path
+
+from flow_pl.errors import ConfigurationError
+from flow_pl.utils.checkpoints import HPC
+from flow_pl.utils.files import unwritable
+
+CHECKPOINTS = "checkpoints"
+"""Folder of best.ckpt and last.ckpt in that of the run."""
+
+CONFIG = "config.yaml"
+"""Name of the file with the settings of the run."""
+
+CONFIG_HEADER = "# The settings of the run in this folder, with every default; written by flow_pl."
+"""First line of that file; one of another hand is never replaced."""
+
+EARLIER = "earlier"
+"""Folder of the runs that others have followed in the same folder, numbered from 1."""
+
+RESULTS = (
+    CHECKPOINTS,
+    f"{HPC}*.ckpt",
+    "predictions.csv",
+    "predictions.parquet",
+    "clients.csv",
+    "curve.csv",
+    "diagnostics.csv",
+    "report.html",
+    "figures",
+)
+"""What a run writes into its folder; its logs are numbered by themselves."""
+
+
+def best_checkpoint(root: Path) -> Path:
+    """Where the checkpoint of the best round is, or would be."""
+    return root / CHECKPOINTS / "best.ckpt"
+
+
+def newest(paths: list[Path]) -> Path | None:
+    """The file that was written last; None where there is none."""
+    return max(paths, key=lambda path: path.stat().st_mtime_ns, default=None)
+
+
+def find_checkpoint(root: Path, word: str | None) -> Path:
+    """The checkpoint that is meant where no file is named.
+
+    Args:
+        root: folder of the run.
+        word: "best", "last" or "hpc" (of SLURM); None = the best one, or the last one where no round was validated.
+
+    Raises:
+        ConfigurationError: there is none.
+    """
+    folder = root / CHECKPOINTS
+    best = best_checkpoint(root)
+    found = best if best.is_file() and word in (None, "best") else None
+    if found is None and word != "best":
+        files = root.glob(f"{HPC}*.ckpt") if word == "hpc" else folder.glob("last*.ckpt")
+        found = newest(list(files))
+    if found is None:
+        names = {None: "neither best.ckpt nor last.ckpt", "best": "no best.ckpt", "last": "no last.ckpt"}
+        where = f"no {HPC}*.ckpt in {root}" if word == "hpc" else f"{names[word]} in {folder}"
+        there = newest([*folder.glob("*.ckpt"), *root.glob(f"{HPC}*.ckpt")])
+        remedy = "train it first with `flow-pl fit`" if there is None else f"there is {there}"
+        raise ConfigurationError(
+            f"there is no trained model to take: {where}; {remedy}, or name a file with --ckpt_path, or the folder of "
+            "the run with --trainer.default_root_dir."
+        )
+    return found
+
+
+def is_ours(config: Path) -> bool:
+    """Whether a file of settings may be replaced: it is not there, or was written by a run."""
+    if not config.exists():
+        return True
+    with config.open(encoding="utf-8", errors="replace") as file:
+        return file.readline().rstrip() == CONFIG_HEADER
+
+
+def goes_on(root: Path, checkpoint: str | os.PathLike[str] | None) -> bool:
+    """Whether a fit from a checkpoint goes on with the run in a folder, rather than taking its place."""
+    if checkpoint is None:
+        return False
+    path, folder = Path(checkpoint).resolve(), root.resolve()
+    return path.is_relative_to(folder) and not path.is_relative_to(folder / EARLIER)
+
+
+def put_aside(root: Path) -> Path | None:
+    """Move what an earlier run has left in a folder to one of its own, so that nothing of it is replaced or mixed up.
+
+    Args:
+        root: folder of the run that begins.
+
+    Returns:
+        Where it is now; None where there was nothing.
+
+    Raises:
+        FlowError: it cannot be moved.
+    """
+    found = [path for pattern in RESULTS for path in sorted(root.glob(pattern)) if _holds_files(path)]
+    config = root / CONFIG
+    if config.exists() and (found or not is_ours(config)):
+        found.append(config)
+    if not found:
+        return None
+    numbered = (root / EARLIER / str(number) for number in itertools.count(1))
+    target = next(folder for folder in numbered if not folder.exists())
+    try:
+        target.mkdir(parents=True)
+        for path in found:
+            path.rename(target / path.name)
+    except OSError as error:
+        raise unwritable(target, error) from error
+    return target
+
+
+def _holds_files(path: Path) -> bool:
+    return path.is_file() or any(child.is_file() for child in path.rglob("*"))

@@ -1,0 +1,282 @@
+"""What a checkpoint remembers of its run, and what may differ where another command takes it up.
+
+| setting | where it differs |
+|---|---|
+| rows, and which are for training, validation and testing | a fit is refused, other commands too if they could leak |
+| class of the server's optimizer or scheduler | a fit is refused: the state of one means nothing to another |
+| settings of the two, such as the learning rate | those of the configuration are used, and it is said |
+| other settings that decide numbers: of the method, the loop, the cohort, the seed | the same |
+
+The class of the method and the backbone with its sizes is looked at by `flow_pl.checks.check_checkpoint`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from flow_pl.configuration import flatten
+from flow_pl.data import FederatedDataModule
+from flow_pl.errors import ConfigurationError
+
+Record = dict[str, Any]
+"""Plain values: a checkpoint holds no objects."""
+
+LOOKED_AT = 100
+"""Clients, evenly spaced over the population, whose first row and whose split tell one data set from another."""
+
+SPLIT = ("split_seed", "val_fraction", "test_fraction", "new_client_fraction", "min_examples")
+"""Settings of the data module that say which rows are for what."""
+
+
+DECISIVE_FOR_TRAINER = ("precision", "limit_train_batches", "limit_val_batches", "overfit_batches")
+"""Settings of the trainer that change numbers of rounds yet to come; how many rounds there are is not among them."""
+
+NO_EFFECT = (
+    "cache_dir",
+    "chunk_size",
+    "num_workers",
+    "evaluation_batch_size",
+    "trace_after",
+    "channels_last",
+    "compile_mode",
+)
+"""Settings of data and loop that change how fast a run is, but none of its numbers beyond rounding."""
+
+
+class ChangedSettingWarning(UserWarning):
+    """A run goes on with another setting than it began with."""
+
+
+def data_record(data: FederatedDataModule) -> Record:
+    """What tells the data of a run: its settings, its rows, and how they are split.
+
+    Costs a pass over the numbers of rows of all clients, and a look at `LOOKED_AT` of them.
+
+    Args:
+        data: set up.
+    """
+    federation = data.federation
+    store = federation.store
+    rows, split = hashlib.sha256(), hashlib.sha256()
+    for array in (store.offsets, store.labelled, store.val_rows, store.test_rows, store.roles):
+        rows.update(np.asarray(array).tobytes())
+    for part in (federation.train_sizes, federation.val_sizes, federation.test_sizes, federation.seen, federation.new):
+        split.update(np.asarray(part).tobytes())
+    for client in np.unique(np.linspace(0, len(store) - 1, LOOKED_AT).astype(int)).tolist():
+        first = store.read(client)
+        rows.update(store.name(client).encode())
+        rows.update(np.asarray(first.x[:1]).tobytes())
+        rows.update(np.asarray(first.y[:1]).tobytes())
+        for part in federation.split(client):
+            split.update(np.asarray(part).tobytes())
+    settings = {"class": type(data).__name__, **{name: getattr(data, name) for name in SPLIT}}
+    return {"settings": settings, "rows": rows.hexdigest(), "split": split.hexdigest()}
+
+
+def check_data(saved: Record, now: Record, fitting: bool) -> None:
+    """Check that no row that the model was trained on is taken for one that it was not.
+
+    Args:
+        saved: record of the checkpoint's run.
+        now: record of this run.
+        fitting: whether it goes on with training.
+
+    Raises:
+        ConfigurationError: rows or split are not those of the checkpoint, and examples for testing would be trained on,
+            or those that were trained on tested.
+    """
+    same_rows = saved["rows"] == now["rows"]
+    if same_rows and saved["split"] == now["split"]:
+        return
+    different = [f"data.{name} is {now['settings'][name]}, was {value}" for name, value in _different(saved, now)]
+    what = f": {', '.join(different)}" if different else ""
+    # generated clients are drawn by the same seed as the split
+    if fitting or same_rows or any("split_seed" in line for line in different):
+        lost = "be trained on" if fitting else "be some that it was trained on"
+        kind = "split of the data" if same_rows or different else "data"
+        raise ConfigurationError(
+            f"the checkpoint was trained on another {kind}{what}: examples that are for testing would {lost}. Use the "
+            "data and the settings that it was trained with" + (", or begin a new run." if fitting else ".")
+        )
+    warnings.warn(
+        f"the checkpoint was trained on other data{what}; whether it was trained on some of these examples cannot be "
+        "told.",
+        ChangedSettingWarning,
+        stacklevel=2,
+    )
+
+
+def begin_round_anew(checkpoint: Record) -> None:
+    """Let a fit that broke off in a round, with a checkpoint of its exception, make that round from its first client.
+
+    Lightning would go on behind the last chunk, without the updates that were summed up to there.
+
+    Args:
+        checkpoint: is changed, where the server has not made the step of the round it was written in.
+    """
+    loop = checkpoint.get("loops", {}).get("fit_loop", {})
+    if not loop:
+        return
+    epochs, chunks = loop["epoch_progress"], loop["epoch_loop.batch_progress"]
+    done = epochs["current"]["processed"]
+    if epochs["current"]["started"] == done or checkpoint["global_step"] > done:
+        return
+    for counts in epochs.values():
+        counts |= dict.fromkeys(counts, counts["processed"])
+    chunks["current"] |= dict.fromkeys(chunks["current"], 0)
+    chunks["is_last_batch"] = False
+
+
+def server_record(
+    optimizer: OptimizerCallable, scheduler: LRSchedulerCallable | None, parameters: Iterable[Tensor]
+) -> Record:
+    """What tells the server's optimizer and scheduler: their classes and settings.
+
+    Args:
+        optimizer: makes the optimizer.
+        scheduler: makes the scheduler; None = none.
+        parameters: of the server; only how many there are and their axes matter.
+    """
+    made, schedule = _make(optimizer, scheduler, parameters)
+    record: Record = {"optimizer": _name(made), "optimizer_settings": _plain(_settings(made))}
+    if schedule is not None:
+        record |= {"scheduler": _name(schedule), "scheduler_settings": _plain(schedule.state_dict())}
+    return record
+
+
+def check_server(saved: Record, now: Record) -> bool:
+    """Check that a fit can go on with the state of the server's optimizer and scheduler.
+
+    Args:
+        saved: record of the checkpoint's run.
+        now: record of this run.
+
+    Returns:
+        Whether their settings differ, so that `apply_server` must put those of this run in place.
+
+    Raises:
+        ConfigurationError: they are of other classes.
+    """
+    for role in ("optimizer", "scheduler"):
+        if saved.get(role) != now.get(role):
+            raise ConfigurationError(
+                f"model.server_{role} is {now.get(role, 'null')}, but the checkpoint was trained with "
+                f"{saved.get(role, 'null')}, whose state another one cannot take: use that, or begin a new run."
+            )
+    lines = []
+    for role in ("optimizer", "scheduler"):
+        before, after = saved.get(f"{role}_settings", {}), now.get(f"{role}_settings", {})
+        names = [key for key in dict.fromkeys([*before, *after]) if before.get(key) != after.get(key)]
+        told = [key for key in names if not key.startswith("_") and key not in ("initial_lr", "base_lrs")]
+        lines += [f"model.server_{role}.{key} is {after.get(key)}, was {before.get(key)}" for key in told]
+        if names and not told and not lines:  # of a schedule within a schedule
+            lines.append(f"model.server_{role} has other settings")
+    if lines:
+        warnings.warn(
+            f"the run goes on with other settings than the checkpoint's: {', '.join(lines)}. What this command says is "
+            "used from here on"
+            + (", the schedule as if it had been from the first round." if "scheduler" in now else "."),
+            ChangedSettingWarning,
+            stacklevel=2,
+        )
+    return bool(lines)
+
+
+def apply_server(
+    make_optimizer: OptimizerCallable,
+    make_scheduler: LRSchedulerCallable | None,
+    optimizer: Optimizer,
+    scheduler: LRScheduler | None,
+    rounds: int,
+) -> None:
+    """Put the settings of this run into an optimizer and a scheduler that were restored with those of another.
+
+    What the optimizer has learned (momenta, say) stays.
+
+    Args:
+        make_optimizer: makes an optimizer of this run.
+        make_scheduler: makes a scheduler of this run; None = none.
+        optimizer: restored.
+        scheduler: restored; None = none.
+        rounds: number of rounds made.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    made, schedule = _make(make_optimizer, make_scheduler, parameters)
+    if schedule is not None and scheduler is not None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the optimizer itself is not stepped
+            for _ in range(rounds):
+                schedule.step()
+        scheduler.load_state_dict(schedule.state_dict())
+    for group in optimizer.param_groups:
+        group.update(_settings(made))
+
+
+def warn_of_changes(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Tell which settings a resumed fit does not have from its beginning, but for those that change no number.
+
+    Args:
+        saved: configuration of the checkpoint's run; empty where it has none.
+        now: configuration of this run.
+    """
+    before, after = (
+        {key: value for key, value in flatten(settings).items() if _decisive(key)} for settings in (saved, now)
+    )
+    names = [key for key in dict.fromkeys([*before, *after]) if before.get(key) != after.get(key)] if saved else []
+    if names:
+        told = [f"{key} is {after.get(key)}, was {before.get(key)}".replace(".init_args.", ".") for key in names]
+        warnings.warn(
+            f"the run goes on with other settings than it began with: {'; '.join(told)}. What this command says is "
+            "used from here on.",
+            ChangedSettingWarning,
+            stacklevel=2,
+        )
+
+
+def _decisive(key: str) -> bool:
+    """Whether a setting decides numbers, and is not looked at elsewhere."""
+    section, _, name = key.partition(".")
+    if section == "trainer":
+        return name in DECISIVE_FOR_TRAINER
+    return not name.startswith(("server_optimizer", "server_scheduler")) and key.rpartition(".")[2] not in NO_EFFECT
+
+
+def _make(
+    optimizer: OptimizerCallable, scheduler: LRSchedulerCallable | None, parameters: Iterable[Tensor]
+) -> tuple[Optimizer, LRScheduler | None]:
+    """Of this run, on parameters of a few numbers."""
+    made = optimizer([torch.zeros([min(2, n) for n in p.shape], requires_grad=True) for p in parameters])
+    return made, None if scheduler is None else scheduler(made)
+
+
+def _settings(optimizer: Optimizer) -> dict[str, Any]:
+    return {key: value for key, value in optimizer.param_groups[0].items() if key != "params"}
+
+
+def _name(made: object) -> str:
+    return f"{type(made).__module__}.{type(made).__qualname__}"
+
+
+def _different(saved: Record, now: Record) -> list[tuple[str, Any]]:
+    return [(name, value) for name, value in saved["settings"].items() if now["settings"].get(name) != value]
+
+
+def _plain(value: Any) -> Any:
+    """As it can be read without running code, and compared; objects by their classes."""
+    if isinstance(value, dict):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, Tensor):
+        return value.tolist()
+    return value if value is None or isinstance(value, bool | int | float | str) else type(value).__name__

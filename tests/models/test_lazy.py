@@ -1,0 +1,93 @@
+import pytest
+import torch
+from torch import nn
+
+from flow_pl.checks import check_fit
+from flow_pl.errors import ConfigurationError
+from flow_pl.methods import FedAvg, HypCluster
+from flow_pl.models import EMNISTCNN, MLP, LogisticRegression, ResNet18
+from flow_pl.tasks import Classification
+
+IMAGE, VECTOR = torch.rand(1, 2, 12, 10), torch.rand(1, 7)
+
+
+def sizes(module):
+    return {name: tuple(p.shape) for name, p in module.state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    ("backbone", "explicit", "example"),
+    [
+        (MLP(), MLP(7, 5), VECTOR),
+        (MLP(hidden=[]), MLP(7, 5, []), VECTOR),
+        (MLP(hidden=[3, 4]), MLP([2, 12, 10], 5, [3, 4]), IMAGE),
+        (MLP(in_features=7), MLP(7, 5), VECTOR),
+        (MLP(num_classes=5), MLP(7, 5), VECTOR),
+        (LogisticRegression(), LogisticRegression(7, 5), VECTOR),
+        (EMNISTCNN(None, None), EMNISTCNN(5, (2, 12, 10)), IMAGE),
+        (ResNet18(None, None, groups=2), ResNet18(5, 2, groups=2), IMAGE),
+    ],
+)
+def test_sizes_that_are_left_out_are_those_of_the_data(backbone, explicit, example):
+    method = FedAvg()
+    method.bind(backbone, Classification())
+    check_fit(method, example, 5, ())
+    assert sizes(backbone) == sizes(explicit)
+    assert [type(module) for module in backbone.modules()] == [
+        type(backbone),
+        *[type(m) for m in explicit.modules()][1:],
+    ]
+    assert [repr(module) for module in backbone] == [repr(module) for module in explicit]
+
+
+def test_initial_weights_follow_from_the_seed_alone():
+    def weights():
+        torch.manual_seed(3)
+        method, backbone = FedAvg(), MLP(hidden=[4])
+        method.bind(backbone, Classification())
+        torch.rand(9)  # whatever is drawn in between
+        check_fit(method, VECTOR, 5, ())
+        return backbone.state_dict()
+
+    first, second = weights(), weights()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_every_model_of_a_method_gets_its_sizes():
+    method = HypCluster(clusters=3)
+    modules = method.bind(MLP(hidden=[4]), Classification())
+    check_fit(method, VECTOR, 5, ())
+    assert len({tuple(sizes(module).items()) for module in modules.values()}) == 1
+
+
+def test_a_checkpoint_gives_the_sizes():
+    backbone = MLP(hidden=[4])
+    backbone.load_state_dict(MLP(7, 5, [4]).state_dict())
+    assert backbone(VECTOR).shape == (1, 5)
+    assert type(backbone.head) is nn.Linear
+
+
+def test_without_data_the_number_of_classes_is_asked_for():
+    with pytest.raises(RuntimeError, match="the number of classes is not known yet: give the backbone num_classes"):
+        MLP()(VECTOR)
+
+
+@pytest.mark.parametrize(
+    ("example", "backbone", "message"),
+    [
+        (
+            torch.ones(1, 7, dtype=torch.int64),
+            MLP(7, 5),
+            "MLP takes numbers, the data has tokens .*data.tokens to false",
+        ),
+        (torch.ones(1, 7), nn.Sequential(nn.Embedding(9, 5), nn.Flatten()), "takes tokens, the data has numbers"),
+        (torch.ones(1, 28, 28, 3), EMNISTCNN(5, (3, 28, 28)), r"channels first.* last: make them \[3, 28, 28\]"),
+        (torch.ones(1, 6), MLP(7, 5), "give MLP the features' shape, or the data module the shape that MLP expects"),
+    ],
+)
+def test_features_that_a_backbone_cannot_take(example, backbone, message):
+    method = FedAvg()
+    blocks = backbone if not isinstance(backbone[0], nn.Embedding) else nn.Sequential(*backbone, nn.Linear(35, 5))
+    method.bind(blocks, Classification())
+    with pytest.raises(ConfigurationError, match=message):
+        check_fit(method, example, 5, ())
