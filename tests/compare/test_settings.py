@@ -150,7 +150,7 @@ def test_a_missing_package_is_told_before_anything_runs(capsys, monkeypatch, pac
 
 
 def test_help(capsys):
-    for args, words in ((["compare", "--help"], "--allow-different"), (["--help"], "flow-pl compare")):
+    for args, words in ((["compare", "--help"], "--allow-different"), (["--help"], "  compare ")):
         assert fails(*args) == 0
         assert words in capsys.readouterr().out
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 
 datasets = pytest.importorskip("datasets", reason="datasets is not installed")
 pytest.importorskip("flwr_datasets", reason="flwr-datasets is not installed")
@@ -12,6 +13,7 @@ pytest.importorskip("flwr_datasets", reason="flwr-datasets is not installed")
 from flow_pl.data import Images, NextWord, PartitionedData, Vectors  # noqa: E402
 from flow_pl.data.readers.partitioned import PartitionedSource  # noqa: E402
 from flow_pl.errors import ConfigurationError, DataError  # noqa: E402
+from flow_pl.utils.parser import FlowParser  # noqa: E402
 
 ROWS = 60
 TABLE = {
@@ -197,7 +199,8 @@ def test_an_interrupted_store_is_gone_on_with_if_the_partitions_are_the_same(mak
     ("partitioner", "error", "message"),
     [
         ({"init_args": {}}, ConfigurationError, "expected a class_path and its init_args"),
-        ({"class_path": "X", "init_arg": {}}, ConfigurationError, "expected a class_path and its init_args"),
+        ({"class_path": "X", "init_args": 3}, ConfigurationError, "expected a class_path and its init_args"),
+        ({**partitioner("IidPartitioner"), "init_arg": {}}, ConfigurationError, "cannot be made: .*init_arg"),
         (partitioner("NoPartitioner"), ConfigurationError, "cannot be made: .*NoPartitioner"),
         (partitioner("IidPartitioner", number=3), ConfigurationError, "cannot be made: .*number"),
         (partitioner("IidPartitioner", num_partitions=0), ConfigurationError, "cannot be made: .*greater than zero"),
@@ -217,6 +220,22 @@ def test_an_interrupted_store_is_gone_on_with_if_the_partitions_are_the_same(mak
 def test_partitioners_that_cannot_work(make, partitioner, error, message):
     with pytest.raises(error, match=message):
         make(partitioner=partitioner)
+
+
+def test_an_argument_of_the_partitioner_goes_over_a_configuration(make, tmp_path):
+    """As an option does: jsonargparse puts `--data.partitioner.init_args.alpha 0.3` beside the init_args."""
+    settings = partitioner("DirichletPartitioner", num_partitions=2, partition_by="label", alpha=0.5)
+    path = tmp_path / "data.yaml"
+    make()  # writes the table
+    section = {"path": str(tmp_path / "table.parquet"), "partitioner": settings, "encoding": "Vectors"}
+    path.write_text(yaml.safe_dump({"data": {"class_path": "PartitionedData", "init_args": section}}))
+    for option in ("--data.partitioner.init_args.alpha", "--data.partitioner.alpha"):
+        parser = FlowParser()
+        parser.add_subclass_arguments(PartitionedData, "data")
+        parser.add_argument("--config", action="config")
+        made = parser.instantiate(parser.parse_args(["--config", str(path), option, "0.3"])).data
+        expected = {**settings["init_args"], "alpha": 0.3}
+        assert made.source_options()["partitioner"] == {**settings, "init_args": expected}
 
 
 def test_columns_and_paths_that_are_not_there(make, tmp_path):

@@ -83,11 +83,7 @@ YAML_MISTAKES = {
         ["not correspond to a subclass"],
     ),
     "None": ("data.init_args.deadline", "None", ["data.deadline is None, expected a whole number or null (null is"]),
-    "nothing needed": (
-        "model.backbone.init_args",
-        {},
-        ["model.backbone (MLP) needs in_features,"],
-    ),
+    "nothing needed": ("trainer.callbacks", [{"class_path": "EarlyStopping"}], ["(EarlyStopping) needs monitor"]),
 }
 
 
