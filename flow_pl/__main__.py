@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pkgutil
 import sys
 from collections.abc import Sequence
 
@@ -18,13 +19,24 @@ STAGES = {
 }
 """Lightning's commands, which share their options."""
 
-COMMANDS = {
-    **STAGES,
-    "compare": "train and test several configurations; tables and figures of all of them",
-    "configs": "list the configurations that come with the package, or copy one",
-    "export": "write a trained model as a file that needs no flow_pl",
-    "personalize": "the same for a client whose examples are in a file",
+OTHERS = {
+    "compare": (
+        "flow_pl.compare.command:compare",
+        "train and test several configurations; tables and figures of all of them",
+    ),
+    "configs": ("flow_pl.shipped:command", "list the configurations that come with the package, or copy one"),
+    "export": ("flow_pl.export_command:export", "write a trained model as a file that needs no flow_pl"),
+    "personalize": (
+        "flow_pl.export_command:personalize_client",
+        "the same for a client whose examples are in a file",
+    ),
 }
+"""The other commands: the function that takes what follows the name and returns an exit status, and what it does."""
+
+LIGHT = ("configs",)
+"""Commands that need neither torch nor Lightning."""
+
+COMMANDS = {**STAGES, **{name: text for name, (_, text) in OTHERS.items()}}
 """All commands, each with what it does."""
 
 
@@ -41,30 +53,32 @@ def main(args: Sequence[str] | None = None) -> None:
     if words[0] == "--version":
         print(f"flow-pl {__version__}")
         raise SystemExit(0)
+    command = words[0]
     try:
         _look_at(words)
-        if words[0] == "configs":
-            shipped.command(words[1:])
+        if command in LIGHT:
+            _run_other(command, words[1:])
             return
     except FlowError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     # from here on imports take seconds
-    from flow_pl.cli import run, told
+    from flow_pl.utils.told import told
 
     with told():
-        if words[0] == "compare":
-            from flow_pl.compare.command import compare
-
-            status = compare(words[1:])
-            if status:
-                raise SystemExit(status)
-        elif words[0] in ("export", "personalize"):
-            from flow_pl.export_command import command
-
-            command(words[0], words[1:])
+        if command in OTHERS:
+            _run_other(command, words[1:])
         else:
+            from flow_pl.cli import run
+
             run(None if args is None else words)
+
+
+def _run_other(command: str, words: Sequence[str]) -> None:
+    """Run a command that is none of Lightning's."""
+    status = pkgutil.resolve_name(OTHERS[command][0])(words)
+    if status:
+        raise SystemExit(status)
 
 
 def overview() -> str:

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import re
-import signal
 import sys
-import traceback
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +19,6 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import flow_pl.methods
 import flow_pl.models  # noqa: F401 (imported, their classes go by their bare names in YAML)
@@ -36,7 +30,7 @@ from flow_pl.callbacks.run_folder import BestCheckpoint, LastCheckpoint, RunFold
 from flow_pl.checks import check_class_paths
 from flow_pl.configuration import KEY, SECTIONS
 from flow_pl.data import FederatedDataModule
-from flow_pl.errors import ConfigurationError, FlowError, brief, find_cause
+from flow_pl.errors import ConfigurationError, FlowError, brief
 from flow_pl.loggers import RunLogger, continued_run, make_wandb_logger, sweep_folder
 from flow_pl.module import FederatedModule
 from flow_pl.results.run_folder import CONFIG, CONFIG_HEADER, find_checkpoint
@@ -81,16 +75,6 @@ BARE: dict[str, Any] = {
     "enable_model_summary": False,
 }
 """What Lightning's `barebones`, which measures the bare speed, does not go with."""
-
-RESUME = "what was saved is intact, and the same command with --ckpt_path last goes on from it"
-
-LOST = {
-    "DataLoader worker (pid": "a worker that loads data was ended from outside, most often because memory ran out; "
-    "lower data.num_workers or data.chunk_size",
-    "Connection closed by peer": "another process of the run has ended; what it said tells why",
-    "Connection reset by peer": "another process of the run has ended; what it said tells why",
-}
-"""What it means when an error's message has these words."""
 
 
 class ConfigToLogger(SaveConfigCallback):
@@ -303,54 +287,3 @@ def run(args: ArgsType = None) -> FlowCLI:
         },
         args=args,
     )
-
-
-def _silence_advertisements() -> None:
-    """Keep what is no user's business off the screen: tips for other products, notes for Lightning's own developers."""
-    warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*")
-    # said when an earlier run is about to be put aside, or gone on with
-    warnings.filterwarnings("ignore", message=r"Checkpoint directory .* exists and is not empty")
-    for module in ("trainer.connectors.logger_connector.logger_connector", "utilities.rank_zero"):
-        logging.getLogger(f"lightning.pytorch.{module}").addFilter(lambda record: "Tip:" not in record.getMessage())
-
-
-def _anomaly(error: Exception) -> str:
-    """What to say where `detect_anomaly` has found something; nothing of other errors."""
-    if not isinstance(error, RuntimeError) or "returned nan values in its" not in str(error):
-        return ""
-    return (
-        f"the training of a client has diverged: {brief(error)} trainer.detect_anomaly stops at the first such client, "
-        "and the lines above say in which operation; without it the client is left out of its round. A lower learning "
-        "rate of model.loop.client_optimizer may help."
-    )
-
-
-def _told_by_lightning(error: Exception) -> bool:
-    """Whether Lightning itself has refused something."""
-    frames = list(traceback.walk_tb(error.__traceback__))
-    module = frames[-1][0].f_globals.get("__name__", "") if frames else ""
-    return isinstance(error, ValueError | RuntimeError | TypeError) and module.startswith("lightning.")
-
-
-@contextmanager
-def told() -> Iterator[None]:
-    """A context in which what a user can mend ends the process with one message and exit status 1.
-
-    SIGTERM ends it with status 143.
-    """
-    _silence_advertisements()
-    try:
-        yield
-    except SIGTERMException:
-        print(f"stopped by SIGTERM: {RESUME}.", file=sys.stderr)
-        raise SystemExit(128 + signal.SIGTERM) from None
-    except Exception as error:
-        lost = next((text for text, meaning in LOST.items() if text in str(error)), None)
-        if lost is not None:
-            print(f"error: {LOST[lost]} ({str(error).splitlines()[0]}): {RESUME}.", file=sys.stderr)
-            raise SystemExit(1) from error
-        cause = find_cause(error, FlowError, MisconfigurationException)
-        if cause is None and not _told_by_lightning(error) and not _anomaly(error):
-            raise
-        print(f"error: {_anomaly(error) or (brief(error) if cause is None else cause)}", file=sys.stderr)
-        raise SystemExit(1) from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,12 @@ DESCRIPTIONS = {
 }
 
 
-def command(name: str, args: Sequence[str]) -> None:
+def command(args: Sequence[str], name: str) -> None:
     """Run a command.
 
     Args:
+        args: what follows its name.
         name: "export" or "personalize".
-        args: what follows it.
 
     Raises:
         ConfigurationError: an option cannot work, or the model cannot be written in this format.
@@ -52,6 +53,13 @@ def command(name: str, args: Sequence[str]) -> None:
     size = options.out.stat().st_size
     shape = ", ".join(map(str, example.shape[1:]))
     print(f"{options.out}: {options.format}, {size:,} bytes; takes [batch, {shape}] of {example.dtype}.")
+
+
+export = partial(command, name="export")
+"""`flow-pl export`."""
+
+personalize_client = partial(command, name="personalize")
+"""`flow-pl personalize`."""
 
 
 def _make_parser(name: str) -> argparse.ArgumentParser:

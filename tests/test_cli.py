@@ -97,7 +97,7 @@ def test_fit_then_validate_test_and_predict_from_the_best_checkpoint(config, tmp
         "Flow with MLP",
         "seen clients",
         "new clients",
-        "Generalized accuracy",
+        "generalized accuracy",
         "10th percentile",
         "best fixed mixture",
     ):

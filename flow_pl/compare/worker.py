@@ -19,7 +19,8 @@ from pathlib import Path
 
 import torch
 
-from flow_pl.cli import run, told
+from flow_pl.cli import run
+from flow_pl.utils.told import told
 
 
 def train_and_test(folder: str, checkpoint: str) -> None:

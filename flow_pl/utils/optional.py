@@ -38,6 +38,9 @@ def install_command(extra: str) -> str:
 
     Args:
         extra: the group.
+
+    Returns:
+        The command, and the name of the group.
     """
     try:
         required = [Requirement(each) for each in importlib.metadata.requires("flow-pl") or ()]
@@ -46,4 +49,6 @@ def install_command(extra: str) -> str:
     # those without a marker are the core's
     asked = [each for each in required if each.marker is not None and each.marker.evaluate({"extra": extra})]
     packages = [f'"{each.name}{each.specifier}"' for each in asked]
-    return f"pip install {' '.join(packages)}" if packages else f'pip install ".[{extra}]" in the folder of the project'
+    if not packages:
+        return f'pip install ".[{extra}]" in the folder of the project'
+    return f"pip install {' '.join(packages)} (the extra {extra} of flow-pl)"

@@ -1,6 +1,7 @@
 """Settings of the trainer through the real command: an ordinary run, or one line before anything is trained."""
 
 import importlib.util
+import re
 import subprocess
 import sys
 
@@ -108,9 +109,14 @@ def test_a_fit_does_not_go_on_from_weights_alone(config, tmp_path, capsys):  # n
     run(["test", "--config", str(config), "--ckpt_path", str(path)])
 
 
-@pytest.mark.filterwarnings("ignore:Error detected in")
-def test_a_diverged_client_under_detect_anomaly_is_told_in_a_line(config, capsys):  # noqa: F811
+@pytest.mark.parametrize("chunk", [1, 3])
+def test_a_diverged_client_under_detect_anomaly_is_told_in_two_lines(config, capfd, chunk):  # noqa: F811
+    """The operation and the line that asked for it, without the trace of the whole training."""
     rate = ["--model.loop.client_optimizer=torch.optim.SGD", "--model.loop.client_optimizer.lr=1e30"]
-    status, said = fails(capsys, "fit", "--config", config, "--trainer.detect_anomaly=true", *rate)
+    options = [f"--data.chunk_size={chunk}", "--trainer.detect_anomaly=true", *rate]
+    status, said = fails(capfd, "fit", "--config", config, *options)
+    *before, operation, error = said.splitlines()
     assert status == 1
-    assert said.splitlines()[-1].startswith("error: the training of a client has diverged: Function")
+    assert error.startswith("error: the training of a client has diverged: Function")
+    assert re.fullmatch(r"Error detected in \w+Backward\d of .*flow_pl/\w+\.py, line \d+: .+", operation)
+    assert not any("Traceback" in line or line.startswith("  File") for line in before)
