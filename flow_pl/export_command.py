@@ -17,6 +17,8 @@ from flow_pl.errors import ConfigurationError, DataError, brief
 from flow_pl.export import FORMATS, check_format, export_model
 from flow_pl.module import FederatedModule
 from flow_pl.serving import ServedModel, ServerModel, as_tensor, load, load_kept, personalize
+from flow_pl.utils.arguments import Parser, home
+from flow_pl.utils.words import no_such_option
 
 DESCRIPTIONS = {
     "export": "Write the server's model, or that of a client of the run's data, as a file that needs no flow_pl.",
@@ -36,12 +38,13 @@ def command(args: Sequence[str], name: str) -> None:
         ConfigurationError: an option cannot work, or the model cannot be written in this format.
         DataError: the client's data cannot be used.
     """
-    options, overrides = _make_parser(name).parse_known_args(args)
+    parser = _make_parser(name)
+    options, overrides = parser.parse_known_args(args)
     before = ""
     for word in overrides:
         value_of_option = before.startswith("--") and "=" not in before and not word.startswith("--")
         if not (word.startswith(("--model.", "--data.")) or value_of_option):
-            raise ConfigurationError(f"{word!r} is no option: see `flow-pl {name} --help`.")
+            raise ConfigurationError(no_such_option(word.partition("=")[0], parser.options(), parser.prog))
         before = "" if value_of_option else word
     check_format(options.format)
     _check_folder(options.out)
@@ -62,13 +65,12 @@ personalize_client = partial(command, name="personalize")
 """`flow-pl personalize`."""
 
 
-def _make_parser(name: str) -> argparse.ArgumentParser:
+def _make_parser(name: str) -> Parser:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=f"flow-pl {name}",
         description=DESCRIPTIONS[name],
         epilog="Options of a run for --model and --data, such as --model.method.routing=hard, may follow.",
-        allow_abbrev=False,
     )
     parser.add_argument(
         "-c",
@@ -83,7 +85,7 @@ def _make_parser(name: str) -> argparse.ArgumentParser:
         parser.add_argument(
             "--data",
             required=True,
-            type=_path,
+            type=home,
             metavar="FILE",
             help=".npz file with the client's examples x, as the run's data has them, and their labels y (-1: none)",
         )
@@ -95,20 +97,16 @@ def _make_parser(name: str) -> argparse.ArgumentParser:
         )
         parser.add_argument(
             "--example",
-            type=_path,
+            type=home,
             metavar="FILE",
             help=".npz file with examples x, for the shape of the server model's input (default: the run's data)",
         )
-    parser.add_argument("--out", required=True, type=_path, metavar="FILE", help="the file to write")
+    parser.add_argument("--out", required=True, type=home, metavar="FILE", help="the file to write")
     parser.add_argument(
         "--format", default="torch_export", help=f"{', '.join(FORMATS)} (default: torch_export)", metavar="FORMAT"
     )
     parser.add_argument("--max_batch", type=int, metavar="N", help="largest batch (default: any; executorch: 16)")
     return parser
-
-
-def _path(text: str) -> Path:
-    return Path(text).expanduser()
 
 
 def _check_folder(out: Path) -> None:

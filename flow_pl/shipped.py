@@ -6,7 +6,6 @@ below `configs/` without its ending; a file of that path in the working folder c
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import fnmatch
 import os
@@ -15,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from flow_pl.errors import ConfigurationError
+from flow_pl.utils.arguments import Parser, home
 from flow_pl.utils.files import write_text
 
 FOLDER = Path(__file__).with_name("configs")
@@ -142,7 +142,7 @@ def command(args: Sequence[str]) -> int:
     Raises:
         ConfigurationError: there is no such configuration, or a copy would replace a file.
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="flow-pl configs",
         description="List the shipped configurations, each with a line on what it is.",
         epilog="A run takes them by name: flow-pl fit -c task/digits -c method/flow",
@@ -150,12 +150,15 @@ def command(args: Sequence[str]) -> int:
     commands = parser.add_subparsers(dest="command", title="commands")
     copied = commands.add_parser("copy", help="copy one into a folder, to change it")
     copied.add_argument("name", help="such as task/digits")
-    copied.add_argument("folder", nargs="?", default=".", type=Path, help="where the copy goes (default: here)")
+    copied.add_argument("folder", nargs="?", default=Path(), type=home, help="where the copy goes (default: here)")
     given = parser.parse_args(args)
     if given.command == "copy":
         source = find(given.name)
         target = given.folder / source.name
-        given.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            given.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigurationError(f"{given.folder} cannot be made ({error}): choose another folder.") from error
         if target.exists():
             raise ConfigurationError(f"{target} is there already: choose another folder, or remove it first.")
         write_text(target, source.read_text(encoding="utf-8"))

@@ -10,7 +10,9 @@ from pathlib import Path
 
 from flow_pl import shipped
 from flow_pl.errors import ConfigurationError
+from flow_pl.utils.arguments import Parser, home
 from flow_pl.utils.validation import require_positive
+from flow_pl.utils.words import check_options
 
 GIVEN = {
     "--seed_everything": "use --seeds",
@@ -59,8 +61,9 @@ def parse(args: Sequence[str]) -> Options:
     Raises:
         ConfigurationError: an option cannot work.
     """
-    given, passed_on = _make_parser().parse_known_args(args)
-    _check(given, passed_on)
+    parser = _make_parser()
+    given, passed_on = parser.parse_known_args(args)
+    _check(given, passed_on, parser.options())
     common = [shipped.find(name) for name in given.config]
     methods = find_methods(given.methods)
     name = given.out.name if given.out else comparison_name(common, methods.values())
@@ -78,14 +81,13 @@ def parse(args: Sequence[str]) -> Options:
     )
 
 
-def _make_parser() -> argparse.ArgumentParser:
+def _make_parser() -> Parser:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="flow-pl compare",
         description="Train and test several methods on one task with several seeds; tables and figures of all of them.",
         epilog="Any other option is given to every run, as to `flow-pl fit`: --trainer.max_epochs 20, say, or "
         "--data.path x.npz. The same command goes on where it was interrupted, and skips the runs that are done.",
-        allow_abbrev=False,
     )
     parser.add_argument(
         "-c",
@@ -104,7 +106,7 @@ def _make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N", help="seeds of the runs (default: 0)")
     parser.add_argument(
-        "--out", type=Path, metavar="FOLDER", help="where the results go (default: runs/compare/ and the task's name)"
+        "--out", type=home, metavar="FOLDER", help="where the results go (default: runs/compare/ and the task's name)"
     )
     parser.add_argument(
         "--populations", nargs="+", metavar="NAME", help="clients to show, such as seen (default: all that are tested)"
@@ -124,7 +126,7 @@ def _make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _check(options: argparse.Namespace, passed_on: Sequence[str]) -> None:
+def _check(options: argparse.Namespace, passed_on: Sequence[str], own: Sequence[str]) -> None:
     require_positive(jobs=options.jobs)
     if len(set(options.seeds)) < len(options.seeds):
         raise ConfigurationError(f"--seeds is {options.seeds}, expected different ones.")
@@ -134,6 +136,7 @@ def _check(options: argparse.Namespace, passed_on: Sequence[str]) -> None:
             raise ConfigurationError(f"{name} cannot be given to the runs of a comparison: {GIVEN[name]}.")
     if passed_on and not passed_on[0].startswith("-"):
         raise ConfigurationError(f"{passed_on[0]!r} is no option: see `flow-pl compare --help`.")
+    check_options(["fit", *passed_on], "flow-pl compare", own)
 
 
 def find_methods(patterns: Sequence[str]) -> dict[str, Path]:

@@ -8,17 +8,23 @@ import os
 import sys
 import textwrap
 from collections.abc import Mapping, MutableMapping, MutableSequence, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NoReturn
 
+import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 from torch import nn
 
+from flow_pl.errors import brief
 from flow_pl.utils.refusals import class_names, explain
 from flow_pl.utils.words import no_such_option, nulls
 
 UNRECOGNIZED = "unrecognized arguments: "
+NO_VALUE = ": expected one argument"
+NO_YAML = "Problems parsing config: "
+OPTIONS = ("-c", "--config")
 
 
 class FlowParser(LightningArgumentParser):
@@ -61,6 +67,12 @@ class FlowParser(LightningArgumentParser):
         if message.startswith(UNRECOGNIZED):
             option = message.removeprefix(UNRECOGNIZED).split()[0].partition("=")[0]
             message = no_such_option(option, self._option_string_actions, command)
+        elif message.endswith(NO_VALUE):
+            option = _without_value(words, message.removeprefix("argument ").removesuffix(NO_VALUE))
+            message = f"{option} needs a value. `{command} --help` lists the options."
+        elif message.startswith(NO_YAML):
+            why = brief(message.removeprefix(NO_YAML).replace('"<unicode string>", ', ""))
+            message = f"{_broken_file(words)} is no YAML: {why}."
         else:
             message = explain(message, command, self.roots)
         sys.stderr.write(f"error: {message}\n")
@@ -76,6 +88,8 @@ class HelpPage(argparse._HelpAction):
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         """Print it and end."""
+        if values not in (None, "all"):
+            parser.error(f"{option_string} is {values}, expected nothing or all.")
         sections = {action.dest.partition(".")[0] for action in parser._actions}
         if values == "all" or "trainer" not in sections:
             parser.print_help()
@@ -165,6 +179,25 @@ def _plain(settings: Any) -> Any:
     if isinstance(settings, list | tuple):
         return type(settings)(_plain(value) for value in settings)
     return str(settings.value) if isinstance(settings, str) and isinstance(settings, enum.Enum) else settings
+
+
+def _without_value(words: Sequence[str], option: str) -> str:
+    """The option, or setting of it, that no value follows."""
+    ends = [word for word, after in zip(words, [*words[1:], "--"], strict=True) if after.startswith("-")]
+    forms = option.split("/")
+    meant = (word for word in ends if word in forms or word.startswith(f"{option}."))
+    return next(meant, option)
+
+
+def _broken_file(words: Sequence[str]) -> str:
+    """The configuration that is no YAML."""
+    for option, value in zip(["", *words], words, strict=False):
+        path = value if option in OPTIONS else value.partition("=")[2] if value.partition("=")[0] in OPTIONS else ""
+        try:
+            yaml.safe_load(Path(path).read_text(encoding="utf-8") if path else "")
+        except (OSError, ValueError, yaml.YAMLError):
+            return path
+    return "the configuration"
 
 
 def expand_home(settings: Any) -> Any:

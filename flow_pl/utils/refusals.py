@@ -25,10 +25,13 @@ CLASS = re.compile(r"(?:given class_path |class_path=)'([^']+)'")
 OPTION = re.compile(r"[Oo]ption '([^']+)' is not accepted|does not accept option '([^']+)'")
 GROUP = re.compile(r"Group '([^']+)' does not accept")
 REQUIRED = re.compile(r"the following arguments are required: ([\w.]+(?:, [\w.]+)*)")
-NO_CLASS = re.compile(r"Expected a dot import path string: (.+)|Expected a path but (.+) either not accessible")
+NO_CLASS = re.compile(r"Expected a dot import path string:(?: (.+))?$", re.MULTILINE)
+NO_PATH = re.compile(r"Expected a path but (.*?) ?either not accessible")
+NO_HELP = re.compile(r"--([\w.]+)\.help: Expected a dot import path string: (.+)")
 NOT_MADE = re.compile(r"Problem with given class_path '([^']+)':(.+)|Import path (.+) (does not correspond .+)")
-EXPECTED = re.compile(r"(?:^|\s)Expected an? (.+?)(?:\. Got value: (.*))?$")
-VALUE = re.compile(r"Given value: (.*)$")
+EXPECTED = re.compile(r"(?:^|\s)Expected an? (.+?)(?:\. Got value:(?: (.*))?)?$")
+GOT = ". Got value:"
+VALUE = re.compile(r"Given value:(?: (.*))?$")
 
 STAGES = ("fit", "validate", "test", "predict")
 """In front of the names of settings, in some messages."""
@@ -62,7 +65,13 @@ def explain(message: str, command: str, roots: Mapping[str, type]) -> str:
     lines = [line.strip().removeprefix("- ") for line in _first_attempt(message) if line.strip()]
     keys, owner = _place(lines)
     setting, text = ".".join(keys), " ".join(lines)
+    asked = NO_HELP.fullmatch(message)
+    if asked is not None:
+        keys, owner = asked[1].split("."), ""
+        return _no_class(keys, owner, asked[2], command, roots) or brief(message)
     option = OPTION.search(text)
+    if option is not None and "class_path" in option.groups():
+        return f"{setting} has other settings beside class_path and init_args: expected those two alone."
     if option is not None:
         return _no_setting(setting, option[1] or option[2], text, owner, command, roots)
     required = next((found[1] for found in map(REQUIRED.search, lines) if found is not None), None)
@@ -71,21 +80,16 @@ def explain(message: str, command: str, roots: Mapping[str, type]) -> str:
     if setting and "is abstract" in text:
         return f"{setting} has settings but no class_path: say of which class they are. `{command} --help` lists some."
     expected = [found for found in map(EXPECTED.search, lines) if found is not None and "a path but" not in found[0]]
-    no_class = NO_CLASS.search("\n".join(lines))
+    no_class = NO_CLASS.search("\n".join(lines)) or NO_PATH.search("\n".join(lines))
     if setting and no_class is not None:
-        cls: Any = _resolve(owner) if owner else roots.get(keys[0])
-        known = [] if cls is None else _names(cls, keys[-1] if owner or len(keys) > 1 else "")
-        if known:
-            value = no_class[1] or no_class[2]
-            if value in known:
-                return f"{setting} is {value}, which several classes are called: give the whole path of one."
-            listed = f"Known are {', '.join(known)}." if len(known) <= 20 else f"`{command} --help all` lists them."
-            return f"{setting} is {value}, which names no class.{nearest(_short(value), known)} {listed}"
+        said = _no_class(keys, owner, no_class[1] or "", command, roots)
+        if said:
+            return said
         expected = [found for found in expected if "dot import path" not in found[0]]
-    value = next((found[2] for found in expected if found[2] is not None), "")
-    value = value or next((found[1] for found in map(VALUE.search, lines) if found is not None), "")
-    if setting and expected and value:
-        return _wrong_value(setting, value.partition(". Got value: ")[0], expected)
+    values = [found[2] or "" for found in expected if GOT in found[0]]
+    values += [found[1] or "" for found in map(VALUE.search, lines) if found is not None]
+    if setting and expected and values:
+        return _wrong_value(setting, values[0].partition(". Got value: ")[0], expected)
     made = NOT_MADE.search(text)
     if setting and made is not None:
         return brief(f"{setting} is {made[1] or made[3]}, which cannot be used: {(made[2] or made[4]).strip()}")
@@ -173,6 +177,19 @@ def _missing(setting: str, names: str, owner: str) -> str:
     return f"{setting}{f' ({_short(owner)})' if owner else ''} needs {names}: set {inside}."
 
 
+def _no_class(keys: list[str], owner: str, value: str, command: str, roots: Mapping[str, type]) -> str:
+    """Of a value that names no class; nothing where it is not known which there are."""
+    cls: Any = _resolve(owner) if owner else roots.get(keys[0])
+    known = [] if cls is None else _names(cls, keys[-1] if owner or len(keys) > 1 else "")
+    if not known:
+        return ""
+    setting = ".".join(keys)
+    if value in known:
+        return f"{setting} is {value}, which several classes are called: give the whole path of one."
+    listed = f"Known are {', '.join(known)}." if len(known) <= 20 else f"`{command} --help all` lists them."
+    return f"{setting} is {value or 'empty'}, which names no class.{nearest(_short(value), known)} {listed}"
+
+
 def _wrong_value(setting: str, value: str, expected: list[re.Match[str]]) -> str:
     """Of a value of another type."""
     words: dict[str, None] = {}
@@ -181,7 +198,7 @@ def _wrong_value(setting: str, value: str, expected: list[re.Match[str]]) -> str
     null = " (null is null in YAML)" if value == "None" and "null" in words else ""
     *first, last = words
     choices = f"{', '.join(first)} or {last}" if first else last
-    return brief(f"{setting} is {value}, expected {choices}{null}.")
+    return brief(f"{setting} is {value or 'empty'}, expected {choices}{null}.")
 
 
 def _words(kind: str) -> Iterator[str]:

@@ -112,4 +112,4 @@ def _told_by_lightning(error: Exception) -> bool:
     """Whether Lightning itself has refused something."""
     frames = list(traceback.walk_tb(error.__traceback__))
     module = frames[-1][0].f_globals.get("__name__", "") if frames else ""
-    return isinstance(error, ValueError | RuntimeError | TypeError) and module.startswith("lightning.")
+    return isinstance(error, ValueError | RuntimeError | TypeError | ImportError) and module.startswith("lightning.")

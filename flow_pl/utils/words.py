@@ -6,7 +6,7 @@ import ast
 import difflib
 import importlib.util
 import json
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from flow_pl.errors import ConfigurationError
@@ -16,20 +16,32 @@ OWN = ("help", "h", "config", "c", "print_config", "seed_everything", "trainer",
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A question that ends a message: the nearest of the names that there are; empty where none is near."""
-    near = difflib.get_close_matches(name, list(known), 1, 0.6)
-    return f" Did you mean {near[0]}?" if near else ""
+    """A question that ends a message: the nearest of the names that there are; empty where none is near.
+
+    Case does not count, and neither do the dashes of an option.
+    """
+    return _question(name, {each: each for each in known})
 
 
 def no_such_option(option: str, known: Iterable[str], command: str) -> str:
     """What to say of an option that does not exist.
 
     Args:
-        option: with its dashes.
+        option: with its dashes; one without a section may be the last part of one that there is.
         known: the options that do.
         command: whose options they are, such as `flow-pl fit`.
     """
-    return f"there is no option {option}.{nearest(option, known)} `{command} --help` lists the options."
+    names = {each: each for each in known}
+    if "." not in option:
+        names |= {each.rpartition(".")[2]: each for each in names if "." in each}
+    return f"there is no option {option}.{_question(option, names)} `{command} --help` lists the options."
+
+
+def _question(name: str, known: Mapping[str, str]) -> str:
+    """See `nearest`; what is named is the value of the nearest key."""
+    names = {key.lower().lstrip("-"): value for key, value in reversed(known.items())}
+    near = difflib.get_close_matches(name.lower().lstrip("-"), list(names), 1, 0.6)
+    return f" Did you mean {names[near[0]]}?" if near else ""
 
 
 def nulls(words: Sequence[str]) -> list[str]:
@@ -50,7 +62,7 @@ def nulls(words: Sequence[str]) -> list[str]:
     return found
 
 
-def check_options(words: Sequence[str]) -> None:
+def check_options(words: Sequence[str], name: str = "", also: Iterable[str] = ()) -> None:
     """Refuse an option that the trainer, the model or the command do not have.
 
     They are looked up in the source files, within a fraction of the seconds that it takes to import them. What data,
@@ -58,6 +70,8 @@ def check_options(words: Sequence[str]) -> None:
 
     Args:
         words: of a command line of Lightning's: `fit`, `validate`, `test` or `predict`, and its options.
+        name: of the command that passes them on, where it is another.
+        also: options of that command, for the nearest name.
 
     Raises:
         ConfigurationError: there is no such option; names the nearest one.
@@ -66,12 +80,18 @@ def check_options(words: Sequence[str]) -> None:
     trainer = _lightning_trainer()
     if trainer is None:
         return
+    package = Path(__file__).parents[1]
     sections = {
         "trainer": _parameters(trainer, "Trainer", "__init__"),
-        "model": _parameters(Path(__file__).parents[1] / "module.py", "FederatedModule", "__init__"),
+        "model": _parameters(package / "module.py", "FederatedModule", "__init__"),
     }
-    options = {f"--{name}" for name in (*OWN, *_parameters(trainer, "Trainer", command))}
-    known = options | {f"--{section}.{name}" for section, names in sections.items() for name in names}
+    options = [f"--{option}" for option in (*OWN, *_parameters(trainer, "Trainer", command))]
+    # of any data and loop, which others are derived from: good enough to be the nearest
+    near = sections | {
+        "data": _parameters(package / "data" / "datamodule.py", "FederatedDataModule", "__init__"),
+        "model.loop": _parameters(package / "engine" / "loop.py", "FederatedLoop", "__init__"),
+    }
+    known = [*also, *options, *(f"--{section}.{each}" for section, names in near.items() for each in names)]
     for word in rest:
         option = word.partition("=")[0].rstrip("+")
         if not option.startswith("--") or option == "--":
@@ -84,7 +104,9 @@ def check_options(words: Sequence[str]) -> None:
         else:
             found = not names and option in options
         if not found:
-            raise ConfigurationError(no_such_option(".".join(option.split(".")[:2]), known, f"flow-pl {command}"))
+            raise ConfigurationError(
+                no_such_option(".".join(option.split(".")[:2]), known, name or f"flow-pl {command}")
+            )
 
 
 def _null(value: str) -> str:

@@ -51,6 +51,22 @@ MISTAKES = {
     ),
     "one dash": (["-trainer.max_epochs", "3"], ["no option -trainer.max_epochs", "Did you mean --trainer.max_epochs?"]),
     "a word too many": (["more"], ["there is no option more"]),
+    "another case": (["--model.method", "FLOW"], ["model.method is FLOW", "Did you mean Flow?"]),
+    "no section": (["--batch_size", "3"], ["no option --batch_size. Did you mean --model.loop.batch_size?"]),
+    "no section, and a typo": (["--cohort_sise=3"], ["Did you mean --data.cohort_size?"]),
+    "nothing": (["--trainer.max_epochs="], ["trainer.max_epochs is empty, expected a whole number or null."]),
+    "nothing for the loop": (["--model.loop.local_epochs", ""], ["model.loop.local_epochs is empty, expected a whole"]),
+    "nothing to choose": (["--model.method.split="], ["model.method.split is empty, expected parts, none or cross."]),
+    "nothing as a class": (["--model.method="], ["model.method is empty, which names no class. Known are APFL"]),
+    "no value": (["--model.loop.local_epochs"], ["--model.loop.local_epochs needs a value."]),
+    "no value of the data": (["--data.cohort_size", "--trainer.max_epochs=1"], ["--data.cohort_size needs a value."]),
+    "help of what there is not": (["--model.method.help", "Flw"], ["model.method is Flw", "Did you mean Flow?"]),
+    "another help": (["--help", "al"], ["--help is al, expected nothing or all."]),
+    "a class within braces": (["--data", '{"class_path": "SyntheticDta"}'], ["Did you mean SyntheticData?"]),
+    "init_arg": (
+        ["--model.method", '{"class_path": "Flow", "init_arg": {}}'],
+        ["model.method has other settings beside class_path and init_args"],
+    ),
 }
 
 
@@ -101,6 +117,48 @@ def test_a_mistake_in_a_file_gets_one_line_as_well(config, capsys, mistake):  # 
     assert (code, said.count("\n")) == (2, 1)
     for words in expected:
         assert words in said
+
+
+OTHERS = {
+    "no option at all": (["compare"], 2, "flow-pl compare needs --methods. `flow-pl compare --help` lists"),
+    "what must be given": (["compare", "--methds", "a"], 2, "no option --methds. Did you mean --methods?"),
+    "an option": (["compare", "--methods", "method/flow", "--sedes", "1"], 1, "--sedes. Did you mean --seeds?"),
+    "an option of the runs": (["compare", "--methods", "method/flow", "--trainer.device=1"], 1, "--trainer.devices?"),
+    "a number": (["compare", "--methods", "method/flow", "--seeds", "a"], 2, "--seeds is a, expected a whole number."),
+    "no number": (["compare", "--methods", "method/flow", "--jobs"], 2, "--jobs needs a value."),
+    "a choice": (
+        ["compare", "--methods", "a", "--checkpoint", "lst"],
+        2,
+        "--checkpoint is lst, expected last or best.",
+    ),
+    "a method": (["compare", "--methods", "method/flwo"], 1, "Did you mean method/flow?"),
+    "a command": (["configs", "copi", "task/digits"], 2, "there is no flow-pl configs copi. Did you mean copy?"),
+    "a folder": (["configs", "copy", "task/digits", "file/folder"], 2, "folder cannot be made"),
+    "a format": (["export", "-c", "a", "--ckpt_path=b", "--out=c", "--fromat=onnx"], 1, "Did you mean --format?"),
+    "a checkpoint": (["personalize", "-c", "a", "--ckpt=b", "--data=d", "--out=c"], 2, "Did you mean --ckpt_path?"),
+}
+
+
+@pytest.mark.parametrize("mistake", OTHERS)
+def test_a_mistake_in_another_command_gets_one_line_as_well(tmp_path, monkeypatch, capsys, mistake):
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    words, status, expected = OTHERS[mistake]
+    code, said = fails(capsys, *words)
+    assert (code, said.count("\n")) == (status, 1)
+    assert said.startswith("error: ")
+    assert expected in said
+
+
+@pytest.mark.parametrize("option", ["-c", "--config="])
+def test_a_file_that_is_no_yaml_is_named(tmp_path, capsys, option):
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("trainer: {max_epochs: 3\nmodel: [")
+    words = [f"{option}{broken}"] if option.endswith("=") else [option, str(broken)]
+    code, said = fails(capsys, "fit", "-c", "task/digits", *words)
+    assert (code, said.count("\n")) == (2, 1)
+    assert f"error: {broken} is no YAML: " in said
+    assert "line 1" in said
 
 
 def test_help_of_a_command_fits_on_a_page(capsys):
