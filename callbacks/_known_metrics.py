@@ -5,22 +5,37 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, EarlyStopping, LearningRateMonitor, ModelCheckpoint
 
 from flow_pl.callbacks._base import EvaluationCallback
 from flow_pl.callbacks._federated import federated_module
 from flow_pl.callbacks.backdoor_success import BackdoorSuccess
-from flow_pl.callbacks.convergence_diagnostics import ConvergenceDiagnostics
+from flow_pl.callbacks.convergence_diagnostics import PROGRESS, ConvergenceDiagnostics
 from flow_pl.errors import ConfigurationError
+from flow_pl.evaluation.convergence import HEAD, gradient_figures
 from flow_pl.methods.base import Phase
 from flow_pl.utils.words import nearest
 
 LOCAL_MODEL = ("global_or_local_accuracy", "best_mixture_accuracy", "gain_over_mixture")
 """What `PersonalizationGain` adds where the method has a local model."""
 
-FAMILIES = ("accuracy", "loss")
-"""How the names of training metrics end that are all known; there are others, by what is configured."""
+ROUND = ("clients", "rejected_clients", "examples", "update_norm", "bytes_up", "bytes_down", "padding")
+"""What every round tells of itself, beside its losses."""
+
+SOMETIMES = (
+    "skipped_steps",
+    "clip_norm",
+    "attackers",
+    "attackers_weight",
+    "attackers_left_out",
+    "dropped_clients",
+    "late_clients",
+    "clients_with_state",
+    "state_bytes",
+)
+"""What rounds tell of themselves by what is configured."""
 
 
 def check_monitors(trainer: Trainer, pl_module: LightningModule) -> None:
@@ -38,7 +53,7 @@ def check_monitors(trainer: Trainer, pl_module: LightningModule) -> None:
     callbacks: Sequence[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     pl_module.trainer = trainer  # as Lightning does at the start of a stage: a callback may ask for it
     known = _validation_metrics(trainer, callbacks, pl_module)
-    trained = _losses(pl_module)
+    trained, told = _losses(pl_module), [f"train/{name}" for name in ROUND]
     foreign = [callback for callback in callbacks if not _known(callback)]
     for callback in callbacks:
         monitor = getattr(callback, "monitor", None)
@@ -50,11 +65,12 @@ def check_monitors(trainer: Trainer, pl_module: LightningModule) -> None:
         if monitor.startswith("val/") and not known:
             raise ConfigurationError(
                 f"{type(callback).__name__} waits for the metric {monitor}, but nothing is validated: "
-                "trainer.limit_val_batches is 0, or no callback measures."
+                "trainer.limit_val_batches is 0, or no callback measures, as in trainer.barebones."
             )
         raise ConfigurationError(
             f"{type(callback).__name__} waits for the metric {monitor}, which no round has."
-            f"{nearest(monitor, [*known, *trained])} There are {', '.join(trained)}, and {', '.join(known)}."
+            f"{nearest(monitor, [*known, *trained, *told])} There are {', '.join([*trained, *told])}, and "
+            f"{', '.join(known)}."
         )
 
 
@@ -87,9 +103,12 @@ def _may_come(monitor: str, callbacks: Sequence[Callback], pl_module: LightningM
     """Whether it is one of the metrics that are logged by what is configured."""
     section, _, name = monitor.partition("/")
     if section == "train":
-        return bool(name) and not name.endswith(FAMILIES)
+        return name in (*ROUND, *SOMETIMES)
     if section == "diagnostics":
-        return any(isinstance(callback, ConvergenceDiagnostics) for callback in callbacks)
+        blocks = federated_module(pl_module).route_names
+        routed = ("q_local", "q_global", *(f"q_local/{block}" for block in blocks)) if blocks else ()
+        measured = any(isinstance(callback, ConvergenceDiagnostics) for callback in callbacks)
+        return measured and name in ("G", "B", *PROGRESS, *gradient_figures(torch.zeros(HEAD + 1), 1), *routed)
     if section.startswith("lr-"):
         return any(isinstance(callback, LearningRateMonitor) for callback in callbacks)
     return monitor == "privacy/epsilon" and getattr(pl_module, "privacy", None) is not None

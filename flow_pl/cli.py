@@ -76,6 +76,9 @@ BARE: dict[str, Any] = {
 }
 """What Lightning's `barebones`, which measures the bare speed, does not go with."""
 
+OURS = ("num_sanity_val_steps", "log_every_n_steps")
+"""Those of them that are on by our own defaults, and go without a word."""
+
 
 class ConfigToLogger(SaveConfigCallback):
     """Keeps the configuration: for a fit in the run's folder and in each checkpoint, for all commands with each logger.
@@ -187,7 +190,8 @@ class FlowCLI(LightningCLI):
             if not barebones and not any(_replaces(callback, default) for callback in listed)
         ]
         if barebones:
-            kwargs |= BARE
+            # what is asked for all the same, Lightning refuses by name
+            kwargs |= {name: off for name, off in BARE.items() if not self._asked_for(name)}
             self.save_config_callback = None
         elif self._get(self.config_init, "trainer.logger") in (None, True):
             kwargs["logger"] = RunLogger(root, name="logs")
@@ -200,6 +204,10 @@ class FlowCLI(LightningCLI):
             check_monitors(trainer, self.model)
             continue_log(trainer, self._get(self.config_init, "ckpt_path"))
         return trainer
+
+    def _asked_for(self, name: str) -> bool:
+        """Whether a setting of the trainer is switched on by the user, rather than by our own defaults."""
+        return name not in OURS and bool(self._get(self.config_init, f"trainer.{name}"))
 
     def instantiate_classes(self) -> None:
         """Make everything.

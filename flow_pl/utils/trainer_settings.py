@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from lightning.pytorch import Callback
+import torch
+from lightning.pytorch import Callback, strategies
 from lightning.pytorch.callbacks import (
     BaseFinetuning,
     BatchSizeFinder,
@@ -15,9 +16,11 @@ from lightning.pytorch.callbacks import (
     StochasticWeightAveraging,
     WeightAveraging,
 )
+from lightning.pytorch.callbacks.spike import SpikeDetection
 from torch import nn
 
 from flow_pl.errors import ConfigurationError
+from flow_pl.utils.words import nearest
 
 LARGEST_SEED = 2**32 - 1
 """Of NumPy, which Lightning seeds as well."""
@@ -35,6 +38,9 @@ LEAST = {
 SHARDED = ("fsdp", "deepspeed", "model_parallel")
 SPAWNED = ("ddp_spawn", "ddp_spawn_find_unused_parameters_false", "ddp_spawn_find_unused_parameters_true")
 
+ONE_DEVICE = ("single_device", "single_xla")
+"""Names that Lightning lists, whose classes ask for a device beside: what "auto" comes to."""
+
 UNFIT = {
     StochasticWeightAveraging: "averages what a local optimizer reaches, and puts its own schedule in place of the "
     "server's: set model.server_optimizer (momentum, say) instead",
@@ -44,6 +50,8 @@ UNFIT = {
     BatchSizeFinder: "enlarges a batch, which is a chunk of clients here: set data.chunk_size to auto",
     GradientAccumulationScheduler: "adds up gradients of automatic optimization: a round is one step of the "
     "server; set model.loop.batch_size for the clients' steps",
+    SpikeDetection: "waits for the loss of every batch, which a chunk of clients does not have: clients that "
+    "diverge are left out of their round (model.max_rejected)",
     BaseFinetuning: "freezes parameters while automatic optimization trains the others: set requires_grad in the "
     "backbone, or use a method that trains a part of it (FedRep, LGFedAvg)",
 }
@@ -87,6 +95,7 @@ def check_trainer(settings: Mapping[str, Any]) -> None:
             "(data.cohort_size)."
         )
     _check_strategy(settings.get("strategy"))
+    _check_devices(settings.get("devices", "auto"), settings.get("accelerator"))
 
 
 def check_callbacks(callbacks: Iterable[Callback], module: nn.Module) -> None:
@@ -125,3 +134,36 @@ def _check_strategy(strategy: Any) -> None:
             "where each process reads the command line itself, or ddp_fork (ddp_notebook in a notebook), whose "
             "processes begin as copies of this one."
         )
+    # Lightning's own list names some that cannot work here
+    known = ["auto", *(each for each in strategies.StrategyRegistry.available_strategies() if _whole(each))]
+    if isinstance(strategy, str) and name.lower() not in known:
+        cls = name.rpartition(".")[2]
+        if isinstance(getattr(strategies, cls, None), type):
+            raise ConfigurationError(
+                f"trainer.strategy is {name}, which is a class: expected {{class_path: {cls}}}, or one of the names "
+                f"{', '.join(known)}."
+            )
+        raise ConfigurationError(
+            f"trainer.strategy is {name}, which there is not.{nearest(name, known)} Known are {', '.join(known)}."
+        )
+
+
+def _whole(strategy: str) -> bool:
+    """Whether it is one that rounds can have, of those that Lightning lists."""
+    return not strategy.startswith(SHARDED) and strategy not in SPAWNED and strategy not in ONE_DEVICE
+
+
+def _check_devices(devices: Any, accelerator: Any) -> None:
+    """Check how many devices, or which."""
+    number = devices if isinstance(devices, int) else None
+    if isinstance(devices, str):
+        text = devices.strip()
+        if text == "auto" or "," in text:
+            return  # which of several: Lightning knows whether they are there
+        number = int(text) if text.removeprefix("-").isdecimal() else 0
+    processors = accelerator == "cpu" or (accelerator in (None, "auto") and not torch.accelerator.is_available())
+    if isinstance(devices, list) and devices and not processors:
+        return
+    if isinstance(devices, bool) or number is None or number < -1 or number == 0 or (number == -1 and processors):
+        expected = "the number of processes" if processors else "their number, -1 for all of them, a list of some"
+        raise ConfigurationError(f"trainer.devices is {devices}, expected {expected} or auto.")

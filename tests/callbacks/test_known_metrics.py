@@ -2,7 +2,7 @@
 
 import pytest
 
-from flow_pl.callbacks._known_metrics import _losses, _validation_metrics, check_monitors
+from flow_pl.callbacks._known_metrics import _losses, _may_come, _validation_metrics, check_monitors
 from flow_pl.cli import run
 from tests.test_cli import config, fails  # noqa: F401 (a fixture)
 
@@ -12,12 +12,12 @@ def waiting(kind, monitor, *more):
 
 
 @pytest.mark.parametrize("kind", ["EarlyStopping", "ModelCheckpoint"])
-@pytest.mark.parametrize("monitor", ["val/nonsense", "train/loss", "val_loss", "test/seen/generalized_accuracy"])
+@pytest.mark.parametrize("monitor", ["val/nonsense", "train/loss", "val_loss", "train/updat_norm", "diagnostics/G"])
 def test_an_unknown_metric_is_refused_with_those_there_are(config, tmp_path, capsys, kind, monitor):  # noqa: F811
     status, said = fails(capsys, "fit", "--config", config, *waiting(kind, monitor))
     assert status == 1
     assert f"error: {kind} waits for the metric {monitor}, which no round has." in said
-    assert "train/global_loss, and val/generalized_accuracy, " in said
+    assert "train/bytes_down, train/padding, and val/generalized_accuracy, " in said
     assert "val/routed_local/head" in said
     assert not (tmp_path / "run" / "checkpoints").exists()
 
@@ -40,6 +40,30 @@ def test_all_metrics_of_a_fit_are_known_and_may_be_waited_for(config, method):  
     known = {*_validation_metrics(cli.trainer, cli.trainer.callbacks, cli.model), *_losses(cli.model)}
     assert logged
     assert logged <= known
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["model.method=Flow", "data.dropout=0.3", "data.deadline=1000", "trainer.precision=bf16-mixed"],
+        [
+            "model.method=Ditto",
+            "model.attack=SignFlip",
+            "model.aggregation=CoordinateMedian",
+            "model.loop.weighting=uniform",
+        ],
+        ["model.attack=SignFlip", "model.aggregation=CoordinateMedian", "model.loop.weighting=uniform"],
+        ["model.method=FedAvg", "trainer.callbacks+=ConvergenceDiagnostics"],
+        ["model.method=Flow", "trainer.callbacks+=ConvergenceDiagnostics"],
+    ],
+    ids=lambda options: "-".join(option.rpartition("=")[2] for option in options),
+)
+def test_all_that_rounds_tell_of_themselves_may_be_waited_for(config, options):  # noqa: F811
+    cli = run(["fit", "--config", str(config), *(f"--{option}" for option in options)])
+    told = [name for name in cli.trainer.callback_metrics if name.startswith(("train/", "diagnostics/"))]
+    assert len(told) >= 8
+    assert all(name in _losses(cli.model) or _may_come(name, cli.trainer.callbacks, cli.model) for name in told), told
+    assert not _may_come("diagnostics/nonsense", cli.trainer.callbacks, cli.model)
 
 
 @pytest.mark.parametrize("monitor", ["train/global_loss", "train/update_norm", "val/gain", "step"])
