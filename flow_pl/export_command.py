@@ -80,7 +80,7 @@ def _make_parser(name: str) -> Parser:
         metavar="NAME",
         help="configuration of the run, or each of those that it was put together from",
     )
-    parser.add_argument("--ckpt_path", required=True, metavar="FILE", help="checkpoint of the run")
+    parser.add_argument("--ckpt_path", required=True, type=home, metavar="FILE", help="checkpoint of the run")
     if name == "personalize":
         parser.add_argument(
             "--data",

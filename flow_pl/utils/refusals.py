@@ -22,7 +22,10 @@ from flow_pl.utils.words import nearest
 
 KEY = re.compile(r'Parser key "([^"]+)":')
 CLASS = re.compile(r"(?:given class_path |class_path=)'([^']+)'")
-OPTION = re.compile(r"[Oo]ption '([^']+)' is not accepted|does not accept option '([^']+)'")
+OPTION = re.compile(
+    r"[Oo]ption '([^']+)' is not accepted|does not accept option '([^']+)'|unrecognized arguments: --(\w+)"
+)
+NESTED = re.compile(r"NestedArg\(key='([^']+)'")
 GROUP = re.compile(r"Group '([^']+)' does not accept")
 REQUIRED = re.compile(r"the following arguments are required: ([\w.]+(?:, [\w.]+)*)")
 NO_CLASS = re.compile(r"Expected a dot import path string:(?: (.+))?$", re.MULTILINE)
@@ -73,7 +76,7 @@ def explain(message: str, command: str, roots: Mapping[str, type]) -> str:
     if option is not None and "class_path" in option.groups():
         return f"{setting} has other settings beside class_path and init_args: expected those two alone."
     if option is not None:
-        return _no_setting(setting, option[1] or option[2], text, owner, command, roots)
+        return _no_setting(setting, option[1] or option[2] or option[3], text, owner, command, roots)
     required = next((found[1] for found in map(REQUIRED.search, lines) if found is not None), None)
     if required is not None:
         return _missing(setting, required, owner)
@@ -198,6 +201,9 @@ def _wrong_value(setting: str, value: str, expected: list[re.Match[str]]) -> str
     null = " (null is null in YAML)" if value == "None" and "null" in words else ""
     *first, last = words
     choices = f"{', '.join(first)} or {last}" if first else last
+    nested = NESTED.match(value)
+    if nested is not None:
+        return brief(f"{setting} has no settings of its own, such as {nested[1]}: expected {choices}{null}.")
     return brief(f"{setting} is {value or 'empty'}, expected {choices}{null}.")
 
 

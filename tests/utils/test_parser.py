@@ -63,6 +63,12 @@ MISTAKES = {
     "help of what there is not": (["--model.method.help", "Flw"], ["model.method is Flw", "Did you mean Flow?"]),
     "another help": (["--help", "al"], ["--help is al, expected nothing or all."]),
     "a class within braces": (["--data", '{"class_path": "SyntheticDta"}'], ["Did you mean SyntheticData?"]),
+    "a setting of what there is not": (
+        ["--data.partitioner.init_args.alpha=0.3"],
+        ["data (SyntheticData) has no setting partitioner."],
+    ),
+    "a setting of a mistyped one": (["--model.method.roter.hidden=[3]"], ["(Flow) has no setting roter.", "router?"]),
+    "a setting of a number": (["--trainer.max_epochs.x=1"], ["trainer.max_epochs has no settings of its own"]),
     "init_arg": (
         ["--model.method", '{"class_path": "Flow", "init_arg": {}}'],
         ["model.method has other settings beside class_path and init_args"],
@@ -238,6 +244,19 @@ def test_home_is_put_in_place_of_a_tilde_everywhere(config, tmp_path, monkeypatc
     assert (home / "run" / "checkpoints" / "last.ckpt").exists()
     assert (home / "t" / "test.json").exists()
     assert any((home / "cache").iterdir())
+    assert not list(Path().glob("~*"))
+
+
+def test_home_in_the_other_commands(config, tmp_path, monkeypatch, capsys):  # noqa: F811
+    home = tmp_path / "home"
+    monkeypatch.setenv("HOME", str(home))
+    run(["fit", "--config", str(config), "--trainer.max_epochs=1", "--trainer.default_root_dir=~/run"])
+    (home / "run" / "copy.yaml").write_text(config.read_text())
+    model = ["-c", "~/run/copy.yaml", "--ckpt_path", "~/run/checkpoints/last.ckpt"]
+    main(["export", *model, "--format=safetensors", "--out=~/models/m.safetensors"])
+    main(["configs", "copy", "task/digits", "~/mine"])
+    assert (home / "models" / "m.safetensors").exists()
+    assert (home / "mine" / "digits.yaml").exists()
     assert not list(Path().glob("~*"))
 
 
