@@ -77,7 +77,8 @@ class WholeCheckpointIO(TorchCheckpointIO):
                 return super().load_checkpoint(path, map_location, weights_only=True)
             except pickle.UnpicklingError as error:
                 raise _refused(Path(path), f"holds Python objects, which may run any code ({_brief(error)})") from error
-        if Path(path).name != HANDED_OVER:
+        path = Path(path).expanduser()
+        if path.name != HANDED_OVER:
             look_at(path)
         try:
             with zipfile.ZipFile(path) as archive:
@@ -98,7 +99,7 @@ def look_at(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         ConfigurationError: it is not there, damaged, or none of this project; names others that can be used.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if not path.exists():
         raise _refused(path, "does not exist")
     try:

@@ -10,6 +10,7 @@ import yaml
 from flow_pl.__main__ import COMMANDS, main
 from flow_pl.cli import run
 from flow_pl.errors import ConfigurationError
+from flow_pl.serving import load
 from flow_pl.utils.parser import expand_home
 from flow_pl.utils.words import check_options, nulls
 from tests.test_cli import config, fails  # noqa: F401 (a fixture)
@@ -255,6 +256,7 @@ def test_home_in_the_other_commands(config, tmp_path, monkeypatch, capsys):  # n
     model = ["-c", "~/run/copy.yaml", "--ckpt_path", "~/run/checkpoints/last.ckpt"]
     main(["export", *model, "--format=safetensors", "--out=~/models/m.safetensors"])
     main(["configs", "copy", "task/digits", "~/mine"])
+    load(None, "~/run/checkpoints/last.ckpt")  # from Python, too
     assert (home / "models" / "m.safetensors").exists()
     assert (home / "mine" / "digits.yaml").exists()
     assert not list(Path().glob("~*"))
