@@ -39,7 +39,7 @@ def no_such_option(option: str, known: Iterable[str], command: str) -> str:
 
 def _question(name: str, known: Mapping[str, str]) -> str:
     """See `nearest`; what is named is the value of the nearest key."""
-    names = {key.lower().lstrip("-"): value for key, value in reversed(known.items())}
+    names = {key.lower().lstrip("-"): value for key, value in reversed(list(known.items()))}
     near = difflib.get_close_matches(name.lower().lstrip("-"), list(names), 1, 0.6)
     return f" Did you mean {names[near[0]]}?" if near else ""
 

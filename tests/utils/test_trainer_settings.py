@@ -136,3 +136,11 @@ def test_a_diverged_client_under_detect_anomaly_is_told_in_two_lines(config, cap
     assert error.startswith("error: the training of a client has diverged: Function")
     assert re.fullmatch(r"Error detected in \w+Backward\d of .*flow_pl/\w+\.py, line \d+: .+", operation)
     assert not any("Traceback" in line or line.startswith("  File") for line in before)
+
+
+def test_a_package_that_a_callback_of_lightning_needs_is_named(config, monkeypatch, capsys):  # noqa: F811
+    monkeypatch.setattr("lightning.pytorch.accelerators.cpu._PSUTIL_AVAILABLE", False)
+    monkeypatch.setattr("lightning.pytorch.callbacks.device_stats_monitor._PSUTIL_AVAILABLE", False)
+    status, said = fails(capsys, "fit", "--config", config, "--trainer.callbacks+=DeviceStatsMonitor")
+    assert status == 1
+    assert said.splitlines()[-1].startswith("error: `DeviceStatsMonitor` cannot log CPU stats as `psutil` is not")
