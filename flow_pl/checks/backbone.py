@@ -126,9 +126,9 @@ State = dict[tuple[nn.Module, str], tuple[Tensor, int, Tensor]]
 
 
 def _state(backbone: nn.Module) -> State:
-    """Buffers and parameters of every block: the tensor, its version, and a copy of a buffer."""
+    """Buffers and parameters of every block: the tensor, its version, and a copy."""
     return {
-        (module, name): (t, t._version, t.clone() if name in module._buffers else t)
+        (module, name): (t, t._version, t.clone())
         for module in backbone.modules()
         for name, t in (*module._buffers.items(), *module._parameters.items())
         if t is not None
@@ -147,12 +147,12 @@ def _check_written(backbone: nn.Module, before: State, when: str) -> None:
             if buffer is not None and (entry is None or not _same(buffer, entry[2])):
                 raise ConfigurationError(
                     f"{named(backbone, module)} writes its buffer '{name}' when it is called {when}; what a client "
-                    "leaves there would go to the next one, and cannot be averaged: use a layer without statistics of "
-                    "earlier calls, such as nn.GroupNorm or nn.LayerNorm."
+                    "leaves there would go to the next one, and cannot be averaged: use a layer that keeps nothing "
+                    "(nn.GroupNorm or nn.LayerNorm in place of running statistics)."
                 )
         for name, p in module._parameters.items():
             entry = before.get((module, name))
-            if p is not None and entry is not None and (p is not entry[0] or p._version != entry[1]):
+            if p is not None and entry is not None and (p._version != entry[1] or not _same(p, entry[2])):
                 raise ConfigurationError(
                     f"{named(backbone, module)} writes its parameter '{name}' when it is called {when}, which only the "
                     "client's optimizer may: leave out what does (max_norm of an embedding, for instance)."
@@ -185,7 +185,7 @@ def _check_alone(
 
 
 def _refuse_mixing(backbone: nn.Module, block: nn.Module | None, when: str) -> None:
-    remedy = "normalise each instance by itself (nn.GroupNorm, nn.LayerNorm)"
+    remedy = "compute each instance's outputs from it alone (nn.GroupNorm or nn.LayerNorm in place of batch statistics)"
     if getattr(block, "batch_first", None) is False:
         remedy = "set batch_first=True"
     raise ConfigurationError(

@@ -72,5 +72,5 @@ def named(backbone: nn.Module, block: nn.Module | None) -> str:
     """How messages call a block."""
     for name, module in backbone.named_modules():
         if module is block and name:
-            return f"block '{name}' of the backbone, a {type(module).__name__},"
+            return f"block '{name}' ({type(module).__name__}) of the backbone"
     return f"the backbone {type(backbone).__name__}"

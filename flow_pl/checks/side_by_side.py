@@ -86,6 +86,13 @@ class _Trial:
                         f"{named(self.backbone, self._culprit(calls))} cannot be trained ({brief(error)}): "
                         f"{self._remedy('make its outputs differentiable, by operations of torch')}."
                     ) from error
+            for name, grad in zip(self.names, found[-1], strict=True):
+                if grad.layout != torch.strided:
+                    block = self._owner(name)
+                    raise ConfigurationError(
+                        f"{named(self.backbone, block)} has sparse gradients, which the clients' optimizers do not "
+                        "take: set sparse=False."
+                    )
         return found
 
     def gradients_together(self) -> list[Tensor]:
@@ -106,11 +113,6 @@ class _Trial:
 
     def compare_gradients(self, together: Sequence[Tensor], alone: Sequence[Sequence[Tensor]]) -> None:
         """Refuse the block nearest to the outputs whose gradients differ."""
-        owners = {
-            f"{name}.{key}" if name else key: module
-            for name, module in self.backbone.named_modules()
-            for key in module._parameters
-        }
         noise = 1e-5 * max(float(g.norm()) for grads in alone for g in grads)
         for k in reversed(range(len(self.names))):
             for i in range(CLIENTS):
@@ -119,7 +121,7 @@ class _Trial:
                     continue
                 if not float((found - expected).norm()) <= 1e-2 * float(expected.norm()) + noise:
                     raise ConfigurationError(
-                        f"{named(self.backbone, owners[self.names[k]])} has other gradients of "
+                        f"{named(self.backbone, self._owner(self.names[k]))} has other gradients of "
                         f"'{self.names[k].rpartition('.')[2]}' beside other clients than alone: set data.chunk_size to "
                         "1, or use another layer."
                     )
@@ -140,6 +142,9 @@ class _Trial:
                     f"the backbone {type(self.backbone).__name__} has other outputs for a client beside others than "
                     "for one alone, in evaluation: set data.chunk_size to 1, or use other layers."
                 )
+
+    def _owner(self, name: str) -> nn.Module:
+        return self.backbone.get_submodule(name.rpartition(".")[0])
 
     def _culprit(self, calls: Calls) -> nn.Module | None:
         if calls.inside:
