@@ -21,12 +21,14 @@ class Calls:
         outputs: of every block that has been called, in the order in which they ended; where they are kept.
         in_place: blocks that have changed an input in place, the innermost first.
         on_data: of these, those that have changed the data themselves.
+        no_tensor: blocks of the first level that have given something else than a tensor.
     """
 
     inside: list[nn.Module] = field(default_factory=list)
     outputs: list[tuple[nn.Module, Tensor]] = field(default_factory=list)
     in_place: list[nn.Module] = field(default_factory=list)
     on_data: list[nn.Module] = field(default_factory=list)
+    no_tensor: list[nn.Module] = field(default_factory=list)
 
 
 @contextmanager
@@ -38,7 +40,7 @@ def watched(backbone: nn.Module, data: Tensor, keep: bool = False) -> Iterator[C
         data: what it is called with.
         keep: whether to keep outputs, as copies that no later block changes.
     """
-    blocks, calls, copy = set(backbone.modules()), Calls(), data.clone()
+    blocks, tops, calls, copy = set(backbone.modules()), {*backbone.children()}, Calls(), data.clone()
     versions: list[tuple[list[Tensor], list[int], int]] = []
 
     def enter(module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -57,6 +59,9 @@ def watched(backbone: nn.Module, data: Tensor, keep: bool = False) -> Iterator[C
         # what `.data` gives does not count versions
         if data._version != data_before or (not calls.on_data and not torch.equal(data, copy)):
             calls.on_data.append(module)
+        if module in tops and not isinstance(output, Tensor):
+            calls.no_tensor.append(module)
+        output = output[0] if isinstance(output, tuple) and output else output  # of recurrent layers and attention
         if keep and isinstance(output, Tensor):
             calls.outputs.append((module, output.detach().clone()))
 
@@ -66,6 +71,10 @@ def watched(backbone: nn.Module, data: Tensor, keep: bool = False) -> Iterator[C
     finally:
         for hook in hooks:
             hook.remove()
+
+
+MIXES = "compute each instance's outputs from it alone (nn.GroupNorm or nn.LayerNorm in place of batch statistics)"
+"""What to do about a block that mixes instances."""
 
 
 def named(backbone: nn.Module, block: nn.Module | None) -> str:

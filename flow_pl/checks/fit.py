@@ -8,7 +8,8 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
-from flow_pl.errors import ConfigurationError, FlowError
+from flow_pl.checks.block_calls import MIXES, named, watched
+from flow_pl.errors import ConfigurationError, FlowError, brief
 from flow_pl.kernels.functional import training_mode
 from flow_pl.methods.base import Method, Phase
 from flow_pl.models.lazy import set_classes
@@ -37,6 +38,9 @@ def check_fit(method: Method, example: Tensor, num_classes: int, label_shape: tu
         raise
     except Exception as error:
         raise _misfit(method.modules["global"], example, error) from error
+    if not isinstance(outputs, Tensor):
+        last = list(method.modules["global"].children())[-1]
+        raise _no_tensor(method.modules["global"], last)
     method.objective.check(outputs, num_classes)
     expected = method.objective.label_shape(outputs)
     if label_shape is not None and label_shape != expected:
@@ -50,6 +54,16 @@ def check_fit(method: Method, example: Tensor, num_classes: int, label_shape: tu
 def _misfit(backbone: nn.Module, example: Tensor, error: Exception) -> ConfigurationError:
     """The error that a backbone cannot take the features, with the remedy for what is wrong with them."""
     name, shape = type(backbone).__name__, list(example.shape[1:])
+    with contextlib.suppress(Exception), torch.no_grad(), training_mode([backbone], False):
+        with watched(backbone, example) as calls, contextlib.suppress(Exception):
+            backbone(example)
+        if calls.no_tensor:
+            return _no_tensor(backbone, calls.no_tensor[0])
+        backbone(torch.cat([example, example]))
+        return ConfigurationError(
+            f"{named(backbone, calls.inside[-1] if calls.inside else None)} mixes instances: it takes several, not one "
+            f"alone ({brief(error)}): {MIXES}."
+        )
     remedy = f"give {name} the features' shape, or the data module the shape that {name} expects"
     if len(shape) == 3 and shape[-1] in (1, 3, 4) and shape[0] not in (1, 3, 4):
         first = [shape[-1], *shape[:-1]]
@@ -65,6 +79,13 @@ def _misfit(backbone: nn.Module, example: Tensor, error: Exception) -> Configura
         )
     return ConfigurationError(
         f"the data's features have shape {shape} ({example.dtype}), which {name} cannot take ({error}): {remedy}."
+    )
+
+
+def _no_tensor(backbone: nn.Module, block: nn.Module) -> ConfigurationError:
+    return ConfigurationError(
+        f"{named(backbone, block)} gives something else than a tensor (recurrent layers and attention give a tuple), "
+        "expected one tensor for the next block: wrap it in a module whose forward gives the outputs alone."
     )
 
 
