@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +11,7 @@ from flow_pl.checks.block_calls import Calls, named, watched
 from flow_pl.checks.side_by_side import check_clients
 from flow_pl.engine.client_draws import ClientDraws
 from flow_pl.errors import ConfigurationError, brief
-from flow_pl.kernels.functional import training_mode
+from flow_pl.kernels.functional import buffers_kept, training_mode
 from flow_pl.methods.base import Method
 from flow_pl.utils.unit_stream import UnitStream, UnitTable, drawing_from
 
@@ -33,7 +32,7 @@ def check_backbone(method: Method, example: Tensor, side_by_side: bool) -> None:
     """
     backbone, modules = method.modules["global"], list(method.modules.values())
     x = instances(example)
-    with torch.random.fork_rng(devices=[]), _restored(backbone):
+    with torch.random.fork_rng(devices=[]), buffers_kept(modules):
         for training in (False, True):
             with torch.no_grad(), training_mode(modules, training):
                 calls, outputs = _check_calls(method, backbone, x, training)
@@ -43,7 +42,7 @@ def check_backbone(method: Method, example: Tensor, side_by_side: bool) -> None:
 def instances(example: Tensor) -> Tensor:
     """A few instances [3, ...] that differ, with values as those of an example [1, ...]."""
     if not example.is_floating_point():  # tokens: no others than there are, and 0
-        first = example.flatten(1)
+        first = example.reshape(1, -1)
         half = first.clone()
         half[:, : (half.shape[1] + 1) // 2] = 0
         return torch.cat([first, first.flip(1), half]).view(INSTANCES, *example.shape[1:])
@@ -204,22 +203,3 @@ def _differ(a: Tensor, b: Tensor, x: Tensor) -> bool:
     size = float(b.abs().max()) if b.numel() else 0.0
     noise = 1e-5 * max(1.0, float(x.abs().max())) if x.is_floating_point() and x.numel() else 1e-5
     return not torch.allclose(a, b, rtol=1e-3, atol=1e-4 * size + noise)
-
-
-@contextmanager
-def _restored(backbone: nn.Module) -> Iterator[None]:
-    """A context after which all buffers are the tensors, with the values, that they were before."""
-    before = [
-        (module, name, buffer, buffer.clone())
-        for module in backbone.modules()
-        for name, buffer in module._buffers.items()
-        if buffer is not None
-    ]
-    try:
-        yield
-    finally:
-        for module, name, buffer, value in before:
-            module._buffers[name] = buffer
-            if not torch.equal(buffer, value):
-                with torch.no_grad():
-                    buffer.copy_(value)

@@ -152,7 +152,11 @@ class _Trial:
         return self.in_place[0] if self.in_place else None  # in the backward pass
 
     def _remedy(self, other: str) -> str:
-        return f"set inplace=False where it has that, or {other}" if self.in_place else other
+        if not self.in_place:
+            return other
+        changing = set(self.in_place)
+        names = [f"'{name}'" for name, module in self.backbone.named_modules() if module in changing and name]
+        return f"let {' and '.join(names)} change nothing in place (inplace=False), or {other}"
 
     def _not_together(self, block: nn.Module | None, error: Exception) -> ConfigurationError:
         other = "use another layer"
