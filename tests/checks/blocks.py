@@ -13,7 +13,7 @@ class Block(nn.Module):
         super().__init__()
         self.function = function
         for name, part in parts.items():
-            if isinstance(part, torch.Tensor):
+            if isinstance(part, torch.Tensor) and not isinstance(part, nn.Parameter):
                 self.register_buffer(name, part)
             else:
                 setattr(self, name, part)
