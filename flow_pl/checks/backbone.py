@@ -106,19 +106,15 @@ def _check_in_place(method: Method, backbone: nn.Module, calls: Calls) -> None:
             f"{named(backbone, calls.on_data[0])} changes the data in place, which other models and steps read too: "
             "let it make a new tensor (x = x - 1, not x -= 1), or set inplace=False."
         )
-    routed = [getattr(backbone, name) for name in method.model.blocks] if method.route_names else []
-    for block in routed:
+    for name in method.model.blocks if method.route_names else ():
+        block = backbone.get_submodule(name)
         if block in calls.in_place:
             inner = next(part for part in calls.in_place if part in set(block.modules()))
             raise ConfigurationError(
-                f"{named(backbone, inner)} changes the input of block '{_name(backbone, block)}' in place, which "
+                f"{named(backbone, inner)} changes the input of block '{name}' in place, which "
                 f"the block's other copy and the router of {type(method).__name__} read too: let it make a new tensor "
                 "(x = x - 1, not x -= 1), or set inplace=False."
             )
-
-
-def _name(backbone: nn.Module, block: nn.Module) -> str:
-    return next(name for name, module in backbone.named_modules() if module is block)
 
 
 State = dict[tuple[nn.Module, str], tuple[Tensor, int, Tensor]]
@@ -159,7 +155,9 @@ def _check_written(backbone: nn.Module, before: State, when: str) -> None:
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b)
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    return torch.equal(a, b) or (a.is_floating_point() and torch.allclose(a, b, 0, 0, equal_nan=True))
 
 
 def _check_alone(
