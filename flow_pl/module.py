@@ -19,7 +19,14 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from flow_pl.checks import check_checkpoint, check_fit, check_gradients, check_server_optimizer, check_trainer
+from flow_pl.checks import (
+    check_backbone,
+    check_checkpoint,
+    check_fit,
+    check_gradients,
+    check_server_optimizer,
+    check_trainer,
+)
 from flow_pl.configuration import KEY, make, read_settings
 from flow_pl.data import CohortSampler, FederatedDataModule
 from flow_pl.data.batch import ClientBatch
@@ -219,6 +226,7 @@ class FederatedModule(lightning.LightningModule):
         example, label_shape = self.loop.lay_out(data.example()[None])[0], data.federation.store.label_shape
         check_fit(self.method, example, data.num_classes, label_shape)
         check_draws(self.method, example)
+        check_backbone(self.method, example, side_by_side=data.chunk_size != 1)
         if self.attack is not None:
             self.attack.check(example, data.num_classes, label_shape)
         data.unevaluated = choose_attackers(data, self.attack)

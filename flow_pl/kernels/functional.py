@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -40,3 +41,23 @@ def training_mode(modules: Iterable[nn.Module], training: bool) -> Iterator[None
     finally:
         for part, mode in before:
             part.training = mode
+
+
+@contextmanager
+def buffers_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """A context after which the buffers of modules are the tensors, with the values, that they were before."""
+    before = [
+        (part, name, buffer, buffer.clone())
+        for module in modules
+        for part in module.modules()
+        for name, buffer in part._buffers.items()
+        if buffer is not None
+    ]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for part, name, buffer, value in before:
+                part._buffers[name] = buffer
+                if buffer.shape != value.shape or not torch.equal(buffer, value):
+                    buffer.resize_(value.shape).copy_(value)

@@ -29,8 +29,7 @@ def sizes(module):
     ],
 )
 def test_sizes_that_are_left_out_are_those_of_the_data(backbone, explicit, example):
-    method = FedAvg()
-    method.bind(backbone, Classification())
+    method = FedAvg().bind(backbone, Classification())
     check_fit(method, example, 5, ())
     assert sizes(backbone) == sizes(explicit)
     assert [type(module) for module in backbone.modules()] == [
@@ -43,8 +42,8 @@ def test_sizes_that_are_left_out_are_those_of_the_data(backbone, explicit, examp
 def test_initial_weights_follow_from_the_seed_alone():
     def weights():
         torch.manual_seed(3)
-        method, backbone = FedAvg(), MLP(hidden=[4])
-        method.bind(backbone, Classification())
+        backbone = MLP(hidden=[4])
+        method = FedAvg().bind(backbone, Classification())
         torch.rand(9)  # whatever is drawn in between
         check_fit(method, VECTOR, 5, ())
         return backbone.state_dict()
@@ -54,10 +53,9 @@ def test_initial_weights_follow_from_the_seed_alone():
 
 
 def test_every_model_of_a_method_gets_its_sizes():
-    method = HypCluster(clusters=3)
-    modules = method.bind(MLP(hidden=[4]), Classification())
+    method = HypCluster(clusters=3).bind(MLP(hidden=[4]), Classification())
     check_fit(method, VECTOR, 5, ())
-    assert len({tuple(sizes(module).items()) for module in modules.values()}) == 1
+    assert len({tuple(sizes(module).items()) for module in method.modules.values()}) == 1
 
 
 def test_a_checkpoint_gives_the_sizes():
@@ -86,8 +84,7 @@ def test_without_data_the_number_of_classes_is_asked_for():
     ],
 )
 def test_features_that_a_backbone_cannot_take(example, backbone, message):
-    method = FedAvg()
     blocks = backbone if not isinstance(backbone[0], nn.Embedding) else nn.Sequential(*backbone, nn.Linear(35, 5))
-    method.bind(blocks, Classification())
+    method = FedAvg().bind(blocks, Classification())
     with pytest.raises(ConfigurationError, match=message):
         check_fit(method, example, 5, ())

@@ -1,0 +1,203 @@
+"""Whether a backbone gives each instance of each client outputs of its own, whoever else is beside it."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+import torch
+from torch import Tensor, nn
+
+from flow_pl.checks.block_calls import Calls, named, watched
+from flow_pl.checks.side_by_side import check_clients
+from flow_pl.engine.client_draws import ClientDraws
+from flow_pl.errors import ConfigurationError, brief
+from flow_pl.kernels.functional import buffers_kept, training_mode
+from flow_pl.methods.base import Method
+from flow_pl.utils.unit_stream import UnitStream, UnitTable, drawing_from
+
+INSTANCES = 3
+
+
+def check_backbone(method: Method, example: Tensor, side_by_side: bool) -> None:
+    """Call the backbone on a few instances and compare what must not depend on others, or on earlier calls.
+
+    Args:
+        method: bound to a backbone whose lazy modules have their shapes.
+        example: one instance [1, ...].
+        side_by_side: whether several clients are trained or evaluated at once.
+
+    Raises:
+        ConfigurationError: a block changes what others read, keeps something from call to call, mixes instances, or
+            has no gradient or other outputs beside other clients; names the block and a remedy.
+    """
+    backbone, modules = method.modules["global"], list(method.modules.values())
+    x = instances(example)
+    with torch.random.fork_rng(devices=[]), buffers_kept(modules):
+        for training in (False, True):
+            with torch.no_grad(), training_mode(modules, training):
+                calls, outputs = _check_calls(method, backbone, x, training)
+        check_clients(method, x, outputs, calls.in_place, side_by_side)
+
+
+def instances(example: Tensor) -> Tensor:
+    """A few instances [3, ...] that differ, with values as those of an example [1, ...]."""
+    if not example.is_floating_point():  # tokens: no others than there are, and 0
+        first = example.reshape(1, -1)
+        half = first.clone()
+        half[:, : (half.shape[1] + 1) // 2] = 0
+        return torch.cat([first, first.flip(1), half]).view(INSTANCES, *example.shape[1:])
+    low, high = (float(v) for v in torch.aminmax(example.nan_to_num(0, 1, 0))) if example.numel() else (0.0, 1.0)
+    share = torch.rand(INSTANCES, *example.shape[1:], generator=torch.Generator().manual_seed(0))
+    return (low + share * (high - low if high > low else 1.0)).to(example)
+
+
+class _Still(UnitStream):
+    """Draws that are the same for all instances, so that no outputs differ for them."""
+
+    def bits(self, shape: object) -> Tensor:
+        """Of one value, in the middle."""
+        return torch.zeros(shape, dtype=torch.int32, device=self._key.device)  # type: ignore[call-overload,no-any-return]
+
+
+def _call(backbone: nn.Module, x: Tensor, training: bool) -> tuple[Calls, Tensor | Exception]:
+    """Call the backbone on a copy of the instances."""
+    x = x.clone()
+    with ExitStack() as stack:
+        calls = stack.enter_context(watched(backbone, x, keep=True))
+        if training:
+            still = _Still(torch.zeros(2, dtype=torch.int32, device=x.device), UnitTable())
+            stack.enter_context(drawing_from(still))
+            stack.enter_context(ClientDraws(still))
+        try:
+            return calls, backbone(x)
+        except Exception as error:  # whatever a block does
+            return calls, error
+
+
+def _check_calls(method: Method, backbone: nn.Module, x: Tensor, training: bool) -> tuple[Calls, Tensor]:
+    when = "in training" if training else "in evaluation"
+    before = _state(backbone)
+    calls, among = _call(backbone, x, training)
+    if isinstance(among, Exception):
+        raise ConfigurationError(
+            f"{named(backbone, calls.inside[-1] if calls.inside else None)} cannot take {INSTANCES} instances at once "
+            f"{when} ({brief(among)}): make it take any number of them, along the first axis."
+        ) from among
+    _check_in_place(method, backbone, calls)
+    _check_written(backbone, before, when)
+    _, again = _call(backbone, x, training)
+    if isinstance(again, Exception) or _differ(again, among, x):
+        raise ConfigurationError(
+            f"the backbone {type(backbone).__name__} has other outputs when it is called again {when}: it keeps "
+            "something from call to call, which would go from client to client. Let every call begin from nothing."
+        )
+    for i in (0, INSTANCES - 1):
+        calls_alone, alone = _call(backbone, x[i : i + 1], training)
+        if isinstance(alone, Exception):
+            _refuse_mixing(backbone, calls_alone.inside[-1] if calls_alone.inside else None, when)
+        else:
+            _check_alone(backbone, calls, calls_alone, i, among, alone, x, when)
+    return calls, among
+
+
+def _check_in_place(method: Method, backbone: nn.Module, calls: Calls) -> None:
+    if calls.on_data:
+        raise ConfigurationError(
+            f"{named(backbone, calls.on_data[0])} changes the data in place, which other models and steps read too: "
+            "let it make a new tensor (x = x - 1, not x -= 1), or set inplace=False."
+        )
+    for name in method.model.blocks if method.route_names else ():
+        block = backbone.get_submodule(name)
+        if block in calls.in_place:
+            inner = next(part for part in calls.in_place if part in set(block.modules()))
+            raise ConfigurationError(
+                f"{named(backbone, inner)} changes the input of block '{name}' in place, which "
+                f"the block's other copy and the router of {type(method).__name__} read too: let it make a new tensor "
+                "(x = x - 1, not x -= 1), or set inplace=False."
+            )
+
+
+State = dict[tuple[nn.Module, str], tuple[Tensor, int, Tensor]]
+
+
+def _state(backbone: nn.Module) -> State:
+    """Buffers and parameters of every block: the tensor, its version, and a copy."""
+    return {
+        (module, name): (t, t._version, t.clone())
+        for module in backbone.modules()
+        for name, t in (*module._buffers.items(), *module._parameters.items())
+        if t is not None
+    }
+
+
+def _check_written(backbone: nn.Module, before: State, when: str) -> None:
+    """Check that no call has written what lasts.
+
+    Parameters are written where their version has changed: an operation may leave these numbers as they are, not
+    others.
+    """
+    for module in backbone.modules():
+        for name, buffer in module._buffers.items():
+            entry = before.get((module, name))
+            if buffer is not None and (entry is None or not _same(buffer, entry[2])):
+                raise ConfigurationError(
+                    f"{named(backbone, module)} writes its buffer '{name}' when it is called {when}; what a client "
+                    "leaves there would go to the next one, and cannot be averaged: use a layer that keeps nothing "
+                    "(nn.GroupNorm or nn.LayerNorm in place of running statistics)."
+                )
+        for name, p in module._parameters.items():
+            entry = before.get((module, name))
+            if p is not None and entry is not None and (p._version != entry[1] or not _same(p, entry[2])):
+                raise ConfigurationError(
+                    f"{named(backbone, module)} writes its parameter '{name}' when it is called {when}, which only the "
+                    "client's optimizer may: leave out what does (max_norm of an embedding, for instance)."
+                )
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    return torch.equal(a, b) or (a.is_floating_point() and torch.allclose(a, b, 0, 0, equal_nan=True))
+
+
+def _check_alone(
+    backbone: nn.Module, among: Calls, alone: Calls, i: int, whole: Tensor, one: Tensor, x: Tensor, when: str
+) -> None:
+    """Compare the outputs of every block for instance i alone with those among others."""
+    if len(whole) != INSTANCES or len(one) != 1:
+        _refuse_mixing(backbone, None, when)
+    wrong = _differ(whole[i : i + 1], one, x)
+    for (block, a), (other, b) in zip(among.outputs, alone.outputs, strict=False):
+        if block is not other:
+            break
+        axes = [axis for axis, (m, n) in enumerate(zip(a.shape, b.shape, strict=False)) if m != n]
+        if a.ndim != b.ndim or len(axes) != 1 or a.shape[axes[0]] != INSTANCES * b.shape[axes[0]]:
+            continue
+        size = b.shape[axes[0]]
+        # several rows of an instance may lie in another order: then only the outputs count
+        if (wrong or size == 1) and _differ(a.narrow(axes[0], i * size, size), b, x):
+            _refuse_mixing(backbone, block, when)
+    if wrong:
+        _refuse_mixing(backbone, None, when)
+
+
+def _refuse_mixing(backbone: nn.Module, block: nn.Module | None, when: str) -> None:
+    remedy = "compute each instance's outputs from it alone (nn.GroupNorm or nn.LayerNorm in place of batch statistics)"
+    if getattr(block, "batch_first", None) is False:
+        remedy = "set batch_first=True"
+    raise ConfigurationError(
+        f"{named(backbone, block)} mixes instances: {when}, one alone has other outputs than among others, so that "
+        f"results would depend on who fills a minibatch: {remedy}."
+    )
+
+
+def _differ(a: Tensor, b: Tensor, x: Tensor) -> bool:
+    """Whether outputs differ by more than rounding."""
+    if a.shape != b.shape:
+        return True
+    if not a.is_floating_point():
+        return not torch.equal(a, b)
+    a, b = a.float().nan_to_num(), b.float().nan_to_num()
+    size = float(b.abs().max()) if b.numel() else 0.0
+    noise = 1e-5 * max(1.0, float(x.abs().max())) if x.is_floating_point() and x.numel() else 1e-5
+    return not torch.allclose(a, b, rtol=1e-3, atol=1e-4 * size + noise)

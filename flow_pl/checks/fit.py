@@ -1,0 +1,129 @@
+"""Whether data, backbone, method and trainer fit together."""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor, nn
+
+from flow_pl.checks.block_calls import MIXES, named, watched
+from flow_pl.errors import ConfigurationError, FlowError, brief
+from flow_pl.kernels.functional import training_mode
+from flow_pl.methods.base import Method, Phase
+from flow_pl.models.lazy import set_classes
+
+
+def check_fit(method: Method, example: Tensor, num_classes: int, label_shape: tuple[int, ...] | None = None) -> None:
+    """Check that features, backbone, router and targets fit together; gives lazy modules their shapes.
+
+    Args:
+        method: bound to a backbone.
+        example: one instance [1, ...].
+        num_classes: number of classes of the data.
+        label_shape: of an instance's label; None if it is not known.
+
+    Raises:
+        ConfigurationError: the backbone cannot take the features or predict the targets.
+    """
+    modules = list(method.modules.values())
+    set_classes(modules, num_classes)
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), training_mode(modules, False):
+            torch.manual_seed(method.lazy_seed)
+            method.initialize(example)
+            outputs = method.modules["global"](example)
+    except FlowError:
+        raise
+    except Exception as error:
+        raise _misfit(method.modules["global"], example, error) from error
+    if not isinstance(outputs, Tensor):
+        last = list(method.modules["global"].children())[-1]
+        raise _no_tensor(method.modules["global"], last)
+    method.objective.check(outputs, num_classes)
+    expected = method.objective.label_shape(outputs)
+    if label_shape is not None and label_shape != expected:
+        raise ConfigurationError(
+            f"a label of the data has shape {list(label_shape)}, {type(method.objective).__name__} with outputs "
+            f"{list(outputs.shape[1:])} of the backbone expects {list(expected)}: set model.objective to the task of "
+            "the data, and the backbone to its number of classes."
+        )
+
+
+def _misfit(backbone: nn.Module, example: Tensor, error: Exception) -> ConfigurationError:
+    """The error that a backbone cannot take the features, with the remedy for what is wrong with them."""
+    name, shape = type(backbone).__name__, list(example.shape[1:])
+    with contextlib.suppress(Exception), torch.no_grad(), training_mode([backbone], False):
+        with watched(backbone, example) as calls, contextlib.suppress(Exception):
+            backbone(example)
+        if calls.no_tensor:
+            return _no_tensor(backbone, calls.no_tensor[0])
+        backbone(torch.cat([example, example]))
+        return ConfigurationError(
+            f"{named(backbone, calls.inside[-1] if calls.inside else None)} mixes instances: it takes several, not one "
+            f"alone ({brief(error)}): {MIXES}."
+        )
+    remedy = f"give {name} the features' shape, or the data module the shape that {name} expects"
+    if len(shape) == 3 and shape[-1] in (1, 3, 4) and shape[0] not in (1, 3, 4):
+        first = [shape[-1], *shape[:-1]]
+        remedy = f"models get pictures with their channels first, these seem to have them last: make them {first}"
+    other = example.long() if example.is_floating_point() else example.float()
+    with contextlib.suppress(Exception), torch.no_grad():
+        backbone(other)
+        remedy = (
+            f"{name} takes tokens, the data has numbers: set data.tokens to true where the data module has it"
+            if example.is_floating_point()
+            else f"{name} takes numbers, the data has tokens (whole numbers): set data.tokens to false where the data "
+            "module has it, or give features as float32"
+        )
+    return ConfigurationError(
+        f"the data's features have shape {shape} ({example.dtype}), which {name} cannot take ({error}): {remedy}."
+    )
+
+
+def _no_tensor(backbone: nn.Module, block: nn.Module) -> ConfigurationError:
+    return ConfigurationError(
+        f"{named(backbone, block)} gives something else than a tensor (recurrent layers and attention give a tuple), "
+        "expected one tensor for the next block: wrap it in a module whose forward gives the outputs alone."
+    )
+
+
+def check_trainer(trainer: Trainer) -> None:
+    """Check that a trainer asks for nothing that its optimizer steps, one a round, cannot have.
+
+    Raises:
+        ConfigurationError: it clips gradients or accumulates them; the remedy is named.
+    """
+    if trainer.gradient_clip_val:
+        raise ConfigurationError(
+            f"trainer.gradient_clip_val is {trainer.gradient_clip_val}, expected null: a round makes one step on the "
+            "clients' mean, whose gradients are taken by the loop. To clip the gradient of each client's step, set "
+            "model.loop.max_grad_norm; to bound what a client sends, see model.aggregation and model.privacy."
+        )
+    if trainer.accumulate_grad_batches != 1:
+        raise ConfigurationError(
+            f"trainer.accumulate_grad_batches is {trainer.accumulate_grad_batches}, expected 1: the updates of all "
+            "chunks of a round are summed as it is. For more clients in a round raise data.cohort_size, for more "
+            "examples in a client's step model.loop.batch_size."
+        )
+
+
+def check_gradients(method: Method, trainer: Trainer, stage: str) -> None:
+    """Check that a trainer lets a method take gradients where it personalizes clients.
+
+    Args:
+        method: bound to a backbone.
+        trainer: of the run.
+        stage: fit (which never forbids gradients), validate, test or predict.
+
+    Raises:
+        ConfigurationError: the method takes steps, and the trainer forbids gradients.
+    """
+    loops = {"validate": trainer.validate_loop, "test": trainer.test_loop, "predict": trainer.predict_loop}
+    forbidden = getattr(loops.get(stage), "inference_mode", False)
+    if forbidden and any(isinstance(stage, Phase) for stage in method.personal_phases):
+        raise ConfigurationError(
+            f"trainer.inference_mode is true, expected false: {type(method).__name__} personalizes clients by gradient "
+            "steps in validation, test and predict: make the trainer with Trainer(inference_mode=False)."
+        )

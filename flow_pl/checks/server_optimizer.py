@@ -1,0 +1,63 @@
+"""Whether the server's optimizer and scheduler can make their steps."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from flow_pl.engine.client_optimizer import check_numbers
+from flow_pl.errors import ConfigurationError, FlowError
+
+MOST_ROUNDS = 10_000
+"""Rounds of a schedule that are looked at beforehand: half a second."""
+
+
+def check_server_optimizer(
+    optimizer: OptimizerCallable, scheduler: LRSchedulerCallable | None, parameters: Iterable[Tensor], rounds: int
+) -> None:
+    """Step an optimizer and a scheduler on parameters of a few numbers, as the rounds of a fit would.
+
+    Args:
+        optimizer: makes the optimizer.
+        scheduler: makes the scheduler; None = none.
+        parameters: of the server; only how many there are and their axes matter.
+        rounds: number of rounds of the fit; -1 = no end.
+
+    Raises:
+        ConfigurationError: one of them cannot be made or stepped, or has a setting that is not finite.
+    """
+    tiny = [torch.zeros([min(2, n) for n in p.shape], requires_grad=True) for p in parameters]
+    setting, doing = "server_optimizer", "made"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            made = optimizer(tiny)
+            check_numbers(made, setting)
+            doing = "stepped once a round"
+            for p in tiny:
+                p.grad = torch.zeros_like(p)
+            made.step()
+            if scheduler is None:
+                return
+            setting, doing = "server_scheduler", "made"
+            schedule = scheduler(made)
+            if isinstance(schedule, ReduceLROnPlateau):
+                raise ConfigurationError(
+                    "server_scheduler is ReduceLROnPlateau, expected one that is stepped once a round without a "
+                    "metric: use e.g. torch.optim.lr_scheduler.CosineAnnealingLR."
+                )
+            for round_ in range(min(rounds, MOST_ROUNDS) if rounds >= 0 else 1):
+                doing = f"stepped in round {round_}"
+                schedule.step()
+                check_numbers(made, f"server_scheduler, in round {round_}: server_optimizer")
+    except FlowError:
+        raise
+    except Exception as error:  # whatever an optimizer does with its settings
+        raise ConfigurationError(
+            f"{setting} cannot be {doing} ({type(error).__name__}: {error}): correct its settings, or use another one."
+        ) from error
