@@ -16,7 +16,7 @@ from flow_pl.data.batch import Chunk
 from flow_pl.data.federation import Ints
 from flow_pl.errors import ConfigurationError
 from flow_pl.utils.rng import Stream, generator
-from flow_pl.utils.validation import given, require_count
+from flow_pl.utils.validation import given, require_choice, require_count
 
 SPREADS = 4
 """Standard deviations above its expectation that a Poisson cohort has room for in chunks of the usual size."""
@@ -72,6 +72,7 @@ class CohortSampler(DistributedSampler[Chunk]):
     ) -> None:
         require_count(chunk_size=chunk_size, world_size=world_size, **given(**{setting: cohort_size}))
         require_count(0, seed=seed, rank=rank)
+        require_choice(("fixed", "poisson"), sampling=sampling)
         if cohort_size is not None and cohort_size > len(clients):
             raise ConfigurationError(
                 f"{setting} is {cohort_size}, but there are only {len(clients)} clients to draw from: "

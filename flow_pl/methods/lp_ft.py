@@ -16,7 +16,7 @@ class LPFT(BodyAndHead):
 
     Args:
         head_blocks: how many of the last blocks with parameters are the head.
-        head_epochs: epochs of the head alone, before those of the whole model; they come on top of the budget.
+        head_epochs: epochs of the head alone, before those of the whole model, on top of the budget; 0 is FineTuning.
         personal_lr_scale: factor on the client optimizer's learning rate for both.
 
     Raises:
@@ -27,7 +27,7 @@ class LPFT(BodyAndHead):
 
     def __init__(self, head_blocks: int = 1, head_epochs: int = 1, personal_lr_scale: float = 1.0) -> None:
         super().__init__(head_blocks, personal_lr_scale)
-        require_count(head_epochs=head_epochs)
+        require_count(0, head_epochs=head_epochs)
         self.head_epochs = head_epochs
 
     def training(self) -> tuple[Phase | Derive, ...]:
@@ -37,5 +37,5 @@ class LPFT(BodyAndHead):
     def personalization(self) -> tuple[Phase | Derive, ...]:
         """The head on w_g's body, then the whole model."""
         head = Step("head", lambda groups, minibatch: self.loss(minibatch, groups["body"], groups["head"]))
-        probing = Phase("all", (self.personal_step(head),), self.head_epochs)
-        return (probing, *self.train_jointly(self.personal_step(self.train_step("model"))))
+        probing = (Phase("all", (self.personal_step(head),), self.head_epochs),) if self.head_epochs else ()
+        return (*probing, *self.train_jointly(self.personal_step(self.train_step("model"))))

@@ -39,7 +39,7 @@ def lines(console: Console) -> list[list[str]]:
 
 def test_table_of_two_populations(console: Console, capsys: pytest.CaptureFixture[str]) -> None:
     measures = [GeneralizedAccuracy(), PersonalizedAccuracy(), PersonalizationGain(), RoutingStatistics()]
-    trainer = make_trainer(ResultsTable(), *measures)
+    trainer = make_trainer(ResultsTable(rows="all"), *measures)
     trainer.test(FakeModule(("conv1", "head")), datamodule=FakeData([], seen=SEEN, new=NEW))
     text = console.export_text(clear=False)
     assert "Flow with MLP, round 0" in text
@@ -77,7 +77,7 @@ def test_table_of_two_populations(console: Console, capsys: pytest.CaptureFixtur
 
 
 def test_rows_without_a_figure_are_left_out(console: Console) -> None:
-    trainer = make_trainer(GeneralizedAccuracy(), ResultsTable())
+    trainer = make_trainer(GeneralizedAccuracy(), ResultsTable(rows="all"))
     trainer.test(FakeModule(), datamodule=FakeData([], seen=SEEN))
     assert [row[0] for row in lines(console)] == [
         "Generalized accuracy",
@@ -92,7 +92,7 @@ def test_rows_without_a_figure_are_left_out(console: Console) -> None:
 
 def test_a_second_accuracy_has_a_row(console: Console) -> None:
     chunk = evaluation_chunk([(4, 2, 3, 1, 4)], subset=[(3, 1, 2)])
-    trainer = make_trainer(GeneralizedAccuracy(), PersonalizedAccuracy(), ResultsTable())
+    trainer = make_trainer(GeneralizedAccuracy(), PersonalizedAccuracy(), ResultsTable(rows="all"))
     trainer.test(FakeModule(objective=NextToken()), datamodule=FakeData([], seen=[chunk]))
     assert [row[1] for row in lines(console) if row[0] == "without OOV and EOS"] == ["33.33", "66.67"]
 

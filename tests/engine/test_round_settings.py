@@ -317,4 +317,4 @@ def test_the_command_line_logs_epsilon_and_writes_it_with_the_results(tmp_path, 
     table = ["--trainer.callbacks=ResultsTable", "--trainer.callbacks.path=results.csv"]
     command(["test", *common, *table, "--ckpt_path=run/checkpoints/last.ckpt"])
     assert f"epsilon {spent:.4g} at delta 0.001" in " ".join(capsys.readouterr().out.split())
-    assert f"privacy/epsilon,{spent}" in Path("results.csv").read_text()
+    assert f"privacy/epsilon,{spent}" in Path("run/results.csv").read_text()

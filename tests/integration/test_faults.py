@@ -58,7 +58,7 @@ class Fill(Callback):
 def test_a_disk_that_fills_up_leaves_the_last_round_to_go_on_from(config, capsys, disk):  # noqa: F811
     root = disk / "run"
     words = ["--config", config, *QUIET, f"--trainer.default_root_dir={root}"]
-    fill = ["--trainer.callbacks+=tests.test_faults.Fill", f"--trainer.callbacks.folder={disk}"]
+    fill = ["--trainer.callbacks+=tests.integration.test_faults.Fill", f"--trainer.callbacks.folder={disk}"]
     code, error = fails(capsys, "fit", *words, *fill)
     assert code == 1
     assert f"error: {root}" in error
@@ -80,8 +80,12 @@ class KillWorker(Callback):
 
 
 def test_a_worker_that_is_killed_is_told(config, tmp_path, capsys):  # noqa: F811
-    kill = ["--trainer.callbacks+=tests.test_faults.KillWorker", "--data.num_workers=1", "--data.chunk_size=1"]
-    code, error = fails(capsys, "fit", "--config", config, *QUIET, *kill)
+    kill = [
+        "--trainer.callbacks+=tests.integration.test_faults.KillWorker",
+        "--data.num_workers=1",
+        "--data.chunk_size=1",
+    ]
+    code, error = fails(capsys, "fit", "--config", config, *QUIET, kill, *workers)
     assert code == 1
     assert "error: a worker that loads data was ended from outside" in error
     assert "--ckpt_path last goes on" in error

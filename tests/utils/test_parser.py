@@ -30,7 +30,7 @@ MISTAKES = {
         ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.moniter", "x"],
         ["moniter", "Did you mean monitor?", "--trainer.callbacks.help EarlyStopping"],
     ),
-    "a method": (["--model.method", "Flw"], ["model.method is Flw", "Did you mean Flow?", "Ditto"]),
+    "a method": (["--model.method", "Flw"], ["model.method is Flw", "Did you mean Flow?"]),
     "a router": (["--model.method.router", "InstanceRoutr"], ["model.method.router", "Did you mean InstanceRouter?"]),
     "data": (["--data", "SyntheticDta"], ["data is SyntheticDta", "Did you mean SyntheticData?"]),
     "an optimizer": (["--model.loop.client_optimizer", "torch.optim.Adm"], ["Did you mean Adam?"]),

@@ -61,7 +61,6 @@ SECTIONS = (
     Section("move", WorkloadData, "on_after_batch_transfer"),
     Section("loop, update", FederatedLoop, "train_clients"),
     Section("schedule", flow_pl.engine.loop, "make_schedule"),
-    Section("seed", flow_pl.engine.loop, "_seeded", within="loop, update"),
     Section("copies", ClientGroups, "stack"),
     Section("copies", ClientGroups, "prefix"),
     Section("gather", torch.Tensor, "index_select", within="loop, update"),

@@ -168,7 +168,7 @@ def _work(pipe: Connection, seed: int, log: str) -> None:
 
     import datasets
 
-    from flow_pl.data.store.client_store import limits
+    from flow_pl.data.store import limits
 
     datasets.disable_progress_bars()
     limits.ALWAYS_ALLOWED = SMALL
