@@ -80,11 +80,8 @@ class KillWorker(Callback):
 
 
 def test_a_worker_that_is_killed_is_told(config, tmp_path, capsys):  # noqa: F811
-    kill = [
-        "--trainer.callbacks+=tests.integration.test_faults.KillWorker",
-        "--data.num_workers=1",
-        "--data.chunk_size=1",
-    ]
+    kill = "--trainer.callbacks+=tests.integration.test_faults.KillWorker"
+    workers = ["--data.num_workers=1", "--data.chunk_size=1"]
     code, error = fails(capsys, "fit", "--config", config, *QUIET, kill, *workers)
     assert code == 1
     assert "error: a worker that loads data was ended from outside" in error
