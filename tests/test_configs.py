@@ -153,6 +153,7 @@ def test_every_method_runs_on_the_digits(method, cache, tmp_path):
     assert cli.trainer.default_root_dir == str(Path("runs", "digits", Path(method).name))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
 def test_every_task_parses_with_every_method(task):
     for method in (f"method/{name}" for name in METHODS):

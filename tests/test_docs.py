@@ -69,6 +69,7 @@ def run_page(page):
     return names, metrics
 
 
+@pytest.mark.slow
 def test_what_is_shown_to_extend_works(folder):
     """The method, the backbone, the data set and the callback, each by the command below it."""
     _, (method, backbone, data, callback) = run_page("extending.md")
@@ -93,6 +94,7 @@ def test_the_method_shown_takes_its_gradient_elsewhere(folder):
     assert abs(other - first) > 0.01 * first
 
 
+@pytest.mark.slow
 def test_the_callbacks_shown_work(folder, capsys):
     _, (stopping, _) = run_page("callbacks.md")
     assert "val/personalized_accuracy" in stopping
@@ -112,6 +114,7 @@ def test_serving_takes_ten_lines(folder, capsys):
     assert printed == names["model"](names["data"].transform(torch.from_numpy(new))).argmax(-1).tolist()
 
 
+@pytest.mark.slow
 def test_export_takes_ten_lines_or_one_command(folder):
     """The two commands and the code; what each wrote predicts as the model does."""
     pytest.importorskip("onnxscript", reason="onnxscript is not installed")
@@ -145,6 +148,7 @@ def test_the_python_interface_takes_ten_lines(folder, capsys):
     assert rows
 
 
+@pytest.mark.slow
 def test_the_example_runs_from_cell_to_cell(folder):
     names = runpy.run_path(str(ROOT / "examples" / "python_api.py"))
     assert len(names["curve"].values) == 2
@@ -155,6 +159,7 @@ def test_the_example_runs_from_cell_to_cell(folder):
     assert names["new"]["test/new/personalized_accuracy"] > 0.3
 
 
+@pytest.mark.slow
 def test_the_report_is_written_where_the_page_says(folder):
     run_page("report.md")
     assert (folder / "runs/digits/flow/report.html").exists()

@@ -189,7 +189,7 @@ def _no_class(keys: list[str], owner: str, value: str, command: str, roots: Mapp
     setting = ".".join(keys)
     if value in known:
         return f"{setting} is {value}, which several classes are called: give the whole path of one."
-    listed = f"Known are {', '.join(known)}." if len(known) <= 20 else f"`{command} --help all` lists them."
+    listed = f"Known are {', '.join(known)}." if len(known) <= 40 else f"`{command} --help all` lists them."
     return f"{setting} is {value or 'empty'}, which names no class.{nearest(_short(value), known)} {listed}"
 
 

@@ -176,6 +176,7 @@ def _second_process(_: int, folder: Path, port: int) -> None:
     torch.save(_run_as(1, folder, port), folder / "second.pt")
 
 
+@pytest.mark.slow
 def test_two_processes_measure_what_one_does(tmp_path):
     """The drawn clients are shared by the processes, as are those of the round."""
     expected = run(tmp_path)

@@ -207,6 +207,7 @@ def texts(folder):
     return {"data": data, "model": model}
 
 
+@pytest.mark.slow
 def test_text_is_shown_by_its_tokens(tmp_path):
     _, page = reported(tmp_path, **texts(tmp_path))
     assert {"instances_local", "instances_global"} < figure_names(tmp_path)

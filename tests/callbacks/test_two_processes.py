@@ -90,6 +90,7 @@ def _second_process(_: int, folder: Path, port: int) -> None:
     torch.save(_run_as(1, folder, port), folder / "second.pt")
 
 
+@pytest.mark.slow
 def test_two_processes_show_and_write_what_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rich, "_console", None)  # `run` sets it
     one, two = tmp_path / "one", tmp_path / "two"

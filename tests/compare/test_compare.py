@@ -210,6 +210,7 @@ ROUNDS = 150
 """So many that a run is not through before it is stopped, however fast the machine."""
 
 
+@pytest.mark.slow
 def test_what_was_interrupted_goes_on(tmp_path, monkeypatch, capsys, request):
     """Killed after one of two runs, in the middle of the other, then stopped by Ctrl-C: the same results as without."""
     monkeypatch.chdir(tmp_path)

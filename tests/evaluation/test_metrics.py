@@ -207,6 +207,7 @@ def _second_process(_: int, folder: str) -> None:
     torch.save(_reduce(1, folder), f"{folder}/second.pt")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The ``compute`` method")
 def test_processes_get_the_figures_of_one(tmp_path) -> None:
     expected = {(make.__name__, split): figures(make(rows)) for make, rows in ROWS.items() for split in (1, 4)}

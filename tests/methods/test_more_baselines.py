@@ -102,7 +102,9 @@ def test_lp_ft_fine_tunes_the_head_before_all():
         check_losses(result, batch, client, train(copy.deepcopy(probed), batch, client, 2, BODY, HEAD))
 
 
-@pytest.mark.parametrize(("make", "said"), [(lambda: FedProx(-1.0), "mu is -1.0"), (lambda: LPFT(1, 0), "head_epochs")])
+@pytest.mark.parametrize(
+    ("make", "said"), [(lambda: FedProx(-1.0), "mu is -1.0"), (lambda: LPFT(1, -1), "head_epochs")]
+)
 def test_bad_settings_are_refused(make, said):
     with pytest.raises(ConfigurationError, match=said):
         make()

@@ -12,6 +12,7 @@ pytest.importorskip("flwr_datasets", reason="flwr-datasets is not installed")
 CASES = 40
 
 
+@pytest.mark.slow
 def test_damaged_files_are_refused_by_our_errors_or_read(tmp_path):
     """In a process of its own, which first reads every whole file."""
     cases = [(reader, case) for reader in READERS for case in range(CASES)]
