@@ -61,10 +61,15 @@ def evidence(probabilities: Sequence[Tensor], distances: Tensor) -> Tensor:
 class EvidenceRouter(nn.Module):
     """An MLP from standardised evidence to a correction of the experts' log shares; none at the start.
 
+    The server takes the mean of the clients' routers as it is, whatever its optimizer: steps that suit w_g, of Adam
+    say, are no measure for the few weights here, which learn on the clients.
+
     Args:
         hidden: widths of the hidden layers.
         dropout: share of hidden units dropped in training.
     """
+
+    averaged = True
 
     def __init__(self, hidden: Sequence[int], dropout: float) -> None:
         super().__init__()
@@ -74,6 +79,7 @@ class EvidenceRouter(nn.Module):
         self.head = nn.Linear(widths[-1], len(EXPERTS))
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
+        self.requires_grad_(False)
 
     def forward(self, h: Tensor) -> Tensor:
         """Corrections [..., 3] for standardised evidence [..., F]."""
