@@ -34,9 +34,14 @@ class ClientGroups:
 
     def put(self, groups: Groups) -> None:
         """Add or replace groups that are already stacked."""
+        shared = {_memory(p) for name, group in self.groups.items() if name not in self.stacked for p in group.values()}
         for name, group in groups.items():
-            # what was made of shared groups alone is one tensor seen by all clients, which no step could move
-            self.groups[name] = {key: p.contiguous() for key, p in group.items()}
+            # What was made of shared groups alone is one tensor seen by all clients, which no step could move. Of a
+            # single client it is the server's own, which none may.
+            self.groups[name] = {
+                key: p.clone() if p.is_contiguous() and _memory(p) in shared else p.contiguous()
+                for key, p in group.items()
+            }
         self.stacked.update(groups)
 
     def take(self, name: str) -> Parameters:
@@ -53,3 +58,8 @@ class ClientGroups:
             name: {key: cut(p) for key, p in group.items()} if name in self.stacked else group
             for name, group in self.groups.items()
         }
+
+
+def _memory(p: Tensor) -> int:
+    """Where a tensor's memory begins."""
+    return p.untyped_storage().data_ptr()

@@ -108,3 +108,16 @@ def test_lp_ft_fine_tunes_the_head_before_all():
 def test_bad_settings_are_refused(make, said):
     with pytest.raises(ConfigurationError, match=said):
         make()
+
+
+def test_fedbabus_untrained_head_is_not_taken_for_the_clients_own():
+    """Of one client alone the head is the server's own memory, from which a difference in place would be taken."""
+    method = bound(FedBABU())
+    server = snapshot(method)
+    before = copied(server)["global"]
+    update = loop().train_clients(method, server, chunk(SIZES[:1]))
+    assert all(torch.equal(p, before[name]) for name, p in server["global"].items())
+    moved = {name: float(p.abs().max()) for name, p in update.difference["global"].items()}
+    assert [name for name, most in moved.items() if most == 0] == [
+        name for name in moved if name.startswith(f"{HEAD}.")
+    ]
