@@ -231,6 +231,7 @@ class FederatedModule(lightning.LightningModule):
             self.attack.check(example, data.num_classes, label_shape)
         data.unevaluated = choose_attackers(data, self.attack)
         if stage == "fit":
+            self.method.cohort_share = data.cohort_size / len(data.federation.seen)
             prepare_rounds(
                 self.trainer,
                 data,

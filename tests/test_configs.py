@@ -126,8 +126,9 @@ def tiny(task, folder, cache):
 
 UNSERVED_TAGS = {
     f"method/{name}"
-    for name in ("fedbabu", "fedper", "fedrep", "flow_evidence", "interpolation_votes", "knn_per", "lg_fedavg", "lp_ft")
-}
+    for name in ("fedala", "fedbabu", "fedcp", "feddbe", "fedper", "fedrep", "fedrod", "flow_evidence",
+                 "interpolation_votes", "knn_per", "lg_fedavg", "lp_ft")
+}  # fmt: skip
 """Logistic regression has no body and head, and neighbours vote for a single label: each is refused, and tested so."""
 
 

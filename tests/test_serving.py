@@ -18,8 +18,14 @@ from flow_pl.errors import ConfigurationError, DataError
 from flow_pl.methods import (
     APFL,
     Ditto,
+    FedALA,
     FedAvg,
+    FedBABU,
+    FedCP,
+    FedDBE,
+    FedPer,
     FedRep,
+    FedRoD,
     FineTuning,
     Flow,
     HypCluster,
@@ -30,6 +36,7 @@ from flow_pl.methods import (
     PartialFed,
     PerFedAvg,
     PFedMe,
+    Scaffold,
 )
 from flow_pl.models.routers import InstanceRouter
 from flow_pl.serving import PersonalModel, ServerModel, load, load_kept, personalize
@@ -50,7 +57,13 @@ METHODS = {
     "apfl": lambda: APFL(),
     "ditto": lambda: Ditto(),
     "fedavg": lambda: FedAvg(),
+    "fedala": lambda: FedALA(),
+    "fedbabu": lambda: FedBABU(),
+    "fedcp": lambda: FedCP(),
+    "feddbe": lambda: FedDBE(),
+    "fedper": lambda: FedPer(),
     "fedrep": lambda: FedRep(),
+    "fedrod": lambda: FedRoD(),
     "fine_tuning": lambda: FineTuning(),
     "flow": small_flow,
     "flow_hard": lambda: small_flow(routing="hard", split="cross"),
@@ -65,8 +78,20 @@ METHODS = {
     "partialfed": lambda: PartialFed(),
     "per_fedavg": lambda: PerFedAvg(),
     "pfedme": lambda: PFedMe(),
+    "scaffold": lambda: Scaffold(),
 }
-STATEFUL = ("apfl", "ditto", "fedrep", "lg_fedavg", "partialfed")
+STATEFUL = (
+    "apfl",
+    "ditto",
+    "fedala",
+    "fedcp",
+    "feddbe",
+    "fedper",
+    "fedrep",
+    "fedrod",
+    "lg_fedavg",
+    "partialfed",
+)
 every_method = pytest.mark.parametrize("make", METHODS.values(), ids=METHODS.keys())
 
 

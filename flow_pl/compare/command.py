@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich import get_console
@@ -15,7 +15,7 @@ from flow_pl.compare.formats import caption, markdown, method_csv, rich_tables, 
 from flow_pl.compare.options import Options, parse
 from flow_pl.compare.pool import execute
 from flow_pl.compare.runs import Run, State, read_run
-from flow_pl.compare.settings import budgets, check_comparable, resolve
+from flow_pl.compare.settings import Settings, budgets, check_comparable, resolve, with_split
 from flow_pl.compare.tracking import log_comparison
 from flow_pl.errors import ConfigurationError
 from flow_pl.results.runs import Comparison
@@ -42,8 +42,7 @@ def compare(args: Sequence[str]) -> int:
         ConfigurationError: the options or configurations cannot work; nothing was run.
     """
     options = parse(args)
-    for package in ("matplotlib", "scipy"):
-        import_optional(package, "compare", "flow-pl compare")
+    import_optional("matplotlib", "compare", "flow-pl compare")
     settings = {method: resolve([*options.common, path], options.passed_on) for method, path in options.methods.items()}
     different = check_comparable(settings)
     if different and not options.allow_different:
@@ -52,11 +51,7 @@ def compare(args: Sequence[str]) -> int:
             "Give such an option to every run (as in --data.cohort_size 10), mend the configurations, or add "
             "--allow-different."
         )
-    runs = [
-        Run(method, seed, _folder(options, method, seed), settings[method], options.checkpoint, options.name)
-        for seed in options.seeds  # first: a table of all methods is there after the first seed
-        for method in options.methods
-    ]
+    runs = _plan(options, settings)
     _check_folder(options.folder)
     console = get_console()
     failures = _run(runs, options.jobs, console)
@@ -72,8 +67,16 @@ def compare(args: Sequence[str]) -> int:
     return 1 if failures else 0
 
 
-def _folder(options: Options, method: str, seed: int) -> Path:
-    return options.folder / "runs" / method / f"seed{seed}"
+def _plan(options: Options, settings: Mapping[str, Settings]) -> list[Run]:
+    """All runs, those of all methods with the first split and seed first: so soon there is a table."""
+    runs = []
+    for split in options.split_seeds or (None,):
+        splits = settings if split is None else {name: with_split(each, split) for name, each in settings.items()}
+        for seed in options.seeds:
+            for method, each in splits.items():
+                folder = options.folder / "runs" / method / ("" if split is None else f"split{split}") / f"seed{seed}"
+                runs.append(Run(method, seed, folder, each, options.checkpoint, options.name, split))
+    return runs
 
 
 def _check_folder(folder: Path) -> None:
@@ -107,15 +110,20 @@ def _collect(options: Options, runs: Sequence[Run], notes: list[str], own: dict[
     """What the runs that are done measured; None where none is."""
     done = [read_run(run) for run in runs if run.state() == "done"]
     methods = {method: [run for run in done if run.method == method] for method in options.methods}
-    seeds = len(options.seeds)
+    seeds, splits = len(options.seeds), len(options.split_seeds or [])
+    ought, word = seeds * max(splits, 1), "runs" if splits else "seeds"
     tested = list(dict.fromkeys(population for run in done for population in run.populations))
     unknown = [population for population in options.populations or () if population not in tested]
     if unknown and tested:
         raise ConfigurationError(f"--populations is {' '.join(unknown)}, expected some of {', '.join(tested)}.")
-    notes += [f"{method} has {len(found)} of {seeds} seeds." for method, found in methods.items() if len(found) < seeds]
+    notes += [
+        f"{method} has {len(found)} of {ought} {word}." for method, found in methods.items() if len(found) < ought
+    ]
     methods = {method: found for method, found in methods.items() if found}
     shown = list(options.populations or tested)
-    return Comparison(options.name, methods, shown, seeds, notes, own) if methods else None
+    if not methods:
+        return None
+    return Comparison(options.name, methods, shown, seeds, notes, own, splits, options.reference)
 
 
 def _publish(comparison: Comparison, runs: Sequence[Run], folder: Path, console: Console) -> None:

@@ -9,22 +9,26 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from flow_pl.compare.table import COLUMNS, Cell, Column, Rows, population_rows
+from flow_pl.compare.table import COLUMNS, Cell, Column, Rows, equalities, population_rows
 from flow_pl.results.runs import Comparison, RunResults
 from flow_pl.results.statistics import LEVEL, Spread, spread
 from flow_pl.utils.files import csv_text
 
 MARK = "†"
-"""Behind a figure that differs significantly from the best."""
+"""Behind a figure that differs significantly from the reference."""
+
+TIED = "="
+"""Behind a figure that is the best of its column, but not alone."""
 
 
 def caption(comparison: Comparison) -> list[str]:
     """What the tables mean, in sentences."""
-    seeds = f"mean ± standard deviation over {comparison.seeds} seeds" if comparison.seeds > 1 else "one seed"
+    over = f"mean ± standard deviation over {comparison.over}" if comparison.repeats > 1 else "one seed"
     return [
-        f"Test accuracy in percent, gain (personalized - generalized) in percentage points; {seeds}.",
+        f"Test accuracy in percent, gain (personalized - generalized) in percentage points; {over}.",
         "Over all held-out examples, as a mean over clients, and its 10th percentile over clients.",
-        "Bold: the best accuracy of its column.",
+        f"Bold: the best accuracy of its column; {TIED}: several methods share it.",
+        *equalities(comparison),
         *_test_caption(comparison),
         "Train time is that of all rounds, without evaluation and thus without personalization there.",
         *(
@@ -41,12 +45,18 @@ def _test_caption(comparison: Comparison) -> list[str]:
     comparisons = len(comparison.methods) - 1
     if not comparisons:
         return []
-    averaged = ", averaged over the seeds" if comparison.seeds > 1 else ""
-    # a method that is as good as the best is not tested, nor counted
+    if comparison.reference is None:
+        against = "the best of its column, as no reference was named (--reference)"
+    elif comparison.reference in comparison.methods:
+        against = f"the reference, {comparison.reference}"
+    else:
+        return [f"Nothing is tested: the reference, {comparison.reference}, has no results."]
+    within = " within each run" if comparison.repeats > 1 else ""
+    # a method that is equal to the reference on every client is not tested, nor counted
     corrected = f", with Holm's correction for up to {comparisons} comparisons in a column" if comparisons > 1 else ""
     return [
-        f"{MARK}: differs significantly from the best of its column: p < {LEVEL} in Wilcoxon's signed-rank test, which "
-        f"pairs the two methods' accuracies on each client{averaged}{corrected}."
+        f"{MARK}: differs significantly from {against}: p < {LEVEL} in a randomization test of the difference that the "
+        f"column shows, which pairs the two methods on each client{within} and flips the signs of clients{corrected}."
     ]
 
 
@@ -112,7 +122,9 @@ def method_csv(comparison: Comparison) -> str:
     rows = []
     tables = {population: population_rows(comparison, population) for population in comparison.populations}
     for method, runs in comparison.methods.items():
-        row: dict[str, object] = {"method": method, "seeds": len(runs)}
+        row: dict[str, object] = {"method": method, "seeds": len({run.seed for run in runs})}
+        row |= {"splits": len({run.split for run in runs})} if comparison.splits else {}
+        row["reference"] = comparison.reference
         for population, table in tables.items():
             for column, cell in zip(COLUMNS, table[method], strict=True):
                 name = f"{population}/{column.metric}"
@@ -125,11 +137,13 @@ def method_csv(comparison: Comparison) -> str:
 
 
 def run_csv(comparison: Comparison) -> str:
-    """One row per method and seed: every metric of its test."""
+    """One row per run: every metric of its test."""
     rows = []
     for runs in comparison.methods.values():
         for run in runs:
-            row: dict[str, object] = {"method": run.method, "seed": run.seed, "rounds": run.rounds}
+            row: dict[str, object] = {"method": run.method}
+            row |= {"split": run.split} if comparison.splits else {}
+            row |= {"seed": run.seed, "rounds": run.rounds}
             row |= {name: value and value.mean for name, value in _speed([run]).items()}
             for population in comparison.populations:
                 row |= {f"{population}/{name}": value for name, value in run.populations.get(population, {}).items()}
@@ -150,7 +164,9 @@ def _text(cell: Cell, column: Column) -> str:
     if cell.value is None:
         return "-"
     deviation = "" if cell.value.deviation is None else f" ±{100 * cell.value.deviation:.2f}"
-    return f"{100 * cell.value.mean:{'+' if column.signed else ''}.2f}{deviation}{MARK if cell.differs else ''}"
+    return f"{100 * cell.value.mean:{'+' if column.signed else ''}.2f}{deviation}{MARK if cell.differs else ''}" + (
+        f" {TIED}" if cell.tied else ""
+    )
 
 
 def _speed(runs: Sequence[RunResults]) -> dict[str, Spread | None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -11,7 +11,7 @@ from pathlib import Path
 from flow_pl import shipped
 from flow_pl.errors import ConfigurationError
 from flow_pl.utils.arguments import Parser, home
-from flow_pl.utils.validation import require_positive
+from flow_pl.utils.validation import require_count, require_positive
 from flow_pl.utils.words import check_options
 
 GIVEN = {
@@ -22,6 +22,9 @@ GIVEN = {
 }
 """Options of a run that this command sets, and what to do instead."""
 
+CONTROL = "interpolation_votes"
+"""Method that the others are tested against where no other is named: the average of global, local and memory."""
+
 
 @dataclass(frozen=True)
 class Options:
@@ -31,6 +34,8 @@ class Options:
         common: configurations of every run, such as the task's, in their order.
         methods: a configuration for each method, by its name.
         seeds: of the runs.
+        split_seeds: of the splits of the federation, each with all seeds; None for the task's split alone.
+        reference: method that the others are tested against; None for the best of each column.
         folder: where the results go.
         name: of the comparison.
         populations: clients to show; None for all.
@@ -43,6 +48,8 @@ class Options:
     common: Sequence[Path]
     methods: Mapping[str, Path]
     seeds: Sequence[int]
+    split_seeds: Sequence[int] | None
+    reference: str | None
     folder: Path
     name: str
     populations: Sequence[str] | None
@@ -71,6 +78,8 @@ def parse(args: Sequence[str]) -> Options:
         common=common,
         methods=methods,
         seeds=given.seeds,
+        split_seeds=given.split_seeds,
+        reference=find_reference(given.reference, methods),
         folder=given.out or Path("runs", "compare", name),
         name=name,
         populations=given.populations,
@@ -106,6 +115,20 @@ def _make_parser() -> Parser:
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N", help="seeds of the runs (default: 0)")
     parser.add_argument(
+        "--split-seeds",
+        nargs="+",
+        type=int,
+        metavar="N",
+        help="repeat everything over splits of the federation: new clients, what is held out, a drawn partition; of "
+        "generated data also the clients (default: the task's split)",
+    )
+    parser.add_argument(
+        "--reference",
+        metavar="METHOD",
+        help=f"method that the others are tested against (default: {CONTROL} if it is there, or else the best of each "
+        "column)",
+    )
+    parser.add_argument(
         "--out", type=home, metavar="FOLDER", help="where the results go (default: runs/compare/ and the task's name)"
     )
     parser.add_argument(
@@ -128,10 +151,15 @@ def _make_parser() -> Parser:
 
 def _check(options: argparse.Namespace, passed_on: Sequence[str], own: Sequence[str]) -> None:
     require_positive(jobs=options.jobs)
-    if len(set(options.seeds)) < len(options.seeds):
-        raise ConfigurationError(f"--seeds is {options.seeds}, expected different ones.")
+    for setting, seeds in (("--seeds", options.seeds), ("--split-seeds", options.split_seeds or [])):
+        if len(set(seeds)) < len(seeds):
+            raise ConfigurationError(f"{setting} is {seeds}, expected different ones.")
+    for seed in options.split_seeds or []:
+        require_count(0, **{"--split-seeds": seed})
     for option in passed_on:
         name = option.partition("=")[0]
+        if name == "--data.split_seed" and options.split_seeds:
+            raise ConfigurationError("--data.split_seed and --split-seeds are both given: leave one of them out.")
         if name in GIVEN:
             raise ConfigurationError(f"{name} cannot be given to the runs of a comparison: {GIVEN[name]}.")
     if passed_on and not passed_on[0].startswith("-"):
@@ -156,6 +184,23 @@ def find_methods(patterns: Sequence[str]) -> dict[str, Path]:
             )
         methods[path.stem] = path
     return methods
+
+
+def find_reference(name: str | None, methods: Collection[str]) -> str | None:
+    """The method that the others are tested against; None for the best of each column.
+
+    Args:
+        name: as given; None for the control, if it is there.
+        methods: names of those that are compared.
+
+    Raises:
+        ConfigurationError: it is not compared.
+    """
+    if name is None:
+        return CONTROL if CONTROL in methods else None
+    if name not in methods:
+        raise ConfigurationError(f"--reference is {name}, expected one of --methods: {', '.join(methods)}.")
+    return name
 
 
 def comparison_name(common: Sequence[Path], methods: Iterable[Path]) -> str:

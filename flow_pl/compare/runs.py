@@ -33,11 +33,12 @@ class Run:
 
     Attributes:
         method: name of the method: the stem of its configuration.
-        seed: of everything random.
+        seed: of everything random but the split.
         folder: of this run alone.
         settings: of the method.
         checkpoint: which one is tested, "last" or "best".
         group: name of the comparison.
+        split: seed of the split of the federation, which is in the settings; None where it is the task's.
     """
 
     method: str
@@ -46,11 +47,13 @@ class Run:
     settings: Settings
     checkpoint: str
     group: str
+    split: int | None = None
 
     @property
     def name(self) -> str:
         """What it is called on the screen."""
-        return f"{self.method}, seed {self.seed}"
+        split = "" if self.split is None else f", split {self.split}"
+        return f"{self.method}{split}, seed {self.seed}"
 
     @property
     def config(self) -> Path:
@@ -97,7 +100,8 @@ class Run:
         for name in ("results.json", "test.json", "clients.csv", "log.txt"):
             (self.folder / name).unlink(missing_ok=True)
         write_text(self.folder / "started.json", json.dumps({"digest": self.digest}) + "\n")
-        settings = run_settings(self.settings, self.method, self.seed, self.folder, self.group)
+        name = self.name.replace(", ", "-").replace(" ", "")
+        settings = run_settings(self.settings, name, self.seed, self.folder, self.group)
         write_text(self.config, f"{CONFIG_HEADER}\n# {self.name}\n{yaml.safe_dump(settings, sort_keys=False)}")
 
     def finish(self, seconds: float) -> None:
@@ -177,6 +181,7 @@ def read_run(run: Run) -> RunResults:
             examples=int(row["train_examples"]),
             generalized=float(row["generalized_accuracy"]),
             personalized=float(row["personalized_accuracy"]),
+            evaluated=int(row["evaluated"]),
         )
         for row in read_table(run.folder / "clients.csv")
     ]
@@ -192,4 +197,5 @@ def read_run(run: Run) -> RunResults:
         populations=written["results"],
         clients=clients,
         curve=curve,
+        split=run.split,
     )

@@ -131,12 +131,39 @@ def _is_budget(key: str, value: Any) -> bool:
     return key.endswith(("epochs", "steps", "lr")) and value is not None
 
 
-def run_settings(settings: Settings, method: str, seed: int, folder: Path, group: str) -> Settings:
+def with_split(settings: Settings, seed: int) -> Settings:
+    """The settings of a method with another split of the federation.
+
+    The seed decides who is new and what is held out, of generated data also the clients, and how a partitioner that
+    draws divides the rows.
+
+    Args:
+        settings: of the method.
+        seed: of the split.
+
+    Raises:
+        ConfigurationError: the data have no such seed.
+    """
+    settings = copy.deepcopy(settings)
+    data = settings["data"]["init_args"]
+    if "split_seed" not in data:
+        raise ConfigurationError(
+            f"--split-seeds: {settings['data']['class_path']} has no argument split_seed, so it has one split alone. "
+            "Leave the option out, or let the class take split_seed and hand it to FederatedDataModule."
+        )
+    data["split_seed"] = seed
+    partitioner = data.get("partitioner")
+    if isinstance(partitioner, dict) and "seed" in partitioner.get("init_args", {}):
+        partitioner["init_args"]["seed"] = seed
+    return settings
+
+
+def run_settings(settings: Settings, name: str, seed: int, folder: Path, group: str) -> Settings:
     """The settings of one run: those of its method, a seed, a folder, and what the comparison has to know of it.
 
     Args:
         settings: of the method.
-        method: its name.
+        name: of the run.
         seed: of the run.
         folder: of the run.
         group: name of the comparison.
@@ -153,7 +180,7 @@ def run_settings(settings: Settings, method: str, seed: int, folder: Path, group
         {"class_path": "flow_pl.callbacks.ResultsTable", "init_args": {"path": "test.json"}},
     ]
     for logger in wandb_loggers(settings):
-        named = {"name": f"{method}-seed{seed}", "group": group}
+        named = {"name": name, "group": group}
         logger |= {key: value for key, value in named.items() if logger.get(key) is None}
     return settings
 

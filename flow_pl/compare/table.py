@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
+
 from flow_pl.results.runs import Comparison
-from flow_pl.results.statistics import LEVEL, Spread, holm, paired_p_value, spread
+from flow_pl.results.statistics import LEVEL, Spread, holm, sign_flip_p_values, spread
 
 
 class Column(NamedTuple):
@@ -16,6 +18,7 @@ class Column(NamedTuple):
         group: what it is of.
         label: what it is over.
         tested: model whose accuracies on clients tell whether methods differ; None where that is not asked.
+        over_clients: whether it is a mean over clients rather than over their examples.
         signed: whether it is a difference; then the largest is not the best: it may come of a poor model to start with.
     """
 
@@ -23,6 +26,7 @@ class Column(NamedTuple):
     group: str
     label: str
     tested: str | None = None
+    over_clients: bool = False
     signed: bool = False
 
 
@@ -30,7 +34,7 @@ def _accuracies(model: str) -> tuple[Column, ...]:
     metric = f"{model}_accuracy"
     return (
         Column(metric, model, "examples", model),
-        Column(f"{metric}_client_mean", model, "clients", model),
+        Column(f"{metric}_client_mean", model, "clients", model, over_clients=True),
         Column(f"{metric}_p10", model, "10th pct."),
     )
 
@@ -42,18 +46,20 @@ class Cell(NamedTuple):
     """A figure of one method.
 
     Attributes:
-        value: over the seeds; None where it is not defined.
-        best: whether no method has a larger mean.
-        p_value: of the difference from the best, corrected; None where it was not tested.
+        value: over the runs; None where it is not defined.
+        best: whether it has the largest mean, alone.
+        p_value: of the difference from the reference, corrected; None where it was not tested.
+        tied: whether it has the largest mean together with others.
     """
 
     value: Spread | None
     best: bool = False
     p_value: float | None = None
+    tied: bool = False
 
     @property
     def differs(self) -> bool:
-        """Whether it differs significantly from the best."""
+        """Whether it differs significantly from the reference."""
         return self.p_value is not None and self.p_value < LEVEL
 
 
@@ -67,17 +73,53 @@ def population_rows(comparison: Comparison, population: str) -> Rows:
     return {method: list(cells) for method, cells in zip(comparison.methods, zip(*columns, strict=True), strict=True)}
 
 
+def equalities(comparison: Comparison) -> list[str]:
+    """Which accuracies are equal on every client shown, in every run: those of the same model, under several names."""
+    generalized: dict[object, list[str]] = {}
+    plain = []
+    for method, runs in comparison.methods.items():
+        clients = [(run, c) for run in runs for c in run.clients if c.population in comparison.populations]
+        if not clients:
+            continue
+        of_w_g = frozenset((run.split, run.seed, c.population, c.name, c.generalized) for run, c in clients)
+        generalized.setdefault(of_w_g, []).append(method)
+        if all(c.generalized == c.personalized for _, c in clients):
+            plain.append(method)
+    found = [
+        f"Equal on every client: the generalized accuracy of {', '.join(names)}."
+        for names in generalized.values()
+        if len(names) > 1
+    ]
+    if plain:
+        found.append(f"Equal on every client: the generalized and the personalized accuracy of {', '.join(plain)}.")
+    return found
+
+
 def _cells(comparison: Comparison, population: str, column: Column) -> list[Cell]:
     values = {method: spread(comparison.values(method, population, column.metric)) for method in comparison.methods}
     known = [value.mean for value in values.values() if value is not None]
-    leading = [method for method, value in values.items() if value is not None and value.mean == max(known)]
+    # means that are equal on paper may differ in the last digit
+    leading = [method for method, value in values.items() if value is not None and value.mean > max(known) - 1e-12]
     best = [] if column.signed else leading
     p_values: dict[str, float] = {}
-    if column.tested is not None and best:
-        accuracies = {
-            method: comparison.client_accuracies(method, population, column.tested) for method in comparison.methods
-        }
-        found = {m: paired_p_value(accuracies[m], accuracies[best[0]]) for m in accuracies if m not in best}
-        tested = {method: p_value for method, p_value in found.items() if p_value is not None}
-        p_values = dict(zip(tested, holm(list(tested.values())), strict=True))
-    return [Cell(value, method in best, p_values.get(method)) for method, value in values.items()]
+    reference = comparison.reference or next(iter(best), None)
+    if column.tested is not None and reference is not None and reference in comparison.methods:
+        p_values = _p_values(comparison, population, column, reference)
+    alone = len(best) == 1
+    return [
+        Cell(value, method in best and alone, p_values.get(method), method in best and not alone)
+        for method, value in values.items()
+    ]
+
+
+def _p_values(comparison: Comparison, population: str, column: Column, reference: str) -> dict[str, float]:
+    """Of each method's difference from the reference; none of a method that is equal to it on every client."""
+    assert column.tested is not None
+    found = {}
+    for method in comparison.methods:
+        added = comparison.client_differences(method, reference, population, column.tested, column.over_clients)
+        if any(abs(value) > 1e-12 for value in added.values()):
+            found[method] = added
+    clients = list(dict.fromkeys(name for added in found.values() for name in added))
+    differences = np.array([[added.get(name, 0.0) for added in found.values()] for name in clients])
+    return dict(zip(found, holm(sign_flip_p_values(differences)), strict=True)) if found else {}

@@ -3,11 +3,15 @@
 from flow_pl.methods.apfl import APFL
 from flow_pl.methods.base import Derive, Method, Minibatch, Phase, Prediction, Step
 from flow_pl.methods.ditto import Ditto
+from flow_pl.methods.fedala import FedALA
 from flow_pl.methods.fedavg import FedAvg
 from flow_pl.methods.fedbabu import FedBABU
+from flow_pl.methods.fedcp import FedCP
+from flow_pl.methods.feddbe import FedDBE
 from flow_pl.methods.fedper import FedPer
 from flow_pl.methods.fedprox import FedProx
 from flow_pl.methods.fedrep import FedRep
+from flow_pl.methods.fedrod import FedRoD
 from flow_pl.methods.fine_tuning import FineTuning
 from flow_pl.methods.flow import Flow
 from flow_pl.methods.flow_evidence import EvidenceFlow
@@ -20,6 +24,7 @@ from flow_pl.methods.lp_ft import LPFT
 from flow_pl.methods.partialfed import PartialFed
 from flow_pl.methods.per_fedavg import PerFedAvg
 from flow_pl.methods.pfedme import PFedMe
+from flow_pl.methods.scaffold import Scaffold
 
 __all__ = [
     "APFL",
@@ -27,11 +32,15 @@ __all__ = [
     "Derive",
     "Ditto",
     "EvidenceFlow",
+    "FedALA",
     "FedAvg",
     "FedBABU",
+    "FedCP",
+    "FedDBE",
     "FedPer",
     "FedProx",
     "FedRep",
+    "FedRoD",
     "FineTuning",
     "Flow",
     "HypCluster",
@@ -46,5 +55,6 @@ __all__ = [
     "PerFedAvg",
     "Phase",
     "Prediction",
+    "Scaffold",
     "Step",
 ]

@@ -176,6 +176,7 @@ class Method(ABC):
         models: the groups of the server that its own predictions need.
         scratch: groups that personalization needs and the personalized model does not.
         training_only: attributes that no prediction needs.
+        cohort_share: expected share of the seen clients in a round's cohort; 1 until the data are known.
     """
 
     shared: Mapping[str, str] = MappingProxyType({"global": "global"})
@@ -184,6 +185,7 @@ class Method(ABC):
     models: Sequence[str] = ("global",)
     scratch: ClassVar[tuple[str, ...]] = ()
     training_only: ClassVar[tuple[str, ...]] = ("phases", "personal_phases")
+    cohort_share: float = 1.0
     phases: tuple[Phase | Derive, ...]
     personal_phases: tuple[Phase | Derive, ...]
     model: RoutedModel

@@ -23,14 +23,14 @@ from flow_pl.results.plotting import (
     line_style,
     save,
 )
-from flow_pl.results.runs import Comparison
+from flow_pl.results.runs import Comparison, client_key
 from flow_pl.results.statistics import Spread, spread
 
 MODELS = {"generalized": "generalized (server's model)", "personalized": "personalized (client's model)"}
 
 
 def learning_curves(comparison: Comparison) -> Figure | None:
-    """Validation accuracy over rounds of both models: the mean over seeds, and a band of one standard deviation.
+    """Validation accuracy over rounds of both models: the mean over runs, and a band of one standard deviation.
 
     A method that is evaluated once, because it has no rounds, is a level line.
     """
@@ -51,10 +51,8 @@ def learning_curves(comparison: Comparison) -> Figure | None:
         axes.margins(x=0)
         label_ends(axes, ends)
     panels[0].set_ylabel("validation accuracy (%)")
-    if comparison.seeds > 1:
-        figure.text(
-            0.5, -0.03, f"lines: mean over {comparison.seeds} seeds; bands: ± 1 standard deviation", ha="center"
-        )
+    if comparison.repeats > 1:
+        figure.text(0.5, -0.03, f"lines: mean over {comparison.over}; bands: ± 1 standard deviation", ha="center")
     return figure
 
 
@@ -73,8 +71,13 @@ def _curve(axes: Axes, curve: Mapping[int, list[float]], look: Mapping[str, Any]
 
 def client_scatter(comparison: Comparison) -> Figure | None:
     """Each client's accuracy with w_g and with its own model, one panel per method; areas grow with its examples."""
-    clients = [client for runs in comparison.methods.values() for client in runs[0].clients]
-    shown = {client.name: client.examples for client in clients if client.population in comparison.populations}
+    shown = {
+        client_key(run, client): client.examples
+        for runs in comparison.methods.values()
+        for run in runs
+        for client in run.clients
+        if client.population in comparison.populations
+    }
     if not shown:
         return None
     largest = max(shown.values())
@@ -143,7 +146,7 @@ def routes(comparison: Comparison) -> Figure | None:
 
 
 def accuracy_bars(comparison: Comparison) -> Figure | None:
-    """Personalized test accuracy per method, the best on top, with w_g's as a line; error bars over seeds."""
+    """Personalized test accuracy per method, the best on top, with w_g's as a line; error bars over runs."""
     metric = {model: f"{model}_accuracy" for model in MODELS}
     values = {
         method: [spread(comparison.values(method, p, metric["personalized"])) for p in comparison.populations]
@@ -166,7 +169,7 @@ def accuracy_bars(comparison: Comparison) -> Figure | None:
 
 
 def _seeds(comparison: Comparison) -> str:
-    return f", mean ± standard deviation over {comparison.seeds} seeds" if comparison.seeds > 1 else ""
+    return f", mean ± standard deviation over {comparison.over}" if comparison.repeats > 1 else ""
 
 
 def _populations(comparison: Comparison) -> list[tuple[str, str]]:

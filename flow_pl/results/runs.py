@@ -22,6 +22,7 @@ class Client(NamedTuple):
         examples: number of training examples.
         generalized: accuracy of w_g.
         personalized: accuracy of the client's own model.
+        evaluated: number of held-out targets that both are of, the client's weight in a mean over examples.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Client(NamedTuple):
     examples: int
     generalized: float
     personalized: float
+    evaluated: int = 1
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class RunResults:
         populations: metrics of the test by population.
         clients: those with evaluated targets.
         curve: metrics of the validations, by round.
+        split: seed of the split of the federation, where the comparison repeats over splits.
     """
 
     method: str
@@ -56,6 +59,7 @@ class RunResults:
     populations: Mapping[str, Metrics]
     clients: Sequence[Client]
     curve: Mapping[int, Metrics]
+    split: int | None = None
 
 
 @dataclass(frozen=True)
@@ -64,11 +68,13 @@ class Comparison:
 
     Attributes:
         name: of the comparison.
-        methods: the runs that are done, in the order of the seeds, by method, in the order of the configurations.
+        methods: the runs that are done, by splits and seeds, by method, in the order of the configurations.
         populations: which clients are shown.
-        seeds: how many a method ought to have.
+        seeds: how many a method ought to have, with each split.
         notes: what a reader has to know.
         budgets: what each method trains with that not all of them do; empty texts, or none, where that is nothing.
+        splits: over how many splits of the federation the runs are repeated; 0 where the split is the task's.
+        reference: method that the others are tested against; None for the best of each column.
     """
 
     name: str
@@ -77,14 +83,29 @@ class Comparison:
     seeds: int
     notes: Sequence[str] = ()
     budgets: Mapping[str, str] = field(default_factory=dict)
+    splits: int = 0
+    reference: str | None = None
+
+    @property
+    def repeats(self) -> int:
+        """How many runs a method ought to have."""
+        return self.seeds * max(self.splits, 1)
+
+    @property
+    def over(self) -> str:
+        """What a mean is over, in words."""
+        seeds = f"{self.seeds} seed{'s' if self.seeds > 1 else ''}"
+        if not self.splits:
+            return seeds
+        return f"{self.splits} split{'s' if self.splits > 1 else ''} x {seeds}"
 
     def values(self, method: str, population: str, metric: str) -> list[float]:
-        """A metric of the test, of each seed for which it is defined."""
+        """A metric of the test, of each run for which it is defined."""
         found = (run.populations.get(population, {}).get(metric) for run in self.methods[method])
         return [value for value in found if value is not None]
 
     def client_accuracies(self, method: str, population: str, model: str) -> dict[str, float]:
-        """Each client's accuracy, averaged over the seeds.
+        """Each client's accuracy, averaged over the seeds; with several splits, a client is one in each of them.
 
         Args:
             method: name of the method.
@@ -95,11 +116,38 @@ class Comparison:
         for run in self.methods[method]:
             for client in run.clients:
                 if client.population == population:
-                    found.setdefault(client.name, []).append(getattr(client, model))
+                    found.setdefault(client_key(run, client), []).append(getattr(client, model))
         return {name: fmean(values) for name, values in found.items()}
 
+    def client_differences(
+        self, method: str, other: str, population: str, model: str, over_clients: bool
+    ) -> dict[str, float]:
+        """What each client adds to the difference of two methods in an accuracy; the sum is the difference.
+
+        Clients are paired within each run (split and seed) that both methods have.
+
+        Args:
+            method: name of the method.
+            other: of the one that is subtracted.
+            population: which clients.
+            model: "generalized" or "personalized".
+            over_clients: whether the accuracy is a mean over clients, not over their examples.
+        """
+        others = {(run.split, run.seed): run for run in self.methods[other]}
+        pairs = [(run, others[run.split, run.seed]) for run in self.methods[method] if (run.split, run.seed) in others]
+        found: dict[str, float] = {}
+        for run, paired in pairs:
+            theirs = {c.name: getattr(c, model) for c in paired.clients if c.population == population}
+            clients = [c for c in run.clients if c.population == population and c.name in theirs]
+            weights = [1 if over_clients else c.evaluated for c in clients]
+            for client, weight in zip(clients, weights, strict=True):
+                share = weight / sum(weights) / len(pairs)
+                added = share * (getattr(client, model) - theirs[client.name])
+                found[client.name] = found.get(client.name, 0.0) + added
+        return found
+
     def curves(self, method: str, metric: str) -> dict[int, list[float]]:
-        """A metric of the validations, of each seed, by round."""
+        """A metric of the validations, of each run, by round."""
         found: dict[int, list[float]] = {}
         for run in self.methods[method]:
             for number, metrics in run.curve.items():
@@ -107,6 +155,11 @@ class Comparison:
                 if value is not None:
                     found.setdefault(number, []).append(value)
         return dict(sorted(found.items()))
+
+
+def client_key(run: RunResults, client: Client) -> str:
+    """A name for a client in the split of a run: with another one, other examples are held out."""
+    return client.name if run.split is None else f"{client.name}, split {run.split}"
 
 
 def read_curve(path: Path) -> dict[int, Metrics]:

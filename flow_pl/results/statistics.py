@@ -1,17 +1,22 @@
-"""Means over seeds, and whether two methods differ over clients."""
+"""Means over runs, and whether two methods differ over clients."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from statistics import fmean, stdev
 from typing import NamedTuple
 
 import numpy as np
-
-from flow_pl.utils.optional import import_optional
+from numpy.typing import NDArray
 
 LEVEL = 0.05
 """Probability of an error of the first kind, over all comparisons of a column."""
+
+EXACT = 13
+"""Clients for whom all choices of signs are tried: 8,192 at most."""
+
+DRAWS = 9999
+"""Choices of signs that are drawn for more clients."""
 
 
 class Spread(NamedTuple):
@@ -22,33 +27,47 @@ class Spread(NamedTuple):
 
 
 def spread(values: Sequence[float]) -> Spread | None:
-    """Mean and sample standard deviation of the seeds' values; None where there are none."""
+    """Mean and sample standard deviation of the runs' values; None where there are none."""
     if not values:
         return None
     return Spread(fmean(values), stdev(values) if len(values) > 1 else None)
 
 
-def paired_p_value(first: Mapping[str, float], second: Mapping[str, float]) -> float | None:
-    """Two-sided p-value of Wilcoxon's signed-rank test over the clients that both have.
+def sign_flip_p_values(differences: NDArray[np.float64]) -> list[float]:
+    """Two-sided p-values of the sums of paired differences, when each client's may as well have the other sign.
 
-    Clients whose values are equal are left out, as Wilcoxon does (Individual Comparisons by Ranking Methods, 1945).
+    Fisher's randomization test (The Design of Experiments, 1935, section 21): the p-value is the share of choices of
+    signs whose sum is as far from zero as the one observed. What is tested is the sum itself, not ranks, and nothing is
+    assumed of the differences' distribution. All choices for up to 13 clients; for more, `DRAWS` of them and the one
+    observed, always the same draws (Phipson and Smyth, Permutation P-values Should Never Be Zero, 2010).
 
     Args:
-        first: a value for each client.
-        second: the same for another method.
+        differences: [clients, tests], one test in each column; a client's sign is that of all columns.
 
     Returns:
-        The p-value; 1 where all values are equal, None where no client is in both.
+        For each column; 1 where it is zero for all clients.
     """
-    clients = first.keys() & second.keys()
-    if not clients:
-        return None
-    # means over seeds that are equal on paper may differ in the last digit
-    differences = np.round([first[client] - second[client] for client in clients], 12)
-    if not differences.any():
-        return 1.0
-    stats = import_optional("scipy.stats", "compare", "comparing methods")
-    return float(stats.wilcoxon(differences[differences != 0]).pvalue)
+    clients, tests = differences.shape
+    # sums that are equal on paper may differ in the last digits
+    limit = np.abs(differences.sum(0)) - 1e-9 * np.abs(differences).sum(0)
+    counted, as_far = 0, np.zeros(tests)
+    for signs in _signs(clients):
+        counted += len(signs)
+        as_far += (np.abs(signs @ differences) >= limit).sum(0)
+    exact = clients <= EXACT
+    return [float(p) for p in (as_far + (not exact)) / (counted + (not exact))]
+
+
+def _signs(clients: int) -> Iterator[NDArray[np.float64]]:
+    """Choices of signs, [choices, clients] of -1 and 1 at a time."""
+    if clients <= EXACT:
+        negative = np.arange(1 << clients)[:, None] >> np.arange(clients) & 1
+        yield np.where(negative, -1.0, 1.0)
+        return
+    random, at_once = np.random.default_rng(0), max(1, (1 << 21) // clients)
+    for start in range(0, DRAWS, at_once):
+        negative = random.integers(0, 2, (min(at_once, DRAWS - start), clients), dtype=np.int8)
+        yield np.where(negative, -1.0, 1.0)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -18,6 +18,7 @@ def run_results(
     clients: Mapping[str, Accuracies],
     curve: Mapping[int, tuple[float, float]] | None = None,
     routed: Mapping[str, float] | None = None,
+    split: int | None = None,
 ) -> RunResults:
     """A run whose clients all have ten evaluated examples, so that means over clients and examples are the same.
 
@@ -27,6 +28,7 @@ def run_results(
         clients: by population.
         curve: generalized and personalized validation accuracy by round.
         routed: share routed local, by block.
+        split: seed of its split.
     """
     populations: dict[str, dict[str, Any]] = {}
     for population, accuracies in clients.items():
@@ -55,6 +57,7 @@ def run_results(
             for number, name in enumerate(accuracies)
         ],
         curve=rows,
+        split=split,
     )
 
 
@@ -62,4 +65,5 @@ def comparison(runs: Sequence[RunResults], **settings: Any) -> Comparison:
     """A comparison of all methods and populations of some runs."""
     methods = {run.method: [other for other in runs if other.method == run.method] for run in runs}
     defaults = {"populations": list(runs[0].populations), "seeds": len({run.seed for run in runs})}
+    defaults["splits"] = len({run.split for run in runs if run.split is not None})
     return Comparison("by hand", methods, **(defaults | settings))

@@ -103,7 +103,7 @@ def test_the_table_is_that_of_the_runs(compared):
     best = max(float(row["seen/personalized_accuracy"]) for row in rows.values())
     assert f"**{100 * best:.2f} ±" in markdown
     assert "## seen clients (6)" in markdown
-    assert "Wilcoxon" in markdown
+    assert "randomization test" in markdown
 
 
 def test_the_numbers_of_each_seed_are_there(compared):
@@ -204,6 +204,21 @@ def test_results_may_be_moved_and_shown_in_part(done, capsys):
     assert "seen clients" not in said
     assert fails(*ALL, "--out", "elsewhere", "--populations", "old") == 1
     assert "expected some of seen, new" in capsys.readouterr().err
+
+
+def test_splits_are_runs_of_their_own(tmp_path, monkeypatch, capsys):
+    """The one of the task's own seed has the results of a run without the option."""
+    monkeypatch.chdir(tmp_path)
+    write_configs(tmp_path, {"fedavg": METHODS["fedavg"]}, max_epochs=1, check_val_every_n_epoch=1)
+    main([*ALONE, "--split-seeds", "0", "3"])
+    assert "run 2 of 2: fedavg, split 3, seed 0" in capsys.readouterr().out
+    own, other = (results_of(Path("out"), f"fedavg/split{split}", 0)["results"] for split in (0, 3))
+    assert own != other
+    main([*ALONE[:-1], "plain"])
+    assert results_of(Path("plain"), "fedavg", 0)["results"] == own
+    rows = table(Path("out", "runs.csv"))
+    assert [(row["split"], row["seed"]) for row in rows] == [("0", "0"), ("3", "0")]
+    assert [row["splits"] for row in table(Path("out", "table.csv"))] == ["2"]
 
 
 ROUNDS = 150

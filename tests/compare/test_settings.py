@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from flow_pl.compare.options import comparison_name
+from flow_pl.compare.options import comparison_name, find_reference
 from flow_pl.compare.runs import Run
-from flow_pl.compare.settings import budgets, check_comparable, resolve, run_settings
+from flow_pl.compare.settings import budgets, check_comparable, resolve, run_settings, with_split
 from flow_pl.errors import ConfigurationError
 from flow_pl.shipped import find
 from tests.compare.test_compare import METHODS, change, fails, write_configs
@@ -113,6 +113,10 @@ def test_what_only_some_methods_train_with_is_told():
         (["--methods", "nowhere.yaml"], "there is no configuration nowhere.yaml"),
         (["--methods", "configs/none/*.yaml"], "matches no file"),
         (["--methods", str(FLOW), "--seeds", "1", "1"], "expected different ones"),
+        (["--methods", str(FLOW), "--split-seeds", "2", "2"], "--split-seeds is [2, 2], expected different ones"),
+        (["--methods", str(FLOW), "--split-seeds", "-1"], "--split-seeds is -1"),
+        (["--methods", str(FLOW), "--split-seeds", "1", "--data.split_seed", "2"], "both given"),
+        (["--methods", str(FLOW), "--reference", "ditto"], "--reference is ditto, expected one of --methods: flow"),
         (["--methods", str(FLOW), "--jobs", "0"], "jobs is 0"),
         (["--methods", str(FLOW), "--seed_everything", "1"], "use --seeds"),
         (["--methods", str(FLOW), "--trainer.default_root_dir=x"], "use --out"),
@@ -141,12 +145,11 @@ def test_files_of_others_are_not_touched(capsys):
     assert "choose another folder with --out" in error
 
 
-@pytest.mark.parametrize("package", ["matplotlib", "scipy"])
-def test_a_missing_package_is_told_before_anything_runs(capsys, monkeypatch, package):
-    monkeypatch.setitem(__import__("sys").modules, package, None)
+def test_a_missing_package_is_told_before_anything_runs(capsys, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
     code, error = fails_saying(capsys, "compare", "--methods", FLOW)
     assert code == 1
-    assert 'pip install "matplotlib>=3.9" "scipy>=1.13"' in error
+    assert 'pip install "matplotlib>=3.9"' in error
 
 
 def test_help(capsys):
@@ -166,7 +169,7 @@ def test_names_of_comparisons():
 def test_settings_of_a_run(tmp_path):
     """Callbacks of the configuration stay; loggers of W&B get the names that they were not given."""
     options = ["--trainer.callbacks+=LearningRateMonitor", "--trainer.logger=WandbLogger", "--trainer.logger.project=p"]
-    settings = run_settings(resolve([FLOW], options), "flow", 7, tmp_path, "tiny")
+    settings = run_settings(resolve([FLOW], options), "flow-seed7", 7, tmp_path, "tiny")
     classes = [callback["class_path"].rpartition(".")[2] for callback in settings["trainer"]["callbacks"]]
     assert classes == ["LearningRateMonitor", "LearningCurves", "ClientResults", "ResultsTable"]
     logger = settings["trainer"]["logger"]["init_args"]
@@ -183,6 +186,29 @@ def test_the_digest_is_of_what_decides_the_numbers(tmp_path):
 
     assert digest() == digest(folder="b") == digest(default_root_dir="elsewhere")
     assert len({digest(), digest(seed=1), digest(max_epochs=9)}) == 3
+
+
+def test_another_split_changes_what_divides_the_rows_and_nothing_else():
+    """The seed of the split, and of a partitioner that draws."""
+    settings = resolve([find("task/cifar10_npz"), find("method/fedavg")], [])
+    other = with_split(settings, 5)
+    data = other["data"]["init_args"]
+    assert (data["split_seed"], data["partitioner"]["init_args"]["seed"]) == (5, 5)
+    data["split_seed"] = data["partitioner"]["init_args"]["seed"] = 0
+    assert other == settings
+
+
+def test_data_without_a_seed_of_the_split_are_refused():
+    settings = resolve([FEDAVG], [])
+    del settings["data"]["init_args"]["split_seed"]
+    with pytest.raises(ConfigurationError, match=r"SyntheticData has no argument split_seed"):
+        with_split(settings, 1)
+
+
+def test_the_reference_is_the_control_unless_another_is_named():
+    assert find_reference(None, ["fedavg", "interpolation_votes"]) == "interpolation_votes"
+    assert find_reference("fedavg", ["fedavg", "interpolation_votes"]) == "fedavg"
+    assert find_reference(None, ["fedavg", "flow"]) is None
 
 
 def test_a_setting_that_cannot_be_parsed_names_its_file():

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from flow_pl.compare.formats import MARK, caption, markdown, method_csv, rich_tables
+from flow_pl.compare.formats import MARK, caption, markdown, method_csv, rich_tables, run_csv
 from flow_pl.compare.table import population_rows
 from flow_pl.results.runs import Comparison
 from tests.compare.fakes import comparison, run_results
@@ -52,6 +52,64 @@ def test_means_deviations_best_and_marks(by_hand):
     assert rows["worse"]["p10"].p_value is None
 
 
+def test_methods_are_tested_against_the_one_named(by_hand):
+    """Both others differ from the worst, the best of them too; its own figure is not tested."""
+    rows = population_rows(replace(by_hand, reference="worse"), "seen")
+    assert rows["worse"][3].p_value is None
+    assert [rows[name][3].p_value for name in ("better", "close")] == pytest.approx([2 * 2 / 2**8] * 2)
+    assert rows["better"][3].best
+
+
+def test_the_mean_over_examples_is_tested_with_their_numbers():
+    """A client of 1,000 examples gains 0.1, nine of one lose 0.5 each: better over examples, worse over clients."""
+    theirs = dict.fromkeys("abcdefghij", (0.3, 0.5))
+    mine = {name: (0.3, 0.6 if name == "a" else 0.0) for name in theirs}
+    runs = []
+    for method, found in (("mine", mine), ("theirs", theirs)):
+        run = run_results(method, 0, {"seen": found})
+        sizes = [c._replace(evaluated=1000 if c.name == "a" else 1) for c in run.clients]
+        runs.append(replace(run, clients=sizes))
+    both = comparison(runs, reference="theirs")
+    examples = both.client_differences("mine", "theirs", "seen", "personalized", over_clients=False)
+    clients = both.client_differences("mine", "theirs", "seen", "personalized", over_clients=True)
+    assert sum(examples.values()) == pytest.approx((1000 * 0.1 - 9 * 0.5) / 1009)
+    assert sum(clients.values()) == pytest.approx((0.1 - 9 * 0.5) / 10)
+    over_examples, over_clients, _ = population_rows(both, "seen")["mine"][3:6]
+    assert over_examples.p_value == pytest.approx(1.0)  # the sign of the large client decides the sum's
+    # sums as low have at least as many signs of the nine: all, or all with the tenth changed, on both sides
+    assert over_clients.p_value == pytest.approx(2 * 2 / 2**10)
+
+
+def test_splits_are_paired_within_and_averaged():
+    """A client that loses in one split what it gains in another adds nothing."""
+    runs = []
+    for split, sign in ((0, 1), (4, -1)):
+        for seed in (0, 1):
+            runs.append(run_results("even", seed, {"seen": accuracies(0)}, split=split))
+            runs.append(run_results("torn", seed, {"seen": accuracies(sign * 0.1)}, split=split))
+            runs.append(run_results("ahead", seed, {"seen": accuracies(0.2 + sign * 0.1)}, split=split))
+    both = comparison(runs, reference="even")
+    assert (both.repeats, both.over) == (4, "2 splits x 2 seeds")
+    rows = population_rows(both, "seen")
+    assert rows["torn"][3].value.mean == pytest.approx(rows["even"][3].value.mean)
+    assert rows["torn"][3].p_value is None
+    assert rows["ahead"][3].p_value == pytest.approx(2 / 2**8)
+    assert "mean ± standard deviation over 2 splits x 2 seeds." in caption(both)[0]
+    assert len(both.client_accuracies("torn", "seen", "personalized")) == 2 * len(NAMES)
+    (first, *_) = csv.DictReader(io.StringIO(run_csv(both)))
+    assert (first["split"], first["seed"]) == ("0", "0")
+    (first, *_) = csv.DictReader(io.StringIO(method_csv(both)))
+    assert (first["splits"], first["seeds"], first["reference"]) == ("2", "2", "even")
+
+
+def test_a_method_without_a_personal_model_is_said_to_be_without():
+    same = dict.fromkeys(NAMES, (0.3, 0.3))
+    both = comparison([run_results("plain", 0, {"seen": same}), run_results("own", 0, {"seen": accuracies(0)})])
+    said = caption(both)
+    assert "Equal on every client: the generalized and the personalized accuracy of plain." in said
+    assert "Equal on every client: the generalized accuracy of plain, own." in said
+
+
 def test_a_gain_is_never_the_best(by_hand):
     assert not any(cells[-1].best for cells in population_rows(by_hand, "seen").values())
 
@@ -65,8 +123,9 @@ def test_markdown(by_hand):
     assert row[7:] == ["+10.00 ±1.41", "5.0 s |"]
     assert "**50.00 ±1.41**" in next(line for line in lines if line.startswith("| better"))
     assert lines[-1] == "- A note."
-    # all w_g are equal: all are the best, none is marked
-    assert row[1:3] == ["**30.00 ±0.00**"] * 2
+    # all w_g are equal: none is better, and that is said
+    assert row[1:3] == ["30.00 ±0.00 ="] * 2
+    assert "- Equal on every client: the generalized accuracy of worse, better, close." in lines
 
 
 def test_a_single_seed_has_no_deviation():
@@ -79,13 +138,17 @@ def test_the_caption_says_what_was_tested_and_corrected_for(by_hand):
     """Three methods: two comparisons with the best of a column; two methods: one, and nothing to correct for."""
     (said,) = [line for line in caption(by_hand) if line.startswith(MARK)]
     assert said == (
-        f"{MARK}: differs significantly from the best of its column: p < 0.05 in Wilcoxon's signed-rank test, which "
-        "pairs the two methods' accuracies on each client, averaged over the seeds, with Holm's correction for up to 2 "
-        "comparisons in a column."
+        f"{MARK}: differs significantly from the best of its column, as no reference was named (--reference): p < 0.05 "
+        "in a randomization test of the difference that the column shows, which pairs the two methods on each client "
+        "within each run and flips the signs of clients, with Holm's correction for up to 2 comparisons in a column."
     )
-    two = comparison([run_results(name, 0, {"seen": accuracies(0)}) for name in ("one", "other")])
+    two = comparison([run_results(name, 0, {"seen": accuracies(0)}) for name in ("one", "other")], reference="one")
     (said,) = [line for line in caption(two) if line.startswith(MARK)]
-    assert said.endswith("accuracies on each client.")
+    assert "differs significantly from the reference, one: p < 0.05" in said
+    assert said.endswith("flips the signs of clients.")
+    absent = comparison([run_results(name, 0, {"seen": accuracies(0)}) for name in ("one", "other")], reference="third")
+    assert "Nothing is tested: the reference, third, has no results." in caption(absent)
+    assert all(cell.p_value is None for cell in population_rows(absent, "seen")["one"])
     alone = comparison([run_results("one", 0, {"seen": accuracies(0)})])
     assert not [line for line in caption(alone) if line.startswith(MARK)]
 

@@ -16,10 +16,18 @@ from flow_pl.errors import ConfigurationError
 from flow_pl.evaluation.clients import evaluate_clients
 from flow_pl.methods import (
     APFL,
+    LPFT,
     Derive,
     Ditto,
+    FedALA,
     FedAvg,
+    FedBABU,
+    FedCP,
+    FedDBE,
+    FedPer,
+    FedProx,
     FedRep,
+    FedRoD,
     FineTuning,
     Flow,
     HypCluster,
@@ -31,6 +39,7 @@ from flow_pl.methods import (
     PerFedAvg,
     PFedMe,
     Phase,
+    Scaffold,
     Step,
 )
 from flow_pl.tasks import Classification
@@ -39,8 +48,8 @@ from tests.support import CLASSES, FEATURES, bound, chunk, delta, loop, network,
 
 SIZES = (11, 6)
 METHODS = [
-    APFL, Ditto, FedAvg, FedRep, FineTuning, Flow, HypCluster, Interpolation, KNNPer, LGFedAvg, partial(Local, 4),
-    PartialFed, PerFedAvg, PFedMe,
+    APFL, Ditto, FedALA, FedAvg, FedBABU, FedCP, FedDBE, FedPer, FedProx, FedRep, FedRoD, FineTuning, Flow, HypCluster,
+    Interpolation, KNNPer, LGFedAvg, LPFT, partial(Local, 4), PartialFed, PerFedAvg, PFedMe, Scaffold,
 ]  # fmt: skip
 
 

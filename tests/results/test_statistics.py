@@ -1,45 +1,48 @@
 """Significance against numbers that can be counted by hand."""
 
+import numpy as np
 import pytest
 
-from flow_pl.results.statistics import Spread, holm, paired_p_value, spread
-
-
-def pair(differences):
-    """Two methods whose clients differ by the given hundredths."""
-    return (
-        {f"client {i}": 0.5 + d / 100 for i, d in enumerate(differences)},
-        {f"client {i}": 0.5 for i in range(len(differences))},
-    )
+from flow_pl.results.statistics import Spread, holm, sign_flip_p_values, spread
 
 
 @pytest.mark.parametrize(
     ("differences", "p_value"),
     [
-        # of the 2^n equally probable signs, those whose smaller rank sum is as small; twice, for both sides
+        # of the 2^n choices of signs, those whose sum is as large; twice, for both sides
         ([1, 2, 3, 4, 5, 6], 2 * 1 / 2**6),
-        ([-1, 2, 3, 4, 5, 6], 2 * 2 / 2**6),  # {} and {1}
-        ([1, 2, -3, 4, 5, 6, 7, 8], 2 * 5 / 2**8),  # {}, {1}, {2}, {3} and {1, 2}
-        ([1, 0, 2, 0, 3, 4, 5, 6], 2 * 1 / 2**6),  # equal clients are left out
+        ([-1, 2, 3, 4, 5, 6], 2 * 2 / 2**6),  # +-1
+        ([-3, 1, 1], 1.0),  # the sum is -1, and no sum is nearer to zero
+        ([9, -1, 1, -1, 1], 1.0 * 22 / 32),  # 9 + at least 0 of the others: 11 of their 16 choices, on both sides
+        ([1, 0, 2, 0, 3, 4, 5, 6], 2 * 1 / 2**6),  # equal clients change nothing
         ([0, 0, 0], 1.0),
         ([3], 1.0),
     ],
 )
-def test_wilcoxon(differences, p_value):
-    first, second = pair(differences)
-    assert paired_p_value(first, second) == pytest.approx(p_value)
-    assert paired_p_value(second, first) == pytest.approx(p_value)
+def test_the_signs_of_few_clients_are_all_tried(differences, p_value):
+    """Several tests at once are those of each alone."""
+    column = np.array(differences)[:, None] / 100
+    assert sign_flip_p_values(np.hstack([column, -column, 0 * column])) == pytest.approx([p_value, p_value, 1.0])
 
 
-def test_only_clients_of_both_are_compared():
-    first, second = pair([1, 2, 3, 4, 5, 6])
-    assert paired_p_value(first | {"another": 0.0}, second | {"a third": 1.0}) == pytest.approx(2 / 2**6)
-    assert paired_p_value(first, {"nobody": 1.0}) is None
+def test_a_sum_over_many_clients_is_nearly_normal():
+    """The sum of d_i with random signs has the variance sum d_i^2: at 1.96 deviations, p is 0.05."""
+    sizes = np.linspace(1, 2, 400)
+    signs = np.where(np.arange(400) % 2, 1.0, -1.0)
+    even = signs * sizes - (signs * sizes).mean()
+    for deviations, p_value in ((1.96, 0.05), (0.6745, 0.5)):
+        shift = deviations / np.sqrt(400 - deviations**2) * np.sqrt((even**2).mean())
+        (found,) = sign_flip_p_values((even + shift)[:, None])
+        assert found == pytest.approx(p_value, abs=0.015)
 
 
-def test_rounding_of_means_is_no_difference():
-    """(0.1 + 0.2) and 0.3 are not the same number."""
-    assert paired_p_value({"a": 0.1 + 0.2, "b": 0.5}, {"a": 0.3, "b": 0.5}) == 1.0
+def test_what_never_happens_by_chance_is_not_zero():
+    assert sign_flip_p_values(np.ones((40, 1))) == [1 / 10_000]
+
+
+def test_rounding_of_sums_is_no_difference():
+    """0.1 + 0.2 - 0.3 is not zero in floating point, and as far from it as with all signs changed."""
+    assert sign_flip_p_values(np.array([[0.1], [0.2], [-0.3]])) == [1.0]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,69 @@
+"""SCAFFOLD against a plain loop of one client."""
+
+import torch
+from torch.nn import functional as F
+
+from flow_pl.engine.server_round import server_groups
+from flow_pl.methods import FedAvg, Scaffold
+from tests.methods.helpers import TASKS, client_of, copied, filled, next_server, on_task
+from tests.support import bound, chunk, delta, flat, loop, minibatches, sgd, snapshot
+
+SIZES = (11, 6)
+CLOSE = {"atol": 1e-5, "rtol": 1e-4}
+
+
+def gradient(parameters, batch, client):
+    """Of the mean loss of all of a client's examples."""
+    w, real = filled(parameters), batch.train.mask[client].bool()
+    loss = F.cross_entropy(w(batch.train.x[client][real]), batch.train.y[client][real])
+    return dict(zip(parameters, torch.autograd.grad(loss, list(w.parameters())), strict=True))
+
+
+def test_two_rounds_are_those_of_a_plain_loop():
+    """The second round with the kept controls, another model and another control of the server."""
+    method, batch, kept = bound(Scaffold()), chunk(SIZES), None
+    method.cohort_share = 0.25
+    own = [{name: torch.zeros_like(p) for name, p in server_groups(method)["global"].items()}] * len(SIZES)
+    for server in (snapshot(method), next_server(snapshot(method))):
+        update = loop().train_clients(method, server, batch, kept=kept)
+        kept = copied(update.kept)
+        for client in range(len(SIZES)):
+            w, c = filled(server["global"]), server["control"]
+            steps = sgd(list(w.parameters()))
+            for rows in minibatches(batch, client, 2, 4):
+                steps.zero_grad()
+                F.cross_entropy(w(batch.train.x[client, rows]), batch.train.y[client, rows]).backward()
+                for name, p in w.named_parameters():
+                    p.grad += c[name] - own[client][name]
+                steps.step()
+            moved = client_of(update.difference["global"], client)
+            torch.testing.assert_close(flat(moved), flat(dict(w.named_parameters())) - flat(server["global"]), **CLOSE)
+            new = gradient(server["global"], batch, client)
+            change = {name: 0.25 * (p - own[client][name]) for name, p in new.items()}
+            torch.testing.assert_close(client_of(update.difference["control"], client), change, **CLOSE)
+            torch.testing.assert_close(client_of(kept["own"], client), new, **CLOSE)
+            own[client] = new
+
+
+def test_the_first_round_is_that_of_fedavg():
+    """All controls are zero."""
+    sent = []
+    for method in (bound(Scaffold()), bound(FedAvg())):
+        sent.append(delta(loop().train_clients(method, server_groups(method), chunk(SIZES)))["global"])
+    torch.testing.assert_close(sent[0], sent[1])
+
+
+def test_many_examples_are_taken_piece_by_piece():
+    """The mean over 150 examples is not the mean of three pieces' means."""
+    method, batch = bound(Scaffold()), chunk((150, 70))
+    update = loop().train_clients(method, snapshot(method), batch)
+    for client in range(2):
+        expected = gradient(server_groups(method)["global"], batch, client)
+        torch.testing.assert_close(client_of(update.kept["own"], client), expected, **CLOSE)
+
+
+def test_other_tasks():
+    for task in TASKS:
+        update, result = on_task(Scaffold(), task)
+        assert update.finite()
+        torch.testing.assert_close(result.personalized_loss, result.generalized_loss)
