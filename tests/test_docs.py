@@ -16,7 +16,7 @@ import yaml
 
 import flow_pl.methods
 from flow_pl import callbacks
-from flow_pl.__main__ import main
+from flow_pl.__main__ import STAGES, main
 from flow_pl.cli import run
 from flow_pl.methods import Method
 
@@ -61,6 +61,9 @@ def run_page(page):
         file = re.match(r"# (\w+\.py)\n", piece)
         if kind == "command":
             command = shlex.split(piece)
+            if command[0] not in STAGES:
+                main(command)
+                continue
             cli = run([*command, *(SMALL if command[0] == "fit" else SMALL[2:]), "--trainer.devices=1"])
             metrics.append(dict(cli.trainer.callback_metrics))
         elif file:
@@ -222,7 +225,7 @@ def test_commands_parse(page, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     for command in COMMAND.findall(page.read_text()):
         args = shlex.split(command)
-        if args[0] in ("compare", "configs", "export", "personalize") or "my_" in command:
+        if args[0] in ("compare", "configs", "export", "personalize", "report") or "my_" in command:
             continue
         if any("help" in arg for arg in args):
             with pytest.raises(SystemExit) as stop:

@@ -23,8 +23,8 @@ FIGURES = PAGE.parent / "figures" / "notebook"
 INTRODUCTION = """# A notebook
 
 `examples/python_api.py` of the repository, cell by cell, as it was executed: all that the command line does, with
-Lightning's own Trainer. It opens in an editor that knows `# %%` cells, or as a notebook by `jupytext --to notebook`. This
-page is written by `python -m tools.notebook_page`; another processor may differ in the last digits.
+Lightning's own Trainer. It opens in an editor that knows `# %%` cells, or as a notebook by `jupytext --to notebook`.
+This page is written by `python -m tools.notebook_page`; another processor may differ in the last digits.
 """
 
 
