@@ -30,6 +30,10 @@ lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# the site of the documentation, in site/; nothing is fetched, and a warning is an error
+docs: $(VENV)/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
 bench: $(VENV)/installed
 	$(BIN)/python -m tools.benchmarks
 
@@ -61,4 +65,4 @@ soak: $(VENV)/installed
 	OMP_NUM_THREADS=$(TORCH_THREADS) $(BIN)/python -m tools.chaos.soak
 
 clean:
-	rm -rf $(VENV) .venv-peers runs bench.json
+	rm -rf $(VENV) .venv-peers runs bench.json site

@@ -20,6 +20,7 @@ from flow_pl.evaluation.counts import ClientEvaluation
 from flow_pl.loggers import wandb_loggers
 from flow_pl.report.agreement import CommonInstances, common_instances, with_common
 from flow_pl.report.routes import Routes
+from flow_pl.results.run_folder import LOGS
 from flow_pl.utils.files import write_text
 from flow_pl.utils.optional import import_optional
 from flow_pl.utils.validation import require_count
@@ -32,7 +33,7 @@ class RoutingReport(EvaluationCallback[ClientCounts], ResultsCallback):
     """Writes a page on a test: its results, how the clients fare, and where the router sends what.
 
     The page (HTML) needs nothing but itself and is made for phones too. It has the table of results; accuracies and
-    routes over the rounds, where the fit had the callback `LearningCurves`; the clients' gains, accuracies from worst
+    routes over the rounds, as `LearningCurves` or the run's CSV log has them; the clients' gains, accuracies from worst
     to best and by size, and the worst clients; and for a method that routes the distribution of the routing
     probabilities by block, their entropy, the shares by client and by class, how far clients agree on common instances,
     and the instances that go most local and most global. Figures are PNG files too, where `WandbResults` finds them;
@@ -45,7 +46,7 @@ class RoutingReport(EvaluationCallback[ClientCounts], ResultsCallback):
     Args:
         path: the page (.html), in the run's folder.
         figures: folder for the figures, in the run's own.
-        curve: the table that `LearningCurves` wrote, in the run's folder; it may be missing.
+        curve: the table that `LearningCurves` wrote, in the run's folder; without it the run's CSV log is taken.
         clients: most clients of each population that are looked at instance by instance, in whole chunks, but one
             chunk at least.
         common: instances that all of these are asked about; 0 = do not compare clients.
@@ -174,9 +175,9 @@ class RoutingReport(EvaluationCallback[ClientCounts], ResultsCallback):
     ) -> Evidence:
         from flow_pl.report.evidence import Evidence
         from flow_pl.report.names import class_names, kind_of, token_names
-        from flow_pl.results.runs import Client, read_curve
+        from flow_pl.results.runs import Client, read_curve, read_log
 
-        data, module = federated_data(trainer), federated_module(pl_module)
+        data, module, root = federated_data(trainer), federated_module(pl_module), Path(trainer.default_root_dir)
         clients: dict[str, list[Client]] = {}
         shares: dict[str, list[list[float]]] = {}
         for population, table in zip(data.test_populations, counts, strict=True):
@@ -195,7 +196,7 @@ class RoutingReport(EvaluationCallback[ClientCounts], ResultsCallback):
             shares=shares,
             routes=dict(zip(data.test_populations, routes, strict=False)),
             common=self.common,
-            curve=read_curve(Path(trainer.default_root_dir) / self.curve),
+            curve=read_curve(root / self.curve) or read_log(root / LOGS),
             kind=kind_of(data, module.objective),
             classes=class_names(data, module.objective),
             tokens=token_names(data),

@@ -1,10 +1,11 @@
 """The Python interface, cell by cell: all that the command line does, with Lightning's own Trainer.
 
 Runs in an editor that knows `# %%` cells, as a notebook (`jupytext --to notebook`), or as a script:
-`python examples/python_api.py`. It needs `pip install "flow-pl[digits]"` and a minute.
+`python examples/python_api.py`. It needs `pip install "flow-pl[digits,compare]"` and a minute.
 """
 
 # %% The data: handwritten digits, cut into 30 writers.
+import matplotlib.pyplot as plt
 import torch
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
@@ -49,13 +50,14 @@ class Curve(Callback):
 
 curve = Curve()
 
-# %% The trainer. Clients are personalized by gradient steps in validation and test, hence inference_mode=False.
+# %% The trainer. Clients are personalized by gradient steps in validation and test, so gradients must be allowed there.
 trainer = Trainer(
     max_epochs=10,  # rounds
     check_val_every_n_epoch=5,
     inference_mode=False,
     use_distributed_sampler=False,
     enable_model_summary=False,
+    enable_progress_bar=False,
     log_every_n_steps=1,
     default_root_dir=FOLDER,
     callbacks=[
@@ -77,6 +79,18 @@ trainer.validate(module, datamodule=data, ckpt_path="best", verbose=False)
 trainer.predict(module, datamodule=data, ckpt_path="best", return_predictions=False)
 print("personalized accuracy over the rounds:", [round(value, 3) for value in curve.values])
 print("of new clients:", round(new["test/new/personalized_accuracy"], 3))
+
+# %% Draw the curve, and how the clients' own models compare.
+figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
+left.plot([5, 10], [100 * value for value in curve.values], marker="o")
+left.set(xlabel="round", ylabel="personalized accuracy (%)", title="Validation", ylim=(0, 100))
+names = ["seen", "new"]
+for offset, model in ((-0.2, "generalized"), (0.2, "personalized")):
+    heights = [100 * found[f"test/{name}/{model}_accuracy"] for name, found in zip(names, (seen, new), strict=True)]
+    right.bar([place + offset for place in range(2)], heights, 0.4, label=model)
+right.set(xticks=[0, 1], xticklabels=[f"{name} clients" for name in names], title="Test", ylim=(0, 100))
+right.legend()
+plt.show()
 
 # %% Serve one client that was never sampled: a model of its own from its training examples.
 client = int(data.federation.new[0])

@@ -30,6 +30,7 @@ OTHERS = {
         "flow_pl.export_command:personalize_client",
         "the same for a client whose examples are in a file",
     ),
+    "report": ("flow_pl.report_command:report", "test a finished run and write its results as an HTML page"),
 }
 """The other commands: the function that takes what follows the name and returns an exit status, and what it does."""
 

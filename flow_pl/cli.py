@@ -33,7 +33,7 @@ from flow_pl.data import FederatedDataModule
 from flow_pl.errors import ConfigurationError, FlowError, brief
 from flow_pl.loggers import RunLogger, continued_run, make_wandb_logger, sweep_folder
 from flow_pl.module import FederatedModule
-from flow_pl.results.run_folder import CONFIG, CONFIG_HEADER, find_checkpoint
+from flow_pl.results.run_folder import CONFIG, CONFIG_HEADER, LOGS, find_checkpoint
 from flow_pl.resume import warn_of_changes
 from flow_pl.utils.checkpoints import WholeCheckpointIO, look_at
 from flow_pl.utils.files import write_text
@@ -194,7 +194,7 @@ class FlowCLI(LightningCLI):
             kwargs |= {name: off for name, off in BARE.items() if not self._asked_for(name)}
             self.save_config_callback = None
         elif self._get(self.config_init, "trainer.logger") in (None, True):
-            kwargs["logger"] = RunLogger(root, name="logs")
+            kwargs["logger"] = RunLogger(root, name=LOGS)
         plugins = self._get(self.config_init, "trainer.plugins") or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):

@@ -5,6 +5,7 @@ import os
 import re
 import runpy
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import yaml
 
 import flow_pl.methods
 from flow_pl import callbacks
-from flow_pl.__main__ import main
+from flow_pl.__main__ import STAGES, main
 from flow_pl.cli import run
 from flow_pl.methods import Method
 
@@ -60,6 +61,9 @@ def run_page(page):
         file = re.match(r"# (\w+\.py)\n", piece)
         if kind == "command":
             command = shlex.split(piece)
+            if command[0] not in STAGES:
+                main(command)
+                continue
             cli = run([*command, *(SMALL if command[0] == "fit" else SMALL[2:]), "--trainer.devices=1"])
             metrics.append(dict(cli.trainer.callback_metrics))
         elif file:
@@ -160,6 +164,55 @@ def test_the_example_runs_from_cell_to_cell(folder):
 
 
 @pytest.mark.slow
+def test_the_notebook_shown_is_the_example_executed(folder):
+    """`python -m tools.notebook_page` writes it anew: its code is that of the example, its figures are there."""
+    pytest.importorskip("jupytext", reason="jupytext is not installed")
+    from tools import notebook_page
+
+    page = notebook_page.PAGE.read_text()
+    text, figures = notebook_page.page(notebook_page.execute(notebook_page.notebook(), folder))
+    assert CODE.findall(text) == CODE.findall(page)
+    assert len(CODE.findall(page)) >= 5
+    assert figures.keys() == {path.name for path in notebook_page.FIGURES.iterdir()} != set()
+    assert all(f"](figures/notebook/{name})" in page for name in figures)
+    assert "new clients" in text
+    assert re.search(r"of new clients: 0\.\d+", text)
+
+
+@pytest.mark.slow
+def test_the_site_is_built_without_warnings_or_network(folder, monkeypatch):
+    """Strictly, as `make docs` does: links, anchors and docstrings lead somewhere, and equations are marked."""
+    pytest.importorskip("mkdocs", reason="mkdocs is not installed")
+    monkeypatch.setenv("NO_MKDOCS_2_WARNING", "1")
+    # a proxy that nobody answers: whatever is fetched fails
+    nowhere = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder / "site")]
+    built = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, **nowhere}, capture_output=True, text=True, check=False
+    )
+    assert (built.returncode, built.stdout, built.stderr) == (0, "", "")
+    assert '<span class="arithmatex">\\(' in (folder / "site/methods/flow.html").read_text()
+    reference = (folder / "site/api/methods.html").read_text()
+    assert all(f'id="{cls.__module__}.{cls.__name__}"' in reference for cls in METHODS.values())
+    callback_page = (folder / "site/api/callbacks.html").read_text()
+    assert all(f".{listed}</span>" in callback_page or f'.{listed}"' in callback_page for listed in callbacks.__all__)
+
+
+def test_every_page_is_on_the_site():
+    listed = re.findall(r"^ +- (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    assert sorted(listed) == sorted(name(page) for page in PAGES)
+
+
+@pytest.mark.slow
+def test_the_transformer_shown_trains(folder):
+    (code,) = CODE.findall((DOCS / "faq.md").read_text())
+    (folder / "my_transformer.py").write_text(code)
+    (command,) = [shlex.split(line) for line in COMMAND.findall((DOCS / "faq.md").read_text()) if "my_" in line]
+    metrics = run([*command, *SMALL, "--trainer.devices=1"]).trainer.callback_metrics
+    assert {"val/routed_local/embed", "val/routed_local/layer", "val/routed_local/head"} <= metrics.keys()
+
+
+@pytest.mark.slow
 def test_the_report_is_written_where_the_page_says(folder):
     run_page("report.md")
     assert (folder / "runs/digits/flow/report.html").exists()
@@ -172,7 +225,13 @@ def test_commands_parse(page, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     for command in COMMAND.findall(page.read_text()):
         args = shlex.split(command)
-        if args[0] in ("compare", "configs", "export", "personalize") or "my_" in command:
+        if args[0] in ("compare", "configs", "export", "personalize", "report") or "my_" in command:
+            continue
+        if any("help" in arg for arg in args):
+            with pytest.raises(SystemExit) as stop:
+                main(args)
+            assert stop.value.code == 0, command
+            assert "usage:" in capsys.readouterr().out
             continue
         if "--ckpt_path" in args:
             at = args.index("--ckpt_path")

@@ -10,6 +10,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "flow_pl"
 ROOMS = (
     "__main__",
     "compare",
+    "report_command",
     "cli",
     "callbacks",
     "deploy",

@@ -13,6 +13,9 @@ from flow_pl.utils.files import unwritable
 CHECKPOINTS = "checkpoints"
 """Folder of best.ckpt and last.ckpt in that of the run."""
 
+LOGS = "logs"
+"""Folder of the CSV logs in that of the run, one below it for each command."""
+
 CONFIG = "config.yaml"
 """Name of the file with the settings of the run."""
 

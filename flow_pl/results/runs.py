@@ -172,6 +172,28 @@ def read_curve(path: Path) -> dict[int, Metrics]:
     return {int(row["round"]): {name: float(text) if text else None for name, text in row.items()} for row in rows}
 
 
+def read_log(folder: Path) -> dict[int, Metrics]:
+    """The metrics of the validations of a run's last fit, by round, from its CSV log; none where there is no such log.
+
+    Args:
+        folder: the one with a `version_<n>` for each command of the run.
+    """
+    versions = [path for path in folder.glob("version_*/metrics.csv") if path.parent.name[8:].isdecimal()]
+    for path in sorted(versions, key=lambda path: int(path.parent.name[8:]), reverse=True):
+        rows = read_table(path)
+        if rows and any(name.startswith("train/") for name in rows[0]):  # of a fit, not of a test
+            # a round has a row of its training and one of its validation
+            measured = ((int(row["step"]), _validation(row)) for row in rows)
+            return {round_: metrics for round_, metrics in measured if metrics}
+    return {}
+
+
+def _validation(row: Mapping[str, str]) -> Metrics:
+    """The metrics of a validation in a row of the log, by their names without their prefix."""
+    prefix = "val/"
+    return {name.removeprefix(prefix): float(text) for name, text in row.items() if text and name.startswith(prefix)}
+
+
 def read_table(path: Path) -> list[dict[str, str]]:
     """Read the rows of a CSV file with a header."""
     with path.open(newline="", encoding="utf-8") as file:

@@ -178,7 +178,13 @@ def test_a_method_without_routes_has_its_clients_alone(tmp_path):
     assert figure_names(tmp_path) == {"curves", "gains", "clients", "ranks", "sizes"}
 
 
-def test_a_fit_without_its_curves_is_told_how_to_have_them(tmp_path):
+def test_a_fit_without_its_log_is_told_how_to_have_curves(tmp_path):
+    """They are those of the CSV log, where there is one."""
+    command(tmp_path, "test", "--trainer.callbacks+=RoutingReport")
+    assert "curves" in figure_names(tmp_path)
+    for log in (tmp_path / "run" / "logs").glob("*/metrics.csv"):
+        log.unlink()
+    shutil.rmtree(tmp_path / "run" / "figures")
     command(tmp_path, "test", "--trainer.callbacks+=RoutingReport")
     page = (tmp_path / "run" / "report.html").read_text()
     assert "add the callback LearningCurves" in page
