@@ -46,7 +46,7 @@ def _most(name: Literal["most_local", "most_global"], evidence: Evidence) -> Fig
 
 
 _INSTANCES = (
-    "Above each: its class and the mean probability of the local way over the blocks. Below: whether the server's "
+    "Above each: its class and the mean probability of the local branch over the blocks. Below: whether the server's "
     "model (g) and the client's own model (p) are right. At most three are of the same client."
 )
 
@@ -107,7 +107,7 @@ DRAWINGS = (
         "route_probabilities",
         "routes",
         "How sure the router is",
-        "Distribution of the probability of the local way. Mass at both ends: sure decisions; one peak: the same "
+        "Distribution of the probability of the local branch. Mass at both ends: sure decisions; one peak: the same "
         "mixture for everything. What lies right of the dotted line is routed local.",
         lambda evidence: (
             route_figures.probability_histogram(evidence.routes, evidence.blocks) if evidence.all_routes else None
@@ -133,7 +133,7 @@ DRAWINGS = (
         "route_classes",
         "routes",
         "By class",
-        "Mean probability of the local way, in percent, of the most frequent classes; in brackets their decisions.",
+        "Mean probability of the local branch, in percent, of the most frequent classes; in brackets their decisions.",
         lambda evidence: (
             None
             if evidence.all_routes is None

@@ -25,7 +25,7 @@ MOST_CLASSES = 30
 
 
 def probability_histogram(routes: Mapping[str, Routes], blocks: Sequence[str]) -> Figure:
-    """Distribution of the probability of the local way, by block and population.
+    """Distribution of the probability of the local branch, by block and population.
 
     Args:
         routes: by population.
@@ -43,7 +43,7 @@ def probability_histogram(routes: Mapping[str, Routes], blocks: Sequence[str]) -
         axes.set_xlim(0, 1)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=3, fontsize=8)
-    figure.supxlabel("probability of the local way", fontsize=9)
+    figure.supxlabel("probability of the local branch", fontsize=9)
     figure.supylabel("decisions (%)", fontsize=9)
     return figure
 
@@ -71,7 +71,7 @@ def client_ranks(shares: Mapping[str, Sequence[Sequence[float]]], blocks: Sequen
 
 
 def by_class(routes: Routes, blocks: Sequence[str], names: Sequence[str]) -> Figure | None:
-    """Mean probability of the local way by class and block, the most local class on top.
+    """Mean probability of the local branch by class and block, the most local class on top.
 
     Args:
         routes: of all populations.
@@ -98,7 +98,7 @@ def by_class(routes: Routes, blocks: Sequence[str], names: Sequence[str]) -> Fig
     axes.xaxis.tick_top()
     axes.tick_params(length=0)
     axes.grid(visible=False)
-    axes.set_xlabel("mean probability of the local way (%)")
+    axes.set_xlabel("mean probability of the local branch (%)")
     return figure
 
 
