@@ -50,6 +50,9 @@ _INSTANCES = (
     "model (g) and the client's own model (p) are right. At most three are of the same client."
 )
 
+ROUTED_LOCAL = "Routed local: the share of decisions for which the local branch has a probability above a half."
+"""What is meant by it, wherever it is shown."""
+
 DRAWINGS = (
     Drawing(
         "curves",
@@ -62,7 +65,7 @@ DRAWINGS = (
         "route_rounds",
         "rounds",
         "Routed local over the rounds",
-        "Share of the decisions for the local block, on the validated clients.",
+        f"{ROUTED_LOCAL} Here of the validated clients.",
         lambda evidence: curves.route_curves(evidence.curve, evidence.blocks, evidence.rounds),
     ),
     Drawing(
@@ -100,7 +103,7 @@ DRAWINGS = (
         "routes",
         "routes",
         "Routed local, by block",
-        "Share of the decisions for which the local block is the more probable way; mean over all clients.",
+        f"{ROUTED_LOCAL} Mean over all clients.",
         lambda evidence: compared.routes(evidence.comparison),
     ),
     Drawing(
@@ -108,7 +111,7 @@ DRAWINGS = (
         "routes",
         "How sure the router is",
         "Distribution of the probability of the local branch. Mass at both ends: sure decisions; one peak: the same "
-        "mixture for everything. What lies right of the dotted line is routed local.",
+        "mixture for everything. Right of the dotted line, above a half, is what is routed local.",
         lambda evidence: (
             route_figures.probability_histogram(evidence.routes, evidence.blocks) if evidence.all_routes else None
         ),
@@ -117,7 +120,7 @@ DRAWINGS = (
         "route_clients",
         "routes",
         "Routes, client by client",
-        "Share routed local, the clients sorted for each line. A level line: all clients are routed alike; a steep "
+        "Routed local of each client, sorted for each line. A level line: all clients are routed alike; a steep "
         "one: they differ.",
         lambda evidence: route_figures.client_ranks(evidence.shares, evidence.blocks) if evidence.blocks else None,
     ),

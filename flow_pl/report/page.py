@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from flow_pl.report.drawings import DRAWINGS, Section
+from flow_pl.report.drawings import DRAWINGS, ROUTED_LOCAL, Section
 from flow_pl.report.evidence import Evidence
 from flow_pl.report.tables import Table, block_table, worst_clients
 from flow_pl.report.tokens import TokenLists, token_lists
@@ -18,8 +18,8 @@ from flow_pl.report.tokens import TokenLists, token_lists
 NO_CURVE = "There is no record of the fit's validations: add the callback LearningCurves to the fit to see them here."
 
 ROUTES = (
-    "The router gives every instance, for each block, a probability of the local branch; routed local is the share of "
-    "decisions for which it is above a half. Entropy of a decision: 0 bits where it is sure, 1 where it is undecided.",
+    "The router gives every instance, for each block, a probability of the local branch. "
+    f"{ROUTED_LOCAL} Entropy of a decision: 0 bits where it is sure, 1 where it is undecided.",
     "Explained by the client: how many bits one learns about the route by knowing whose instance it is; explained by "
     "the instance: how many more by knowing which one it is. Both are 0 where everything takes the same branch.",
 )
@@ -55,11 +55,12 @@ class Part:
     Attributes:
         anchor: where links lead.
         title: above it.
-        table: first.
+        table: at the top.
         note: a paragraph below it.
         explanations: paragraphs that are shown when they are asked for.
         figures: side by side where there is room.
         texts: with coloured tokens.
+        figures_first: whether they come before the table.
     """
 
     anchor: str
@@ -69,6 +70,7 @@ class Part:
     explanations: Sequence[str] = ()
     figures: Sequence[Picture] = ()
     texts: TokenLists | None = None
+    figures_first: bool = False
 
     def __bool__(self) -> bool:
         return bool(self.table or self.note or self.explanations or self.figures or self.texts)
@@ -90,10 +92,12 @@ def report(
     """
     populations = list(evidence.clients)
     note = "" if evidence.curve else NO_CURVE
+    table = Part("results", "Results", Grid(["in percent", *(f"{name} clients" for name in populations)], results))
+    rounds = Part("rounds", "Over the rounds", note=note, figures=_figures("rounds", figures))
+    clients = Part("clients", "Clients", _worst(evidence), figures=_figures("clients", figures), figures_first=True)
     sections = (
-        Part("results", "Results", Grid(["in percent", *(f"{name} clients" for name in populations)], results)),
-        Part("rounds", "Over the rounds", note=note, figures=_figures("rounds", figures)),
-        Part("clients", "Clients", _worst(evidence), figures=_figures("clients", figures)),
+        # a figure is on the first screen; the key figures above it say what the long table says
+        *((rounds, table, clients) if rounds.figures else (clients, table, rounds)),
         _routes(evidence, figures),
         _instances(evidence, figures),
     )
