@@ -149,19 +149,13 @@ class RoutingReport(EvaluationCallback[ClientCounts], ResultsCallback):
 
     def report(self, trainer: Trainer, pl_module: LightningModule, rounds: int, results: Results) -> None:
         """Write the page, and log the tables."""
-        from flow_pl.report.html import Cells
         from flow_pl.report.page import report
         from flow_pl.report.tables import block_table, class_table, client_table
 
         evidence, drawn = self._evidence, self._drawn
         self._evidence, self._drawn = None, {}
         assert evidence is not None
-        rows = [
-            row
-            for group, lines in result_rows(results, evidence.blocks).items()
-            for row in (Cells([group], group=True), *map(Cells, lines))
-        ]
-        text = report(evidence, drawn, rows, _highlights(results))
+        text = report(evidence, drawn, result_rows(results, evidence.blocks), _highlights(results))
         write_text(Path(trainer.default_root_dir) / self.path, text)
         tables = {"clients": client_table, "blocks": block_table, "classes": class_table}
         for logger in wandb_loggers(trainer):

@@ -38,7 +38,7 @@ def gain_histogram(clients: Clients) -> Figure:
     axes.hist(list(gains.values()), bins=edges.tolist(), weights=weights, color=colors, label=labels)
     axes.axvline(0, color="#444444", linewidth=0.9)
     axes.set(xlabel="gain of a client (percentage points)", ylabel="clients (%)")
-    figure.legend(loc="outside upper center", ncols=3, fontsize=8)
+    figure.legend(loc="outside upper center", ncols=3, fontsize=9)
     return figure
 
 
@@ -56,7 +56,7 @@ def accuracy_ranks(clients: Clients) -> Figure:
             axes.plot([], [], color=color, linestyle=dashes, label=f"{model}, {population}")
     axes.set(xlabel="clients, from the worst to the best (%)", ylabel="accuracy (%)", xlim=(0, 100))
     axes.text(5, 0.98, "worst\ntenth", transform=axes.get_xaxis_transform(), ha="center", va="top", fontsize=7)
-    figure.legend(loc="outside upper center", ncols=2, fontsize=8)
+    figure.legend(loc="outside upper center", ncols=2, fontsize=9)
     return figure
 
 
@@ -76,9 +76,9 @@ def accuracy_by_size(clients: Clients) -> Figure:
     spans = [(members[group[0]].examples, members[group[-1]].examples) for group in groups]
     texts = [f"{a}" if a == b else f"{a} to {b}" for a, b in spans]
     labels = [f"{text}\nn = {len(group)}" for text, group in zip(texts, groups, strict=True)]
-    axes.set_xticks(range(len(groups)), labels, fontsize=8)
+    axes.set_xticks(range(len(groups)), labels, fontsize=9)
     axes.set(xlabel="training examples of a client", ylabel="accuracy (%)", xlim=(-0.5, len(groups) - 0.5))
-    figure.legend(loc="outside upper center", ncols=2, fontsize=8)
+    figure.legend(loc="outside upper center", ncols=2, fontsize=9)
     return figure
 
 

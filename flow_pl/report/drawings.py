@@ -46,9 +46,12 @@ def _most(name: Literal["most_local", "most_global"], evidence: Evidence) -> Fig
 
 
 _INSTANCES = (
-    "Above each: its class and the mean probability of the local way over the blocks. Below: whether the server's "
+    "Above each: its class and the mean probability of the local branch over the blocks. Below: whether the server's "
     "model (g) and the client's own model (p) are right. At most three are of the same client."
 )
+
+ROUTED_LOCAL = "Routed local: the share of decisions for which the local branch has a probability above a half."
+"""What is meant by it, wherever it is shown."""
 
 DRAWINGS = (
     Drawing(
@@ -62,7 +65,7 @@ DRAWINGS = (
         "route_rounds",
         "rounds",
         "Routed local over the rounds",
-        "Share of the decisions for the local block, on the validated clients.",
+        f"{ROUTED_LOCAL} Here of the validated clients.",
         lambda evidence: curves.route_curves(evidence.curve, evidence.blocks, evidence.rounds),
     ),
     Drawing(
@@ -100,15 +103,15 @@ DRAWINGS = (
         "routes",
         "routes",
         "Routed local, by block",
-        "Share of the decisions for which the local block is the more probable way; mean over all clients.",
+        f"{ROUTED_LOCAL} Mean over all clients.",
         lambda evidence: compared.routes(evidence.comparison),
     ),
     Drawing(
         "route_probabilities",
         "routes",
         "How sure the router is",
-        "Distribution of the probability of the local way. Mass at both ends: sure decisions; one peak: the same "
-        "mixture for everything. What lies right of the dotted line is routed local.",
+        "Distribution of the probability of the local branch. Mass at both ends: sure decisions; one peak: the same "
+        "mixture for everything. Right of the dotted line, above a half, is what is routed local.",
         lambda evidence: (
             route_figures.probability_histogram(evidence.routes, evidence.blocks) if evidence.all_routes else None
         ),
@@ -117,7 +120,7 @@ DRAWINGS = (
         "route_clients",
         "routes",
         "Routes, client by client",
-        "Share routed local, the clients sorted for each line. A level line: all clients are routed alike; a steep "
+        "Routed local of each client, sorted for each line. A level line: all clients are routed alike; a steep "
         "one: they differ.",
         lambda evidence: route_figures.client_ranks(evidence.shares, evidence.blocks) if evidence.blocks else None,
     ),
@@ -133,7 +136,7 @@ DRAWINGS = (
         "route_classes",
         "routes",
         "By class",
-        "Mean probability of the local way, in percent, of the most frequent classes; in brackets their decisions.",
+        "Mean probability of the local branch, in percent, of the most frequent classes; in brackets their decisions.",
         lambda evidence: (
             None
             if evidence.all_routes is None

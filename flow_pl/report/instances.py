@@ -23,7 +23,7 @@ LINE = 44
 
 
 def picture(instances: Sequence[Instance], kind: Kind, classes: Sequence[str], tokens: Sequence[str] | None) -> Figure:
-    """A picture of instances, each with its class and its mean probability of the local way.
+    """A picture of instances, each with its class and its mean probability of the local branch.
 
     Args:
         instances: one or more.
@@ -62,7 +62,7 @@ def label_of(instance: Instance, classes: Sequence[str]) -> str:
 
 
 def token_ways(instance: Instance) -> Floats:
-    """[T] mean probability of the local way of each token, over the blocks; NaN in the padding."""
+    """[T] mean probability of the local branch of each token, over the blocks; NaN in the padding."""
     ways = np.where(instance.mask, instance.local.mean(-1), np.nan)
     return np.full(len(np.ravel(instance.x)), ways) if ways.ndim == 0 else ways
 
@@ -75,7 +75,7 @@ def way_range(instances: Sequence[Instance]) -> tuple[float, float]:
 
 
 def way_color(way: float, low: float, high: float) -> str:
-    """Colour of a probability of the local way, as #rrggbb."""
+    """Colour of a probability of the local branch, as #rrggbb."""
     red, green, blue, _ = (round(255 * float(part)) for part in WAYS(0.15 + 0.7 * (way - low) / (high - low)))
     return f"#{red:02x}{green:02x}{blue:02x}"
 

@@ -1,32 +1,27 @@
-"""The report as one page."""
+"""The report as one page of HTML that needs no other file: page.html.j2 and page.css say how it looks."""
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
-from flow_pl.report.drawings import DRAWINGS, Section
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from flow_pl.report.drawings import DRAWINGS, ROUTED_LOCAL, Section
 from flow_pl.report.evidence import Evidence
-from flow_pl.report.html import Cells, details, heading, image, images, page, paragraph, section, table, tiles
 from flow_pl.report.tables import Table, block_table, worst_clients
-from flow_pl.report.tokens import token_list
-
-TITLES: dict[str, str] = {
-    "results": "Results",
-    "rounds": "Over the rounds",
-    "clients": "Clients",
-    "routes": "Routes",
-    "instances": "Instances",
-}
-"""Of the sections, by their anchors."""
+from flow_pl.report.tokens import TokenLists, token_lists
 
 NO_CURVE = "There is no record of the fit's validations: add the callback LearningCurves to the fit to see them here."
 
 ROUTES = (
-    "Every instance gets, for each block, a probability of the local way; routed local is the share of decisions for "
-    "which it is above a half. Entropy of a decision: 0 bits where the router is sure, 1 where it halves.",
-    "Explained by the client: how many bits one learns about the way by knowing whose instance it is; explained by the "
-    "instance: how many more by knowing which one it is. Both are 0 where everything goes the same way.",
+    "The router gives every instance, for each block, a probability of the local branch. "
+    f"{ROUTED_LOCAL} Entropy of a decision: 0 bits where it is sure, 1 where it is undecided.",
+    "Explained by the client: how many bits one learns about the route by knowing whose instance it is; explained by "
+    "the instance: how many more by knowing which one it is. Both are 0 where everything takes the same branch.",
 )
 
 AGREEMENT = (
@@ -37,10 +32,54 @@ AGREEMENT = (
 )
 
 
+class Grid(NamedTuple):
+    """A table: its header, its rows by the name of their group ("" for none), and the text above it."""
+
+    header: Sequence[str]
+    groups: Mapping[str, Sequence[Sequence[str]]]
+    caption: str = ""
+
+
+class Picture(NamedTuple):
+    """A figure: the text above it, the text below it, and the PNG file in base64."""
+
+    title: str
+    caption: str
+    content: str
+
+
+@dataclass(frozen=True)
+class Part:
+    """A section of the page; one without any content is left out.
+
+    Attributes:
+        anchor: where links lead.
+        title: above it.
+        table: at the top.
+        note: a paragraph below it.
+        explanations: paragraphs that are shown when they are asked for.
+        figures: side by side where there is room.
+        texts: with coloured tokens.
+        figures_first: whether they come before the table.
+    """
+
+    anchor: str
+    title: str
+    table: Grid | None = None
+    note: str = ""
+    explanations: Sequence[str] = ()
+    figures: Sequence[Picture] = ()
+    texts: TokenLists | None = None
+    figures_first: bool = False
+
+    def __bool__(self) -> bool:
+        return bool(self.table or self.note or self.explanations or self.figures or self.texts)
+
+
 def report(
     evidence: Evidence,
     figures: Mapping[str, Path],
-    results: Sequence[Cells],
+    results: Mapping[str, Sequence[Sequence[str]]],
     highlights: Mapping[str, Mapping[str, str]],
 ) -> str:
     """The page.
@@ -48,71 +87,84 @@ def report(
     Args:
         evidence: what was found out.
         figures: PNG files by name.
-        results: rows of the table of results, with a cell for each population.
+        results: rows of the table of results by group, each a label and a cell for each population.
         highlights: key figures by what they are and by population.
     """
-    title = f"{evidence.method} with {evidence.backbone}, round {evidence.rounds}"
     populations = list(evidence.clients)
-    contents = {
-        "results": [table(["in percent", *(f"{name} clients" for name in populations)], results)],
-        "rounds": [_figures("rounds", figures) or (paragraph(NO_CURVE) if not evidence.curve else "")],
-        "clients": [_figures("clients", figures), _worst(evidence)],
-        "routes": _routes(evidence, figures),
-        "instances": _instances(evidence, figures),
-    }
-    sections = {anchor: section(anchor, TITLES[anchor], *pieces) for anchor, pieces in contents.items()}
-    links = "".join(f'<a href="#{anchor}">{TITLES[anchor]}</a>' for anchor, content in sections.items() if content)
+    note = "" if evidence.curve else NO_CURVE
+    table = Part("results", "Results", Grid(["in percent", *(f"{name} clients" for name in populations)], results))
+    rounds = Part("rounds", "Over the rounds", note=note, figures=_figures("rounds", figures))
+    clients = Part("clients", "Clients", _worst(evidence), figures=_figures("clients", figures), figures_first=True)
+    sections = (
+        # a figure is on the first screen; the key figures above it say what the long table says
+        *((rounds, table, clients) if rounds.figures else (clients, table, rounds)),
+        _routes(evidence, figures),
+        _instances(evidence, figures),
+    )
     counted = ", ".join(f"{len(members)} {population}" for population, members in evidence.clients.items())
-    above = [heading(title, f"{evidence.data}: {counted} clients tested"), tiles(highlights), f"<nav>{links}</nav>"]
-    return page(title, [*above, *filter(None, sections.values())])
+    folder = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(loader=folder, autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True)
+    return environment.get_template("page.html.j2").render(
+        title=f"{evidence.method} with {evidence.backbone}, round {evidence.rounds}",
+        subtitle=f"{evidence.data}: {counted} clients tested",
+        highlights=highlights,
+        sections=[section for section in sections if section],
+    )
 
 
-def _figures(wanted: Section, figures: Mapping[str, Path]) -> str:
-    shown = [drawing for drawing in DRAWINGS if drawing.section == wanted and drawing.name in figures]
-    return images([image(figures[drawing.name], drawing.title, drawing.caption) for drawing in shown])
+def _figures(wanted: Section, figures: Mapping[str, Path]) -> list[Picture]:
+    return [
+        Picture(d.title, d.caption, base64.b64encode(figures[d.name].read_bytes()).decode("ascii"))
+        for d in DRAWINGS
+        if d.section == wanted and d.name in figures
+    ]
 
 
-def _worst(evidence: Evidence) -> str:
+def _worst(evidence: Evidence) -> Grid | None:
     found = worst_clients(evidence)
     if not found.rows:
-        return ""
+        return None
     population, shown = found.columns.index("population"), ("client", "examples", "w_g", "own model", "gain")
     columns = [found.columns.index(name) for name in shown]
     rows = [[row[column] for column in columns] for row in found.rows]
     for short, row in zip(rows, found.rows, strict=True):
         short[0] = f"{short[0]} ({row[population]})"
     caption = f"The {len(rows)} clients whose own models do worst, of all populations; shares in percent"
-    return table(shown, _cells(Table(list(shown), rows), signed=("gain",)), caption)
+    return Grid(shown, {"": _texts(Table(list(shown), rows), signed=("gain",))}, caption)
 
 
-def _routes(evidence: Evidence, figures: Mapping[str, Path]) -> list[str]:
+def _routes(evidence: Evidence, figures: Mapping[str, Path]) -> Part:
+    part = Part("routes", "Routes")
     routes = evidence.all_routes
     if routes is None:
-        return []
+        return part
     found = block_table(evidence)
     bits = [name for name in found.columns if "bits" in name]
     # on a phone there is room for more rows, not for more columns
-    rows = zip(*(row.values for row in _cells(found, plain=bits)), strict=True)
-    blocks, *measures = zip(found.columns, rows, strict=True)
-    sample = (
+    columns = zip(*_texts(found, plain=bits), strict=True)
+    blocks, *measures = zip(found.columns, columns, strict=True)
+    caption = (
         f"{len(routes.clients)} clients, looked at instance by instance: {routes.decisions} decisions in each block; "
         "in percent, but for bits"
     )
-    summary = table(["", *blocks[1]], [Cells([name, *values]) for name, values in measures], sample)
+    table = Grid(["", *blocks[1]], {"": [[name, *values] for name, values in measures]}, caption)
     agreed = [AGREEMENT.format(common=evidence.common)] if evidence.agreement is not None else []
-    return [summary, details("What these figures mean", *ROUTES, *agreed), _figures("routes", figures)]
+    explanations = [*ROUTES, *agreed]
+    return replace(part, table=table, explanations=explanations, figures=_figures("routes", figures))
 
 
-def _instances(evidence: Evidence, figures: Mapping[str, Path]) -> list[str]:
+def _instances(evidence: Evidence, figures: Mapping[str, Path]) -> Part:
+    part = Part("instances", "Instances")
     routes = evidence.all_routes
     if routes is None or not routes.most_local:
-        return []
+        return part
     if evidence.kind != "text":
-        return [_figures("instances", figures)]
-    return [token_list(routes.most_local, routes.most_global, evidence.tokens, evidence.names)]
+        return replace(part, figures=_figures("instances", figures))
+    texts = token_lists(routes.most_local, routes.most_global, evidence.tokens, evidence.names)
+    return replace(part, texts=texts)
 
 
-def _cells(found: Table, signed: Sequence[str] = (), plain: Sequence[str] = ()) -> list[Cells]:
+def _texts(found: Table, signed: Sequence[str] = (), plain: Sequence[str] = ()) -> list[list[str]]:
     """Rows as texts: shares in percent, but for columns that are `plain`."""
 
     def text(name: str, value: object) -> str:
@@ -120,4 +172,4 @@ def _cells(found: Table, signed: Sequence[str] = (), plain: Sequence[str] = ()) 
             return f"{value:.2f}" if name in plain else f"{100 * value:{'+' if name in signed else ''}.1f}"
         return "-" if value is None else str(value)
 
-    return [Cells([text(name, value) for name, value in zip(found.columns, row, strict=True)]) for row in found.rows]
+    return [[text(name, value) for name, value in zip(found.columns, row, strict=True)] for row in found.rows]

@@ -25,7 +25,7 @@ MOST_CLASSES = 30
 
 
 def probability_histogram(routes: Mapping[str, Routes], blocks: Sequence[str]) -> Figure:
-    """Distribution of the probability of the local way, by block and population.
+    """Distribution of the probability of the local branch, by block and population.
 
     Args:
         routes: by population.
@@ -42,8 +42,8 @@ def probability_histogram(routes: Mapping[str, Routes], blocks: Sequence[str]) -
         axes.set_title(block)
         axes.set_xlim(0, 1)
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=3, fontsize=8)
-    figure.supxlabel("probability of the local way", fontsize=9)
+    figure.legend(handles, labels, loc="outside upper center", ncols=3, fontsize=9)
+    figure.supxlabel("probability of the local branch", fontsize=9)
     figure.supylabel("decisions (%)", fontsize=9)
     return figure
 
@@ -66,12 +66,12 @@ def client_ranks(shares: Mapping[str, Sequence[Sequence[float]]], blocks: Sequen
             axes.plot([], [], color=color, linestyle=dashes, label=f"{block}, {population}")
     axes.set(xlabel="clients, from the least to the most local (%)", ylabel="routed local (%)")
     axes.set(xlim=(0, 100), ylim=(-3, 103))
-    figure.legend(loc="outside upper center", ncols=2 if len(blocks) < 3 else 3, fontsize=8)
+    figure.legend(loc="outside upper center", ncols=2 if len(blocks) < 3 else 3, fontsize=9)
     return figure
 
 
 def by_class(routes: Routes, blocks: Sequence[str], names: Sequence[str]) -> Figure | None:
-    """Mean probability of the local way by class and block, the most local class on top.
+    """Mean probability of the local branch by class and block, the most local class on top.
 
     Args:
         routes: of all populations.
@@ -94,11 +94,11 @@ def by_class(routes: Routes, blocks: Sequence[str], names: Sequence[str]) -> Fig
         axes.text(column, row, f"{100 * value:.0f}", ha="center", va="center", fontsize=7.5, color=color)
     labels = [f"{visible(names[number])}   ({routes.class_count[number]})" for number in common]
     axes.set_yticks(range(len(common)), labels, fontsize=7.5, parse_math=False)
-    axes.set_xticks(range(len(blocks)), list(blocks), fontsize=8)
+    axes.set_xticks(range(len(blocks)), list(blocks), fontsize=9)
     axes.xaxis.tick_top()
     axes.tick_params(length=0)
     axes.grid(visible=False)
-    axes.set_xlabel("mean probability of the local way (%)")
+    axes.set_xlabel("mean probability of the local branch (%)")
     return figure
 
 

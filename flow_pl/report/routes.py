@@ -47,7 +47,7 @@ class Instance(NamedTuple):
 
     @property
     def share(self) -> float:
-        """Mean probability of the local way, over blocks and positions."""
+        """Mean probability of the local branch, over blocks and positions."""
         return float(self.local[self.mask].mean())
 
 
@@ -57,7 +57,7 @@ class ClientRoutes(NamedTuple):
     Attributes:
         client: its index.
         decisions: number of them in each block.
-        local: [blocks] mean probability of the local way.
+        local: [blocks] mean probability of the local branch.
         common: [D, blocks] probabilities on the instances that all clients are asked about.
     """
 
@@ -76,10 +76,10 @@ class Routes:
         kept: how many of the most local and of the most global instances are kept.
 
     Attributes:
-        histogram: [B, BINS] decisions by their probability of the local way.
+        histogram: [B, BINS] decisions by their probability of the local branch.
         entropy: [B] sum of the decisions' entropies, in bits.
         total: [B] sum of the probabilities.
-        local: [B] decisions for the local way.
+        local: [B] decisions for the local branch.
         decisions: number of them in each block.
         class_count: [classes] decisions in each block by the class to be predicted.
         class_total: [classes, B] sums of their probabilities.
@@ -139,12 +139,12 @@ class Routes:
 
     @property
     def mean(self) -> Floats:
-        """[B] mean probability of the local way."""
+        """[B] mean probability of the local branch."""
         return self.total / max(self.decisions, 1)
 
     @property
     def share(self) -> Floats:
-        """[B] share of the decisions for the local way."""
+        """[B] share of the decisions for the local branch."""
         return self.local / max(self.decisions, 1)
 
     @property

@@ -58,7 +58,7 @@ def block_table(evidence: Evidence) -> Table:
 
 
 def class_table(evidence: Evidence) -> Table:
-    """A row for each class with a decision: how many, and the mean probability of the local way by block."""
+    """A row for each class with a decision: how many, and the mean probability of the local branch by block."""
     routes = evidence.all_routes
     columns = ["class", "decisions", *evidence.blocks]
     if routes is None:

@@ -1,9 +1,9 @@
-"""Texts whose tokens are coloured by their way, as HTML that flows with the page."""
+"""Texts whose tokens are coloured by their routes, as the page shows them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,10 +12,40 @@ from flow_pl.report.names import tokens_of, visible
 from flow_pl.report.routes import Instance
 
 
-def token_list(
+class Token(NamedTuple):
+    """A token with a sign for white space, and the colour (#rrggbb) of its probability."""
+
+    text: str
+    color: str
+
+
+class Text(NamedTuple):
+    """The tokens of an instance, without padding, and the line below them."""
+
+    tokens: list[Token]
+    caption: str
+
+
+class TokenLists(NamedTuple):
+    """Texts with coloured tokens.
+
+    Attributes:
+        lists: the most local and the most global texts, by their titles.
+        range: probabilities of the local branch at both ends of the scale of colours.
+        scale: colours at its start, middle and end.
+        words: whether tokens are words; characters stand without room between them.
+    """
+
+    lists: dict[str, list[Text]]
+    range: tuple[float, float]
+    scale: list[str]
+    words: bool
+
+
+def token_lists(
     local: Sequence[Instance], global_: Sequence[Instance], names: Sequence[str] | None, clients: Mapping[int, str]
-) -> str:
-    """The most local and the most global texts, side by side where there is room.
+) -> TokenLists:
+    """The most local and the most global texts.
 
     Args:
         local: the most local first.
@@ -24,25 +54,20 @@ def token_list(
         clients: names by index.
     """
     low, high = way_range([*local, *global_])
-    words = names is None or max(map(len, names[4:]), default=0) > 1
-    lists = []
-    for title, instances in (("Most local", local), ("Most global", global_)):
-        texts = "".join(_text(instance, names, clients[instance.client], low, high, words) for instance in instances)
-        lists.append(f"<div><h3>{title}</h3>{texts}</div>")
-    stops = ", ".join(way_color(low + (high - low) * place, low, high) for place in (0, 0.5, 1))
-    scale = f'<span class="scale" style="background:linear-gradient(to right, {stops})"></span>'
-    ends = f'<span class="nowrap">{100 * low:.0f} %{scale}{100 * high:.0f} %</span>'
-    legend = f'<p class="soft">Mean probability of the local way: {ends}</p>'
-    return f'{legend}<div class="instances">{"".join(lists)}</div>'
+    lists = {
+        title: [_text(instance, names, clients[instance.client], low, high) for instance in instances]
+        for title, instances in (("Most local", local), ("Most global", global_))
+    }
+    scale = [way_color(low + (high - low) * place, low, high) for place in (0, 0.5, 1)]
+    return TokenLists(lists, (low, high), scale, words=names is None or max(map(len, names[4:]), default=0) > 1)
 
 
-def _text(instance: Instance, names: Sequence[str] | None, client: str, low: float, high: float, words: bool) -> str:
-    spans = []
-    for token, way in zip(tokens_of(instance.x, names), token_ways(instance), strict=True):
-        if not np.isnan(way):
-            color = way_color(float(np.clip(way, low, high)), low, high)
-            spans.append(f'<span style="background:{color}">{escape(visible(token))}</span>')
-    kind = "tokens words" if words else "tokens"
+def _text(instance: Instance, names: Sequence[str] | None, client: str, low: float, high: float) -> Text:
+    tokens = [
+        Token(visible(token), way_color(float(np.clip(way, low, high)), low, high))
+        for token, way in zip(tokens_of(instance.x, names), token_ways(instance), strict=True)
+        if not np.isnan(way)
+    ]
     right = f"{instance.generalized[instance.mask].sum()} with w_g and {instance.personalized[instance.mask].sum()}"
-    where = f"{client}: {100 * instance.share:.0f} % local; {right} with its own model of {instance.mask.sum()} right"
-    return f'<div class="text"><div class="{kind}">{"".join(spans)}</div><div class="soft">{escape(where)}</div></div>'
+    caption = f"{client}: {100 * instance.share:.0f} % local; {right} with its own model of {instance.mask.sum()} right"
+    return Text(tokens, caption)

@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from flow_pl.results.plotting import COLORS, line_style
 from flow_pl.results.runs import Metrics
 
-SIZE = (4.4, 3.1)
+SIZE = (3.9, 2.9)
 """Of a figure in inches: read on a phone without zooming."""
 
 MODEL_COLORS = {"generalized": COLORS[6], "personalized": COLORS[1]}

@@ -324,6 +324,38 @@ def test_in_a_browser_it_fits_its_window_and_shows_its_pictures(browse, pictures
     assert widths(browse, tmp_path, wider, width)[1] > width, "this test can fail"
 
 
+@pytest.mark.parametrize(("width", "height"), [(390, 844), (1200, 900)])
+def test_in_a_browser_the_first_figure_is_on_the_first_screen(browse, pictures, tmp_path, width, height):
+    """And what is written in it is at least nine pixels high: its fonts have nine points."""
+    measure = """<script>addEventListener("load", () => {
+        const image = document.querySelector("iframe").contentWindow.document.querySelector("figure img")
+        const box = image.getBoundingClientRect()
+        document.title = Math.round(box.bottom) + " " + Math.round(9 / 72 * 160 * box.width / image.naturalWidth)
+    })</script>"""
+    frame = f'<iframe style="border:0;width:{width}px;height:{height}px" srcdoc="{html.escape(pictures[2])}"></iframe>'
+    path = tmp_path / "frame.html"
+    path.write_text(f"<!doctype html><title></title>{frame}{measure}")
+    dom, _ = browse(path, "--dump-dom", "--virtual-time-budget=5000")
+    bottom, letters = map(int, re.search(r"<title>(\d+) (\d+)</title>", dom).groups())
+    assert 0 < bottom <= height
+    assert letters >= 9
+
+
+def test_in_a_browser_it_is_dark_where_the_reader_wants_it(browse, pictures, tmp_path):
+    """The mean of the colours that the browser computes for ground and ink."""
+    measure = """<script>addEventListener("load", () => {
+        document.title = getComputedStyle(document.body).backgroundColor + "; " + getComputedStyle(document.body).color
+    })</script>"""
+    path = tmp_path / "dark.html"
+    # the page's own policy forbids scripts
+    path.write_text(re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", pictures[2]) + measure)
+    dom, _ = browse(path, "--dump-dom", "--blink-settings=preferredColorScheme=0")
+    colors = re.search(r"<title>(rgb[^;]*); (rgb[^<]*)</title>", dom).groups()
+    ground, ink = (sum(map(int, re.findall(r"\d+", color))) / 3 for color in colors)
+    assert ground < 50
+    assert ink > 200
+
+
 def test_in_a_browser_it_asks_the_network_for_nothing(browse, pictures, tmp_path):
     """Without its policy too, which forbids it; a page with a foreign picture is caught."""
     without = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", pictures[2])

@@ -1,39 +1,48 @@
 """Pieces of the page, and what its figures are made of."""
 
 import base64
+import re
 
 import numpy as np
 import pytest
 
 from flow_pl.report.client_figures import accuracy_by_size, accuracy_ranks, gain_histogram, size_groups
-from flow_pl.report.html import Cells, image, page, section, table, tiles
+from flow_pl.report.evidence import Evidence
 from flow_pl.report.instances import picture, token_ways, way_color, way_range
-from flow_pl.report.routes import Instance
-from flow_pl.report.tokens import token_list
+from flow_pl.report.page import report
+from flow_pl.report.routes import Instance, Routes
 from flow_pl.results.curves import accuracy_curves, route_curves
 from flow_pl.results.runs import Client
 
 NASTY = '<script>alert("&")</script>'
 
 
+def evidence(name="a", blocks=(), routes=None, **settings):
+    """What a test of one client of the given name has found out."""
+    clients = {name: [Client(name, name, 4, 0.5, 0.75)]}
+    settings = {"kind": "vector", "classes": [name], "tokens": None, "names": {}, "curve": {}, **settings}
+    return Evidence(
+        method=name, backbone=name, data=name, rounds=1, blocks=blocks, clients=clients, shares={name: [[]]},
+        routes=routes or {}, common=0, **settings,
+    )  # fmt: skip
+
+
 def test_text_is_escaped_everywhere(tmp_path):
-    png = tmp_path / "a.png"
+    png = tmp_path / "gains.png"
     png.write_bytes(b"picture")
-    pieces = [
-        tiles({NASTY: {NASTY: NASTY}}),
-        section(NASTY, NASTY, table([NASTY], [Cells([NASTY]), Cells([NASTY], group=True)], NASTY)),
-        image(png, NASTY, NASTY),
-    ]
-    text = page(NASTY, pieces)
+    text = report(evidence(NASTY), {"gains": png}, {NASTY: [[NASTY, NASTY]]}, {NASTY: {NASTY: NASTY}})
     assert "<script" not in text
-    assert text.count("alert(&quot;&amp;&quot;)") >= 11
+    # title and heading with two names each, below it two, three of the tile, header, group, row, worst client with two
+    assert text.count("alert(&#34;&amp;&#34;)") == 15
     assert f"data:image/png;base64,{base64.b64encode(b'picture').decode()}" in text
     assert 'name="viewport"' in text
     assert "http" not in text.replace("http-equiv", "")
 
 
 def test_a_section_without_content_is_left_out():
-    assert section("a", "A", "", "") == ""
+    text = report(evidence(), {}, {}, {})
+    assert re.findall('<section id="([a-z]+)">', text) == ["clients", "results", "rounds"]
+    assert re.findall('<a href="#([a-z]+)">', text) == ["clients", "results", "rounds"]
 
 
 def clients(*rows):
@@ -110,10 +119,14 @@ NAMES = ["<pad>", "<oov>", "<bos>", "<eos>", "to", NASTY, "be"]
 
 def test_tokens_are_coloured_by_their_way():
     local, global_ = text_instance([0.9, 0.5, 0.7]), text_instance([0.1, 0.2, None], client=1)
-    text = token_list([local], [global_], NAMES, {0: "a", 1: "b"})
+    routes = Routes(blocks=1, classes=1)
+    routes.decisions, routes.most_local, routes.most_global = 5, [local], [global_]
+    found = evidence(blocks=["b"], routes={"a": routes}, kind="text", tokens=NAMES, names={0: "a", 1: "b"})
+    text = report(found, {}, {}, {})
     low, high = way_range([local, global_])
     assert 0.1 <= low < high <= 0.9
-    assert f'<span style="background:{way_color(high, low, high)}">to</span>' in text
+    spans = f'<div class="tokens words"><span style="background:{way_color(high, low, high)}">to</span><span'
+    assert spans in text, "white space between tokens would be shown"
     assert text.count("alert(") == 2
     assert "<script" not in text
     assert text.count(">be<") == 1, "the padding is not shown"
