@@ -1,14 +1,14 @@
+import contextlib
 import functools
 import hashlib
 import io
 import random
 import re
-import shutil
 import stat
+import sys
 import tarfile
 import threading
 import zipfile
-from collections import namedtuple
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -122,53 +122,24 @@ def test_an_archive_that_was_put_there_is_unpacked_and_kept(server, paths):
     assert server.starts == []
 
 
-def test_a_broken_connection_is_resumed(server, tmp_path):
+def test_a_broken_connection_leaves_nothing(server, paths):
     server.break_off = 100
-    target = tmp_path / "a.tar.bz2"
-    for have in (100, 200):
-        with pytest.raises(DataError, match=rf"broke off after {have} of {len(PACKED)} bytes.*the part that has come"):
-            fetch(server.archive, target, "by hand")
-    assert not target.exists()
+    with pytest.raises(DataError, match=r"cannot be fetched \(.*\): try again, or get http"):
+        obtain(paths, server.archive, download=True)
+    assert list(paths[0].parent.iterdir()) == []
     server.break_off = None
-    fetch(server.archive, target, "by hand")
-    assert target.read_bytes() == PACKED
-    assert server.starts == [0, 100, 200]
-    assert [path.name for path in tmp_path.iterdir()] == ["a.tar.bz2"]
-
-
-def test_a_part_of_another_version_is_fetched_anew(server, tmp_path):
-    server.content, server.break_off = b"old" * 1000, 50
-    with pytest.raises(DataError):
-        fetch(server.archive, tmp_path / "a", "by hand")
-    server.content, server.break_off, server.version = PACKED, None, "two"
-    fetch(server.archive, tmp_path / "a", "by hand")
-    assert (tmp_path / "a").read_bytes() == PACKED
-
-
-def test_a_server_without_ranges_starts_again(server, tmp_path):
-    server.ranges = False
-    (tmp_path / "a.part").write_bytes(b"something")
-    fetch(server.archive, tmp_path / "a", "by hand")
-    assert (tmp_path / "a").read_bytes() == PACKED
-
-
-def test_a_part_that_is_whole_is_not_fetched_again(server, tmp_path):
-    (tmp_path / "a.part").write_bytes(PACKED)
-    fetch(server.archive, tmp_path / "a", "by hand")
-    assert (tmp_path / "a").read_bytes() == PACKED
-    (tmp_path / "b.part").write_bytes(PACKED + b"more")
-    fetch(server.archive, tmp_path / "b", "by hand")
-    assert (tmp_path / "b").read_bytes() == PACKED
+    obtain(paths, server.archive, download=True)
+    assert [path.read_bytes() for path in paths] == list(CONTENT.values())
 
 
 def test_a_wrong_checksum(server, paths):
     wrong = Archive(server.archive.url, "0" * 64)
-    with pytest.raises(DataError, match=rf"has the SHA-256 {SHA256}, but the published one is 0000.*get it again"):
+    with pytest.raises(DataError, match=r"is not what was published \(SHA256 .*: try again, or get http"):
         obtain(paths, wrong, download=True)
-    assert list(paths[0].parent.glob("a*")) == []  # nothing that would be taken for the file, or resumed
+    assert list(paths[0].parent.glob("a*")) == []  # nothing that would be taken for the file
     packed = paths[0].parent / "a.tar.bz2"
     packed.write_bytes(PACKED)
-    with pytest.raises(DataError, match=r"a.tar.bz2 has the SHA-256"):
+    with pytest.raises(DataError, match=rf"has the SHA-256 {SHA256}, but the published one is 0000.*get it again"):
         obtain(paths, wrong, download=False)
     assert packed.is_file()
     assert not paths[0].exists()
@@ -176,61 +147,27 @@ def test_a_wrong_checksum(server, paths):
 
 def test_without_a_network(paths):
     archive = Archive("http://127.0.0.1:9/a.tar.bz2")
-    with pytest.raises(
-        DataError, match=rf"cannot be fetched \(.*\): try again, .*or get http.* into {paths[0].parent}"
-    ):
+    with pytest.raises(DataError, match=rf"cannot be fetched \(.*\): try again, or get http.* into {paths[0].parent}"):
         obtain(paths, archive, download=True)
 
 
 @pytest.mark.parametrize("status", [404, 500])
 def test_a_server_that_has_no_such_file(server, paths, status):
     server.status = status
-    with pytest.raises(DataError, match=rf"cannot be fetched \(HTTP Error {status}"):
+    with pytest.raises(DataError, match=rf"cannot be fetched \({status} "):
         obtain(paths, server.archive, download=True)
 
 
-Usage = namedtuple("Usage", "total used free")
-
-
-def test_a_disk_without_room_for_the_archive(server, paths, monkeypatch):
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(100, 90, 10))
-    with pytest.raises(DataError, match=r"data has 0.0 GB of room, but a.tar.bz2 needs .* make room"):
-        obtain(paths, server.archive, download=True)
-    assert not (paths[0].parent / "a.tar.bz2").exists()
-
-
-def test_a_disk_without_room_for_the_files(paths, tmp_path, monkeypatch):
-    (tmp_path / "a.tar").write_bytes(tar_of(CONTENT, "w"))
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(100, 90, 10))
-    with pytest.raises(DataError, match=r"a file in .*a.tar needs .* make room"):
-        extract(tmp_path / "a.tar", paths[0].parent, 10**9)
-    assert list(paths[0].parent.iterdir()) == []
-
-
-def full_disk(monkeypatch, name):
-    """A file of this name takes no byte, as if the disk had become full."""
-    opened = Path.open
-    monkeypatch.setattr(
-        Path,
-        "open",
-        lambda self, *args, **kwargs: opened(Path("/dev/full") if self.name == name else self, *args, **kwargs),
-    )
-
-
-def test_a_disk_that_becomes_full_while_fetching(server, paths, monkeypatch):
-    with monkeypatch.context() as patch:
-        full_disk(patch, "a.tar.bz2.part")
-        with pytest.raises(DataError, match=r"cannot be fetched \(.*No space left on device.*try again"):
-            obtain(paths, server.archive, download=True)
-    assert not paths[0].exists()
-    obtain(paths, server.archive, download=True)
-    assert [path.read_bytes() for path in paths] == list(CONTENT.values())
+def full_disk(name):
+    """The file to open in place of another one: a file of that name takes no byte."""
+    return "/dev/full" if str(name).endswith("a_test.h5") else name
 
 
 def test_a_disk_that_becomes_full_while_unpacking(paths, tmp_path, monkeypatch):
     (tmp_path / "a.tar").write_bytes(tar_of(CONTENT, "w"))
     with monkeypatch.context() as patch:
-        full_disk(patch, "a_test.h5")
+        opened = tarfile.bltn_open
+        patch.setattr(tarfile, "bltn_open", lambda name, mode: opened(full_disk(name), mode))
         with pytest.raises(DataError, match=r"a.tar cannot be unpacked into .* \(.*No space left.*or make room"):
             extract(tmp_path / "a.tar", paths[0].parent, 10**9)
     assert list(paths[0].parent.iterdir()) == []
@@ -242,12 +179,12 @@ def test_progress_is_shown_on_a_terminal_alone(server, tmp_path, monkeypatch, ca
     fetch(server.archive, tmp_path / "a", "by hand")
     assert list(progress(range(3), "Counting tokens")) == [0, 1, 2]
     assert capsys.readouterr().err == ""
-    for module in ("readers.download", "store.cache"):
-        monkeypatch.setattr(f"flow_pl.data.{module}.Console", functools.partial(Console, force_terminal=True))
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr("flow_pl.data.store.cache.Console", functools.partial(Console, force_terminal=True))
     fetch(server.archive, tmp_path / "b", "by hand")
     assert list(progress(range(3), "Counting tokens")) == [0, 1, 2]
     shown = capsys.readouterr().err
-    assert "Fetching b" in shown
+    assert "100%" in shown
     assert "Counting tokens" in shown
 
 
@@ -269,10 +206,12 @@ def test_every_kind_of_archive(tmp_path, packed):
 @pytest.mark.parametrize("name", ["../evil", "a/../../evil", "/evil", "C:/evil", "..\\evil", "C:\\evil"])
 def test_no_file_leaves_the_folder(tmp_path, make, name):
     (tmp_path / "archive").write_bytes(make({"good": b"", name: b"x"}))
-    with pytest.raises(DataError, match="would be written outside of the folder: the archive is refused"):
+    # refused, or unpacked to a name within the folder
+    with contextlib.suppress(DataError):
         extract(tmp_path / "archive", tmp_path / "out", 10**9)
-    assert [path.name for path in tmp_path.rglob("*")] == ["archive", "out"] or not list((tmp_path / "out").iterdir())
-    assert not list(tmp_path.rglob("*evil*"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["archive", "out"]
+    assert not any(path.is_symlink() for path in tmp_path.rglob("*"))
+    assert not Path("/evil").exists()
 
 
 def link(kind):

@@ -11,9 +11,9 @@ import shutil
 import tarfile
 import uuid
 import zipfile
-from collections.abc import Callable, Iterator
-from pathlib import Path, PurePosixPath
-from typing import IO, Any, NamedTuple
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 from flow_pl.data.store.limits import Bounded, require_bounded
 from flow_pl.errors import DataError, brief
@@ -27,14 +27,6 @@ _OPENERS: dict[bytes, Callable[..., Any]] = {
     b"]\0": lzma.open,
 }
 """How a compressed file is opened, by its first two bytes."""
-
-
-class _Member(NamedTuple):
-    """A file in an archive; `open` is called before the next member is asked for."""
-
-    name: str
-    size: int
-    open: Callable[[], IO[bytes]]
 
 
 def extract(archive: Path, folder: Path, max_bytes: int) -> None:
@@ -54,19 +46,8 @@ def extract(archive: Path, folder: Path, max_bytes: int) -> None:
     temporary = folder / f".{archive.name}.{uuid.uuid4().hex}.tmp"
     try:
         temporary.mkdir(parents=True)
-        written = 0
-        for count, member in enumerate(_members(archive), start=1):
-            if count > _MOST_FILES:
-                raise DataError(f"{archive} holds more than {_MOST_FILES} files: it is refused.")
-            _require_room(archive, folder, member.size)
-            target = temporary / _safe_path(archive, member.name)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with member.open() as packed, target.open("wb") as file:
-                while block := packed.read(_CHUNK):
-                    written += len(block)
-                    if written > max_bytes:
-                        raise DataError(f"{archive} unpacks to more than {max_bytes} bytes: it is refused.")
-                    file.write(block)
+        unpack = _unpack_zip if zipfile.is_zipfile(archive) else _unpack_tar
+        unpack(archive, temporary, max_bytes)
         for path in sorted(temporary.rglob("*")):
             if path.is_file():
                 target = folder / path.relative_to(temporary)
@@ -82,14 +63,7 @@ def extract(archive: Path, folder: Path, max_bytes: int) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _members(archive: Path) -> Iterator[_Member]:
-    if zipfile.is_zipfile(archive):
-        yield from _zip_members(archive)
-    else:
-        yield from _tar_members(archive)
-
-
-def _tar_members(archive: Path) -> Iterator[_Member]:
+def _unpack_tar(archive: Path, folder: Path, max_bytes: int) -> None:
     with contextlib.ExitStack() as stack:
         with archive.open("rb") as start:
             opener = _OPENERS.get(start.read(2), open)
@@ -97,38 +71,38 @@ def _tar_members(archive: Path) -> Iterator[_Member]:
         # as a stream, in which a compressed file is read once
         content = io.BufferedReader(Bounded(packed, archive), _CHUNK)
         tar = stack.enter_context(tarfile.open(fileobj=content, mode="r|"))
-        for info in tar:
-            if info.isdir():
-                continue
-            file = tar.extractfile(info) if info.isreg() else None
-            if file is None:
-                raise DataError(f"{archive}: {info.name!r} is a link or no plain file: the archive is refused.")
-            yield _Member(info.name, info.size, lambda file=file: file)  # type: ignore[misc]
+        total = 0
+        for count, info in enumerate(tar, start=1):
+            if not (info.isreg() or info.isdir()):
+                raise _no_plain_file(archive, info.name)
+            total += info.size
+            _require_small(archive, count, total, max_bytes)
+            try:
+                # keeps it within the folder; made readable and writable, whatever its permissions were
+                tar.extract(info, folder, filter="data")
+            except tarfile.FilterError as error:
+                raise DataError(f"{archive}: {info.name!r} cannot be unpacked safely ({error}): refused.") from error
 
 
-def _zip_members(archive: Path) -> Iterator[_Member]:
+def _unpack_zip(archive: Path, folder: Path, max_bytes: int) -> None:
     with zipfile.ZipFile(archive) as packed:
-        require_bounded(archive, sum(info.file_size for info in packed.infolist()), archive.stat().st_size)
-        for info in packed.infolist():
-            if info.is_dir():
-                continue
+        members = packed.infolist()
+        total = sum(info.file_size for info in members)
+        require_bounded(archive, total, archive.stat().st_size)
+        _require_small(archive, len(members), total, max_bytes)
+        for info in members:
             kind = info.external_attr >> 28  # the upper bits of the Unix mode; 0 where the archive has none
-            if kind not in (0, 8):
-                raise DataError(f"{archive}: {info.filename!r} is a link or no plain file: the archive is refused.")
-            yield _Member(info.filename, info.file_size, lambda info=info: packed.open(info))  # type: ignore[misc]
+            if kind not in (0, 8) and not info.is_dir():
+                raise _no_plain_file(archive, info.filename)
+            packed.extract(info, folder)  # within the folder: it drops what would lead out of it
 
 
-def _safe_path(archive: Path, name: str) -> PurePosixPath:
-    path = PurePosixPath(name.replace("\\", "/"))
-    if path.is_absolute() or not path.parts or ".." in path.parts or ":" in path.parts[0]:  # ":" of a drive
-        raise DataError(f"{archive}: {name!r} would be written outside of the folder: the archive is refused.")
-    return path
+def _require_small(archive: Path, count: int, total: int, max_bytes: int) -> None:
+    if count > _MOST_FILES:
+        raise DataError(f"{archive} holds more than {_MOST_FILES} files: it is refused.")
+    if total > max_bytes:
+        raise DataError(f"{archive} unpacks to more than {max_bytes} bytes: it is refused.")
 
 
-def _require_room(archive: Path, folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise DataError(
-            f"{folder} has {free / 1e9:.1f} GB of room, but a file in {archive} needs {needed / 1e9:.1f} GB: make "
-            "room, or choose another folder."
-        )
+def _no_plain_file(archive: Path, name: str) -> DataError:
+    return DataError(f"{archive}: {name!r} is a link or no plain file: the archive is refused.")
