@@ -10,9 +10,9 @@ PACKAGE = Path(__file__).resolve().parents[1] / "flow_pl"
 ROOMS = (
     "__main__",
     "compare",
+    "deploy",
     "cli",
     "callbacks",
-    "deploy",
     "export_command",
     "export",
     "serving",
