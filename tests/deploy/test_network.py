@@ -6,9 +6,9 @@ import torch
 pytest.importorskip("flwr")
 pytest.importorskip("sklearn")
 
-from flow_pl.cli import run  # noqa: E402
-from flow_pl.deploy.command import deploy  # noqa: E402
-from tests.deploy.network import Network, wait_for_file  # noqa: E402
+from flow_pl.cli import run
+from flow_pl.deploy.command import deploy
+from tests.deploy.network import Network, wait_for_file
 
 METHODS = ("fedavg", "flow", "apfl")
 
