@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 TORCH_THREADS ?= 1
 TEST_PROCESSES ?= 2
 
-.PHONY: demo test test-slow lint docs bench bench-scale bench-peers fuzz chaos soak clean
+.PHONY: demo test test-slow test-deploy lint docs bench bench-scale bench-peers fuzz chaos soak clean
 
 # Made again when the dependencies change. pip alone; with uv: uv venv && uv pip install -e ".[dev]" -c constraints.txt
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -19,11 +19,15 @@ demo: $(VENV)/installed
 
 # the quick suite: some minutes
 test: $(VENV)/installed
-	OMP_NUM_THREADS=$(TORCH_THREADS) $(BIN)/python -m pytest -n $(TEST_PROCESSES) -m "not slow"
+	OMP_NUM_THREADS=$(TORCH_THREADS) $(BIN)/python -m pytest -n $(TEST_PROCESSES) -m "not slow and not deploy"
 
 # the rest: whole runs, several processes, servers, every task with every method
 test-slow: $(VENV)/installed
-	OMP_NUM_THREADS=$(TORCH_THREADS) $(BIN)/python -m pytest -n $(TEST_PROCESSES) -m slow
+	OMP_NUM_THREADS=$(TORCH_THREADS) $(BIN)/python -m pytest -n $(TEST_PROCESSES) -m "slow and not deploy"
+
+# a Flower network on this machine: some minutes
+test-deploy: $(VENV)/installed
+	OMP_NUM_THREADS=$(TORCH_THREADS) $(BIN)/python -m pytest -m deploy
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -25,6 +25,7 @@ OTHERS = {
         "train and test several configurations; tables and figures of all of them",
     ),
     "configs": ("flow_pl.shipped:command", "list the configurations that come with the package, or copy one"),
+    "deploy": ("flow_pl.deploy.command:deploy", "write a run as a Flower app, for clients on other machines"),
     "export": ("flow_pl.export_command:export", "write a trained model as a file that needs no flow_pl"),
     "personalize": (
         "flow_pl.export_command:personalize_client",

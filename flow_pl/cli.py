@@ -6,7 +6,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -255,11 +255,17 @@ def _replaces(callback: Callback, default: Callback) -> bool:
     return isinstance(callback, ProgressBar if isinstance(default, ProgressBar) else type(default))
 
 
-def run(args: ArgsType = None) -> FlowCLI:
+def run(
+    args: ArgsType = None,
+    make: Callable[..., FlowCLI] = FlowCLI,
+    module: type[FederatedModule] = FederatedModule,
+) -> FlowCLI:
     """Run the command line and hand back what it made.
 
     Args:
         args: as in `sys.argv[1:]`; None to take those.
+        make: makes the CLI, which runs the command.
+        module: class of the model.
 
     Returns:
         The finished CLI, with its trainer, model and data module.
@@ -269,8 +275,8 @@ def run(args: ArgsType = None) -> FlowCLI:
         sys.argv[1:], files = shipped.expand(sys.argv[1:])  # where Lightning reads it, to start other processes too
     elif isinstance(args, list):
         args, files = shipped.expand(args)
-    return FlowCLI(
-        FederatedModule,
+    return make(
+        module,
         FederatedDataModule,
         subclass_mode_data=True,
         save_config_callback=ConfigToLogger,
@@ -279,7 +285,7 @@ def run(args: ArgsType = None) -> FlowCLI:
         auto_configure_optimizers=False,
         load_from_checkpoint_support=False,
         parser_class=partial(  # type: ignore[arg-type]  # anything that makes one will do
-            FlowParser, roots={"trainer": Trainer, "model": FederatedModule, "data": FederatedDataModule}
+            FlowParser, roots={"trainer": Trainer, "model": module, "data": FederatedDataModule}
         ),
         parser_kwargs={"prog": "flow-pl", "version": __version__, "description": DESCRIPTION},
         trainer_defaults={

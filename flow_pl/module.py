@@ -543,7 +543,9 @@ class FederatedModule(lightning.LightningModule):
         """Note what the checkpoint was trained with, and what clients keep."""
         checkpoint["flow_pl"] = self.identity()
         checkpoint["server"] = self._server_record()
-        checkpoint["data"] = data_record(self.trainer.datamodule)  # type: ignore[attr-defined]
+        data_now = self._data_record()
+        if data_now is not None:
+            checkpoint["data"] = data_now
         checkpoint["chunk_size"] = self._chunks.state_dict()
         if self.privacy is not None:
             checkpoint["privacy"] = self.privacy.state_dict()
@@ -566,8 +568,9 @@ class FederatedModule(lightning.LightningModule):
             checkpoint.get("flow_pl", {}), self.identity(), checkpoint["state_dict"], dict(self.state_dict())
         )
         fitting = self.trainer.state.fn == "fit"
-        if "data" in checkpoint:
-            check_data(checkpoint["data"], data_record(self.trainer.datamodule), fitting)  # type: ignore[attr-defined]
+        data_now = self._data_record() if "data" in checkpoint else None
+        if data_now is not None:
+            check_data(checkpoint["data"], data_now, fitting)
         if fitting and "server" in checkpoint:
             self._changed = check_server(checkpoint["server"], self._server_record())
         if fitting:
@@ -581,6 +584,10 @@ class FederatedModule(lightning.LightningModule):
                 index = {data.client_name(client): client for client in range(self._states.population)}
                 self._states.load_state_dict(checkpoint["client_states"], index.get)
             self.trainer.strategy.barrier()
+
+    def _data_record(self) -> dict[str, Any] | None:
+        """What tells the data of the run; None where its rows are not here to be looked at."""
+        return data_record(self.trainer.datamodule)  # type: ignore[attr-defined]
 
     def _server_record(self) -> dict[str, Any]:
         return server_record(self.server_optimizer, self.server_scheduler, self.server.parameters())

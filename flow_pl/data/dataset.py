@@ -122,17 +122,21 @@ class ClientDataset(Dataset[ClientBatch]):
                 self._plans.clear()
             self.federation.store.check(client)
             split = self.federation.split(client)
-            self._plans[client] = (split, draw_part(self.seed, client, len(split.train)))
+            self._plans[client] = (split, draw_part(self.seed, self.number(client), len(split.train)))
         return self._plans[client]
+
+    def number(self, client: int) -> int:
+        """The number that a client's draws are made for: its index, where the store holds all clients of the run."""
+        return client
 
     def _key(self, round_: int, client: int) -> int:
         # a stream has no negative keys, and the round is -1 in evaluation
-        return key(self.seed, Stream.DROPOUT, round_ + 1, client)
+        return key(self.seed, Stream.DROPOUT, round_ + 1, self.number(client))
 
     def _order_generator(self, round_: int, client: int) -> np.random.Generator:
         if round_ < 0:  # in evaluation a client is personalized the same way after every round
-            return generator(self.seed, Stream.EVALUATION_ORDER, client)
-        return generator(self.seed, Stream.ORDER, round_, client)
+            return generator(self.seed, Stream.EVALUATION_ORDER, self.number(client))
+        return generator(self.seed, Stream.ORDER, round_, self.number(client))
 
 
 def draw_part(seed: int, client: int, size: int) -> Part:

@@ -1,0 +1,44 @@
+"""The client's side of the app: Flower's ClientApp around a `Node`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from flow_pl.deploy.node import Node
+from flow_pl.errors import FlowError, brief
+
+REFUSED = 1000
+"""Code of the error with which a node says, by one line, why it has no reply."""
+
+
+def make_client_app(config: Path) -> ClientApp:
+    """A ClientApp for a run.
+
+    Args:
+        config: file of the app, the configuration of a run.
+    """
+    app = ClientApp()
+
+    def answer(message: Message, context: Context, reply: Callable[[Node], RecordDict]) -> Message:
+        try:
+            return Message(reply(Node(config, context.node_config)), reply_to=message)
+        except FlowError as error:
+            return Message(Error(REFUSED, brief(error).rstrip(".")), reply_to=message)
+
+    @app.query()
+    def query(message: Message, context: Context) -> Message:
+        return answer(message, context, Node.describe)
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        return answer(message, context, lambda node: node.train(message.content))
+
+    @app.evaluate()
+    def evaluate(message: Message, context: Context) -> Message:
+        return answer(message, context, lambda node: node.evaluate(message.content))
+
+    return app

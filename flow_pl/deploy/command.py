@@ -1,0 +1,193 @@
+"""The command `flow-pl deploy`: a run as a Flower app, to be started by `flwr run`."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from flow_pl import shipped
+from flow_pl.cli import FlowCLI, run
+from flow_pl.configuration import SECTIONS
+from flow_pl.errors import ConfigurationError
+from flow_pl.module import FederatedModule
+from flow_pl.utils.arguments import Parser, home
+from flow_pl.utils.files import write_text
+from flow_pl.utils.optional import import_optional
+from flow_pl.version import __version__
+
+PACKAGE = "flow_app"
+"""Name of the app's Python package."""
+
+PYPROJECT = """\
+[build-system]
+requires = ["hatchling"]
+build-backend = "hatchling.build"
+
+[project]
+name = "{name}"
+version = "{version}"
+description = "{description}"
+license = {{ file = "LICENSE" }}
+dependencies = ["flwr>=1.42,<2", "flow-pl=={flow_pl}"]
+
+[tool.hatch.build.targets.wheel]
+packages = ["."]
+
+[tool.flwr.app]
+publisher = "{publisher}"
+flwr-version-target = "{flwr}"
+fab-format-version = 1
+fab-include = ["{package}/*.py", "{package}/*.yaml", "LICENSE"]
+
+[tool.flwr.app.components]
+serverapp = "{package}.server_app:app"
+clientapp = "{package}.client_app:app"
+
+# what `flwr run --run-config` may change
+[tool.flwr.app.config]
+{config}
+"""
+
+APP = '''\
+"""The {side} of the app."""
+
+from pathlib import Path
+
+from flow_pl.deploy.{side}_app import make_{side}_app
+
+app = make_{side}_app(Path(__file__).with_name("config.yaml"))
+'''
+
+
+class _Read(FlowCLI):
+    """Makes everything that a run needs, and runs nothing."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        pass
+
+
+def deploy(args: Sequence[str]) -> None:
+    """Run the command.
+
+    Args:
+        args: what follows `flow-pl deploy`.
+
+    Raises:
+        ConfigurationError: the configuration cannot be used or deployed, flwr is not installed, or the folder is in
+            use.
+    """
+    parser = Parser(
+        prog="flow-pl deploy",
+        description="Write a run as a Flower app: its clients are SuperNodes, each with data of its own, and "
+        "`flwr run` starts it.",
+        epilog="Options of a run, such as --trainer.max_epochs=3 or --model.method.alpha=0.5, may follow.",
+    )
+    parser.add_argument(
+        "-c",
+        "--config",
+        action="append",
+        required=True,
+        metavar="NAME",
+        help="configuration of the run, or each of those that it is put together from",
+    )
+    parser.add_argument("--out", required=True, type=home, metavar="FOLDER", help="where the app is written")
+    parser.add_argument("--publisher", default="local", help="Flower's name of who publishes the app (default: local)")
+    options, overrides = parser.parse_known_args(args)
+    flwr = import_optional("flwr", "flower", "the Flower app").__version__
+    from flow_pl.deploy.server_app import RUN_CONFIG
+
+    files = [str(shipped.find(name)) for name in options.config]
+    warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
+    cli = run(["fit", *(f"--config={file}" for file in files), *overrides], _Read)
+    check_deployable(cli)
+    settings = json.loads(cli._parser("fit").dump(cli.config["fit"], skip_none=False, format="json"))
+    settings = {key: value for key, value in settings.items() if key in SECTIONS}
+    folder: Path = options.out
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigurationError(f"{folder} is there already and not empty: choose another folder with --out.")
+    root = str(settings["trainer"].get("default_root_dir") or "runs")
+    name = "-".join(Path(root).parts[-2:]).replace("_", "-").strip("-.") or "run"
+    write_app(folder, settings, name, options.publisher, flwr, {**RUN_CONFIG, "folder": root})
+    print(
+        f"{folder}: a Flower app, {cli.model.identity()['method']} with flow_pl {__version__} on flwr {flwr}. "
+        f"Start it by `flwr run {folder} SUPERLINK --stream`, see docs/deploy.md."
+    )
+
+
+def write_app(
+    folder: Path, settings: dict[str, Any], name: str, publisher: str, flwr: str, run_config: dict[str, Any]
+) -> None:
+    """Write the files of an app.
+
+    Args:
+        folder: of the app.
+        settings: configuration of the run.
+        name: of the app.
+        publisher: of the app.
+        flwr: version of Flower that it is written for.
+        run_config: what `flwr run --run-config` may change.
+    """
+    package = folder / PACKAGE
+    try:
+        package.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(f"{folder} cannot be made ({error}): choose another folder with --out.") from error
+    config = yaml.safe_dump(settings, sort_keys=False)
+    write_text(package / "__init__.py", '"""A run of flow_pl as a Flower app."""\n')
+    for side in ("server", "client"):
+        write_text(package / f"{side}_app.py", APP.format(side=side))
+    write_text(package / "config.yaml", f"# Made by `flow-pl deploy`; the configuration of the run.\n{config}")
+    write_text(folder / "LICENSE", LICENSE)
+    text = PYPROJECT.format(
+        name=name,
+        version="1.0.0",
+        description="A run of flow_pl as a Flower app",
+        publisher=publisher,
+        flow_pl=__version__,
+        flwr=flwr,
+        package=PACKAGE,
+        config="\n".join(f"{key} = {json.dumps(value)}" for key, value in run_config.items()),
+    )
+    write_text(folder / "pyproject.toml", text)
+
+
+LICENSE = """\
+SPDX-License-Identifier: Apache-2.0
+
+Licensed under the Apache License, Version 2.0; a copy is at https://www.apache.org/licenses/LICENSE-2.0
+"""
+
+
+def check_deployable(cli: FlowCLI) -> None:
+    """Refuse what the simulation makes up, and what is accounted for a population that is known.
+
+    Raises:
+        ConfigurationError: the run has such a setting.
+    """
+    model, data = cli.model, cli.datamodule
+    assert isinstance(model, FederatedModule)
+    reasons = {
+        "model.attack": (model.attack, "attackers are simulated"),
+        "model.compression": (model.compression, "tensors travel as they are"),
+        "model.privacy": (model.privacy, "its guarantee is for a known number of clients, and nodes come and go"),
+    }
+    for name, (value, why) in reasons.items():
+        if value is not None:
+            raise ConfigurationError(
+                f"{name} is {type(value).__name__}, which cannot be deployed, as {why}: leave it out."
+            )
+    if not data.availability.all_arrive:
+        raise ConfigurationError(
+            "data.dropout or data.deadline is set, which simulates nodes that fail: leave them out, real ones are "
+            "noticed, and the app's round-timeout is the deadline."
+        )
+    if str(cli.trainer.precision) != "32-true":
+        raise ConfigurationError(
+            f"trainer.precision is {cli.trainer.precision}, which cannot be deployed, as nodes compute in float32: "
+            "leave it out."
+        )

@@ -1,0 +1,205 @@
+"""What travels between the server and a node: tensors and numbers, and their checks on both sides.
+
+A message is a Flower `RecordDict`: an `ArrayRecord` of tensors in numpy's own format, which is read without unpickling,
+and a `MetricRecord` of numbers. Names stand in a `ConfigRecord`, and only in what a node says of itself.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
+from torch import Tensor
+
+from flow_pl.engine.training_statistics import TrainingStatistics
+from flow_pl.errors import FlowError, brief
+from flow_pl.utils.groups import Groups
+from flow_pl.version import __version__
+
+ARRAYS, NUMBERS, TEXTS = "arrays", "numbers", "texts"
+"""Keys of the records in a message."""
+
+HEADER = 4096
+"""Bytes that numpy's format may add to an array."""
+
+
+class MessageError(FlowError):
+    """A message that cannot be used."""
+
+
+def identity_number(identity: Mapping[str, str]) -> int:
+    """A number for the version of this package, the method and the backbone, which both sides must share."""
+    return zlib.crc32(repr([__version__, *sorted(identity.items())]).encode())
+
+
+def encode(arrays: Mapping[str, Tensor], numbers: Mapping[str, int | float | list[int]]) -> RecordDict:
+    """A message of tensors and numbers.
+
+    Args:
+        arrays: tensors by name.
+        numbers: numbers by name.
+    """
+    made = ArrayRecord({name: Array(tensor.detach().cpu().numpy()) for name, tensor in arrays.items()})
+    return RecordDict({ARRAYS: made, NUMBERS: MetricRecord(dict(numbers))})
+
+
+def array_bytes(content: RecordDict) -> int:
+    """Bytes of the tensors in a message."""
+    return sum(len(array.data) for record in content.array_records.values() for array in record.values())
+
+
+def decode_arrays(content: RecordDict, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a message.
+
+    Args:
+        content: the message.
+        expected: tensors whose names, shapes and types those of the message must have.
+
+    Returns:
+        Tensors by name, in the order of `expected`, on the CPU.
+
+    Raises:
+        MessageError: a tensor is missing, or one too many, or of another shape or type, or not finite.
+    """
+    record = content.array_records.get(ARRAYS, {})
+    others = [name for name in record if name not in expected]
+    if others:
+        raise MessageError(f"it has a tensor {brief(others[0])!r}, which the other side's model has not")
+    return {name: _decode(name, record.get(name), like) for name, like in expected.items()}
+
+
+def _decode(name: str, array: Any, like: Tensor) -> Tensor:
+    if array is None:
+        raise MessageError(f"the tensor {name} is missing")
+    shape, dtype = list(like.shape), str(like.dtype).removeprefix("torch.")
+    if list(array.shape) != shape or array.dtype != dtype:
+        raise MessageError(
+            f"the tensor {name} has shape {list(array.shape)} of {brief(array.dtype)}, expected {shape} of {dtype}"
+        )
+    tensor = _read(name, array, like.numel() * like.element_size())
+    if list(tensor.shape) != shape or tensor.dtype != like.dtype:
+        raise MessageError(
+            f"the tensor {name} holds shape {list(tensor.shape)} of {tensor.dtype}, expected {shape} of {dtype}"
+        )
+    if tensor.is_floating_point() and not tensor.isfinite().all():
+        raise MessageError(f"the tensor {name} is not finite")
+    return tensor
+
+
+def _read(name: str, array: Any, size: int) -> Tensor:
+    """An array's values; it is not read where it holds more bytes than it should."""
+    if len(array.data) > size + HEADER:
+        raise MessageError(f"the tensor {name} takes {len(array.data)} bytes, expected {size}")
+    try:
+        # numpy's format, with allow_pickle off
+        return torch.from_numpy(np.ascontiguousarray(array.numpy()).reshape(array.shape))
+    except (TypeError, ValueError, EOFError, OSError) as error:
+        raise MessageError(f"the tensor {name} cannot be read ({brief(error)})") from error
+
+
+def decode_counts(content: RecordDict, fields: Mapping[str, bool]) -> dict[str, Tensor]:
+    """The counts that an evaluation sends, each [1, ...] in float32.
+
+    Args:
+        content: the message.
+        fields: names of the counts that there may be; True for those that there must be.
+
+    Raises:
+        MessageError: one is missing, unknown, negative or not finite.
+    """
+    record = content.array_records.get(ARRAYS, {})
+    missing = [name for name, needed in fields.items() if needed and name not in record]
+    others = [name for name in record if name not in fields]
+    if missing or others:
+        raise MessageError(f"it has no count {missing[0]}" if missing else f"it has a count {brief(others[0])!r}")
+    counts = {}
+    for name, array in record.items():
+        shape = tuple(array.shape)
+        if len(shape) not in (1, 2) or shape[0] != 1 or any(n < 0 or n > HEADER for n in shape):
+            raise MessageError(f"the count {name} has shape {list(shape)}, expected one row")
+        counts[name] = _decode(name, array, torch.empty(shape))
+        if (counts[name] < 0).any():
+            raise MessageError(f"the count {name} is negative")
+    return counts
+
+
+def number(content: RecordDict, name: str, kind: type[int] | type[float] = int, least: float | None = None) -> Any:
+    """A number of a message.
+
+    Args:
+        content: the message.
+        name: of the number.
+        kind: of the number.
+        least: what it must be at least; None for any.
+
+    Raises:
+        MessageError: it is missing, of another kind, not finite or too small.
+    """
+    value = content.metric_records.get(NUMBERS, {}).get(name)
+    if type(value) is not kind or not np.isfinite(value) or (least is not None and value < least):
+        raise MessageError(f"{name} is {brief(value)}, expected {kind.__name__}" + (f" >= {least:g}" if least else ""))
+    return value
+
+
+def shape(content: RecordDict, name: str) -> tuple[int, ...]:
+    """A shape in a message, but for its first axis, which is that of a single example.
+
+    Raises:
+        MessageError: it is none.
+    """
+    value = content.metric_records.get(NUMBERS, {}).get(name)
+    if not isinstance(value, list) or len(value) > 8 or not all(type(n) is int and 0 < n < 2**31 for n in value):
+        raise MessageError(f"{name} is {brief(value)}, expected a shape")
+    return tuple(value[1:])
+
+
+def flat(groups: Groups) -> dict[str, Tensor]:
+    """Tensors of groups by name, as in "global/0.weight"."""
+    return {f"{group}/{key}": tensor for group, tensors in groups.items() for key, tensor in tensors.items()}
+
+
+def grouped(tensors: Mapping[str, Tensor]) -> Groups:
+    """What `flat` was made of."""
+    groups: Groups = {}
+    for name, tensor in tensors.items():
+        group, _, key = name.partition("/")
+        groups.setdefault(group, {})[key] = tensor
+    return groups
+
+
+class ReceivedStatistics(TrainingStatistics):
+    """What several nodes tell of their training, summed."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(device)
+        self._sums: dict[str, Tensor] = {}
+
+    def add(self, content: RecordDict, groups: tuple[str, ...]) -> None:
+        """Add what one node tells.
+
+        Args:
+            content: its message.
+            groups: names of the groups that move in training.
+
+        Raises:
+            MessageError: a number is missing or cannot be.
+        """
+        rows, examples = number(content, "rows", least=0), number(content, "examples", least=0)
+        sums = {
+            name: [number(content, f"loss_{name}", float), number(content, f"steps_{name}", float, 0)]
+            for name in groups
+        }
+        self.add_rows(rows, examples)
+        for name, values in sums.items():
+            added = torch.tensor(values, device=self.skipped.device)
+            self._sums[name] = self._sums[name] + added if name in self._sums else added
+
+    def losses(self, groups: tuple[str, ...]) -> Tensor:
+        """For each group the sum of its finite losses over clients and steps, and their number: [groups, 2]."""
+        nothing = self.skipped.new_zeros(2)
+        sums = [self._sums.get(name, nothing) for name in groups]
+        return torch.stack(sums) if sums else self.skipped.new_zeros(0, 2)

@@ -1,0 +1,227 @@
+"""A node: one client on the data that it owns, trained and evaluated by the loop that the simulation runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from flwr.app import ConfigRecord, RecordDict
+from torch import Tensor
+
+from flow_pl.checks import check_fit
+from flow_pl.configuration import read_settings
+from flow_pl.data.batch import Chunk, ClientBatch
+from flow_pl.data.dataset import ClientDataset
+from flow_pl.data.federation import Federation, Heldout
+from flow_pl.deploy.messages import TEXTS, MessageError, decode_arrays, encode, flat, identity_number, number
+from flow_pl.deploy.private_state import PrivateState
+from flow_pl.engine.server_round import server_groups
+from flow_pl.errors import ConfigurationError
+from flow_pl.evaluation.clients import evaluate_clients
+from flow_pl.methods.base import Phase
+from flow_pl.serving import instantiate
+from flow_pl.utils.groups import Groups
+from flow_pl.utils.validation import require_choice
+from flow_pl.version import __version__
+
+ROWS: tuple[Heldout, ...] = ("val", "test")
+"""Rows to evaluate on, by the number that the server sends."""
+
+STATE = "~/.local/state/flow_pl"
+"""Folder of what clients keep, where the node's configuration names none."""
+
+OWN = ("partition-id", "client", "state", "data-config")
+"""Keys of a node's configuration; others are settings of its data, as in `data.cache_dir`."""
+
+
+class Node:
+    """The client of a node.
+
+    Args:
+        config: file of the app, the configuration of a run.
+        node_config: of the SuperNode. "partition-id" is the client's number, which no other node has; "client" its name
+            in the data, where that holds several clients (default: the one whose index is the number); "data-config"
+            a YAML file whose section "data" takes the place of the app's; "state" the folder of what it keeps. Any
+            other key is a setting of the data, such as "data.cache_dir".
+
+    Raises:
+        ConfigurationError: a key is unknown, or the configuration cannot be used.
+        DataError: the data cannot be used.
+    """
+
+    def __init__(self, config: Path, node_config: Mapping[str, Any]) -> None:
+        given = node_config.get("partition-id")
+        if type(given) is not int or not 0 <= given < 2**31:
+            raise ConfigurationError(
+                f"partition-id of the node is {given!r}, expected the client's number, 0 or more: start the SuperNode "
+                "with --node-config 'partition-id=0'."
+            )
+        for key in node_config:
+            if not key.startswith("data."):
+                require_choice((*OWN, "data.<setting>"), **{"key of the node's configuration": key})
+        self.number = given
+        settings = read_settings(config)
+        own = node_config.get("data-config")
+        data = settings["data"] if own is None else _data_section(Path(str(own)).expanduser())
+        options = [f"--data.init_args.{k.removeprefix('data.')}={v}" for k, v in node_config.items() if k not in OWN]
+        self.module, self.data = instantiate({"model": settings["model"], "data": data}, *options)
+        self.data.prepare_data()
+        self.data.setup()
+        self.client = self._find(node_config.get("client"))
+        self._state = Path(str(node_config.get("state", STATE))).expanduser()
+        self.method, self.loop = self.module.method, self.module.loop
+        self.example = self.data.example()
+        label_shape = self.data.federation.store.label_shape
+        check_fit(self.method, self.loop.lay_out(self.example[None])[0], self.data.num_classes, label_shape)
+        self.module.eval()
+
+    def describe(self) -> RecordDict:
+        """What the server must know of the client: its number and name, sizes and shapes; none of its examples."""
+        federation, client = self.data.federation, self.client
+        described = encode(
+            {},
+            {
+                "client": self.number,
+                "train": int(federation.train_sizes[client]),
+                "val": int(federation.val_sizes[client]),
+                "test": int(federation.test_sizes[client]),
+                "classes": self.data.num_classes,
+                "feature_shape": [1, *self.example.shape[1:]],
+                "label_shape": [1, *federation.store.label_shape],
+                "tokens": int(not self.example.is_floating_point()),
+            },
+        )
+        described[TEXTS] = ConfigRecord(
+            {"name": self.data.client_name(client), "version": __version__, **self.module.identity()}
+        )
+        return described
+
+    def train(self, content: RecordDict) -> RecordDict:
+        """A round of the client.
+
+        Args:
+            content: the server's message.
+
+        Returns:
+            What the client sends: the difference of its groups to the server's, its weights, losses and counts.
+
+        Raises:
+            MessageError: the message cannot be used, or the client's update is not finite.
+            DataError: its data, or what it kept, cannot be used.
+        """
+        round_ = number(content, "round", least=0)
+        server, state, kept = self._receive(content)
+        method = self.method.in_round(round_)
+        update = self.loop.train_clients(method, server, self._batch(content, round_, None), None, kept)
+        if not update.finite():
+            raise MessageError("its update is not finite")
+        if method.private:
+            state.write(round_, update.kept, number(content, "taken", least=-1))
+        moved = moved_groups(method.phases)
+        losses = update.statistics.losses(moved).tolist()
+        numbers: dict[str, int | float] = {
+            "client": self.number,
+            "round": round_,
+            "rows": update.statistics.rows,
+            "examples": update.statistics.examples,
+        }
+        numbers |= {f"weight_{name}": float(weight[0]) for name, weight in update.weights.items()}
+        for name, (loss, steps) in zip(moved, losses, strict=True):
+            numbers |= {f"loss_{name}": loss, f"steps_{name}": steps}
+        difference = {name: {key: p[0] for key, p in group.items()} for name, group in update.difference.items()}
+        return encode(flat(difference), numbers)
+
+    def evaluate(self, content: RecordDict) -> RecordDict:
+        """Personalize the client and evaluate the server's model and its own.
+
+        Args:
+            content: the server's message.
+
+        Returns:
+            The counts of `ClientEvaluation`, each [1, ...].
+
+        Raises:
+            MessageError: the message cannot be used.
+            DataError: the client's data, or what it kept, cannot be used.
+        """
+        rows = number(content, "rows", least=0)
+        if rows >= len(ROWS):
+            raise MessageError(f"rows is {rows}, expected 0 or 1")
+        server, _, kept = self._receive(content)
+        batch = self._batch(content, -1, ROWS[rows])
+        evaluation = evaluate_clients(self.loop, self.method, server, batch, kept)
+        counts = {name: t for name, t in vars(evaluation).items() if isinstance(t, Tensor) and name != "client"}
+        return encode(counts, {"client": self.number})
+
+    def _receive(self, content: RecordDict) -> tuple[Groups, PrivateState, Groups | None]:
+        """The server's groups, and what the client kept."""
+        if number(content, "identity") != identity_number(self.module.identity()):
+            made = " on ".join(self.module.identity().values())
+            raise MessageError(
+                f"the server runs another version of flow_pl or another method than this node, which has flow_pl "
+                f"{__version__} with {made}: install the same version on both sides"
+            )
+        self.module.load_state_dict(decode_arrays(content, dict(self.module.state_dict())))
+        server = server_groups(self.method)
+        state = PrivateState(self._state, number(content, "run", least=0), self.number)
+        if not self.method.private:
+            return server, state, None
+        return server, state, state.read(number(content, "taken", least=-1), self.method.initial_state(server))
+
+    def _batch(self, content: RecordDict, round_: int, rows: Heldout | None) -> ClientBatch:
+        dataset = NodeDataset(
+            self.data.federation, number(content, "seed", least=0), self.number, rows, self.module.orders
+        )
+        batch = dataset[Chunk(round_, (self.client,))]
+        if batch.unusable:
+            raise MessageError(batch.unusable[0][1])
+        return replace(self.data.on_after_batch_transfer(batch, 0), client=torch.tensor([self.number]))
+
+    def _find(self, name: object) -> int:
+        """Index of the node's client in its data."""
+        names = [self.data.client_name(client) for client in range(len(self.data.federation.store))]
+        if name is None and len(names) == 1:
+            return 0
+        if name is None and self.number < len(names):
+            return self.number
+        if name in names:
+            return names.index(str(name))
+        asked = f"there is no client number {self.number}" if name is None else f"there is no client {name!r}"
+        raise ConfigurationError(
+            f"{asked} in the node's data, which has {len(names)} ({', '.join(map(repr, names[:3]))}, ...): name one of "
+            "them by the key client of --node-config."
+        )
+
+
+class NodeDataset(ClientDataset):
+    """The data of a node, whose client draws by its number in the run rather than by its index in its own store."""
+
+    def __init__(self, federation: Federation, seed: int, client: int, heldout: Heldout | None, orders: int) -> None:
+        super().__init__(federation, seed, heldout, orders)
+        self._client = client
+
+    def number(self, client: int) -> int:
+        """The number of the client in the run."""
+        return self._client
+
+
+def moved_groups(phases: tuple[Any, ...]) -> tuple[str, ...]:
+    """Names of the groups that move in training."""
+    steps = (step for phase in phases if isinstance(phase, Phase) for step in phase.steps)
+    return tuple(dict.fromkeys(step.moves for step in steps))
+
+
+def _data_section(path: Path) -> Any:
+    """The section "data" of a node's own YAML file."""
+    import yaml
+
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigurationError(f"the data-config {path} cannot be read ({error}).") from error
+    if not isinstance(settings, dict) or not isinstance(settings.get("data"), dict):
+        raise ConfigurationError(f"the data-config {path} has no section 'data': give one as in a run's configuration.")
+    return settings["data"]

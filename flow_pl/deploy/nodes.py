@@ -1,0 +1,208 @@
+"""The server's view of the nodes: who is there with which client, and messages to them."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+
+from flow_pl.deploy.messages import TEXTS, MessageError, number, shape
+from flow_pl.errors import FlowError, brief
+from flow_pl.version import __version__
+
+PAUSE = 0.5
+"""Seconds between two questions to the SuperLink."""
+
+Reply = RecordDict | str
+"""What a client has sent, or the reason why it is left out."""
+
+
+class NodeLeftOutWarning(UserWarning):
+    """A node takes no part in a run."""
+
+
+class NodesError(FlowError):
+    """There are not enough nodes."""
+
+
+@dataclass(frozen=True)
+class NodeClient:
+    """What a node says of its client.
+
+    Attributes:
+        node: Flower's number of the node.
+        name: of the client.
+        train: number of its training examples.
+        val: number of its validation examples.
+        test: number of its test examples.
+        classes: number of classes that its data has.
+        feature_shape: shape of an example, as a model gets it.
+        label_shape: shape of a label.
+        tokens: whether the features are integers.
+    """
+
+    node: int
+    name: str
+    train: int
+    val: int
+    test: int
+    classes: int
+    feature_shape: tuple[int, ...]
+    label_shape: tuple[int, ...]
+    tokens: bool
+
+    def fits(self, other: NodeClient) -> bool:
+        """Whether one model can be trained on both."""
+        return (self.feature_shape, self.label_shape, self.tokens) == (
+            other.feature_shape,
+            other.label_shape,
+            other.tokens,
+        )
+
+
+class Nodes:
+    """The nodes of a run.
+
+    Args:
+        grid: Flower's.
+        identity: class names of the method and the backbone.
+        timeout: seconds after which a reply is not waited for any more.
+        wait: seconds to wait in a round for as many nodes as its cohort has clients.
+        least: number of nodes below which the run stops.
+
+    Attributes:
+        clients: what is known of each client, by its number.
+    """
+
+    def __init__(self, grid: Grid, identity: Mapping[str, str], timeout: float, wait: float, least: int = 1) -> None:
+        self.clients: dict[int, NodeClient] = {}
+        self._grid = grid
+        self._identity = identity
+        self._timeout = timeout
+        self._wait = wait
+        self._least = least
+        self._known: set[int] = set()
+
+    def online(self, wanted: int, wait: float | None = None) -> list[int]:
+        """Clients whose node is connected, in ascending order; waits for as many as are wanted.
+
+        Args:
+            wanted: number of clients.
+            wait: seconds to wait for them; None for that of a round.
+
+        Raises:
+            NodesError: there are too few.
+        """
+        end = time.monotonic() + (self._wait if wait is None else wait)
+        while True:
+            nodes = set(self._grid.get_node_ids())
+            self._meet(sorted(nodes - self._known))
+            found = sorted(client for client, known in self.clients.items() if known.node in nodes)
+            if len(found) >= wanted:
+                return found
+            if time.monotonic() >= end:
+                break
+            time.sleep(PAUSE)
+        if len(found) < self._least:
+            raise NodesError(
+                f"{len(found)} nodes with a client are connected, expected at least {self._least}: start SuperNodes "
+                "with `flower-supernode --superlink ADDRESS --node-config 'partition-id=0'`, each with a number of "
+                "its own. The last checkpoint is intact, and ckpt-path goes on from it."
+            )
+        return found
+
+    def ask(self, kind: str, contents: Mapping[int, RecordDict]) -> dict[int, Reply]:
+        """Send a message to each of some clients and wait for the replies.
+
+        Args:
+            kind: "train" or "evaluate".
+            contents: messages by the number of the client.
+
+        Returns:
+            For each client its reply, or the reason why there is none.
+        """
+        nodes = {self.clients[client].node: client for client in contents}
+        replies = self._exchange(kind, {node: contents[client] for node, client in nodes.items()})
+        return {client: _checked(replies[node], client) for node, client in nodes.items()}
+
+    def _meet(self, nodes: list[int]) -> None:
+        """Ask nodes that are not known yet for their clients; one that cannot take part is left out by name."""
+        if not nodes:
+            return
+        for node, reply in self._exchange("query", {node: RecordDict() for node in nodes}).items():
+            self._known.add(node)
+            try:
+                if isinstance(reply, str):
+                    raise MessageError(reply)
+                client, known = self._described(node, reply)
+            except MessageError as error:
+                warnings.warn(f"node {node} is left out: {error}.", NodeLeftOutWarning, stacklevel=2)
+                continue
+            self.clients[client] = known
+
+    def _described(self, node: int, reply: RecordDict) -> tuple[int, NodeClient]:
+        texts = reply.config_records.get(TEXTS, {})
+        mine = {"version": __version__, **self._identity}
+        for key, value in mine.items():
+            if texts.get(key) != value:
+                raise MessageError(
+                    f"its {key} is {brief(texts.get(key))}, expected {value}: install the same version of flow_pl on "
+                    "both sides, and run one app"
+                )
+        client = number(reply, "client", least=0)
+        known = NodeClient(
+            node,
+            brief(texts.get("name")),
+            number(reply, "train", least=1),
+            number(reply, "val", least=0),
+            number(reply, "test", least=0),
+            number(reply, "classes", least=1),
+            shape(reply, "feature_shape"),
+            shape(reply, "label_shape"),
+            bool(number(reply, "tokens", least=0)),
+        )
+        other = next(iter(self.clients.values()), known)
+        if not known.fits(other):
+            raise MessageError(
+                f"its examples have shape {list(known.feature_shape)} and labels {list(known.label_shape)}, those of "
+                f"client '{other.name}' {list(other.feature_shape)} and {list(other.label_shape)}"
+            )
+        before = self.clients.get(client)
+        if before is not None and before.node in set(self._grid.get_node_ids()):
+            raise MessageError(f"its partition-id is {client}, which node {before.node} has: give it another one")
+        return client, known
+
+    def _exchange(self, kind: str, contents: Mapping[int, RecordDict]) -> dict[int, Reply]:
+        """Replies by node."""
+        late = f"no reply within {self._timeout:g} seconds"
+        replies: dict[int, Reply] = dict.fromkeys(contents, late)
+        messages = [Message(content, node, kind, ttl=self._timeout) for node, content in contents.items()]
+        sent = list(self._grid.push_messages(messages))
+        # a SuperLink answers in the order of the messages; nothing stands for one that it has not taken
+        waiting = {message: node for message, node in zip(sent, contents, strict=False) if message}
+        for node in contents.keys() - waiting.values():
+            replies[node] = "the SuperLink has not taken the message"
+        end = time.monotonic() + self._timeout
+        while waiting and time.monotonic() < end:
+            for reply in self._grid.pull_messages(list(waiting)):
+                asked = waiting.pop(reply.metadata.reply_to_message_id, None)
+                if asked is not None:
+                    replies[asked] = brief(reply.error.reason) if reply.has_error() else reply.content
+            if waiting:
+                time.sleep(PAUSE)
+        return replies
+
+
+def _checked(reply: Reply, client: int) -> Reply:
+    """A reply that is from the client it was asked of."""
+    if isinstance(reply, str):
+        return reply
+    try:
+        found = number(reply, "client", least=0)
+    except MessageError as error:
+        return str(error)
+    return reply if found == client else f"the reply is of client {found}"

@@ -1,0 +1,380 @@
+"""The server: a `FederatedModule` and a data module whose clients are nodes elsewhere."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from dataclasses import fields
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from flow_pl.data import FederatedDataModule
+from flow_pl.data.batch import Chunk, ClientBatch, Examples
+from flow_pl.data.datamodule import Loader
+from flow_pl.data.federation import Federation, Heldout, Ints, Population
+from flow_pl.data.sampler import CohortSampler
+from flow_pl.deploy.messages import (
+    MessageError,
+    ReceivedStatistics,
+    array_bytes,
+    decode_arrays,
+    decode_counts,
+    encode,
+    flat,
+    grouped,
+    identity_number,
+    number,
+)
+from flow_pl.deploy.node import ROWS, moved_groups
+from flow_pl.deploy.nodes import NodeClient, Nodes, NodesError, Reply
+from flow_pl.engine.client_states import ClientStates
+from flow_pl.engine.loop import ClientUpdate
+from flow_pl.engine.server_round import ServerRound, server_groups
+from flow_pl.evaluation.counts import ClientEvaluation, concatenate
+from flow_pl.methods.base import Method
+from flow_pl.module import FederatedModule, RejectedClientWarning
+from flow_pl.utils.groups import Groups
+
+EVERYONE = 2**31
+"""Size of a chunk that holds any cohort: all nodes of a round are asked at once."""
+
+
+class RemoteFederation:
+    """The clients of the nodes, as a `Federation` tells of those of a store; there are no rows here.
+
+    Args:
+        clients: what is known of each client, by its number.
+    """
+
+    def __init__(self, clients: dict[int, NodeClient]) -> None:
+        self.clients = clients
+        some = next(iter(clients.values()))
+        size = max(clients) + 1
+        classes = max(known.classes for known in clients.values())
+        self.train_sizes, self.val_sizes, self.test_sizes = (np.zeros(size, dtype=np.int32) for _ in range(3))
+        for client, known in clients.items():
+            self.train_sizes[client], self.val_sizes[client], self.test_sizes[client] = (
+                known.train,
+                known.val,
+                known.test,
+            )
+        self.seen: Ints = np.array(sorted(clients), dtype=np.int64)
+        self.new: Ints = np.zeros(0, dtype=np.int64)
+        self.validation: Ints = np.zeros(0, dtype=np.int64)
+        self.store = SimpleNamespace(
+            meta=SimpleNamespace(num_classes=classes, class_names=()), label_shape=some.label_shape, name=self.name
+        )
+
+    def name(self, client: int) -> str:
+        """Name of a client."""
+        return self.clients[client].name
+
+    def heldout_sizes(self, rows: Heldout) -> Ints:
+        """Number of rows that each client is evaluated on, by its number."""
+        return self.val_sizes if rows == "val" else self.test_sizes
+
+    def population(self, client: int) -> Population:
+        """All clients of the nodes are trained on."""
+        return "seen"
+
+
+class NodesData(FederatedDataModule):
+    """The clients of the nodes, in cohorts; the batches have no examples, which stay where they are.
+
+    Args:
+        source: data module of the configuration, for its settings; its data is not touched.
+        nodes: who is there.
+        start: seconds to wait in the beginning for as many nodes as the cohort has clients.
+    """
+
+    def __init__(self, source: FederatedDataModule, nodes: Nodes, start: float) -> None:
+        super().__init__(
+            cohort_size=source.cohort_size,
+            chunk_size=EVERYONE,
+            val_clients=source.val_clients,
+            seed=source.seed,
+            sampling=source.sampling,
+        )
+        self.nodes = nodes
+        self._source = source
+        self._start = start
+
+    def options(self) -> dict[str, Any]:
+        """None: nothing is stored."""
+        return {}
+
+    def clients(self) -> Iterator[Any]:
+        """None: they are on their nodes."""
+        return iter(())
+
+    def transform(self, x: Tensor) -> Tensor:
+        """Nothing: there are no examples."""
+        return x
+
+    def prepare_data(self) -> None:
+        """Nothing is to be prepared."""
+
+    def setup(self, stage: str | None = None) -> None:
+        """Wait for the nodes.
+
+        Args:
+            stage: fit, validate, test or predict; all are set up alike.
+
+        Raises:
+            NodesError: there are too few.
+        """
+        if self._federation is None:
+            found = self.nodes.online(self.cohort_size, self._start)
+            if len(found) < self.cohort_size:
+                warnings.warn(
+                    f"{len(found)} nodes are connected, and a cohort has {self.cohort_size} clients "
+                    "(data.cohort_size): rounds are made with those that are there.",
+                    stacklevel=2,
+                )
+            self.refresh()
+
+    def refresh(self) -> None:
+        """Take up the clients that are known now."""
+        if not self.nodes.clients:
+            raise NodesError("no node has a client that can take part: see what was said of each.")
+        self._federation = cast(Federation, RemoteFederation(dict(self.nodes.clients)))
+
+    def example(self) -> Tensor:
+        """A made-up example [1, ...] in the shape of the nodes', which stay where they are."""
+        some = next(iter(self.nodes.clients.values()))
+        if some.tokens:
+            return torch.zeros(1, *some.feature_shape, dtype=torch.int64)
+        return torch.rand(1, *some.feature_shape, generator=torch.Generator().manual_seed(0))
+
+    def _loader(
+        self, clients: Ints, heldout: Heldout | None, cohort_size: int | None = None, setting: str = "cohort_size"
+    ) -> Loader:
+        sampler = NodeSampler(self, clients, heldout, cohort_size)
+        return DataLoader(NodeBatches(), sampler=sampler, batch_size=None, generator=torch.Generator())
+
+
+class NodeSampler(CohortSampler):
+    """Draws a cohort among the clients whose nodes are connected when it begins.
+
+    Args:
+        data: of the nodes.
+        clients: numbers of the clients that are known.
+        heldout: rows to evaluate on; None in training.
+        cohort_size: number of clients to draw; None = all.
+    """
+
+    def __init__(self, data: NodesData, clients: Ints, heldout: Heldout | None, cohort_size: int | None) -> None:
+        wanted = len(clients) if cohort_size is None else cohort_size
+        super().__init__(
+            clients,
+            data.federation.train_sizes[clients],
+            cohort_size=min(wanted, len(clients)),
+            chunk_size=EVERYONE,
+            seed=data.run_seed,
+            training=heldout is None,
+            sampling=data.sampling if heldout is None else "fixed",
+        )
+        self._data = data
+        self._heldout = heldout
+        self._wanted = cohort_size
+
+    def __iter__(self) -> Iterator[Chunk]:
+        """Yield the cohort."""
+        known = len(self._data.nodes.clients) if self._wanted is None else self._wanted
+        clients = np.array(self._data.nodes.online(known), dtype=np.int64)
+        self._data.refresh()
+        federation = self._data.federation
+        if self._heldout is not None:
+            clients = clients[federation.heldout_sizes(self._heldout)[clients] > 0]
+        self._clients, self._sizes = clients, federation.train_sizes[clients]
+        self._cohort = self._room = len(clients) if self._wanted is None else min(self._wanted, len(clients))
+        return super().__iter__()
+
+
+class NodeBatches(Dataset[ClientBatch]):
+    """Chunks of clients without examples, which are on the nodes."""
+
+    def __getitem__(self, chunk: Chunk) -> ClientBatch:
+        """The clients of a chunk by number."""
+        c = len(chunk.clients)
+        none = torch.zeros(c, 0)
+        nothing = Examples(none, none.long(), none.bool(), (0,) * c)
+        clients = torch.tensor(chunk.clients, dtype=torch.int64)
+        order = torch.zeros(c, 1, 0, dtype=torch.int64)
+        return ClientBatch(clients, nothing, none.byte(), order, None, chunk.round, torch.zeros_like(clients))
+
+
+class RemoteModule(FederatedModule):
+    """A `FederatedModule` whose clients train and are evaluated on their nodes.
+
+    What clients of a stateful method keep stays on the nodes. The module remembers for each client the last round
+    whose update it has taken, and the nodes go on from there.
+    """
+
+    _taken: dict[int, int]
+    _run: int
+    _pending: list[int]
+    _bytes: list[int]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._taken = {}
+        self._run = int.from_bytes(os.urandom(7), "big")  # no stream of the run: two runs of one seed must differ
+        self._pending = []
+        self._bytes = [0, 0]
+
+    def _open_states(self, data: FederatedDataModule) -> None:
+        """Nothing is kept here."""
+
+    def _data_record(self) -> None:
+        """The rows are on the nodes."""
+
+    def on_train_epoch_start(self) -> None:
+        """Begin the round from nothing."""
+        super().on_train_epoch_start()
+        self._pending = []
+        self._bytes = [0, 0]
+
+    def _train(self, method: Method, server: Groups, scale: Tensor | None, piece: ClientBatch) -> ClientUpdate:
+        """Let the nodes train; clients without a reply that can be used are counted as left out."""
+        assert self._round is not None
+        replies = self._ask("train", piece.client.tolist(), round=piece.round)
+        expected = flat(dict(self._sent(method).items()))
+        moved = moved_groups(method.phases)
+        statistics = ReceivedStatistics(self.device)
+        clients, differences, weights = [], [], []
+        left_out: list[tuple[int, str]] = []
+        for client, reply in replies.items():
+            try:
+                content = _usable(reply)
+                if number(content, "round", least=0) != piece.round:
+                    raise MessageError("the reply is of another round")
+                difference = decode_arrays(content, expected)
+                weight = {name: self._weight(content, name, client) for name in method.shared}
+                statistics.add(content, moved)
+            except MessageError as error:
+                left_out.append((client, str(error)))
+                continue
+            self._bytes[1] += array_bytes(content)
+            clients.append(client)
+            differences.append(difference)
+            weights.append(weight)
+        self._round.reject(left_out)
+        self._pending += clients
+        stacked = {
+            name: torch.stack([d[name] for d in differences]).to(self.device)
+            if differences
+            else torch.zeros(0, *like.shape, device=self.device)
+            for name, like in expected.items()
+        }
+        return ClientUpdate(
+            torch.tensor(clients, dtype=torch.int64, device=self.device),
+            {name: {} for name in method.shared} | grouped(stacked),
+            {name: torch.tensor([w[name] for w in weights], device=self.device) for name in method.shared},
+            statistics,
+            {},
+        )
+
+    def _server_step(self, round_: ServerRound) -> None:
+        super()._server_step(round_)
+        # only now has the server taken them
+        self._taken |= dict.fromkeys(self._pending, self.current_epoch)
+        self.log_dict(
+            {
+                "train/tensor_bytes_down": torch.tensor(self._bytes[0], dtype=torch.float64),
+                "train/tensor_bytes_up": torch.tensor(self._bytes[1], dtype=torch.float64),
+            },
+            on_step=False,
+            on_epoch=True,
+            batch_size=1,
+        )
+
+    def validation_step(  # type: ignore[override]
+        self, batch: ClientBatch, batch_idx: int, dataloader_idx: int = 0
+    ) -> ClientEvaluation:
+        """Let the nodes personalize and evaluate their clients; those without a usable reply are left out by name.
+
+        Raises:
+            NodesError: none has replied.
+        """
+        rows = ROWS.index("test" if self.trainer.testing else "val")
+        fits = {field.name: field.default is not None for field in fields(ClientEvaluation) if field.name != "client"}
+        found: list[ClientEvaluation] = []
+        for client, reply in self._ask("evaluate", batch.client.tolist(), rows=rows).items():
+            try:
+                counts = decode_counts(_usable(reply), fits)
+                evaluation = ClientEvaluation(client=torch.tensor([client]), **counts).to(self.device)
+                if found and _layout(found[0]) != _layout(evaluation):
+                    raise MessageError("its counts are not those of the other clients")
+                found.append(evaluation)
+            except MessageError as error:
+                name = self._data.client_name(client)
+                warnings.warn(f"client '{name}' is not evaluated: {error}.", RejectedClientWarning, stacklevel=2)
+        if not found:
+            raise NodesError("no client could be evaluated: see what was said of each. The last checkpoint is intact.")
+        return concatenate(found)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note the round of each client that was taken last, beside what every checkpoint has."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["nodes"] = {"run": self._run, "taken": dict(self._taken)}
+        if self.method.private:
+            # a test elsewhere takes all clients for such that have not been sampled: what they keep is on their nodes
+            initial = self._initial_state(self.method, server_groups(self.method))
+            states = ClientStates(initial, 1, self.trainer.default_root_dir)
+            checkpoint["client_states"] = states.state_dict(str)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with the rounds that were taken, so that the nodes go on from the same states."""
+        super().on_load_checkpoint(checkpoint)
+        nodes = checkpoint.get("nodes")
+        if nodes is not None:
+            self._run = int(nodes["run"])
+            self._taken = {int(client): int(round_) for client, round_ in nodes["taken"].items()}
+
+    @property
+    def _data(self) -> NodesData:
+        return cast(NodesData, self.trainer.datamodule)  # type: ignore[attr-defined]
+
+    def _sent(self, method: Method) -> Groups:
+        """The server's parameters that clients send an update of."""
+        server, client = server_groups(method), method.start(server_groups(method))
+        return {name: {key: server[name][key] for key in client[source]} for name, source in method.shared.items()}
+
+    def _ask(self, kind: str, clients: list[int], **numbers: int) -> dict[int, Reply]:
+        """Send the server's model to some clients."""
+        state = dict(self.state_dict())
+        common = {
+            "seed": self._data.run_seed,
+            "identity": identity_number(self.identity()),
+            "run": self._run,
+            **numbers,
+        }
+        contents = {client: encode(state, {**common, "taken": self._taken.get(client, -1)}) for client in clients}
+        if kind == "train":
+            self._bytes[0] += sum(map(array_bytes, contents.values()))
+        return self._data.nodes.ask(kind, contents)
+
+    def _weight(self, content: Any, name: str, client: int) -> float:
+        """A client's weight in the server's mean, no more than its number of examples."""
+        weight: float = number(content, f"weight_{name}", float, 0)
+        most = self._data.nodes.clients[client].train if self.loop.weighting == "examples" else 1
+        if weight > most:
+            raise MessageError(f"its weight is {weight:g}, expected {most} at most")
+        return weight
+
+
+def _usable(reply: Reply) -> Any:
+    if isinstance(reply, str):
+        raise MessageError(reply)
+    return reply
+
+
+def _layout(evaluation: ClientEvaluation) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(t.shape[1:]) for name, t in vars(evaluation).items() if isinstance(t, Tensor)}

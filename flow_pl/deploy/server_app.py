@@ -1,0 +1,101 @@
+"""The server's side of the app: Flower's ServerApp around the command `fit`, with the nodes as its clients."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from flow_pl.cli import FlowCLI, run
+from flow_pl.deploy.nodes import Nodes
+from flow_pl.deploy.remote import NodesData, RemoteModule
+from flow_pl.utils.told import told
+
+RUN_CONFIG: dict[str, str | float | int | bool] = {
+    "folder": "",
+    "ckpt-path": "",
+    "start-timeout": 600.0,
+    "round-timeout": 600.0,
+    "wait": 60.0,
+    "min-nodes": 1,
+    "test": True,
+}
+"""What `flwr run --run-config` may change, with the defaults."""
+
+
+def make_server_app(config: Path) -> ServerApp:
+    """A ServerApp for a run.
+
+    Args:
+        config: file of the app, the configuration of the run.
+    """
+    app = ServerApp()
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        with told():
+            fit(config, grid, context.run_config)
+
+    return app
+
+
+def fit(config: Path, grid: Grid, run_config: Any) -> FlowCLI:
+    """Make the rounds of a run with the clients of the nodes.
+
+    Args:
+        config: the configuration of the run.
+        grid: Flower's, to the nodes.
+        run_config: settings by the names of `RUN_CONFIG`.
+
+    Returns:
+        The finished CLI.
+
+    Raises:
+        FlowError: there are not enough nodes, or the run cannot be made.
+    """
+    settings = {**RUN_CONFIG, **run_config}
+    args = ["fit", f"--config={config}", "--trainer.num_sanity_val_steps=0", "--trainer.devices=1"]
+    args += ["--trainer.enable_progress_bar=false"]
+    if settings["folder"]:
+        args.append(f"--trainer.default_root_dir={os.path.expanduser(str(settings['folder']))}")
+    if settings["ckpt-path"]:
+        args.append(f"--ckpt_path={settings['ckpt-path']}")
+    warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
+    return run(args, partial(DeployedCLI, grid, settings), RemoteModule)
+
+
+class DeployedCLI(FlowCLI):
+    """The command line of a run whose clients are nodes.
+
+    Args:
+        grid: Flower's, to the nodes.
+        settings: see `RUN_CONFIG`.
+        *args: as of `FlowCLI`.
+        **kwargs: as of `FlowCLI`.
+    """
+
+    def __init__(self, grid: Grid, settings: dict[str, Any], *args: Any, **kwargs: Any) -> None:
+        self._grid = grid
+        self._settings = settings
+        super().__init__(*args, **kwargs)
+
+    def before_fit(self) -> None:
+        """Put the nodes in the place of the data."""
+        nodes = Nodes(
+            self._grid,
+            self.model.identity(),
+            float(self._settings["round-timeout"]),
+            float(self._settings["wait"]),
+            int(self._settings["min-nodes"]),
+        )
+        self.datamodule = NodesData(self.datamodule, nodes, float(self._settings["start-timeout"]))
+
+    def after_fit(self) -> None:
+        """Evaluate the clients on their test rows, with what they keep by now."""
+        if self._settings["test"] and not self.trainer.interrupted:
+            self.trainer.test(self.model, datamodule=self.datamodule)
