@@ -128,6 +128,8 @@ def _is_budget(key: str, value: Any) -> bool:
     """Whether an argument of a method says how much or how fast it trains, beyond what the loop says for all."""
     if key.endswith("lr_scale"):
         return bool(value != 1)
+    if key.endswith("rounds"):
+        return bool(value)
     return key.endswith(("epochs", "steps", "lr")) and value is not None
 
 

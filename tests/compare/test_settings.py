@@ -107,6 +107,13 @@ def test_what_only_some_methods_train_with_is_told():
     assert told["fedavg"] == "personal_epochs 1, local_epochs 1"
 
 
+def test_rounds_that_are_another_methods_are_told():
+    """LG-FedAvg's first rounds, where it has any, are FedAvg's."""
+    for rounds, said in ((0, ""), (2, "pretrain_rounds 2")):
+        options = ["--model.method=LGFedAvg", f"--model.method.pretrain_rounds={rounds}"]
+        assert budgets({"lg_fedavg": resolve([FEDAVG], options)}) == {"lg_fedavg": said}
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
