@@ -46,7 +46,8 @@ def report(args: Sequence[str]) -> None:
     words += [] if options.ckpt_path is None else [f"--ckpt_path={options.ckpt_path}"]
     cli = run([*words, *overrides])
     if cli.trainer.is_global_zero:
-        page = next(callback.path for callback in cli.trainer.callbacks if isinstance(callback, RoutingReport))
+        callbacks = cli.trainer.callbacks  # type: ignore[attr-defined]
+        page = next(callback.path for callback in callbacks if isinstance(callback, RoutingReport))
         print(f"report: {options.run / page}")
 
 
