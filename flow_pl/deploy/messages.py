@@ -65,7 +65,7 @@ def decode_arrays(content: RecordDict, expected: Mapping[str, Tensor]) -> dict[s
     Raises:
         MessageError: a tensor is missing, or one too many, or of another shape or type, or not finite.
     """
-    record = content.array_records.get(ARRAYS, {})
+    record = content.array_records.get(ARRAYS) or ArrayRecord()
     others = [name for name in record if name not in expected]
     if others:
         raise MessageError(f"it has a tensor {brief(others[0])!r}, which the other side's model has not")
@@ -111,7 +111,7 @@ def decode_counts(content: RecordDict, fields: Mapping[str, bool]) -> dict[str, 
     Raises:
         MessageError: one is missing, unknown, negative or not finite.
     """
-    record = content.array_records.get(ARRAYS, {})
+    record = content.array_records.get(ARRAYS) or ArrayRecord()
     missing = [name for name, needed in fields.items() if needed and name not in record]
     others = [name for name in record if name not in fields]
     if missing or others:
@@ -139,7 +139,7 @@ def number(content: RecordDict, name: str, kind: type[int] | type[float] = int, 
     Raises:
         MessageError: it is missing, of another kind, not finite or too small.
     """
-    value = content.metric_records.get(NUMBERS, {}).get(name)
+    value = (content.metric_records.get(NUMBERS) or MetricRecord()).get(name)
     if type(value) is not kind or not np.isfinite(value) or (least is not None and value < least):
         raise MessageError(f"{name} is {brief(value)}, expected {kind.__name__}" + (f" >= {least:g}" if least else ""))
     return value
@@ -151,7 +151,7 @@ def shape(content: RecordDict, name: str) -> tuple[int, ...]:
     Raises:
         MessageError: it is none.
     """
-    value = content.metric_records.get(NUMBERS, {}).get(name)
+    value = (content.metric_records.get(NUMBERS) or MetricRecord()).get(name)
     if not isinstance(value, list) or len(value) > 8 or not all(type(n) is int and 0 < n < 2**31 for n in value):
         raise MessageError(f"{name} is {brief(value)}, expected a shape")
     return tuple(value[1:])

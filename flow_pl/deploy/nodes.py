@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from flwr.app import Message, RecordDict
+from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from flow_pl.deploy.messages import TEXTS, MessageError, number, shape
@@ -145,7 +145,7 @@ class Nodes:
             self.clients[client] = known
 
     def _described(self, node: int, reply: RecordDict) -> tuple[int, NodeClient]:
-        texts = reply.config_records.get(TEXTS, {})
+        texts = reply.config_records.get(TEXTS) or ConfigRecord()
         mine = {"version": __version__, **self._identity}
         for key, value in mine.items():
             if texts.get(key) != value:
