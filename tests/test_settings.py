@@ -205,7 +205,7 @@ def test_the_walk_meets_all_kinds_of_classes():
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("model.method.epsilon", ".nan", "epsilon is nan, expected a number greater than 0"),
+        ("model.method.router_lr_scale", ".nan", "router_lr_scale is nan, expected a number greater than 0"),
         ("model.method.router.dropout", "1.5", "dropout is 1.5, expected a share"),
         ("model.backbone.hidden", "[5, 0]", "hidden[1] is 0, expected a whole number of 1 or more"),
         ("model.loop.batch_size", "0", "batch_size is 0, expected a whole number of 1 or more"),

@@ -25,7 +25,6 @@ class Flow(Method):
 
     Args:
         regularization: weight of the routing regulariser (lambda); 0 for none.
-        epsilon: floor in the regulariser's logarithm (published: 1e-6).
         encourage: which way the regulariser pushes. "local" keeps the router from collapsing onto the better
             trained global path; "global" suits a router trained on data that the local model has seen.
         split: which data train what. "parts" (published): one half trains the local model, the other the router and
@@ -35,8 +34,6 @@ class Flow(Method):
         routing: how the personalized model mixes in evaluation: "hard" takes the more probable way, "soft" mixes by
             the probabilities, as in training.
         route_by: "instance", or "client" for one way per client: the router sees the mean of its features.
-        train_local: "own" path of the local model (published), or "routed": it learns through the personalized model,
-            in which w_g and the router stand still, and so becomes what the mixture lacks.
         train_global: "own" path of w_g, or "routed": w_g learns through the personalized model.
         adapt_router: whether the router takes its steps when a client is personalized.
         router: makes the router from the routed blocks; by default a SequenceRouter for recurrent blocks, and an
@@ -52,12 +49,10 @@ class Flow(Method):
     def __init__(
         self,
         regularization: float = 0.1,
-        epsilon: float = 1e-6,
         encourage: Literal["local", "global"] = "global",
         split: Literal["parts", "none", "cross"] = "none",
         routing: Literal["hard", "soft"] = "soft",
         route_by: Literal["instance", "client"] = "instance",
-        train_local: Literal["own", "routed"] = "own",
         train_global: Literal["own", "routed"] = "own",
         adapt_router: bool = True,
         router: Callable[[Sequence[nn.Module]], Router] = fitting_router,
@@ -65,20 +60,18 @@ class Flow(Method):
         personal_lr_scale: float = 1.0,
     ) -> None:
         super().__init__(personal_lr_scale)
-        require_positive(epsilon=epsilon, router_lr_scale=router_lr_scale)
+        require_positive(router_lr_scale=router_lr_scale)
         require_at_least_zero(regularization=regularization)
         require_choice(("local", "global"), encourage=encourage)
         require_choice(("parts", "none", "cross"), split=split)
         require_choice(("hard", "soft"), routing=routing)
         require_choice(("instance", "client"), route_by=route_by)
-        require_choice(("own", "routed"), train_local=train_local, train_global=train_global)
+        require_choice(("own", "routed"), train_global=train_global)
         self.regularization = regularization
-        self.epsilon = epsilon
         self.encourage: Literal["local", "global"] = encourage
         self.split = split
         self.routing = routing
         self.route_by = route_by
-        self.train_local = train_local
         self.train_global = train_global
         self.adapt_router = adapt_router
         self.make_router = router
@@ -186,14 +179,13 @@ class Flow(Method):
         return ("all", "all") if self.split == "none" else ("local", "global")
 
     def _local_step(self, group: str) -> Step:
-        """A step of a local model, on its own path or through the mixture."""
-        step = self.train_step(group) if self.train_local == "own" else self._routed_step(group, group)
-        return self.personal_step(step)
+        """A step of a local model on its own path."""
+        return self.personal_step(self.train_step(group))
 
-    def _routed_step(self, moves: str, local: str | None = None) -> Step:
+    def _routed_step(self, moves: str) -> Step:
         """A step on f(w_p), soft routing, with a local model; for the router with its regulariser."""
         # Fixed when the method is bound: a traced step could not follow a change.
-        opponent, epsilon, encourage = local or self._opponent, self.epsilon, self.encourage
+        opponent, encourage = self._opponent, self.encourage
         regularization = self.regularization if moves == "router" else 0.0
 
         def loss(groups: Groups, minibatch: Minibatch) -> Tensor:
@@ -205,7 +197,7 @@ class Flow(Method):
             counted = self.objective.counted(minibatch.y, minibatch.mask)
             # per token where blocks are routed per token, else per instance
             weight = counted if counted.shape == q.shape[:-2] else minibatch.mask
-            regularizer = routing_regularizer(q, weight, epsilon, encourage)
+            regularizer = routing_regularizer(q, weight, encourage=encourage)
             return task + regularization * regularizer
 
         return Step(moves, loss, self.router_lr_scale if moves == "router" else 1.0)

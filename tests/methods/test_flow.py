@@ -70,7 +70,7 @@ def reference_client(method, batch, client, epochs, train_global=True):
 @pytest.mark.parametrize("client", [0, 1, 2])
 def test_client_equals_the_published_algorithm(client):
     """What a client sends after two epochs; the last client has a single example, which is in both parts."""
-    method = bound(PublishedFlow(regularization=LAMBDA, epsilon=EPSILON, router=small_router))
+    method = bound(PublishedFlow(regularization=LAMBDA, router=small_router))
     batch = chunk((11, 6, 1))
     server = server_groups(method)
     update = loop(weighting="uniform").train_clients(method, server, select(batch, [client]))
@@ -84,7 +84,7 @@ def test_client_equals_the_published_algorithm(client):
 @pytest.mark.parametrize("routing", ["hard", "soft"])
 def test_personalized_model_equals_the_published_one(routing):
     """w_l and the router trained, w_g as it came; then hard or soft routing on the held-out examples."""
-    method = bound(PublishedFlow(regularization=LAMBDA, epsilon=EPSILON, routing=routing, router=small_router))
+    method = bound(PublishedFlow(regularization=LAMBDA, routing=routing, router=small_router))
     batch = chunk((11, 6), heldout=40)
     evaluated = evaluate_clients(loop(), method, server_groups(method), batch)
     for client in range(2):
@@ -202,7 +202,6 @@ def test_router_learning_rate_is_scaled():
     ("settings", "message"),
     [
         ({"regularization": -0.1}, "regularization is -0.1"),
-        ({"epsilon": 0.0}, "epsilon is 0.0"),
         ({"router_lr_scale": 0.0}, "router_lr_scale is 0.0"),
     ],
 )
@@ -215,22 +214,12 @@ def small_steps(params):
     return torch.optim.SGD(params, lr=0.03, momentum=0.9, weight_decay=0.01)
 
 
-@pytest.mark.parametrize("train_local", ["own", "routed"])
-def test_the_local_model_takes_steps_of_its_own_size_alone_or_through_the_mixture(train_local):
-    method = bound(Flow(router=small_router, adapt_router=False, train_local=train_local, personal_lr_scale=0.3))
+def test_the_local_model_takes_steps_of_its_own_size():
+    method = bound(Flow(router=small_router, adapt_router=False, personal_lr_scale=0.3))
     batch = chunk((11, 6))
     groups, _ = loop().run(method, server_groups(method), batch, training=False)
-    w_g, router = method.modules["global"], method.modules["router"]
+    w_g = method.modules["global"]
     for client in range(2):
-        if train_local == "own":
-            w_l = train_alone(copy.deepcopy(w_g), batch, client, 2, 4, optimizer=small_steps)
-        else:
-            w_l = copy.deepcopy(w_g)
-            move = small_steps(list(w_l.parameters()))
-            for rows in minibatches(batch, client, 2, 4):
-                outputs, _ = routed((w_g, w_l), router, batch.train.x[client, rows])
-                move.zero_grad()
-                F.cross_entropy(outputs, batch.train.y[client, rows]).backward()
-                move.step()
+        w_l = train_alone(copy.deepcopy(w_g), batch, client, 2, 4, optimizer=small_steps)
         for name, p in w_l.named_parameters():
             torch.testing.assert_close(groups.groups["local"][name][client], p.data, atol=1e-5, rtol=1e-4)

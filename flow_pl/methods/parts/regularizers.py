@@ -19,7 +19,7 @@ def half_squared_distance(a: Parameters, b: Parameters) -> Tensor:
 
 
 def routing_regularizer(
-    q: Tensor, mask: Tensor, epsilon: float, encourage: Literal["local", "global"] = "local"
+    q: Tensor, mask: Tensor, epsilon: float = 1e-6, encourage: Literal["local", "global"] = "local"
 ) -> Tensor:
     """Mean over real instances (tokens, in sequences) and routed blocks of -log(q^2 + eps).
 
