@@ -55,7 +55,7 @@ FROM_ZERO |= {"pretrain_rounds", "trace_after"}
 EMPTY = {"MLP.hidden", "NextToken.special_tokens"}
 """Lists that may be empty: a linear model, no second accuracy."""
 
-POSITIVE = {"dirichlet_alpha", "epsilon", "global_lr_scale", "max_grad_norm", "personal_lr_scale"}
+POSITIVE = {"dirichlet_alpha", "global_lr_scale", "max_grad_norm", "personal_lr_scale"}
 POSITIVE |= {"router_lr", "router_lr_scale", "strategy_lr_scale", "temperature", "PFedMe.regularization", "weight_lr"}
 AT_LEAST_ZERO = {"Ditto.regularization", "Flow.regularization", "PerFedAvg.alpha", "SyntheticData.alpha", "beta"}
 AT_LEAST_ZERO |= {
