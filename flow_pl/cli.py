@@ -284,9 +284,7 @@ def run(
         seed_everything_default=0,
         auto_configure_optimizers=False,
         load_from_checkpoint_support=False,
-        parser_class=partial(  # type: ignore[arg-type]  # anything that makes one will do
-            FlowParser, roots={"trainer": Trainer, "model": module, "data": FederatedDataModule}
-        ),
+        parser_class=partial(FlowParser, roots={"trainer": Trainer, "model": module, "data": FederatedDataModule}),
         parser_kwargs={"prog": "flow-pl", "version": __version__, "description": DESCRIPTION},
         trainer_defaults={
             # personalization takes gradients in validation and test

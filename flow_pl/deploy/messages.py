@@ -154,7 +154,7 @@ def shape(content: RecordDict, name: str) -> tuple[int, ...]:
     value = (content.metric_records.get(NUMBERS) or MetricRecord()).get(name)
     if not isinstance(value, list) or len(value) > 8 or not all(type(n) is int and 0 < n < 2**31 for n in value):
         raise MessageError(f"{name} is {brief(value)}, expected a shape")
-    return tuple(value[1:])
+    return tuple(int(n) for n in value[1:])
 
 
 def flat(groups: Groups) -> dict[str, Tensor]:

@@ -1,5 +1,7 @@
 """Real SuperLink and SuperNodes on this machine: the rounds are those of the simulation of the same clients."""
 
+import time
+
 import pytest
 import torch
 
@@ -34,8 +36,8 @@ def test_three_rounds_over_a_network_equal_the_simulation(tmp_path, monkeypatch)
         network.start_node(1)
         for method in METHODS:  # one after the other: a node answers one message at a time
             folder = tmp_path / "deployed" / method
-            network.run(tmp_path / method, folder=str(folder), round_timeout=100.0, test=False)
-            wait_for_rounds(folder / "checkpoints" / "last.ckpt", 3, 200, network)
+            network.run(tmp_path / method, folder=str(folder), round_timeout=300.0, test=False)
+            wait_for_rounds(folder / "checkpoints" / "last.ckpt", 3, 400, network)
     for method in METHODS:
         deployed, simulated = (
             torch.load(tmp_path / kind / method / "checkpoints" / "last.ckpt", weights_only=True)
@@ -55,8 +57,6 @@ def test_three_rounds_over_a_network_equal_the_simulation(tmp_path, monkeypatch)
 
 
 def wait_for_rounds(path, rounds, seconds, network):
-    import time
-
     end = time.monotonic() + seconds
     while True:
         wait_for_file(path, end - time.monotonic(), network)

@@ -19,7 +19,7 @@ from flow_pl.deploy.messages import ARRAYS, NUMBERS, TEXTS, MessageError, decode
 from flow_pl.deploy.node import Node
 from flow_pl.deploy.nodes import NodeLeftOutWarning, NodesError
 from flow_pl.deploy.private_state import PrivateState
-from flow_pl.deploy.server_app import fit
+from flow_pl.deploy.server_app import RUN_CONFIG, fit
 from flow_pl.engine.server_round import DivergenceError
 from flow_pl.errors import ConfigurationError, DataError
 from flow_pl.module import RejectedClientWarning
@@ -181,8 +181,7 @@ def test_a_resumed_run_equals_one_that_was_never_broken_off(start, tmp_path):
         run_fit(grid, tmp_path, folder=str(tmp_path / "broken"))
     grid.made.clear()  # the nodes have been started again
     grid.spoil = lambda client, kind, round_, reply: reply
-    last = str(tmp_path / "broken" / "checkpoints" / "last.ckpt")
-    resumed = run_fit(grid, tmp_path, folder=str(tmp_path / "broken"), **{"ckpt-path": last}).model.state_dict()
+    resumed = run_fit(grid, tmp_path, folder=str(tmp_path / "broken"), **{"ckpt-path": "last"}).model.state_dict()
     for name, tensor in whole.items():
         assert torch.equal(resumed[name], tensor), name
 
@@ -285,6 +284,20 @@ def test_tensors_arrive_as_they_were_sent():
     received = decode_arrays(encode(sent, {}), sent)
     assert list(received) == list(sent)
     assert all(torch.equal(received[name], sent[name]) and received[name].dtype == sent[name].dtype for name in sent)
+
+
+def test_an_app_replaces_no_files(tmp_path):
+    (tmp_path / "mine.txt").write_text("kept")
+    with pytest.raises(ConfigurationError, match="is there already and not empty"):
+        deploy(["-c", "task/digits", "-c", "method/fedavg", "--out", str(tmp_path)])
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_what_flwr_run_may_change_is_in_the_app(start):
+    app = start("fedavg").config.parents[1]
+    flwr = pytest.importorskip("tomllib").loads((app / "pyproject.toml").read_text())["tool"]["flwr"]["app"]
+    assert flwr["config"] == {**RUN_CONFIG, "folder": flwr["config"]["folder"]}
+    assert "Apache-2.0" in (app / "LICENSE").read_text()
 
 
 @pytest.mark.parametrize(
