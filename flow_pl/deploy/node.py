@@ -114,6 +114,7 @@ class Node:
         """
         round_ = number(content, "round", least=0)
         server, state, kept = self._receive(content)
+        self.method.cohort_share = number(content, "cohort_share", float, least=0)  # a node does not know the others
         method = self.method.in_round(round_)
         update = self.loop.train_clients(method, server, self._batch(content, round_, None), None, kept)
         if not update.finite():

@@ -354,6 +354,7 @@ class RemoteModule(FederatedModule):
             "seed": self._data.run_seed,
             "identity": identity_number(self.identity()),
             "run": self._run,
+            "cohort_share": float(self.method.cohort_share),
             **numbers,
         }
         contents = {client: encode(state, {**common, "taken": self._taken.get(client, -1)}) for client in clients}

@@ -186,6 +186,14 @@ def test_a_resumed_run_equals_one_that_was_never_broken_off(start, tmp_path):
         assert torch.equal(resumed[name], tensor), name
 
 
+def test_the_server_tells_the_nodes_what_share_of_them_is_in_a_cohort(start, tmp_path):
+    grid = start("scaffold", "--data.init_args.cohort_size=1", "--trainer.max_epochs=1")
+    method = run_fit(grid, tmp_path).model.method
+    assert method.cohort_share == pytest.approx(1 / 3)
+    (node,) = [node for client, node in grid.made.items() if ("train", client, 0) in grid.asked]
+    assert node.method.cohort_share == method.cohort_share
+
+
 @pytest.mark.slow
 def test_nodes_are_evaluated_on_their_own_rows(start, tmp_path):
     grid = start("flow")
@@ -229,6 +237,7 @@ def server_message(node, **numbers):
     from flow_pl.deploy.messages import identity_number
 
     common = {"seed": 0, "identity": identity_number(node.module.identity()), "run": 1, "taken": -1, "round": 0}
+    common["cohort_share"] = 1.0
     return encode(dict(node.module.state_dict()), {**common, **numbers})
 
 
