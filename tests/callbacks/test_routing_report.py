@@ -81,7 +81,7 @@ def test_a_run_on_pictures_has_everything(pictures):
     names += ["route_clients", "route_agreement", "route_classes", "instances_local", "instances_global"]
     assert figure_names(folder) == set(names)
     assert page.count('src="data:image/png;base64,') == len(names)
-    assert re.findall(r'<section id="(\w+)"', page) == ["results", "rounds", "clients", "routes", "instances"]
+    assert re.findall(r'<section id="(\w+)"', page) == ["rounds", "results", "clients", "routes", "instances"]
     value = 100 * float(cli.trainer.callback_metrics["test/seen/personalized_accuracy_client_gini"])
     assert f"<td>{value:.2f}</td>" in page
     assert not list((folder / "run").rglob("*.part"))
@@ -174,7 +174,7 @@ def test_two_processes_write_the_page_of_one(tmp_path):
 def test_a_method_without_routes_has_its_clients_alone(tmp_path):
     model = {"method": {"class_path": "FineTuning", "init_args": {}}}
     _, page = reported(tmp_path, model={**yaml.safe_load(TINY.format(root=tmp_path))["model"], **model})
-    assert re.findall(r'<section id="(\w+)"', page) == ["results", "rounds", "clients"]
+    assert re.findall(r'<section id="(\w+)"', page) == ["rounds", "results", "clients"]
     assert figure_names(tmp_path) == {"curves", "gains", "clients", "ranks", "sizes"}
 
 

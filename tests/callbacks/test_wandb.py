@@ -60,7 +60,7 @@ def test_config_rounds_table_and_images(command, tmp_path):
     assert fit.config["seed_everything"] == 1
     assert fit.config["trainer"]["max_epochs"] == 2
     assert fit.config["data"]["init_args"]["cohort_size"] == 3
-    assert fit.config["model"]["method"]["init_args"]["epsilon"] == 1e-06
+    assert fit.config["model"]["method"]["init_args"]["router_lr_scale"] == 1.0
     assert fit.config["model"]["server_optimizer"]["init_args"]["lr"] == 1.0
     assert "__path__" not in json.dumps(fit.config)
 

@@ -96,7 +96,7 @@ def test_awkward_values(start, tmp_path):
     config.write_text(TINY.format(root=tmp_path))
     drawn = {
         "model.method.regularization": 1e-05,
-        "model.method.init_args.epsilon": 2e-10,
+        "model.method.init_args.router_lr_scale": 2e-10,
         "model.loop.client_optimizer.lr": 1e-05,
         "model.method.router.hidden": [6, 4],
         "model.method.router.dropout": 0,
@@ -109,7 +109,7 @@ def test_awkward_values(start, tmp_path):
     assert {"--model.method.regularization=1e-05", "--model.method.router.hidden=[6, 4]"} < set(command)
     cli = run(arguments(command))
     method = cli.model.method
-    assert (method.regularization, method.epsilon, method.adapt_router, method.split) == (1e-05, 2e-10, False, "cross")
+    assert (method.regularization, method.router_lr_scale, method.adapt_router, method.split) == (1e-05, 2e-10, False, "cross")
     assert [layer.out_features for layer in cli.model.server["router"].exits.layers] == [6, 4]
     assert cli.model.loop.client_optimizer([torch.zeros(1)]).defaults["lr"] == 1e-05
     settings = cli.config["fit"].as_dict()
