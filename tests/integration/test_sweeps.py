@@ -109,7 +109,12 @@ def test_awkward_values(start, tmp_path):
     assert {"--model.method.regularization=1e-05", "--model.method.router.hidden=[6, 4]"} < set(command)
     cli = run(arguments(command))
     method = cli.model.method
-    assert (method.regularization, method.router_lr_scale, method.adapt_router, method.split) == (1e-05, 2e-10, False, "cross")
+    assert (method.regularization, method.router_lr_scale, method.adapt_router, method.split) == (
+        1e-05,
+        2e-10,
+        False,
+        "cross",
+    )
     assert [layer.out_features for layer in cli.model.server["router"].exits.layers] == [6, 4]
     assert cli.model.loop.client_optimizer([torch.zeros(1)]).defaults["lr"] == 1e-05
     settings = cli.config["fit"].as_dict()
