@@ -12,9 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15, as int64
-FIRST = -4658895280553007687  # 0xBF58476D1CE4E5B9
-SECOND = -7723592293110705685  # 0x94D049BB133111EB
+from flow_pl.utils.counter_rng import GOLDEN, shift_right, splitmix64
 
 
 def client_keys(client: Tensor, seed: int, round_: int, purpose: int) -> Tensor:
@@ -31,8 +29,8 @@ def client_keys(client: Tensor, seed: int, round_: int, purpose: int) -> Tensor:
     """
     key = torch.zeros_like(client)
     for number in (seed % 2**63, round_, purpose):
-        key = _mix(key + GOLDEN + number)
-    return _mix(key + GOLDEN + client)
+        key = splitmix64(key + GOLDEN + number)
+    return splitmix64(key + GOLDEN + client)
 
 
 def uniform(keys: Tensor, size: int, first: int = 0) -> Tensor:
@@ -47,8 +45,8 @@ def uniform(keys: Tensor, size: int, first: int = 0) -> Tensor:
         [C, size] float32, multiples of 2^-24.
     """
     positions = torch.arange(first + 1, first + size + 1, device=keys.device) * GOLDEN
-    bits = _mix(keys[:, None] + positions)
-    return _shifted(bits, 40).to(torch.float32) * 2.0**-24
+    bits = splitmix64(keys[:, None] + positions)
+    return shift_right(bits, 40, 64).to(torch.float32) * 2.0**-24
 
 
 def normal(keys: Tensor, size: int) -> Tensor:
@@ -57,14 +55,3 @@ def normal(keys: Tensor, size: int) -> Tensor:
     radius = (-2 * (1 - uniform(keys, half)).log()).sqrt()  # 1 - u is never 0
     angle = 2 * math.pi * uniform(keys, half, half)
     return torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)[:, :size]
-
-
-def _mix(x: Tensor) -> Tensor:
-    x = (x ^ _shifted(x, 30)) * FIRST
-    x = (x ^ _shifted(x, 27)) * SECOND
-    return x ^ _shifted(x, 31)
-
-
-def _shifted(x: Tensor, bits: int) -> Tensor:
-    """The logical shift to the right, where torch's keeps the sign."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)

@@ -15,9 +15,31 @@ from torch import Tensor
 
 BITS = 32
 
-_GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # the golden ratio in 64 bits, as whole numbers with a sign
+GOLDEN = 0x9E3779B97F4A7C15 - 2**64
+"""The golden ratio in 64 bits, as int64: the distance between the counters of SplitMix64."""
+
 _STEPS = 2**32
 """Room for the steps of a phase in the counter that a key is made of."""
+
+
+def splitmix64(x: Tensor) -> Tensor:
+    """The finalizer of SplitMix64 (Steele et al., OOPSLA 2014): a bijection of 64 bits.
+
+    Args:
+        x: int64, of any shape.
+
+    Returns:
+        int64, in the shape of `x`.
+    """
+    x = shift_right(x, 30, 64).bitwise_xor_(x).mul_(0xBF58476D1CE4E5B9 - 2**64)
+    x = shift_right(x, 27, 64).bitwise_xor_(x).mul_(0x94D049BB133111EB - 2**64)
+    return shift_right(x, 31, 64).bitwise_xor_(x)
+
+
+def shift_right(x: Tensor, by: int, bits: int) -> Tensor:
+    """The logical shift to the right of whole numbers of so many bits, where torch's keeps the sign."""
+    shifted: Tensor = (x >> by) & (2 ** (bits - by) - 1)
+    return shifted
 
 
 def step_keys(client_keys: Tensor, phase: int, steps: int) -> Tensor:
@@ -33,11 +55,7 @@ def step_keys(client_keys: Tensor, phase: int, steps: int) -> Tensor:
     """
     device = client_keys.device
     counters = torch.arange(1, steps + 1, device=device, dtype=torch.int64) + phase * _STEPS
-    z = client_keys + (counters * _GOLDEN).unsqueeze(1)
-    z = _shift(z, 30, 64).bitwise_xor_(z).mul_(0xBF58476D1CE4E5B9 - 2**64)
-    z = _shift(z, 27, 64).bitwise_xor_(z).mul_(0x94D049BB133111EB - 2**64)
-    z = _shift(z, 31, 64).bitwise_xor_(z)
-    keys = z.view(torch.int32).view(steps, len(client_keys), 2)
+    keys = splitmix64(client_keys + (counters * GOLDEN).unsqueeze(1)).view(torch.int32).view(steps, len(client_keys), 2)
     keys[..., 1] |= 1
     return keys
 
@@ -57,11 +75,11 @@ def unit_hashes(start: int, count: int, device: torch.device) -> Tensor:
     """
     x = torch.arange(start, start + count, dtype=torch.int32, device=device)
     x = x * (0x9E3779B9 - 2**32)
-    x = x ^ _shift(x, 16, BITS)
+    x = x ^ shift_right(x, 16, BITS)
     x = x * (0x85EBCA6B - 2**32)
-    x = x ^ _shift(x, 13, BITS)
+    x = x ^ shift_right(x, 13, BITS)
     x = x * (0xC2B2AE35 - 2**32)
-    return x ^ _shift(x, 16, BITS)
+    return x ^ shift_right(x, 16, BITS)
 
 
 def random_bits(hashes: Tensor, key: Tensor) -> Tensor:
@@ -92,9 +110,3 @@ def below(bits: Tensor, share: float) -> Tensor:
 def uniform(bits: Tensor) -> Tensor:
     """Float32 numbers in (0, 1), neither end among them, of 2^23 values."""
     return ((bits >> 9).float() + (2**22 + 0.5)) * 2.0**-23
-
-
-def _shift(x: Tensor, by: int, bits: int) -> Tensor:
-    """A shift to the right that brings in zeros."""
-    shifted: Tensor = (x >> by) & (2 ** (bits - by) - 1)
-    return shifted

@@ -99,9 +99,14 @@ def test_leaf_bomb(tmp_path):
     ("text", "found"),
     [
         ('{"users": ' + "[" * 100_000, "Nested too deeply"),
-        ('{"users": ' + "9" * 5000, "Exceeds the limit"),
+        ('{"users": ' + "9" * 5000, r"is no whole LEAF file \(.*(overflow|Unexpected symbol)"),
         ('{"users": [["a"]], "num_samples": [1]}', "`users` must be a list of names"),
-        ('{"user_data": {"a": {"x": [[1]], "y": [1e999]}}}', "`users` must be a list of names|label"),
+        ('{"user_data": {"a": {"x": [[1]], "y": [1e999]}}}', r"is no whole LEAF file \(.*(overflow|Unexpected symbol)"),
+        (
+            '{"user_data": {"a": {"x": [[NaN]], "y": [1]}}}',
+            r"a.json is no whole LEAF file .*JSON has no NaN.*get it",
+        ),
+        (r'{"user_data": {"a\ud800": {"x": [[1]], "y": [1]}}}', "surrogate pair|no valid text"),
     ],
 )
 def test_json_that_python_cannot_take(tmp_path, text, found):

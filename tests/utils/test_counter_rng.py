@@ -9,7 +9,7 @@ import math
 import pytest
 import torch
 
-from flow_pl.utils.counter_rng import below, random_bits, step_keys, uniform, unit_hashes
+from flow_pl.utils.counter_rng import GOLDEN, below, random_bits, splitmix64, step_keys, uniform, unit_hashes
 
 CPU = torch.device("cpu")
 UNITS, STEPS, CLIENTS = 2000, 20, 20
@@ -25,6 +25,27 @@ def bits(phase=0):
 def correlation(a, b):
     """Of uniform numbers, in standard deviations of that of independent ones."""
     return ((a - 0.5) * (b - 0.5)).mean().item() * 12 * math.sqrt(a.numel())
+
+
+def reference(x):
+    """The finalizer of SplitMix64, in Python's whole numbers; with a sign."""
+    mask = 2**64 - 1
+    x &= mask
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 & mask
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EB & mask
+    x ^= x >> 31
+    return x - 2**64 if x >> 63 else x
+
+
+def test_finalizer_and_keys_are_those_of_splitmix64():
+    numbers = [0, 1, -1, 2**63 - 1, -(2**63), 0x123456789ABCDEF, *range(100, 120)]
+    assert splitmix64(torch.tensor(numbers)).tolist() == [reference(n) for n in numbers]
+    # phase 1: each phase has room for 2^32 steps in the counter
+    expected = [[reference(client + (2**32 + step) * GOLDEN) for client in numbers] for step in (1, 2, 3)]
+    keys = step_keys(torch.tensor(numbers), 1, 3)
+    whole = torch.tensor(expected).view(torch.int32).view(3, len(numbers), 2)
+    assert torch.equal(keys[..., 0], whole[..., 0])
+    assert torch.equal(keys[..., 1], whole[..., 1] | 1)
 
 
 def test_numbers_are_uniform():

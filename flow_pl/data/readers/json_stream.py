@@ -2,33 +2,34 @@
 
 from __future__ import annotations
 
-import json
+import codecs
+import io
+import re
 from collections.abc import Iterator
-from typing import Any, TextIO
+from typing import Any
 
-_CHUNK = 1 << 20
-# the longest piece, other than a string, that can be cut by the end of what has been read: "-Infinity", an escape
-_LONGEST_PIECE = 16
+import ijson
+
+_CHUNK = 1 << 16
+_DEEPEST = 200
+_PAIR = len(r"\ud83d\ude00")
+_ESCAPE = re.compile(rb"\\(?:u(?:[dD][89abAB]..\\u[dD][c-fC-F]..|([dD][89a-fA-F]..))|.)", re.DOTALL)
+"""Any escape; the group is half of a surrogate pair without the other half."""
 
 
 class JsonStream:
     """Walks through a JSON text; the caller says what comes next.
 
-    Every method raises `json.JSONDecodeError`, a `ValueError`, where the text is damaged, ends too early or is nested
-    too deeply.
+    The text is parsed by ijson, as RFC 8259 has it: so without NaN and Infinity. Every method raises `ValueError` where
+    the text is damaged, ends too early, is nested too deeply or has numbers out of the range of the parser.
 
     Args:
-        file: the text.
-        chunk: number of characters that are read at a time, at least.
+        file: the text in UTF-8, with or without a byte order mark.
+        chunk: number of bytes that are read at a time.
     """
 
-    def __init__(self, file: TextIO, chunk: int = _CHUNK) -> None:
-        self._file = file
-        self._chunk = chunk
-        self._text = ""
-        self._at = 0
-        self._ended = False
-        self._decoder = json.JSONDecoder()
+    def __init__(self, file: io.BufferedIOBase, chunk: int = _CHUNK) -> None:
+        self._events = ijson.basic_parse(_Whole(file), use_float=True, buf_size=chunk)
 
     def members(self) -> Iterator[str]:
         """The names of the members of the object that comes next.
@@ -36,64 +37,81 @@ class JsonStream:
         Yields:
             A name, before its value: the caller takes the value before it asks for the next name.
         """
-        self._expect("{")
-        if self._peek() == "}":
-            self._expect("}")
-            return
-        while True:
-            name = self.value()
-            if not isinstance(name, str):
-                raise self._error("Expecting property name")
-            self._expect(":")
-            yield name
-            if self._expect(",}") == "}":
-                return
+        if self._next()[0] != "start_map":
+            raise ValueError("Expecting an object")
+        while (event := self._next())[0] == "map_key":
+            yield event[1]
 
     def value(self) -> Any:
         """Take the value that comes next."""
-        self._peek()
+        builder, depth = ijson.ObjectBuilder(), 0
         while True:
-            try:
-                found, end = self._decoder.raw_decode(self._text, self._at)
-            except json.JSONDecodeError as error:
-                cut = error.msg.startswith("Unterminated string") or error.pos > len(self._text) - _LONGEST_PIECE
-                if self._ended or not cut:
-                    raise
-            except RecursionError:
-                raise self._error("Nested too deeply") from None
-            else:
-                if end < len(self._text) or self._ended:  # at the end of what has been read, a number may go on
-                    self._at = end
-                    return found
-            self._read()
+            event, value = self._next()
+            builder.event(event, value)
+            if event in ("start_map", "start_array"):
+                depth += 1
+                if depth > _DEEPEST:
+                    raise ValueError("Nested too deeply")
+            elif event in ("end_map", "end_array"):
+                depth -= 1
+            if depth == 0:
+                return builder.value
 
     def end(self) -> None:
-        """Check that nothing comes next."""
-        if self._peek():
-            raise self._error("Extra data")
+        """Check that nothing comes next, and that no string had half of a character."""
+        try:
+            event = next(self._events, None)
+        except ijson.JSONError as error:
+            raise ValueError(_told(error)) from error
+        if event is not None:
+            raise ValueError("Extra data")
 
-    def _peek(self) -> str:
-        """The next character that is no space; empty at the end."""
-        while True:
-            while self._at < len(self._text) and self._text[self._at].isspace():
-                self._at += 1
-            if self._at < len(self._text) or self._ended:
-                return self._text[self._at : self._at + 1]
-            self._read()
+    def _next(self) -> tuple[str, Any]:
+        try:
+            event: tuple[str, Any] = next(self._events)
+        except StopIteration:
+            raise ValueError("Unexpected end") from None
+        except ijson.JSONError as error:
+            raise ValueError(_told(error)) from error
+        return event
 
-    def _expect(self, characters: str) -> str:
-        found = self._peek()
-        if not found or found not in characters:
-            raise self._error(f"Expecting {' or '.join(map(repr, characters))}")
-        self._at += 1
-        return found
 
-    def _read(self) -> None:
-        rest = self._text[self._at :]
-        # as much again as there is, so that a long value is decoded anew a few times only
-        more = self._file.read(max(self._chunk, len(rest)))
-        self._ended = not more
-        self._text, self._at = rest + more, 0
+class _Whole:
+    """A file without its byte order mark, whose escapes name whole characters.
 
-    def _error(self, message: str) -> json.JSONDecodeError:
-        return json.JSONDecodeError(message, self._text, self._at)
+    ijson's fastest backend puts a question mark in place of half a surrogate pair; here it is refused.
+    """
+
+    def __init__(self, file: io.BufferedIOBase) -> None:
+        self._file = file
+        self._first = True
+        self._cut = b""
+
+    def read(self, size: int) -> bytes:
+        if size == 0:  # asked for to see that this gives bytes
+            return b""
+        block = self._file.read(size)
+        if self._first:
+            while 0 < len(block) < len(codecs.BOM_UTF8) and (more := self._file.read(size)):
+                block += more
+            block, self._first = block.removeprefix(codecs.BOM_UTF8) or self._file.read(size), False
+        text, self._cut = self._cut + block, b""
+        for escape in _ESCAPE.finditer(text):
+            if block and escape.end() > len(text) - _PAIR:  # may go on in the next block
+                self._cut = text[escape.start() :]
+                break
+            if escape[1]:
+                raise ValueError(f"Half of a surrogate pair: \\u{escape[1].decode(errors='replace')}")
+        else:
+            self._cut = b"\\" if text.endswith(b"\\") else b""
+        return block
+
+
+def _told(error: ijson.JSONError) -> str:
+    """What ijson found; its backends differ in form, and the fastest one draws where it is in lines of its own."""
+    first = error.args[0] if error.args else ""
+    text = first.decode(errors="replace") if isinstance(first, bytes) else str(first)
+    told = text.splitlines()[0].strip() if text else "damaged"
+    if "invalid char" in told or "Unexpected symbol" in told or "malformed number" in told:
+        told += "; JSON has no NaN and no Infinity"
+    return told

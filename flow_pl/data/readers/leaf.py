@@ -170,8 +170,7 @@ class LeafData(FileData):
 def _stream(file: Path) -> Iterator[JsonStream]:
     try:
         with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as packed:
-            # with or without a byte order mark
-            yield JsonStream(io.TextIOWrapper(io.BufferedReader(Bounded(packed, file)), encoding="utf-8-sig"))
+            yield JsonStream(io.BufferedReader(Bounded(packed, file)))
     except DataError:
         raise
     except (OSError, EOFError, ValueError, zlib.error) as error:
