@@ -368,7 +368,7 @@ def trained_names(module: nn.Module) -> tuple[str, ...]:
 def check_groups(method: Method) -> None:
     """Check that every group that a bound method names exists.
 
-    What a `Derive` creates is known only once it runs: `flow_pl.checks.check_stages` checks the stages after it.
+    What a `Derive` creates is known only once it runs, so nothing is checked from there on.
 
     Raises:
         ConfigurationError: a group does not exist; names the choices.
