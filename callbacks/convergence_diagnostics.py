@@ -72,7 +72,7 @@ class ConvergenceDiagnostics(Callback):
             null for none.
 
     Raises:
-        ConfigurationError: a number is not positive or a path's ending is wrong; at the start of a fit, a file cannot be
+        ConfigurationError: a number is not positive or a path's ending wrong; at the start of a fit, a file cannot be
             written, or matplotlib, which draws the figure, is not installed.
     """
 

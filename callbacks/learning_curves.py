@@ -32,7 +32,7 @@ class LearningCurves(Callback):
         figure: the figure (.png), in the run's folder; null for none.
 
     Raises:
-        ConfigurationError: a name's ending is wrong; at the start of a fit, a file cannot be written, or matplotlib, which
+        ConfigurationError: a name ends otherwise; at the start of a fit, a file cannot be written, or matplotlib, which
             draws the figure, is not installed.
     """
 
