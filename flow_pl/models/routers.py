@@ -30,7 +30,7 @@ class Router(nn.Module, ABC):
     A router is made from the routed blocks of a backbone, in order.
 
     Attributes:
-        sees_outputs: whether it decides by the outputs of both copies of a block; otherwise a block of which one way
+        sees_outputs: whether it decides by the outputs of both copies of a block; otherwise a block of which one branch
             alone is taken need not compute the other.
     """
 

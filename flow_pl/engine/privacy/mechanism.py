@@ -142,7 +142,7 @@ class GaussianMechanism:
 
         Raises:
             PrivacyBudgetError: they are not.
-            ConfigurationError: the ledger's rounds drew their cohorts in another way.
+            ConfigurationError: the ledger's rounds used another sampling scheme.
         """
         self.epsilon = self._accountant.epsilon(self.ledger)
         to_come = 1 if rounds is None else max(rounds - self.ledger.rounds, 0)
@@ -214,7 +214,7 @@ class GaussianMechanism:
             self.exhausted = self._next_epsilon > self.budget
 
     def state_dict(self) -> dict[str, Any]:
-        """For a checkpoint: the ledger, what it has cost, and the clipping norm."""
+        """Return the ledger, the privacy spent and the clipping norm, for a checkpoint."""
         return {
             "ledger": self.ledger.state_dict(),
             "norm": self.clipping.norm,
