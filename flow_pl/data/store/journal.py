@@ -55,7 +55,7 @@ class Journal:
     Args:
         folder: the folder.
         file: the journal in it, locked.
-        identity: what must agree for a journal to be gone on with, of JSON types.
+        identity: what must match for a journal to be resumed, as JSON types.
 
     Attributes:
         folder: the folder.
@@ -72,7 +72,7 @@ class Journal:
 
         Args:
             folder: the folder.
-            identity: what must agree for a journal to be gone on with, of JSON types.
+            identity: what must match for a journal to be resumed, as JSON types.
 
         Returns:
             Its journal; None where another process holds it, or where the file system has no locks.
