@@ -1,4 +1,4 @@
-"""Callbacks for federated runs: what is measured on the clients, shown, and written to disk."""
+"""Callbacks for federated runs: they measure the clients, show the results and write them to disk."""
 
 from flow_pl.callbacks.backdoor_success import BackdoorSuccess
 from flow_pl.callbacks.client_results import ClientResults

@@ -1,4 +1,4 @@
-"""What the callbacks that measure clients share: one metric per dataloader, logged when the epoch is over."""
+"""The base of the callbacks that measure clients: one metric per dataloader, logged at the end of the epoch."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ M = TypeVar("M", bound=ClientMetric)
 
 
 def metric_prefixes(trainer: Trainer) -> tuple[str, ...]:
-    """What the names of the metrics start with, for each dataloader of the evaluation that runs.
+    """Return the prefix of the metric names for each dataloader of the running evaluation.
 
     Args:
-        trainer: in validation (of a fit too) or test.
+        trainer: a trainer in validation (also within a fit) or test.
 
     Returns:
         `("val/",)` in validation; `test/<population>/` for each test dataloader.
@@ -30,10 +30,10 @@ def metric_prefixes(trainer: Trainer) -> tuple[str, ...]:
 
 
 class EvaluationCallback(Callback, ABC, Generic[M]):
-    """Base: accumulates one metric per dataloader from the `ClientEvaluation` of each step, and logs it.
+    """Accumulates one metric per dataloader from the `ClientEvaluation` of each step, and logs it; a base class.
 
-    The metrics reach loggers, ModelCheckpoint and EarlyStopping as everything that a module logs does. Nothing is
-    read from the device before the epoch is over, and nothing is logged in the sanity check.
+    The metrics reach loggers, ModelCheckpoint and EarlyStopping like anything that a module logs. Nothing is
+    read from the device before the end of the epoch, and nothing is logged in the sanity check.
     """
 
     model: ClassVar[str] = ""
@@ -44,7 +44,7 @@ class EvaluationCallback(Callback, ABC, Generic[M]):
 
     @abstractmethod
     def create_metric(self, pl_module: LightningModule) -> M | None:
-        """A fresh metric for one dataloader; None where the module has nothing to measure."""
+        """Create the metric for one dataloader; None if the module has nothing to measure."""
 
     @abstractmethod
     def update_metric(self, metric: M, evaluation: ClientEvaluation) -> None:
@@ -91,7 +91,7 @@ class EvaluationCallback(Callback, ABC, Generic[M]):
         self._log(trainer, pl_module)
 
     def _start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # made for every dataloader in every process, clients or not: gathering is collective
+        # created for every dataloader in every process, with or without clients: gathering is collective
         created = [] if trainer.sanity_checking else [self.create_metric(pl_module) for _ in metric_prefixes(trainer)]
         self._metrics = [metric.to(pl_module.device) for metric in created if metric is not None]
 
@@ -100,10 +100,10 @@ class EvaluationCallback(Callback, ABC, Generic[M]):
             self.update_metric(self._metrics[dataloader_idx], evaluation)
 
     def _log(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # there are no metrics in the sanity check, nor where the module has nothing to measure
+        # no metrics exist in the sanity check, or if the module has nothing to measure
         for prefix, metric in zip(metric_prefixes(trainer), self._metrics, strict=False):
             figures = {f"{prefix}{self.model}{name}": value for name, value in metric.compute().items()}
             # The metric has gathered the clients of all processes, and every process logs the same value:
-            # rank_zero_only makes Lightning's own reduction do nothing, sync_dist keeps it from warning about that.
+            # rank_zero_only disables Lightning's own reduction, sync_dist keeps it from warning about that.
             pl_module.log_dict(figures, sync_dist=True, rank_zero_only=True)
         self._metrics = []

@@ -1,4 +1,4 @@
-"""The figure of `ConvergenceDiagnostics`: what the theory bounds, over rounds."""
+"""The figure of `ConvergenceDiagnostics`: the quantities that the theory bounds, over rounds."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def draw(rows: Rows, path: Path) -> None:
     """Draw the measurements of a run into a PNG file.
 
     Args:
-        rows: figures by name, of `ConvergenceDiagnostics`; at least one.
-        path: of the file.
+        rows: values of `ConvergenceDiagnostics` by name; at least one row.
+        path: path of the file.
     """
     save(partial(_figure, rows), path)
 
@@ -46,7 +46,7 @@ def _figure(rows: Rows) -> Figure:
     panels = 4 if blocks else 3
     figure = Figure(figsize=(4.6 * 2, 3.2 * 2) if blocks else (4.3 * 3, 3.4), layout="constrained")
     axes = list(np.ravel(figure.subplots(2 if blocks else 1, -(-panels // (2 if blocks else 1)))))
-    # the diversity is a square as it is
+    # the diversity is already a square
     _curves(axes[0], rows, GRADIENTS, squared=("gradient_norm", "sample_gradient_norm", "client_gradient_norm"))
     axes[0].set(title="Gradients on a sample of clients", xlabel="round", yscale="log")
     _curves(axes[1], rows, PROGRESS)

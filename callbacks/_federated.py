@@ -11,10 +11,10 @@ from flow_pl.module import FederatedModule
 
 
 def federated_module(pl_module: LightningModule) -> FederatedModule:
-    """The module of a run, with its method and its routed blocks."""
+    """Return the module of a run, with its method and its routed blocks."""
     return cast(FederatedModule, pl_module)
 
 
 def federated_data(trainer: Trainer) -> FederatedDataModule:
-    """The data module of a run, with the clients' names; `FederatedModule.setup` has made sure that there is one."""
+    """Return the data module of a run, with the clients' names; `FederatedModule.setup` ensures that it exists."""
     return cast(FederatedDataModule, trainer.datamodule)  # type: ignore[attr-defined]  # Lightning sets it by name

@@ -39,16 +39,16 @@ SOMETIMES = (
 
 
 def check_monitors(trainer: Trainer, pl_module: LightningModule) -> None:
-    """Refuse a callback that waits for a metric which no round of the fit will have.
+    """Reject a callback that waits for a metric that no round of the fit will log.
 
-    Nothing is refused where a callback that is neither Lightning's nor this project's may log it.
+    Nothing is rejected if a callback that is neither Lightning's nor this project's may log it.
 
     Args:
-        trainer: with all of its callbacks.
-        pl_module: what will be trained.
+        trainer: the trainer with all of its callbacks.
+        pl_module: the module to be trained.
 
     Raises:
-        ConfigurationError: there is no such metric; names those that there are.
+        ConfigurationError: there is no such metric; names the known ones.
     """
     callbacks: Sequence[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     pl_module.trainer = trainer  # as Lightning does at the start of a stage: a callback may ask for it
@@ -75,7 +75,7 @@ def check_monitors(trainer: Trainer, pl_module: LightningModule) -> None:
 
 
 def _validation_metrics(trainer: Trainer, callbacks: Sequence[Callback], pl_module: LightningModule) -> list[str]:
-    """Names of the figures of a validation; none where nothing is validated."""
+    """Return the names of the validation metrics; none if nothing is validated."""
     if trainer.limit_val_batches == 0:
         return []
     names: list[str] = []
@@ -83,7 +83,7 @@ def _validation_metrics(trainer: Trainer, callbacks: Sequence[Callback], pl_modu
         if isinstance(callback, EvaluationCallback):
             metric = callback.create_metric(pl_module)
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of torchmetrics: of no client at all, names alone are asked for
+                warnings.simplefilter("ignore")  # from torchmetrics, about empty metrics: only their names are needed
                 figures = {} if metric is None else metric.compute()
             names += [f"val/{callback.model}{name}" for name in figures]
             if "gain" in figures:
@@ -94,13 +94,13 @@ def _validation_metrics(trainer: Trainer, callbacks: Sequence[Callback], pl_modu
 
 
 def _losses(pl_module: LightningModule) -> list[str]:
-    """Names of the training losses: of each group of parameters that clients move in a round."""
+    """Return the names of the training losses, one for each group of parameters that clients train in a round."""
     stages = [stage for stage in federated_module(pl_module).method.phases if isinstance(stage, Phase)]
     return [f"train/{name}_loss" for name in dict.fromkeys(step.moves for stage in stages for step in stage.steps)]
 
 
 def _may_come(monitor: str, callbacks: Sequence[Callback], pl_module: LightningModule) -> bool:
-    """Whether it is one of the metrics that are logged by what is configured."""
+    """Return whether the configured run may log this metric."""
     section, _, name = monitor.partition("/")
     if section == "train":
         return name in (*ROUND, *SOMETIMES)
@@ -119,5 +119,5 @@ def _known(callback: Callback) -> bool:
 
 
 def _own_default(callback: Callback) -> bool:
-    """Whether it is the checkpoint of the best round, which is left out where nothing is validated."""
+    """Return whether this is the checkpoint of the best round, which is left out if nothing is validated."""
     return isinstance(callback, ModelCheckpoint) and callback.filename == "best"

@@ -12,7 +12,7 @@ from flow_pl.errors import ConfigurationError
 
 
 def check_ending(path: str | Path, endings: Sequence[str]) -> Path:
-    """Check that a file's name tells a format that can be written.
+    """Check that a file name's ending denotes a supported format.
 
     Args:
         path: the file.
@@ -22,7 +22,7 @@ def check_ending(path: str | Path, endings: Sequence[str]) -> Path:
         The path.
 
     Raises:
-        ConfigurationError: the name ends otherwise.
+        ConfigurationError: the name has another ending.
     """
     path = Path(path)
     if path.suffix not in endings:
@@ -31,23 +31,23 @@ def check_ending(path: str | Path, endings: Sequence[str]) -> Path:
 
 
 def in_run_folder(trainer: Trainer, path: Path) -> Path:
-    """Where a file of a run is: in its folder, so that no other run's is replaced; an absolute path stays.
+    """Resolve a path in the run's folder, so that no other run's file is replaced; absolute paths are unchanged.
 
     Args:
-        trainer: of the run.
-        path: of the file.
+        trainer: trainer of the run.
+        path: path of the file.
     """
     return Path(trainer.default_root_dir) / path
 
 
 def check_writable(path: Path) -> None:
-    """Create the folder of a file and check that files can be written there.
+    """Create a file's folder and check that it is writable.
 
     Args:
         path: the file that is to be written later.
 
     Raises:
-        ConfigurationError: the folder cannot be made or written to, or the path is a folder itself.
+        ConfigurationError: the folder cannot be created or written to, or the path is itself a folder.
     """
     probe = path.with_name(f".{path.name}.{os.getpid()}")
     try:

@@ -22,10 +22,10 @@ ROW_GROUP = 65_536
 
 
 class PredictionFile(ABC):
-    """A file to which batches of rows are appended.
+    """Appends batches of rows to a file.
 
     Args:
-        path: the file; replaced if it is there.
+        path: the file; replaced if it exists.
         types: numpy type of each column, by name.
     """
 
@@ -48,9 +48,9 @@ class PredictionFile(ABC):
 
 
 class CsvPredictions(PredictionFile):
-    """Comma-separated text with a header.
+    """Writes comma-separated text with a header.
 
-    Truth values are `true` and `false`, a list is its entries with spaces between them, a missing value is empty.
+    Booleans are `true` and `false`, list entries are separated by spaces, and missing values are empty.
     """
 
     def __init__(self, path: Path, types: Mapping[str, type]) -> None:
@@ -80,7 +80,7 @@ class CsvPredictions(PredictionFile):
 
 
 class ParquetPredictions(PredictionFile):
-    """Apache Parquet; a list is one there too, a missing value is null.
+    """Writes Apache Parquet; lists are stored as lists, missing values as null.
 
     Raises:
         ConfigurationError: pyarrow is not installed.

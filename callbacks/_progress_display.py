@@ -1,4 +1,4 @@
-"""Bars on a terminal, a few lines elsewhere: where the progress of a run is shown."""
+"""Shows the progress of a run: bars on a terminal, a few lines elsewhere."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.text import Text
 
 
 class Pace:
-    """How many clients were served since the start, how fast, and how long the rest takes.
+    """Tracks how many clients were processed, how fast, and how much time is left.
 
     Args:
         position: where the work starts, in the units of `time_left` (a resumed fit does not start at 0).
@@ -36,12 +36,12 @@ class Pace:
             self._pause_started = None
 
     def speed(self) -> str:
-        """Clients per second while the clock ran."""
+        """Return the clients per second while the clock ran."""
         seconds = time.monotonic() - self._started - self._paused
         return f"{self.clients / max(seconds, 1e-9):.3g} clients/s"
 
     def time_left(self, position: float, total: float | None) -> str | None:
-        """Time until `total`, pauses included, at the rate so far; None where it cannot be told."""
+        """Estimate the time until `total`, pauses included, at the rate so far; None if unknown."""
         if total is None or position <= self._position:
             return None
         seconds = (time.monotonic() - self._started) * (total - position) / (position - self._position)
@@ -53,7 +53,7 @@ class ProgressDisplay:
 
     Args:
         console: where to write.
-        interval_s: least number of seconds between two lines, where there is no terminal.
+        interval_s: minimum number of seconds between two lines when there is no terminal.
     """
 
     def __init__(self, console: Console, interval_s: float) -> None:
@@ -68,14 +68,14 @@ class ProgressDisplay:
             self._live.start()
 
     def show(self, bar: str, label: str, status: str, position: float, total: float | None) -> None:
-        """Draw a bar, the first time or again; without a terminal, do nothing.
+        """Draw or redraw a bar; without a terminal, do nothing.
 
         Args:
             bar: which bar.
             label: text before it.
-            status: text behind it.
-            position: how far it is.
-            total: where it ends; None where that is not known.
+            status: text after it.
+            position: current position.
+            total: end position; None if unknown.
         """
         if self._live is None:
             return
@@ -84,7 +84,7 @@ class ProgressDisplay:
         self._live.update(self._bars[bar], description=label, completed=position, total=total, status=status)
 
     def remove(self, bar: str) -> None:
-        """Take a bar away, if it is there."""
+        """Remove a bar, if it is shown."""
         if self._live is not None and bar in self._bars:
             self._live.remove_task(self._bars.pop(bar))
 
@@ -94,7 +94,7 @@ class ProgressDisplay:
             self._live.caption = text
 
     def line(self, text: str) -> None:
-        """Where there is no terminal: print a line, or keep it for `flush` if the last one is recent."""
+        """Without a terminal, print a line, or keep it for `flush` if the last one is recent."""
         if self._live is None:
             self._pending = text
             if time.monotonic() - self._last_line >= self._interval_s:
@@ -108,14 +108,14 @@ class ProgressDisplay:
             self._pending = ""
 
     def stop(self) -> None:
-        """Leave the last state and give the terminal back."""
+        """Leave the last state on screen and release the terminal."""
         self.flush()
         if self._live is not None:
             self._live.stop()
 
 
 class _Bars(Progress):
-    """Rich bars with a line of text under them."""
+    """Renders Rich bars with a line of text under them."""
 
     def __init__(self, console: Console) -> None:
         self.caption = ""
@@ -127,7 +127,7 @@ class _Bars(Progress):
         )
 
     def get_renderables(self) -> Iterable[RenderableType]:
-        """The bars, then the caption."""
+        """Return the bars, then the caption."""
         yield from super().get_renderables()
         if self.caption:
             yield Text(self.caption)

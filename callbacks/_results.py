@@ -1,4 +1,4 @@
-"""What callbacks that report a test share: its figures by population, and the round of the model that was tested."""
+"""The base of callbacks that report a test: its metrics by population, and the round of the tested model."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ Results = dict[str, dict[str, float | None]]
 
 
 class ResultsCallback(Callback, ABC):
-    """Base: is handed the results of a test at its end, in the first process."""
+    """Receives the results of a test at its end, in the first process; a base class."""
 
     _checkpoint_round: int | None = None
 
     @abstractmethod
     def report(self, trainer: Trainer, pl_module: LightningModule, rounds: int, results: Results) -> None:
-        """Do something with the results of the model after `rounds` rounds; in the first process only."""
+        """Report the results of the model after `rounds` rounds; called in the first process only."""
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Note the round of the checkpoint that is evaluated, which the trainer itself does not restore."""
@@ -32,7 +32,7 @@ class ResultsCallback(Callback, ABC):
             self._checkpoint_round = checkpoint["global_step"]
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Collect the figures and hand them on."""
+        """Collect the metrics and pass them to `report`."""
         metrics = trainer.callback_metrics  # in every process: reading them may be collective
         if trainer.is_global_zero:
             tested = zip(federated_data(trainer).test_populations, metric_prefixes(trainer), strict=True)
@@ -41,17 +41,17 @@ class ResultsCallback(Callback, ABC):
         self._checkpoint_round = None
 
     def tested_round(self, trainer: Trainer) -> int:
-        """Rounds that the model which is tested was trained for."""
+        """Return the number of rounds that the tested model was trained for."""
         return trainer.current_epoch if self._checkpoint_round is None else self._checkpoint_round
 
 
 def figures(metrics: Mapping[str, Tensor], prefix: str) -> dict[str, float | None]:
-    """The metrics whose names start with a prefix, without it."""
+    """Return the metrics whose names start with a prefix, with the prefix removed."""
     return {name.removeprefix(prefix): _defined(value) for name, value in metrics.items() if name.startswith(prefix)}
 
 
 def metric_rows(results: Results) -> list[list[str | float | None]]:
-    """A row for each metric: its name, and its value for each population."""
+    """Return a row for each metric: its name, and its value for each population."""
     names = dict.fromkeys(name for metrics in results.values() for name in metrics)
     return [[name, *(metrics.get(name) for metrics in results.values())] for name in names]
 

@@ -1,4 +1,4 @@
-"""How often a backdoor's trigger brings its target about."""
+"""Success rate of a backdoor attack."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from flow_pl.evaluation.counts import ClientEvaluation
 class BackdoorSuccess(Callback):
     """Logs the share of honest clients' held-out examples that the trigger of `Backdoor` turns into its target.
 
-    Examples that are of the target's class anyway are left out. Logs `backdoor_generalized` and `backdoor_personalized`
-    behind `val/` or `test/<population>/`; nothing under another attack. Clients are personalized once more for it, on
+    Excludes examples of the target class. Logs `backdoor_generalized` and `backdoor_personalized`
+    under `val/` or `test/<population>/`; nothing under another attack. Clients are personalized once more for this, on
     their own clean examples.
     """
 
@@ -26,7 +26,7 @@ class BackdoorSuccess(Callback):
         self._metrics: list[dict[str, MeanMetric]] = []
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start from nothing."""
+        """Reset the metrics."""
         wanted = isinstance(federated_module(pl_module).attack, Backdoor) and not trainer.sanity_checking
         names = ("backdoor_generalized", "backdoor_personalized")
         self._metrics = [
@@ -60,7 +60,7 @@ class BackdoorSuccess(Callback):
         """Log the shares over the examples of the clients of all processes."""
         for metrics in self._metrics:
             figures = {name: metric.compute() for name, metric in metrics.items()}
-            # gathered already, as in `EvaluationCallback`
+            # already gathered, as in `EvaluationCallback`
             pl_module.log_dict(figures, sync_dist=True, rank_zero_only=True)
         self._metrics = []
 

@@ -1,4 +1,4 @@
-"""The results of a test client by client, in a file."""
+"""Per-client results of a test, written to a file."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _BASE = 1 << 12
 
 
 class ClientCounts(ClientMetric):
-    """The counts of every client.
+    """Collects the counts of every client.
 
     `compute` returns [columns, clients] float64, in the order of the clients' indices, without those that have no
-    evaluated example: index, evaluated targets, those that w_g, the personalized model, and w_g or the local model get
-    right (NaN for a method without a local model), and for each routed block the share of decisions for the local one.
+    evaluated example: index, evaluated targets, how many w_g, the personalized model, and w_g or the local model
+    get right (NaN for a method without a local model), and for each routed block the share routed locally.
 
     Args:
         blocks: number of routed blocks.
@@ -39,7 +39,7 @@ class ClientCounts(ClientMetric):
         """Add a chunk of clients."""
         either, routed, local = evaluation.global_or_local, evaluation.routed, evaluation.routed_local
         nowhere = torch.full_like(evaluation.count.float(), torch.nan)
-        # every process has every column, those that saw no client too
+        # every process has every column, even without any client
         blocks = self.columns - 7
         shares = [nowhere] * blocks if local is None else local.unbind(dim=1)
         self.append(
@@ -56,7 +56,7 @@ class ClientCounts(ClientMetric):
         )
 
     def compute(self) -> Tensor:
-        """The counts of the clients of all processes."""
+        """Gather the counts of the clients of all processes."""
         table = self.table()
         table = table[:, table[2] > 0]
         high, low, count, generalized, personalized, either, routed, *local = table
@@ -71,13 +71,13 @@ class ClientResults(EvaluationCallback[ClientCounts]):
     Columns: `client` (name), `population` (`seen` or `new`), `train_examples`, `evaluated` (targets: held-out examples,
     or tokens), `generalized_accuracy`, `personalized_accuracy`, for a method that has a local model
     `global_or_local_accuracy` (one of w_g and it is right), and `routed_local/<block>` for each routed block. The
-    file is there when it is complete.
+    file appears only once it is complete.
 
     Args:
         path: the file (.csv), in the run's folder; folders are created.
 
     Raises:
-        ConfigurationError: `path` ends otherwise; at the start of a test, it cannot be written.
+        ConfigurationError: `path` has another ending; at the start of a test, it cannot be written.
     """
 
     def __init__(self, path: str = "clients.csv") -> None:
@@ -85,12 +85,12 @@ class ClientResults(EvaluationCallback[ClientCounts]):
         self.path = check_ending(path, (".csv",))
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check the file before the work is done."""
+        """Check the file before the test runs."""
         if trainer.is_global_zero:
             check_writable(in_run_folder(trainer, self.path))
 
     def create_metric(self, pl_module: LightningModule) -> ClientCounts | None:
-        """The counts of one population; nothing in validation."""
+        """Create the counts of one population; None in validation."""
         return ClientCounts(len(federated_module(pl_module).route_names)) if pl_module.trainer.testing else None
 
     def update_metric(self, metric: ClientCounts, evaluation: ClientEvaluation) -> None:
@@ -98,7 +98,7 @@ class ClientResults(EvaluationCallback[ClientCounts]):
         metric.update(evaluation)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Nothing: validation writes no file."""
+        """Do nothing: validation writes no file."""
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gather the clients of all processes, and write them in the first one."""
@@ -107,7 +107,7 @@ class ClientResults(EvaluationCallback[ClientCounts]):
         self._metrics = []
         if trainer.is_global_zero:
             blocks = federated_module(pl_module).route_names
-            # a local model is the method's: either all clients have one, or none
+            # a local model belongs to the method: all clients have one, or none
             has_local = not any(bool(table[4].isnan().any()) for table in counts)
             header = ["client", "population", "train_examples", "evaluated", *_ACCURACIES]
             header += ["global_or_local_accuracy"] * has_local + [f"routed_local/{block}" for block in blocks]

@@ -40,39 +40,39 @@ PROGRESS = ("global_progress", "local_progress", "deviation")
 class ConvergenceDiagnostics(Callback):
     """Measures what Flow's convergence analysis bounds (Panchal et al., NeurIPS 2023, Section 4 and Appendix E).
 
-    In rounds 0, n, 2n, ... of a fit, logged with the round's training metrics. On seen clients, drawn from (seed,
-    round), with w_g as the round begins:
+    Measures rounds 0, n, 2n, ... of a fit and logs with their training metrics. On seen clients, drawn from (seed,
+    round), with w_g at the start of the round:
 
     - `diagnostics/loss`: F(w_g), the clients weighted as in the server's mean;
-    - `diagnostics/gradient_norm`: ||grad F(w_g)||, corrected for the sample; 0 where it cannot be told from 0;
-      `diagnostics/sample_gradient_norm`: of the mean over the drawn clients, without correction;
+    - `diagnostics/gradient_norm`: ||grad F(w_g)||, corrected for sampling; 0 if it cannot be distinguished from 0;
+      `diagnostics/sample_gradient_norm`: that of the mean over the drawn clients, uncorrected;
     - `diagnostics/client_gradient_norm`: root of the mean over clients of ||grad f_m(w_g)||^2;
     - `diagnostics/gradient_diversity`: mean of ||grad f_m(w_g) - grad F(w_g)||^2 (Definition E.5);
     - `diagnostics/G`, `diagnostics/B`: of the tightest bound mean ||grad f_m||^2 <= G^2 + B^2 ||grad F||^2 that holds
       in all rounds measured so far.
 
-    On the clients of the round, roots of means over clients of squares:
+    On the clients of the round, root mean squares over clients:
 
     - `diagnostics/global_progress`: of the client's copy of w_g, ||w_g,m - w_g|| (Lemma E.7);
-    - `diagnostics/local_progress`: of the local model, ||w_l - w_g|| (Lemma E.6); of the personal one, where a method
-      trains such beside the model it sends;
+    - `diagnostics/local_progress`: of the local model, ||w_l - w_g|| (Lemma E.6); of the personal one, if a method
+      trains one beside the model it sends;
     - `diagnostics/deviation`: of the personalized model, ||w_p - w_g||, the routed share of w_l - w_g, over training
       examples (Lemma E.8);
     - `diagnostics/q_local`, `diagnostics/q_global`, `diagnostics/q_local/<block>`: means of the routing probabilities.
 
-    A method has those of its models; one without a single w_g that is sent (`Local`, `HypCluster`) has none. Training
-    is not changed, bit for bit, and nothing is asked of the device but once at the end of such a round.
+    A method logs those of its models; one that does not send a single w_g (`Local`, `HypCluster`) logs none. Training
+    stays bit-identical, and the device is read only once, at the end of such a round.
 
     Args:
-        every_n_rounds: rounds from one measurement to the next.
+        every_n_rounds: number of rounds between two measurements.
         clients: number of clients whose gradient is taken, over all of their examples once; null = as many as a round
-            has. The more their gradients differ, the more of them it takes to tell ||grad F|| from 0.
+            has. The more their gradients differ, the more clients are needed to distinguish ||grad F|| from 0.
         path: a table with a row for each measurement (.csv), in the run's folder; null for none.
         figure: a figure of it (.png) in the run's folder, drawn at the end of the fit, where `WandbResults` finds it;
             null for none.
 
     Raises:
-        ConfigurationError: a number is not positive or a path ends otherwise; at the start of a fit, a file cannot be
+        ConfigurationError: a number is not positive or a path's ending wrong; at the start of a fit, a file cannot be
             written, or matplotlib, which draws the figure, is not installed.
     """
 
@@ -94,15 +94,15 @@ class ConvergenceDiagnostics(Callback):
         self._observations: list[Parameters] = []
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed fit goes on from."""
+        """Return the state that a resumed fit continues from."""
         return {"rows": list(self.rows)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
+        """Restore the state from a checkpoint."""
         self.rows = list(state_dict["rows"])
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check the files before the work is done."""
+        """Check the files before the fit."""
         if self.figure is not None:
             import_optional("matplotlib", "compare", "the figure of ConvergenceDiagnostics (or set figure to null)")
         if trainer.is_global_zero:
@@ -111,7 +111,7 @@ class ConvergenceDiagnostics(Callback):
                     check_writable(Path(trainer.default_root_dir) / file)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take the gradients, and have the clients of the round observed."""
+        """Compute the gradients, and start observing the round's clients."""
         module = federated_module(pl_module)
         if trainer.current_epoch % self.every_n_rounds or not has_global_model(module.method):
             return
@@ -120,7 +120,7 @@ class ConvergenceDiagnostics(Callback):
         module.loop = _ObservingLoop(module.loop, self._observations)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put together what the clients of all processes have measured, log it and write it."""
+        """Gather the measurements of all processes, log and write them."""
         if self._loop is None:
             return
         self._restore(pl_module)
@@ -132,7 +132,7 @@ class ConvergenceDiagnostics(Callback):
         if trainer.is_global_zero and self.path is not None:
             write_text(Path(trainer.default_root_dir) / self.path, csv_text(self.rows))
         logged = {f"diagnostics/{name}": torch.tensor(value) for name, value in figures.items()}
-        # already reduced: this tells Lightning that every process has the same value
+        # already reduced: tells Lightning that every process has the same value
         pl_module.log_dict(logged, on_step=False, on_epoch=True, batch_size=1, sync_dist=True, rank_zero_only=True)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -152,7 +152,7 @@ class ConvergenceDiagnostics(Callback):
             self._loop = None
 
     def _gradient_sums(self, trainer: Trainer, pl_module: LightningModule) -> Tensor:
-        """Of the drawn clients of this process, the largest first."""
+        """Sum the gradients of this process's drawn clients, the largest clients first."""
         module, data, number = federated_module(pl_module), federated_data(trainer), trainer.current_epoch
         dataset, sampler = trainer.train_dataloader.dataset, trainer.train_dataloader.sampler  # type: ignore[union-attr]
         seen = data.federation.seen
@@ -174,7 +174,7 @@ class ConvergenceDiagnostics(Callback):
         return sums
 
     def _figures(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
-        """The figures of the round, the same in all processes."""
+        """Compute the values of the round, the same in all processes."""
         blocks = federated_module(pl_module).route_names
         assert self._gradients is not None
         progress = torch.zeros(len(PROGRESS) + len(blocks), 2, device=pl_module.device)
@@ -188,11 +188,11 @@ class ConvergenceDiagnostics(Callback):
         sums = trainer.strategy.reduce(torch.cat([progress.flatten(), self._gradients]), reduce_op="sum")
         totals, counts = sums[: progress.numel()].view(-1, 2).unbind(1)
         gradients = gradient_figures(sums[progress.numel() :], len(federated_data(trainer).federation.seen))
-        # the only question to the device
+        # the only read from the device
         values = torch.cat([torch.stack([*gradients.values()]), totals / counts]).tolist()
         squares, q_local = values[len(gradients) :][: len(PROGRESS)], values[len(gradients) + len(PROGRESS) :]
         figures = dict(zip(gradients, values, strict=False))
-        # not a number where no client has it
+        # NaN if no client has it
         figures |= {name: mean**0.5 for name, mean in zip(PROGRESS, squares, strict=True) if mean == mean}
         if q_local:
             mean = sum(q_local) / len(q_local)
@@ -202,11 +202,11 @@ class ConvergenceDiagnostics(Callback):
 
 
 class _ObservingLoop(FederatedLoop):
-    """A loop that hands out what its clients have measured, and is otherwise the loop it is made of.
+    """Wraps a loop and records what its clients measure.
 
     Args:
-        loop: whose settings and traces it shares.
-        observations: where it puts what was measured, chunk by chunk.
+        loop: the loop whose settings and traces it shares.
+        observations: collects the measurements, chunk by chunk.
     """
 
     def __init__(self, loop: FederatedLoop, observations: list[Parameters]) -> None:
@@ -221,7 +221,7 @@ class _ObservingLoop(FederatedLoop):
         loss_scale: Tensor | None = None,
         kept: Groups | None = None,
     ) -> ClientUpdate:
-        """As `FederatedLoop.train_clients`."""
+        """See `FederatedLoop.train_clients`."""
         update = super().train_clients(observed(method, server), server, batch, loss_scale, kept)
         self._observations.append(update.kept.pop(OBSERVED))
         return update

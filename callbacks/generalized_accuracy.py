@@ -11,19 +11,19 @@ from flow_pl.evaluation.metrics import ClientAccuracy
 
 
 class GeneralizedAccuracy(EvaluationCallback[ClientAccuracy]):
-    """Logs how well the server's model w_g, untouched, does on the clients' held-out examples.
+    """Logs the accuracy of the unmodified global model w_g on the clients' held-out examples.
 
     Logs `generalized_accuracy` (mean over examples), `generalized_accuracy_client_mean`,
     `generalized_accuracy_p10`, `_p50`, `_p90` (over clients), `generalized_accuracy_worst_decile`,
-    `_client_std`, `_client_gini` (how evenly it is spread over them) and `generalized_loss`, behind `val/` or
-    `test/<population>/`. For next-token prediction the accuracies come once more for the targets that are no special
-    token: `generalized_accuracy_without_oov_eos`, `generalized_accuracy_without_oov_eos_client_mean` and so on.
+    `_client_std`, `_client_gini` (how evenly it is spread over clients) and `generalized_loss`, under `val/` or
+    `test/<population>/`. For next-token prediction the accuracies are also logged without the special
+    tokens: `generalized_accuracy_without_oov_eos`, `generalized_accuracy_without_oov_eos_client_mean` and so on.
     """
 
     model = "generalized_"
 
     def create_metric(self, pl_module: LightningModule) -> ClientAccuracy:
-        """A fresh metric for one dataloader."""
+        """Create the metric for one dataloader."""
         return ClientAccuracy(federated_module(pl_module).objective.subset)
 
     def update_metric(self, metric: ClientAccuracy, evaluation: ClientEvaluation) -> None:

@@ -1,4 +1,4 @@
-"""What was measured on the way: the metrics of every validation of a fit, in a file and in a figure."""
+"""Learning curves: the metrics of every validation of a fit, in a file and in a figure."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from flow_pl.utils.optional import import_optional
 
 
 class LearningCurves(Callback):
-    """Writes the metrics of every validation of a fit to a CSV file, whatever the loggers, and draws the accuracies.
+    """Writes the metrics of every validation to a CSV file, independently of the loggers, and draws the accuracies.
 
-    Columns: `round` (the number of rounds made), `train_seconds` (time in training, without validation, up to there)
-    and the metrics of the validation by their names; a fit whose last rounds are not validated ends with a row without
-    metrics. A resumed fit goes on from the rows of its checkpoint.
+    Columns: `round` (number of completed rounds), `train_seconds` (training time so far, without validation)
+    and the validation metrics by name; a fit whose last rounds are not validated ends with a row without
+    metrics. A resumed fit continues from the rows of its checkpoint.
 
     The figure shows both accuracies over the rounds, as means over clients with a band from their 10th to their 90th
-    percentile, as `GeneralizedAccuracy` and `PersonalizedAccuracy` log them; it is drawn anew after every validation.
-    Both files are whole whenever they are read.
+    percentile, as `GeneralizedAccuracy` and `PersonalizedAccuracy` log them; it is redrawn after every validation.
+    Both files are complete at any time.
 
     Args:
         path: the table (.csv), in the run's folder; folders are created.
@@ -44,15 +44,15 @@ class LearningCurves(Callback):
         self._clock = 0.0
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed fit goes on from."""
+        """Return the state that a resumed fit continues from."""
         return {"rows": list(self._rows), "seconds": self._seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
+        """Restore the state from a checkpoint."""
         self._rows, self._seconds = list(state_dict["rows"]), state_dict["seconds"]
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check the files before the work is done."""
+        """Check the files before the fit."""
         if self.figure is not None:
             import_optional("matplotlib", "compare", "the figure of LearningCurves (or set figure to null)")
         if trainer.is_global_zero:
@@ -61,19 +61,19 @@ class LearningCurves(Callback):
                     check_writable(Path(trainer.default_root_dir) / file)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock, behind what was between two rounds."""
+        """Start the clock, leaving out the time between two rounds."""
         self._clock = time.monotonic()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count the time of a chunk, that of reading it included."""
+        """Add the time of a chunk, including reading it."""
         now = time.monotonic()
         self._seconds += now - self._clock
         self._clock = now
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Add a row, and draw the figure anew."""
+        """Add a row and redraw the figure."""
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         (prefix,) = metric_prefixes(trainer)
@@ -88,7 +88,7 @@ class LearningCurves(Callback):
             save(partial(accuracy_curves, curve), Path(trainer.default_root_dir) / self.figure)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note how far the fit came."""
+        """Add a row for the last round, if it was not validated."""
         if not self._rows or self._rows[-1]["round"] != trainer.global_step:
             self._add(trainer, {})
 

@@ -1,4 +1,4 @@
-"""The metrics of every round in one CSV file, each row once, however often a run is killed and resumed."""
+"""Keeps one CSV row per round, however often a run is killed and resumed."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from flow_pl.utils.checkpoints import look_at, resumed_checkpoint
 
 
 class MetricsLog(Callback):
-    """Notes in every checkpoint how far the `RunLogger`s' files have come, and takes them back to there on resuming."""
+    """Saves the position of the `RunLogger`s' files in every checkpoint, and truncates them to it on resuming."""
 
     def __init__(self) -> None:
         self._trainer: Trainer | None = None
         self._ended = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Know the loggers."""
+        """Collect the loggers."""
         self._trainer = trainer
 
     def state_dict(self) -> dict[str, Any]:
-        """Version and rows of the file, and what is not in it yet."""
+        """Return version and rows of the file, and the metrics not written yet."""
         logger = None if self._trainer is None else _logger(self._trainer)
         if logger is None or self._trainer is None:
             return {}
@@ -37,26 +37,26 @@ class MetricsLog(Callback):
         return {"version": logger.version, "rows": rows, "step": self._trainer.global_step, "last": last}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the file back to the checkpoint, where the fit goes on with it."""
+        """Truncate the file to the checkpoint if the fit continues it."""
         trainer = self._trainer
         logger = None if trainer is None else _logger(trainer)
         if trainer is not None and logger is not None and logger.continued and trainer.is_global_zero:
             logger.experiment.keep(state_dict["rows"], state_dict["step"], state_dict["last"])
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The round has no metrics yet."""
+        """Note that the round has no metrics yet."""
         self._ended = False
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The round's metrics are there; Lightning logs them behind the checkpoint."""
+        """Note the round's metrics: Lightning logs them only after the checkpoint."""
         self._ended = True
 
 
 def continue_log(trainer: Trainer, ckpt_path: str | os.PathLike[str] | None) -> None:
-    """Let a fit that goes on from a checkpoint of its own run write to that run's log.
+    """Let a fit that resumes its own run append to that run's log.
 
     Args:
-        trainer: of the fit.
+        trainer: trainer of the fit.
         ckpt_path: as given on the command line.
 
     Raises:

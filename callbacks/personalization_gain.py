@@ -1,4 +1,4 @@
-"""What personalization gains or costs the clients."""
+"""Personalization gain: what personalization gains or costs the clients."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from flow_pl.evaluation.metrics import ClientGain
 
 
 class PersonalizationGain(EvaluationCallback[ClientGain]):
-    """Logs the gain of the personalized models over the server's, for clients and for examples.
+    """Logs the personalization gain (personalized minus generalized accuracy), for clients and for examples.
 
-    Logs `gain`, `gain_client_mean`, `clients_helped`, `clients_unchanged`, `clients_harmed`, the four-way table
+    Logs `gain`, `gain_client_mean`, `clients_helped`, `clients_unchanged`, `clients_harmed`, the four-fold table
     `examples_both_right`, `examples_only_generalized`, `examples_only_personalized`, `examples_neither` and, for a
-    method with a local model, `global_or_local_accuracy`, `best_mixture_accuracy` and `gain_over_mixture`, behind
+    method with a local model, `global_or_local_accuracy`, `best_mixture_accuracy` and `gain_over_mixture`, under
     `val/` or `test/<population>/`.
     """
 
     def create_metric(self, pl_module: LightningModule) -> ClientGain:
-        """A fresh metric for one dataloader."""
+        """Create the metric for one dataloader."""
         return ClientGain()
 
     def update_metric(self, metric: ClientGain, evaluation: ClientEvaluation) -> None:

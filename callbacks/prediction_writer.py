@@ -1,4 +1,4 @@
-"""Predictions on disk, one row for each thing predicted."""
+"""Writes predictions to disk, one row for each predicted target."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from flow_pl.tasks import Objective
 
 
 class PredictionWriter(Callback):  # not a BasePredictionWriter, which asks the dataloader for indices of examples
-    """Writes what `predict` finds: one row per instance of each client, or per token where tokens are predicted.
+    """Writes the results of `predict`: one row per instance of each client, or per token if tokens are predicted.
 
     Columns: `client` (name), `population` (`seen` or `new`), `instance` (index within the client's held-out
     examples), for tokens `position` (in the sequence, from 0; padding has no row), `prediction`, `label`,
-    `generalized_correct`, `personalized_correct` (these three are empty where there is no label), and
-    `route_<block>` (`local` or `global`) for each routed block. Where the classes have names, as labels that are texts
-    do, `predicted_class` and `true_class` say them.
+    `generalized_correct`, `personalized_correct` (these three are empty if there is no label), and
+    `route_<block>` (`local` or `global`) for each routed block. If the classes have names, as text labels
+    do, `predicted_class` and `true_class` give them.
 
-    Where an instance has several labels, `prediction` lists those predicted, the most probable first, `label` the true
-    ones, and the other two say how many of the true ones the models find.
+    In multi-label tasks, `prediction` lists the predicted labels, the most probable first, `label` the true
+    ones, and the other two count the true labels that the models find.
 
     Rows are written batch by batch, so memory does not grow with the population, provided that the trainer does
     not keep the predictions as well (`return_predictions=False`). Each process writes a part beside the file; the
@@ -43,7 +43,7 @@ class PredictionWriter(Callback):  # not a BasePredictionWriter, which asks the 
             (`trainer.default_root_dir`); folders are created.
 
     Raises:
-        ConfigurationError: `path` ends otherwise; before predicting, it cannot be written or pyarrow is missing.
+        ConfigurationError: `path` has another ending; before predicting, it cannot be written or pyarrow is missing.
     """
 
     def __init__(self, path: str = "predictions.csv") -> None:
@@ -51,7 +51,7 @@ class PredictionWriter(Callback):  # not a BasePredictionWriter, which asks the 
         self._part: PredictionFile | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Open this process's part, so that a run that cannot be written does not start."""
+        """Open this process's part, so that a run whose file is not writable does not start."""
         if stage != "predict":
             return
         self._file = in_run_folder(trainer, self.path)
@@ -76,10 +76,10 @@ class PredictionWriter(Callback):  # not a BasePredictionWriter, which asks the 
             self._part.write(prediction_rows(outputs, federated_data(trainer), module.objective, module.route_names))
 
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put the file in place."""
+        """Move the complete file into place."""
         assert self._part is not None
         self._part.close()
-        self._part = None  # complete: a part is kept even if the parts cannot be joined
+        self._part = None  # close first: a part is kept even if the parts cannot be joined
         trainer.strategy.barrier("predictions written")
         if trainer.is_global_zero:
             self._join(trainer.world_size)
@@ -121,7 +121,7 @@ class PredictionWriter(Callback):  # not a BasePredictionWriter, which asks the 
 
 
 def column_types(objective: Objective, blocks: list[str], class_names: Sequence[str] = ()) -> dict[str, type]:
-    """The columns of a file of predictions.
+    """Return the columns of a prediction file.
 
     Args:
         objective: the task.
@@ -142,16 +142,16 @@ def column_types(objective: Objective, blocks: list[str], class_names: Sequence[
 def prediction_rows(
     predictions: ClientPredictions, data: FederatedDataModule, objective: Objective, blocks: list[str]
 ) -> dict[str, Column]:
-    """Rows of a chunk of clients, padding left out.
+    """Return the rows of a chunk of clients, without padding.
 
     Args:
-        predictions: what `predict_step` returned, with a prediction or more.
+        predictions: output of `predict_step`, with at least one prediction.
         data: knows the clients' names and populations.
         objective: the task.
         blocks: names of the routed blocks.
 
     Returns:
-        For each column of `column_types` its values, masked where a row has none.
+        The values of each column of `column_types`, masked where a row has none.
     """
     mask = predictions.mask.cpu().numpy()
     row, instance, *positions = mask.nonzero()
@@ -192,10 +192,10 @@ def prediction_rows(
 
 
 def _are_named(objective: Objective, class_names: Sequence[str]) -> bool:
-    """Whether what is predicted has names: one class for each example or position."""
+    """Return whether the targets have names: one class for each example or position."""
     return bool(class_names) and not objective.several_labels
 
 
 def _lists(values: Sequence[NDArray[Any]] | NDArray[Any]) -> NDArray[Any]:
-    """Arrays of any lengths as one array of lists [n]."""
+    """Convert arrays of any lengths to one array of lists [n]."""
     return np.fromiter((entries.tolist() for entries in values), dtype=object, count=len(values))

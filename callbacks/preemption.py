@@ -1,4 +1,4 @@
-"""Signals that end a run early, taken between two steps rather than in the middle of one."""
+"""Handles signals that end a run early between two steps rather than within one."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from lightning.pytorch.callbacks import Callback
 
 
 class Preemption(Callback):
-    """Lets Lightning act on SIGTERM, and on SLURM's signal to requeue, when all processes are at the same place.
+    """Lets Lightning act on SIGTERM and on SLURM's requeue signal when all processes are at the same point.
 
-    Lightning acts within the handler: it would save a model in the middle of the server's step, and its messages to the
-    other processes would meet those of a round, which hangs. Here a signal, sent to any of the processes, is noted.
+    Lightning acts within the handler: it could save a model in the middle of the server's step, and its messages to the
+    other processes could mix with those of a round and hang. Here a signal to any of the processes is only noted.
 
-    On SIGTERM the run stops behind the chunk of clients that it is at, or behind the validation; its last checkpoint is
-    that of the last round that was completed. On the signal to requeue (SIGUSR1, if not set otherwise) it goes on to
+    On SIGTERM the run stops after the current chunk of clients, or after the validation; its last checkpoint is
+    that of the last completed round. On the requeue signal (SIGUSR1, if not set otherwise) it continues to
     the end of the round, saves `hpc_ckpt_<n>.ckpt` in `trainer.default_root_dir` and calls `scontrol requeue`; the same
-    command, started again by SLURM, goes on from there. So let SLURM send it a round and a validation ahead
+    command, restarted by SLURM, resumes from there. So let SLURM send it a round and a validation ahead
     (`#SBATCH --signal=USR1@<seconds>`).
     """
 
@@ -41,19 +41,19 @@ class Preemption(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Stop in the middle of a round; one that is complete is validated and saved first."""
+        """Stop within a round; a complete round is validated and saved first."""
         if not trainer.is_last_batch:
             self._act(trainer, signal.SIGTERM)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save and requeue, or stop, with a round that is complete."""
+        """Save and requeue, or stop, after a complete round."""
         for number in sorted(self._handlers):
             self._act(trainer, number)
 
     def _take_over(self, trainer: Trainer) -> None:
         if trainer.state.fn != "fit" or threading.current_thread() is not threading.main_thread():
             return
-        environment = trainer._accelerator_connector.cluster_environment  # what Lightning asks
+        environment = trainer._accelerator_connector.cluster_environment  # the condition that Lightning checks
         slurm = environment if isinstance(environment, SLURMEnvironment) and environment.auto_requeue else None
         for number in {signal.SIGTERM, *([slurm.requeue_signal] if slurm and slurm.requeue_signal else [])}:
             handler = signal.getsignal(number)
@@ -65,7 +65,7 @@ class Preemption(Callback):
         self._noted.add(number)
 
     def _act(self, trainer: Trainer, number: int) -> None:
-        """Do what Lightning does, in all processes, if any of them was sent the signal."""
+        """Do what Lightning does, in all processes, if any of them received the signal."""
         if number in self._handlers and trainer.strategy.reduce_boolean_decision(number in self._noted, all=False):
             self._noted.discard(number)
             self._handlers[number](number, None)

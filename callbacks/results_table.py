@@ -1,4 +1,4 @@
-"""The results of a test, as a table that can be read."""
+"""Prints the results of a test as a table."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from flow_pl.utils.validation import require_choice
 
 
 class Row(NamedTuple):
-    """A row of the table: a metric, how it is called there, and whether it is a difference."""
+    """Describes a row of the table: a metric, its label, and whether it is a difference."""
 
     metric: str
     label: str
@@ -72,17 +72,17 @@ MAIN = (
 
 
 class ResultsTable(ResultsCallback):
-    """Prints the figures of a test at its end, with a column for each population; rows without a figure are left out.
+    """Prints the metrics of a test at its end, with a column for each population; rows without values are left out.
 
-    It stands in for the list of all metrics that the trainer prints, also at the end of `validate`.
+    Replaces the trainer's list of all metrics, also at the end of `validate`.
 
     Args:
-        rows: "main" for the eight rows that sum a test up, "all" for every figure, by groups.
+        rows: "main" for the eight rows that summarize a test, "all" for every metric, by groups.
         path: also write every metric of the test to this file, .csv (one row per metric, one column per population)
             or .json, in the run's folder; None writes nothing.
 
     Raises:
-        ConfigurationError: `path` ends otherwise; at the start of a test, it cannot be written.
+        ConfigurationError: `path` has another ending; at the start of a test, it cannot be written.
     """
 
     def __init__(self, path: str | None = None, rows: Literal["main", "all"] = "main") -> None:
@@ -91,17 +91,17 @@ class ResultsTable(ResultsCallback):
         self.path = None if path is None else check_ending(path, (".csv", ".json"))
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check the file before the work is done."""
+        """Check the file before the test runs."""
         trainer.test_loop.verbose = False
         if self.path is not None and trainer.is_global_zero:
             check_writable(in_run_folder(trainer, self.path))
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stand in for the trainer's own list."""
+        """Replace the trainer's own list."""
         trainer.validate_loop.verbose = False
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print the figures of `validate`; those of a fit are in its progress."""
+        """Print the metrics of `validate`; those of a fit are in its progress display."""
         if trainer.state.fn != "validate":
             return
         measured = figures(trainer.callback_metrics, "val/")  # in every process: reading them may be collective
@@ -121,7 +121,7 @@ class ResultsTable(ResultsCallback):
             write_text(in_run_folder(trainer, self.path), text)
 
     def _print(self, pl_module: LightningModule, rounds: int, results: Results) -> dict[str, str]:
-        """Print the table; returns what stands in its title."""
+        """Print the table; return its title."""
         module = federated_module(pl_module)
         names = {"method": type(module.method).__name__, "backbone": type(module.backbone).__name__}
         title = f"{names['method']} with {names['backbone']}, round {rounds}"
@@ -134,14 +134,14 @@ class ResultsTable(ResultsCallback):
 
 
 def main_table(title: str, results: Results) -> Table:
-    """The table that sums up a test.
+    """Build the table that summarizes a test.
 
     Args:
         title: its title.
         results: for each population, its metrics by name; None where one is not defined.
 
     Returns:
-        A table with a row for each figure of `MAIN` that there is, and a column for each population, in percent.
+        A table with a row for each available metric of `MAIN`, and a column for each population, in percent.
     """
     table = _empty(title, results)
     for row in MAIN:
@@ -159,7 +159,7 @@ def _empty(title: str, results: Results) -> Table:
 
 
 def results_table(title: str, results: Results, blocks: list[str]) -> Table:
-    """The table of a test.
+    """Build the full table of a test.
 
     Args:
         title: its title.
@@ -179,14 +179,14 @@ def results_table(title: str, results: Results, blocks: list[str]) -> Table:
 
 
 def result_rows(results: Results, blocks: Sequence[str]) -> dict[str, list[list[str]]]:
-    """The rows of the table of a test that have a figure, by group.
+    """Return the rows of the test table that have values, by group.
 
     Args:
         results: for each population, its metrics by name; None where one is not defined.
         blocks: names of the routed blocks.
 
     Returns:
-        For each group its rows: a label, and the figure of each population in percent.
+        For each group its rows: a label, and the value of each population in percent.
     """
     groups = GROUPS | {"Routed local": (*GROUPS["Routed local"], *(Row(f"routed_local/{b}", b) for b in blocks))}
     found = {
@@ -201,7 +201,7 @@ def result_rows(results: Results, blocks: Sequence[str]) -> dict[str, list[list[
 
 
 def percent(value: float | None, signed: bool = False) -> str:
-    """A share in percent; a dash where it is not defined."""
+    """Format a share in percent; a dash if it is not defined."""
     return "-" if value is None else f"{100 * value:{'+' if signed else ''}.2f}"
 
 

@@ -1,4 +1,4 @@
-"""Progress in the terms of federated learning: rounds and clients."""
+"""Shows progress in rounds and clients."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ ACCURACIES = {
 
 
 def _served(loader: Any, batch: Sized, batch_idx: int) -> int:
-    """Clients in the chunks that all processes have worked on at the same time."""
+    """Count the clients in the chunks that all processes have trained at the same time."""
     sampler = getattr(loader, "sampler", None)
     if not isinstance(sampler, CohortSampler):
         return len(batch)
-    # those of its own that cannot be used are known to this process alone
+    # only this process knows which of its clients cannot be used
     return sampler.served[batch_idx] - len(getattr(batch, "unusable", ()))
 
 
 def _evaluated(trainer: Trainer, dataloader_idx: int) -> Any:
-    """The dataloader of an evaluation."""
+    """Identifies the dataloader of an evaluation."""
     if trainer.predicting:
         loaders = trainer.predict_dataloaders
     else:
@@ -43,12 +43,12 @@ def _evaluated(trainer: Trainer, dataloader_idx: int) -> Any:
 class RoundProgressBar(ProgressBar):
     """Shows the round, the clients trained in it, clients per second, the time left and the headline metrics.
 
-    On a terminal these are live bars; elsewhere (a log file, a batch job) a line at most every `interval_s` seconds
-    and one at the end. Only the first process shows anything: it counts the clients of all processes, and takes the
-    others to be as far as itself.
+    Draws live bars on a terminal; elsewhere (a log file, a batch job) prints a line at most every `interval_s` seconds
+    and one at the end. Only the first process shows anything: it counts the clients of all processes, and assumes that
+    they have progressed equally.
 
     Args:
-        interval_s: least number of seconds between two lines, where there is no terminal.
+        interval_s: minimum number of seconds between two lines when there is no terminal.
 
     Raises:
         ConfigurationError: `interval_s` is negative or not finite.
@@ -67,7 +67,7 @@ class RoundProgressBar(ProgressBar):
 
     @property
     def is_enabled(self) -> bool:
-        """Whether progress is shown."""
+        """Return whether progress is shown."""
         return self._enabled
 
     def enable(self) -> None:
@@ -80,7 +80,7 @@ class RoundProgressBar(ProgressBar):
         self._stop()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start, at the round a resumed fit goes on with."""
+        """Start, at the round from which a resumed fit continues."""
         self._start()
         self._fit = Pace(position=trainer.current_epoch)
 
@@ -96,7 +96,7 @@ class RoundProgressBar(ProgressBar):
         clients = _served(trainer.train_dataloader, batch, batch_idx)
         self._round_clients += clients
         self._fit.clients += clients
-        # not `total_train_batches`, which takes every batch for a step where `max_steps` is set
+        # not `total_train_batches`, which counts every batch as a step if `max_steps` is set
         self._show_round(done=(batch_idx + 1) / trainer.num_training_batches)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -112,7 +112,7 @@ class RoundProgressBar(ProgressBar):
             self._display.caption("  ".join(texts))
             self._display.line("  ".join([self._show_round(done=1.0), *texts]))
         if trainer.current_epoch + 1 == self._rounds():
-            self._stop()  # before the trainer prints that it is done, in the middle of the bar
+            self._stop()  # stop before the trainer prints that it is done, in the middle of the bar
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the last state."""
@@ -160,7 +160,7 @@ class RoundProgressBar(ProgressBar):
     on_test_batch_end = on_predict_batch_end = on_validation_batch_end
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Go on with the fit, if there is one."""
+        """Resume the display of the fit, if there is one."""
         self._fit.resume()
         if trainer.state.fn != "fit":
             self._stop()
@@ -168,7 +168,7 @@ class RoundProgressBar(ProgressBar):
             self._display.remove("validation")
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave the last state, before other callbacks print in `on_test_end` what they found."""
+        """Leave the last state on screen, before other callbacks print in `on_test_end`."""
         self._stop()
 
     on_predict_epoch_end = on_test_epoch_end
@@ -191,13 +191,13 @@ class RoundProgressBar(ProgressBar):
             self._display = None
 
     def _rounds(self) -> int | None:
-        """Round at which the fit ends; None where that is not known."""
-        # the server makes one step a round, so both limits count rounds
+        """Return the round at which the fit ends; None if unknown."""
+        # the server makes one step per round, so both limits count rounds
         limits = (self.trainer.max_epochs, self.trainer.max_steps)
         return min((limit for limit in limits if limit is not None and limit >= 0), default=None)
 
     def _show_round(self, done: float) -> str:
-        """Draw the bar of the fit, a share `done` of the round being over; returns its text."""
+        """Draw the bar of the fit with a share `done` of the round completed; return its text."""
         number, rounds = self.trainer.current_epoch, self._rounds()
         label = f"Round {number + 1}" + ("" if rounds is None else f"/{rounds}")
         cohort = federated_data(self.trainer).cohort_size
@@ -205,7 +205,7 @@ class RoundProgressBar(ProgressBar):
         return self._show("fit", label, clients, self._fit, number + done, rounds)
 
     def _clients_ahead(self, trainer: Trainer, dataloader_idx: int) -> tuple[str, str, float]:
-        """The bar of a dataloader, its label and the number of chunks."""
+        """Return the bar of a dataloader, its label and the number of chunks."""
         label = "Personalize & evaluate"
         if trainer.testing:
             # each population keeps its finished bar
@@ -216,7 +216,7 @@ class RoundProgressBar(ProgressBar):
         return "validation", label, trainer.num_val_batches[dataloader_idx]
 
     def _show_clients(self, done: int) -> str:
-        """Draw the bar of an evaluation, `done` chunks being over; returns its text."""
+        """Draw the bar of an evaluation with `done` chunks completed; return its text."""
         bar, label, chunks = self._ahead
         return self._show(bar, label, f"clients {self._evaluation.clients}", self._evaluation, done, chunks)
 

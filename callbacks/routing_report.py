@@ -1,4 +1,4 @@
-"""What a test found out about clients and routes, as a page that can be read anywhere."""
+"""Reports a test's results by client and route on a self-contained page."""
 
 from __future__ import annotations
 
@@ -30,30 +30,30 @@ if TYPE_CHECKING:
 
 
 class RoutingReport(EvaluationCallback[ClientCounts], ResultsCallback):
-    """Writes a page on a test: its results, how the clients fare, and where the router sends what.
+    """Writes a page on a test: its results, the results of clients, and the routing decisions.
 
-    The page (HTML) needs nothing but itself and is made for phones too. It has the table of results; accuracies and
-    routes over the rounds, as `LearningCurves` or the run's CSV log has them; the clients' gains, accuracies from worst
+    The HTML page is self-contained and also suits phones. It has the table of results; accuracies and
+    routes over the rounds, from `LearningCurves` or the run's CSV log; the clients' gains, accuracies from worst
     to best and by size, and the worst clients; and for a method that routes the distribution of the routing
     probabilities by block, their entropy, the shares by client and by class, how far clients agree on common instances,
     and the instances that go most local and most global. Figures are PNG files too, where `WandbResults` finds them;
     with a `WandbLogger` its tables are logged as `report/clients`, `report/blocks` and `report/classes`.
 
     Accuracies and shares are those of the test, of all clients. For what is counted instance by instance, some clients,
-    of all sizes, are personalized once more, with the minibatches and the dropout of the test. Routes of clients are
-    compared on common instances, which each client's own model is asked about.
+    of all sizes, are personalized once more, with the minibatches and dropout masks of the test. Clients' routes are
+    compared on common instances, which each client's own model routes.
 
     Args:
-        path: the page (.html), in the run's folder.
-        figures: folder for the figures, in the run's own.
-        curve: the table that `LearningCurves` wrote, in the run's folder; without it the run's CSV log is taken.
-        clients: most clients of each population that are looked at instance by instance, in whole chunks, but one
+        path: path of the page (.html), in the run's folder.
+        figures: folder for the figures, in the run's folder.
+        curve: the table that `LearningCurves` wrote, in the run's folder; if missing, the run's CSV log is used.
+        clients: maximum clients of each population that are analysed instance by instance, in whole chunks, but one
             chunk at least.
-        common: instances that all of these are asked about; 0 = do not compare clients.
-        instances: how many of the most local and of the most global instances are shown.
+        common: number of instances that all of these clients route; 0 = do not compare clients.
+        instances: number of most local and of most global instances shown.
 
     Raises:
-        ConfigurationError: a number is out of its range or `path` ends otherwise; at the start of a test, a file cannot
+        ConfigurationError: a number is out of range or `path` has another ending; at the start of a test, a file cannot
             be written, or matplotlib is not installed.
     """
 
@@ -82,7 +82,7 @@ class RoutingReport(EvaluationCallback[ClientCounts], ResultsCallback):
         self._drawn: Mapping[str, Path] = {}
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check the files before the work is done."""
+        """Check the files before the test runs."""
         import_optional("matplotlib", "compare", "RoutingReport")
         if trainer.is_global_zero:
             root = Path(trainer.default_root_dir)
@@ -90,7 +90,7 @@ class RoutingReport(EvaluationCallback[ClientCounts], ResultsCallback):
             check_writable(root / self.figures / "clients.png")
 
     def create_metric(self, pl_module: LightningModule) -> ClientCounts | None:
-        """The counts of one population; nothing in validation."""
+        """Create the counts of one population; None in validation."""
         return ClientCounts(len(federated_module(pl_module).route_names)) if pl_module.trainer.testing else None
 
     def update_metric(self, metric: ClientCounts, evaluation: ClientEvaluation) -> None:
@@ -98,7 +98,7 @@ class RoutingReport(EvaluationCallback[ClientCounts], ResultsCallback):
         metric.update(evaluation)
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start from nothing, and choose the common instances."""
+        """Reset the counts, and choose the common instances."""
         super().on_test_epoch_start(trainer, pl_module)
         data, blocks = federated_data(trainer), len(federated_module(pl_module).route_names)
         self._routes, self._common, self._every = [], None, {}
@@ -115,12 +115,12 @@ class RoutingReport(EvaluationCallback[ClientCounts], ResultsCallback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Count a chunk, and look at the instances of some."""
+        """Count a chunk, and analyse the instances of some chunks."""
         super().on_test_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
         if not self._routes or not len(batch):
             return
         if dataloader_idx not in self._every:
-            # chunks come by decreasing size of their clients: every n-th has clients of all sizes
+            # chunks are sorted by decreasing client size: every n-th covers all sizes
             chunks = max(1, self.clients // (len(batch) * trainer.world_size))
             self._every[dataloader_idx] = -(-int(trainer.num_test_batches[dataloader_idx]) // chunks)
         if batch_idx % self._every[dataloader_idx] == 0:
@@ -132,7 +132,7 @@ class RoutingReport(EvaluationCallback[ClientCounts], ResultsCallback):
             self._routes[dataloader_idx].add(predictions, asked.heldout.x.numpy(force=True), shared)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Nothing: the report is on a test."""
+        """Do nothing: the report covers only a test."""
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gather the clients of all processes, and draw the figures in the first one."""
@@ -144,7 +144,7 @@ class RoutingReport(EvaluationCallback[ClientCounts], ResultsCallback):
             from flow_pl.report.drawings import draw  # which needs matplotlib
 
             self._evidence = self._collect(trainer, pl_module, counts, routes)
-            # now, not at the end of the test: then WandbResults looks for them
+            # now rather than at the end of the test, when WandbResults looks for them
             self._drawn = draw(self._evidence, Path(trainer.default_root_dir) / self.figures)
 
     def report(self, trainer: Trainer, pl_module: LightningModule, rounds: int, results: Results) -> None:
@@ -199,7 +199,7 @@ class RoutingReport(EvaluationCallback[ClientCounts], ResultsCallback):
 
 
 def _gathered(routes: list[Routes]) -> list[Routes]:
-    """What all processes have counted, in the first one."""
+    """Gather the counts of all processes in the first one."""
     if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
         return routes
     parts: list[Any] = [None] * torch.distributed.get_world_size()
@@ -221,7 +221,7 @@ _HIGHLIGHTS = (
 
 
 def _highlights(results: Results) -> dict[str, dict[str, str]]:
-    """Key figures by what they are and by population."""
+    """Return key figures by name and population."""
     found = {
         label: {population: percent(m[name], signed) for population, m in results.items() if name in m}
         for name, label, signed in _HIGHLIGHTS

@@ -1,4 +1,4 @@
-"""How often the router chooses the local model."""
+"""Share of decisions routed locally."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from flow_pl.evaluation.metrics import RoutedShare
 
 
 class RoutingStatistics(EvaluationCallback[RoutedShare]):
-    """Logs the share of routing decisions that chose the local block; nothing for a method without routes.
+    """Logs the share of decisions routed locally; nothing for a method without routes.
 
     Logs `routed_local` (all decisions), `routed_local/<block>` for each routed block and, over clients,
-    `routed_local_p10`, `_p50`, `_p90`, behind `val/` or `test/<population>/`.
+    `routed_local_p10`, `_p50`, `_p90`, under `val/` or `test/<population>/`.
     """
 
     def create_metric(self, pl_module: LightningModule) -> RoutedShare | None:
-        """A fresh metric for one dataloader; None for a method without routes."""
+        """Create the metric for one dataloader; None for a method without routes."""
         names = federated_module(pl_module).route_names
         return RoutedShare(names) if names else None
 

@@ -1,4 +1,4 @@
-"""The folder of a run: its checkpoints, what an earlier run has left there, and where everything is in the end."""
+"""The folder of a run: its checkpoints, the files of an earlier run, and a summary of where everything is."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from flow_pl.utils.checkpoints import look_at
 class BestCheckpoint(ModelCheckpoint):
     """Writes `checkpoints/best.ckpt`: the round with the best personalized accuracy in validation.
 
-    A class of its own, so that its state never meets that of a ModelCheckpoint with the same monitor.
+    A separate class, so that its state never mixes with that of a ModelCheckpoint with the same monitor.
 
     Args:
         root: folder of the run.
@@ -46,16 +46,16 @@ class LastCheckpoint(ModelCheckpoint):
 
 
 class RunFolder(Callback):
-    """Keeps a run's folder that of one run, and says in the end what is where.
+    """Keeps the files of a single run in its folder, and reports at the end what is where.
 
-    A fit that begins anew puts aside what an earlier run has left in its folder (`trainer.default_root_dir`): as
-    `earlier/1`, `earlier/2` and so on. So nothing is lost, and `best.ckpt` and `last.ckpt` are always of one run. A fit
-    that goes on from a checkpoint in the folder leaves everything in its place. A trial (`fast_dev_run`) touches
+    A fit that starts anew moves aside what an earlier run left in its folder (`trainer.default_root_dir`): to
+    `earlier/1`, `earlier/2` and so on. Nothing is lost, and `best.ckpt` and `last.ckpt` always belong to one run. A fit
+    that resumes from a checkpoint in the folder leaves everything in place. A trial (`fast_dev_run`) changes
     nothing.
     """
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put an earlier run aside, when data, model and checkpoint have been found to fit together."""
+        """Move an earlier run aside, once data, model and checkpoint are known to fit together."""
         root = Path(trainer.default_root_dir)
         if _trial(trainer) or goes_on(root, trainer.ckpt_path):
             return
@@ -66,7 +66,7 @@ class RunFolder(Callback):
         trainer.strategy.barrier("an earlier run put aside")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say where the run is, which round was best, and how to test it."""
+        """Report where the run is, which round was best, and how to test it."""
         if _trial(trainer) or not trainer.is_global_zero or not trainer.checkpoint_callbacks:
             return
         root, rounds = Path(trainer.default_root_dir), trainer.global_step

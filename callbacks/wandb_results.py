@@ -1,4 +1,4 @@
-"""The results of a test in Weights & Biases: a table, and the figures that the run has drawn."""
+"""Logs the results of a test to Weights & Biases: a table, and the run's figures."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from flow_pl.loggers import wandb_loggers
 class WandbResults(ResultsCallback):
     """Logs the table of a test's results to W&B, and the figures of the run; does nothing without a `WandbLogger`.
 
-    The table `test/results` has a row for each metric and a column for each population. All of it is on the axis of
-    rounds, at the round of the model that was tested.
+    The table `test/results` has a row for each metric and a column for each population. All is logged against
+    rounds, at the round of the tested model.
 
     Args:
-        figures: folder, in the run's own, of PNG files that are logged as images `figures/<name>`; it may be missing.
+        figures: folder, in the run's folder, of PNG files to log as images `figures/<name>`; it may be missing.
     """
 
     def __init__(self, figures: str = "figures") -> None:
         self.figures = figures
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put the test on the axis of rounds, where Lightning would count chunks."""
+        """Log the test against rounds; Lightning would count chunks."""
         if wandb_loggers(trainer):
             pl_module.log("step", float(self.tested_round(trainer)), sync_dist=True, rank_zero_only=True)
 

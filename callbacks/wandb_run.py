@@ -1,4 +1,4 @@
-"""One run of Weights & Biases for one run of this project: through interruptions, tests and sweeps.
+"""Keeps one Weights & Biases run for each run of this project, through interruptions, tests and sweeps.
 
 Nothing here imports wandb; Lightning's logger does, when it is used.
 """
@@ -20,10 +20,10 @@ SLACK = 10
 
 
 class WandbRun(Callback):
-    """Notes which W&B run a fit is logged to, in the run's folder, where `continued_run` finds it.
+    """Records the W&B run of a fit in the run's folder, where `continued_run` finds it.
 
-    A command that goes on with the run offline, where the server cannot tell how many rows it has, counts its rows from
-    there on, so that `wandb sync` can append them. A fit from the beginning that is not logged to W&B removes the note
+    A command that continues the run offline, where the server cannot report how many rows it has, counts its rows from
+    there on, so that `wandb sync` can append them. A new fit that is not logged to W&B removes the record
     of the run it replaces.
     """
 
@@ -32,7 +32,7 @@ class WandbRun(Callback):
         self._run: Any = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write the note, in the first process."""
+        """Write the record, in the first process."""
         self._path = None
         loggers = wandb_loggers(trainer)
         if not loggers or not trainer.is_global_zero:
@@ -48,18 +48,18 @@ class WandbRun(Callback):
             self._write()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remove the note of a run that is replaced by one which is not logged to W&B."""
+        """Remove the record of a run that is replaced by one not logged to W&B."""
         # a trial (fast_dev_run) has dummy loggers, and replaces nothing
         trial = getattr(trainer, "fast_dev_run", False)
         if trainer.is_global_zero and trainer.current_epoch == 0 and not trial and not wandb_loggers(trainer):
             (Path(trainer.default_root_dir) / NOTE).unlink(missing_ok=True)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note the rows of the last round."""
+        """Record the number of rows of the last round."""
         self._write()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Note the rows of the end."""
+        """Record the final number of rows."""
         self._write()
         self._path = None
 

@@ -81,21 +81,21 @@ OURS = ("num_sanity_val_steps", "log_every_n_steps")
 
 
 class ConfigToLogger(SaveConfigCallback):
-    """Keeps the configuration: for a fit in the run's folder and in each checkpoint, for all commands with each logger.
+    """Saves the configuration: of a fit in the run's folder and each checkpoint, of every command with each logger.
 
-    Every logger gets it as hyper-parameters, and a file `config.yaml` in the folder of its logs, where it has one for
+    Every logger receives it as hyperparameters, and as `config.yaml` in its log folder, if it has one for
     each run.
     """
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """The whole configuration but for what one command alone was given (a checkpoint, say)."""
+        """Return the whole configuration except what belongs to a single command (a checkpoint, say)."""
         settings = json.loads(self.parser.dump(self.config, skip_none=False, format="json"))
         return {key: value for key, value in settings.items() if key in SECTIONS}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Hand the configuration to the loggers."""
-        # found out in all processes: it may be collective
+        """Pass the configuration to the loggers."""
+        # evaluated in all processes: it may be collective
         folders = [logger.log_dir for logger in trainer.loggers if isinstance(logger, CSVLogger | TensorBoardLogger)]
         if self.already_saved or not trainer.is_global_zero:
             return
@@ -106,7 +106,7 @@ class ConfigToLogger(SaveConfigCallback):
             logger.log_hyperparams(self.settings)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the file in the run's folder, when what was there of an earlier run has been put aside."""
+        """Write the file in the run's folder, once an earlier run has been moved aside."""
         if trainer.is_global_zero:
             self._write(Path(trainer.default_root_dir) / CONFIG)
 
@@ -115,7 +115,7 @@ class ConfigToLogger(SaveConfigCallback):
         checkpoint[KEY] = self.settings
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Tell which settings a fit that is resumed does not have from its beginning."""
+        """Report which settings of a resumed fit differ from its start."""
         if trainer.state.fn == "fit":
             warn_of_changes(checkpoint.get(KEY, {}), self.settings)
 
@@ -125,13 +125,13 @@ class ConfigToLogger(SaveConfigCallback):
 
 
 class FlowCLI(LightningCLI):
-    """LightningCLI whose defaults suit federated training."""
+    """Extends LightningCLI by defaults that suit federated training."""
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parse, and look at the checkpoint file before anything else does.
+        """Parse the arguments and check the checkpoint file first.
 
         Raises:
-            ConfigurationError: it is missing, damaged, or none of this project; or a class path names no class.
+            ConfigurationError: it is missing, damaged, or not from this project; or a class path names no class.
         """
         super().parse_arguments(parser, args)
         expand_home(self.config)
@@ -144,7 +144,7 @@ class FlowCLI(LightningCLI):
             look_at(path)
 
     def before_instantiate_classes(self) -> None:
-        """Give a run of a W&B sweep a folder of its own, and a checkpoint's command the W&B run of the checkpoint."""
+        """Give each run of a W&B sweep its own folder, and a command with a checkpoint the checkpoint's W&B run."""
         settings = self.config[self.config["subcommand"]]
         trainer = settings["trainer"]
         trainer["default_root_dir"] = sweep_folder(str(trainer["default_root_dir"]))
@@ -153,13 +153,13 @@ class FlowCLI(LightningCLI):
         self.parser.add_instantiator(partial(make_wandb_logger, run_id), WandbLogger)
 
     def _find_checkpoint(self, settings: Any) -> None:
-        """Where a trained model is needed and no file is named, take one of the run's folder and say which.
+        """Choose a checkpoint of the run's folder if a trained model is needed and no file is named; report which.
 
         Raises:
             ConfigurationError: there is none.
         """
         command, word, trainer = self.config["subcommand"], settings.get("ckpt_path"), settings["trainer"]
-        # a fit may begin anew; a trial measures nothing
+        # a fit may start from scratch; a trial measures nothing
         needed = word == "best" if command == "fit" else word in (None, "best", "last", "hpc")
         if not needed or (word is None and trainer.get("fast_dev_run")):
             return
@@ -169,7 +169,7 @@ class FlowCLI(LightningCLI):
         rank_zero_only(print)(f"{command}: {path} (round {look_at(path)['global_step']}{chosen})")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Add what every run has, where the configuration does not list its own.
+        """Add the default callbacks and loggers that the configuration does not replace.
 
         Metrics, progress bar and tables; CSV logs, and checkpoints of the best and the last round, in the run's
         folder (`trainer.default_root_dir`).
@@ -190,7 +190,7 @@ class FlowCLI(LightningCLI):
             if not barebones and not any(_replaces(callback, default) for callback in listed)
         ]
         if barebones:
-            # what is asked for all the same, Lightning refuses by name
+            # if requested anyway, Lightning rejects it by name
             kwargs |= {name: off for name, off in BARE.items() if not self._asked_for(name)}
             self.save_config_callback = None
         elif self._get(self.config_init, "trainer.logger") in (None, True):
@@ -206,14 +206,14 @@ class FlowCLI(LightningCLI):
         return trainer
 
     def _asked_for(self, name: str) -> bool:
-        """Whether a setting of the trainer is switched on by the user, rather than by our own defaults."""
+        """Return whether the user, rather than our defaults, switched on a setting of the trainer."""
         return name not in OURS and bool(self._get(self.config_init, f"trainer.{name}"))
 
     def instantiate_classes(self) -> None:
-        """Make everything.
+        """Instantiate all classes.
 
         Raises:
-            ConfigurationError: a package that a class needs is not installed, or the trainer cannot be made.
+            ConfigurationError: a package that a class needs is not installed, or the trainer cannot be created.
         """
         try:
             super().instantiate_classes()
@@ -226,7 +226,7 @@ class FlowCLI(LightningCLI):
             raise ConfigurationError(f"a setting needs what is not installed: {missing[0]}") from error
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
-        """As Lightning does, with one line of what it refuses."""
+        """Do as Lightning does, but report in one line what it rejects."""
         try:
             trainer: Trainer = super()._instantiate_trainer(config, callbacks)
         except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
@@ -236,15 +236,15 @@ class FlowCLI(LightningCLI):
         return trainer
 
     def before_predict(self) -> None:
-        """Predictions go to a file as they come: kept, they would grow with the population."""
+        """Write predictions to a file as they arrive: in memory they would grow with the population."""
         predict = self.config_init[str(self.subcommand)]
         predict["return_predictions"] = bool(predict["return_predictions"])
 
 
 def _replaces(callback: Callback, default: Callback) -> bool:
-    """Whether a listed callback takes the place of a default one: one of its class, or another progress bar.
+    """Return whether a listed callback replaces a default one: one of its class, or another progress bar.
 
-    A checkpoint callback only does so if it writes the same file: it has the file's name, and no other folder.
+    A checkpoint callback does so only if it writes the same file: the same name, and no other folder.
     """
     if isinstance(default, BestCheckpoint | LastCheckpoint):
         if not isinstance(callback, ModelCheckpoint) or callback.filename != default.filename:
@@ -260,11 +260,11 @@ def run(
     make: Callable[..., FlowCLI] = FlowCLI,
     module: type[FederatedModule] = FederatedModule,
 ) -> FlowCLI:
-    """Run the command line and hand back what it made.
+    """Run the command line and return the finished CLI.
 
     Args:
-        args: as in `sys.argv[1:]`; None to take those.
-        make: makes the CLI, which runs the command.
+        args: arguments as in `sys.argv[1:]`; None to use those.
+        make: creates the CLI, which runs the command.
         module: class of the model.
 
     Returns:
@@ -272,7 +272,7 @@ def run(
     """
     files: list[str] = []
     if args is None:
-        sys.argv[1:], files = shipped.expand(sys.argv[1:])  # where Lightning reads it, to start other processes too
+        sys.argv[1:], files = shipped.expand(sys.argv[1:])  # Lightning reads it here, also to start other processes
     elif isinstance(args, list):
         args, files = shipped.expand(args)
     return make(

@@ -22,23 +22,23 @@ from flow_pl.utils.files import unwritable, write_text
 
 
 class RunLogger(CSVLogger):
-    """Lightning's CSVLogger, whose file is never half written and can be gone on with.
+    """Extends Lightning's CSVLogger: its file is never half written and can be continued.
 
     Attributes:
-        continued: whether it goes on with the file of a run that was interrupted.
+        continued: whether it continues the file of an interrupted run.
     """
 
     continued = False
 
     def go_on(self, version: int | str) -> None:
-        """Write to the folder of an earlier version from now on, where it is still there."""
+        """Write to the folder of an earlier version from now on, if it still exists."""
         if (Path(self.root_dir) / f"version_{version}").is_dir():
             self._version, self.continued = version, True
 
     @property
     @rank_zero_experiment
     def experiment(self) -> MetricsFile:
-        """What writes the file."""
+        """Return the writer of the file."""
         if self._experiment is None:
             self._experiment = MetricsFile(self.log_dir)
         assert isinstance(self._experiment, MetricsFile)
@@ -46,10 +46,10 @@ class RunLogger(CSVLogger):
 
 
 class MetricsFile(ExperimentWriter):
-    """Rows of metrics, below one header; a column that comes later is put into it.
+    """Writes rows of metrics below one header; columns that appear later are added to it.
 
     Args:
-        log_dir: folder of the file; what is there of it is kept.
+        log_dir: folder of the file; existing rows are kept.
     """
 
     def __init__(self, log_dir: str) -> None:
@@ -65,10 +65,10 @@ class MetricsFile(ExperimentWriter):
         """Lightning deletes the file here."""
 
     def save(self) -> None:
-        """Append the rows that have come since the last time.
+        """Append the rows logged since the last call.
 
         Raises:
-            FlowError: the disk is full; the rows of before are intact.
+            FlowError: the disk is full; earlier rows are intact.
         """
         if not self.metrics:
             return
@@ -80,7 +80,7 @@ class MetricsFile(ExperimentWriter):
             return
         text = self._csv(rows, header=False)
         try:
-            # without a buffer: a kill leaves all of it or nothing
+            # unbuffered: a kill leaves all of it or nothing
             with self._path.open("ab", buffering=0) as file:
                 end = file.tell()
                 if file.write(text.encode()) < len(text.encode()):
@@ -90,12 +90,12 @@ class MetricsFile(ExperimentWriter):
             raise unwritable(self._path, error) from error
 
     def keep(self, rows: int, step: int, last: dict[str, float]) -> None:
-        """Forget what was logged behind a checkpoint.
+        """Discard what was logged after a checkpoint.
 
         Args:
-            rows: that were there when it was written.
+            rows: number of rows when it was written.
             step: round of the checkpoint; rows of it that came later are kept.
-            last: the training metrics of that round, which are logged only behind the checkpoint; they are added if the
+            last: the training metrics of that round, which are logged only after the checkpoint; they are added if the
                 run was killed in between.
         """
         _, there = self._read()
@@ -107,7 +107,7 @@ class MetricsFile(ExperimentWriter):
         self._write(kept)
 
     def _read(self) -> tuple[list[str], list[dict[str, Any]]]:
-        """Header and whole rows of the file."""
+        """Read the header and the complete rows of the file."""
         if not self._path.exists():
             return [], []
         text = self._path.read_text(encoding="utf-8")
@@ -131,7 +131,7 @@ NOTE = "wandb_run.json"
 
 
 class Note(NamedTuple):
-    """The W&B run that a fit is logged to.
+    """Identifies the W&B run that a fit is logged to.
 
     Attributes:
         id: of the run.
@@ -143,12 +143,12 @@ class Note(NamedTuple):
 
 
 def wandb_loggers(trainer: Trainer) -> list[WandbLogger]:
-    """The loggers of a trainer that write to W&B; their `log_table` and `log_image` take tables and images."""
+    """Return a trainer's W&B loggers, whose `log_table` and `log_image` take tables and images."""
     return [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
 
 
 def read_note(path: Path) -> Note | None:
-    """Read which W&B run a fit was logged to; None where there is no such file.
+    """Read which W&B run a fit was logged to; None if there is no such file.
 
     Raises:
         ConfigurationError: the file is not one that `WandbRun` wrote.
@@ -164,7 +164,7 @@ def read_note(path: Path) -> Note | None:
 
 
 def continued_run(root: Path, ckpt_path: str | os.PathLike[str] | None) -> str | None:
-    """The W&B run that a command goes on with: the one whose checkpoint it starts from.
+    """Return the W&B run that a command continues: the one whose checkpoint it starts from.
 
     Args:
         root: folder of the run.
@@ -187,13 +187,13 @@ def continued_run(root: Path, ckpt_path: str | os.PathLike[str] | None) -> str |
 
 
 def sweep_folder(root: str) -> str:
-    """The folder of a run: its own, `<root>/sweeps/<sweep>/<run>`, for each run that an agent of a sweep starts."""
+    """Return a run's folder: `<root>/sweeps/<sweep>/<run>` for each run that a sweep agent starts."""
     sweep, run = os.environ.get("WANDB_SWEEP_ID"), os.environ.get("WANDB_RUN_ID")
     return os.path.join(root, "sweeps", sweep, run) if sweep and run else root
 
 
 def make_wandb_logger(run_id: str | None, make: type[WandbLogger], *args: Any, **settings: Any) -> WandbLogger:
-    """Make a logger that goes on with a run, where its own settings name none.
+    """Create a logger that continues a run, unless its own settings name one.
 
     Args:
         run_id: the run; None for a new one.
@@ -204,7 +204,7 @@ def make_wandb_logger(run_id: str | None, make: type[WandbLogger], *args: Any, *
     Returns:
         The logger.
     """
-    settings.pop("applied_instantiation_links", None)  # jsonargparse hands it to every instantiator
+    settings.pop("applied_instantiation_links", None)  # jsonargparse passes it to every instantiator
     if settings.get("id") is None and settings.get("version") is None:
         settings["id"] = run_id
     # From a configuration `resume` comes as None, which would overwrite a run of that id: Lightning's own default.

@@ -87,12 +87,12 @@ class FederatedModule(lightning.LightningModule):
         objective: the task.
         server_optimizer: any torch optimizer, on the pseudo-gradient. SGD with lr 1.0 is FedAvg, with momentum
             FedAvgM, Adam FedAdam (Reddi et al., Adaptive Federated Optimization, ICLR 2021).
-        server_scheduler: of the server optimizer's learning rate, stepped once a round.
-        max_rejected: largest share of a round's clients that may be left out, as their update is not finite or their
-            data cannot be used; with more of them the run stops.
-        aggregation: what the server makes of the clients' updates; null = their weighted mean.
-        privacy: differential privacy of the training, for each client as a whole; null = none.
-        compression: of the updates that clients send, lossy; null = none.
+        server_scheduler: schedules the server optimizer's learning rate; stepped once per round.
+        max_rejected: largest share of a round's clients that may be left out, if their update is not finite or their
+            data cannot be used; beyond it the run stops.
+        aggregation: how the server combines the clients' updates; null = their weighted mean.
+        privacy: client-level differential privacy of the training; null = none.
+        compression: lossy compression of the updates that clients send; null = none.
         attack: simulated clients that attack; null = none.
     """
 
@@ -133,21 +133,21 @@ class FederatedModule(lightning.LightningModule):
 
     @property
     def backbone(self) -> nn.Module:
-        """The global model w_g."""
+        """Return the global model w_g."""
         return self.server["global"]
 
     @property
     def route_names(self) -> list[str]:
-        """Names of the routed blocks; empty for a method that does not route."""
+        """Return the names of the routed blocks; empty for a method that does not route."""
         return self.method.route_names
 
     @property
     def orders(self) -> int:
-        """How many orders of its examples a client needs; the data module draws as many."""
+        """Return how many orderings of its examples a client needs; the data module draws as many."""
         return self.loop.orders(self.method)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Outputs of the global model for instances x [N, ...]."""
+        """Compute the outputs of the global model for instances x [N, ...]."""
         outputs: Tensor = self.backbone(x)
         return outputs
 
@@ -161,19 +161,19 @@ class FederatedModule(lightning.LightningModule):
         weights_only: bool | None = None,
         **kwargs: Any,
     ) -> Self:
-        """A trained module from a checkpoint, which holds the configuration that it was trained with.
+        """Load a trained module from a checkpoint, which holds the configuration of its training.
 
-        Only class paths that name a class of the kind expected are followed. What clients of a stateful method keep is
-        not loaded: give a Trainer the `ckpt_path` for that.
+        Only class paths that name a class of the expected kind are imported. The clients' state of a stateful method is
+        not loaded: pass `ckpt_path` to the Trainer for that.
 
         Args:
             checkpoint_path: file of a run.
             map_location: device of the parameters; None = the CPU.
-            hparams_file: `config.yaml` of the run, to take its settings rather than those in the checkpoint.
-            strict: whether the parameters must be the same; None = True.
+            hparams_file: `config.yaml` of the run, whose settings replace those in the checkpoint.
+            strict: whether the parameter names must match exactly; None = True.
             weights_only: None or True: nothing in a checkpoint is executed.
-            **kwargs: arguments of the constructor, in place of those of the configuration; all that have no default
-                where the run was put together in Python, so that its checkpoint holds no configuration.
+            **kwargs: constructor arguments that override the configuration; all that have no default are required
+                if the run was set up in Python, since its checkpoint then holds no configuration.
 
         Returns:
             The module.
@@ -254,12 +254,12 @@ class FederatedModule(lightning.LightningModule):
             self._chunks = ChunkSize(True, 4 * sum(p.numel() for p in self._trained()))
 
     def _trained(self) -> list[nn.Parameter]:
-        """The server's parameters that its optimizer moves: neither frozen nor averaged as they are."""
+        """Return the server's parameters that its optimizer updates: neither frozen nor averaged directly."""
         groups = trained_parameters(self.method).values()
         return [p for group in groups for p in group.values() if p.requires_grad]
 
     def _open_states(self, data: FederatedDataModule) -> None:
-        """Make room for what clients keep, unless it is there from an earlier stage."""
+        """Allocate storage for the clients' state, unless an earlier stage has done so."""
         population = len(data.federation.store)
         if not self.method.private or (self._states is not None and self._states.population == population):
             return
@@ -269,20 +269,20 @@ class FederatedModule(lightning.LightningModule):
         self._states = ClientStates(initial, population, root, share, first=trainer.is_global_zero)
 
     def _initial_state(self, method: Method, server: Groups) -> Groups:
-        """What a client has in the groups that clients keep, before it has been sampled."""
+        """Return the state of a client that has not been sampled yet."""
         initial = method.initial_state(server)
         if self.compression is None or not self.compression.keeps_residual:
             return initial
         return initial | no_residual({name: dict(group) for name, group in sent_parameters(method).items()})
 
     def _kept(self, method: Method, server: Groups, batch: ClientBatch) -> Groups | None:
-        """What the clients of a chunk kept from their last round."""
+        """Return what the clients of a chunk kept from their last round."""
         if self._states is None or not method.private or not len(batch):
             return None
         return self._states.read(batch.client, self._initial_state(method, server))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The server's optimizer and scheduler."""
+        """Create the server's optimizer and scheduler."""
         optimizer = self.server_optimizer(self._trained())
         if self.server_scheduler is None:
             return optimizer
@@ -295,7 +295,7 @@ class FederatedModule(lightning.LightningModule):
             self.privacy.require_budget(planned_rounds(self.trainer))
 
     def configure_callbacks(self) -> list[Callback]:
-        """None of its own. Lightning asks for them before it refuses settings of the trainer in words of its own.
+        """Check the trainer; add no callbacks. Lightning calls this before it rejects settings in its own words.
 
         Raises:
             ConfigurationError: the trainer clips or accumulates gradients.
@@ -305,7 +305,7 @@ class FederatedModule(lightning.LightningModule):
         return []
 
     def on_train_start(self) -> None:
-        """Refuse a loader whose sampler Lightning has replaced: every process would train every client."""
+        """Reject a loader whose sampler Lightning has replaced: every process would train every client."""
         count_rounds(self.trainer)
         sampler = getattr(self.trainer.train_dataloader, "sampler", None)
         if not isinstance(sampler, CohortSampler):
@@ -325,7 +325,7 @@ class FederatedModule(lightning.LightningModule):
             self._changed = False
 
     def on_train_epoch_start(self) -> None:
-        """Begin the round from nothing, whatever an interrupted one has left.
+        """Begin the round from scratch, discarding what an interrupted round left behind.
 
         Raises:
             ConfigurationError: a callback has frozen or unfrozen parameters.
@@ -341,7 +341,7 @@ class FederatedModule(lightning.LightningModule):
         if self._states is not None:
             self._states.discard()
         if self.privacy is not None and self.privacy.exhausted:
-            self.privacy.require_budget(None)  # trainer.min_epochs goes on where it should stop
+            self.privacy.require_budget(None)  # trainer.min_epochs would continue where training should stop
 
     def training_step(self, batch: ClientBatch, batch_idx: int) -> None:
         """Train a chunk of clients; with the last one of the round, make the server's step."""
@@ -367,7 +367,7 @@ class FederatedModule(lightning.LightningModule):
                     self._states.write(update.client, update.kept, accepted)
         if self.trainer.is_last_batch:
             if self._states is not None:
-                self._states.commit()  # before the processes meet in the server's step
+                self._states.commit()  # before the processes synchronize in the server's step
             self._server_step(self._round)
             self._round = None
             self._chunks.end_round()
@@ -399,7 +399,7 @@ class FederatedModule(lightning.LightningModule):
         )
         scaler = self._scaler
         if scaler is not None:
-            # Lightning takes the scaler's factor off every gradient, and wants one; the pseudo-gradient never had it.
+            # Lightning unscales every gradient and requires a scaler; the pseudo-gradient was never scaled.
             for p in self._trained():
                 if p.grad is not None or not self.method.shared:
                     p.grad = scaler.scale(torch.zeros_like(p) if p.grad is None else p.grad)
@@ -423,7 +423,7 @@ class FederatedModule(lightning.LightningModule):
             kept = torch.tensor(float(len(self._states.known())))
             figures |= {"clients_with_state": kept, "state_bytes": kept * self._states.bytes_per_client}
         if round_.unknown:
-            # Lightning keeps the last value of what is logged, and would log it again
+            # Lightning keeps the last logged values and would log them again
             logged_before = self.trainer.logged_metrics
             for name in round_.unknown:
                 logged_before.pop(f"train/{name}", None)
@@ -443,7 +443,7 @@ class FederatedModule(lightning.LightningModule):
         )
 
     def _stop_at_budget(self, privacy: GaussianMechanism) -> None:
-        """End the fit behind the last round that the privacy budget allows."""
+        """End the fit after the last round that the privacy budget allows."""
         rounds = planned_rounds(self.trainer)
         if privacy.exhausted and (rounds is None or self.trainer.global_step < rounds):
             self.trainer.should_stop = True
@@ -453,7 +453,7 @@ class FederatedModule(lightning.LightningModule):
             )
 
     def _warn_of_empty_round(self) -> None:
-        """The first time; `on_train_end` says how many there were."""
+        """Warn of the first empty round; `on_train_end` reports how many there were."""
         self._empty_rounds += 1
         if self._empty_rounds > 1 or not self.trainer.is_global_zero:
             return
@@ -468,7 +468,7 @@ class FederatedModule(lightning.LightningModule):
         )
 
     def on_train_end(self) -> None:
-        """Say how many rounds had no client."""
+        """Report how many rounds had no client."""
         if self._empty_rounds and self.trainer.is_global_zero:
             warnings.warn(
                 f"{self._empty_rounds} of {self.trainer.global_step} rounds had no client to train.",
@@ -490,12 +490,12 @@ class FederatedModule(lightning.LightningModule):
             )
 
     def on_validation_epoch_end(self) -> None:
-        """Put validation on the axis of rounds."""
+        """Log validation against rounds."""
         if not self.trainer.sanity_checking:
             self._log_round()
 
     def _log_round(self) -> None:
-        """Loggers take "step" as the x-axis: rounds, where Lightning would count chunks."""
+        """Log the round as "step", the loggers' x-axis; Lightning would count chunks."""
         self.log(
             "step",
             float(self.trainer.global_step),
@@ -514,7 +514,7 @@ class FederatedModule(lightning.LightningModule):
     def validation_step(  # type: ignore[override]  # callbacks make metrics of any output; Lightning types losses
         self, batch: ClientBatch, batch_idx: int, dataloader_idx: int = 0
     ) -> ClientEvaluation:
-        """Personalize a chunk of clients and evaluate them; callbacks make metrics of the counts."""
+        """Personalize a chunk of clients and evaluate them; callbacks compute metrics from the counts."""
         server = server_groups(self.method)
 
         def evaluate(piece: ClientBatch) -> ClientEvaluation:
@@ -525,7 +525,7 @@ class FederatedModule(lightning.LightningModule):
     def test_step(  # type: ignore[override]
         self, batch: ClientBatch, batch_idx: int, dataloader_idx: int = 0
     ) -> ClientEvaluation:
-        """As `validation_step`, for clients seen in training and for new ones."""
+        """Do as `validation_step` does, for seen and for new clients."""
         return self.validation_step(batch, batch_idx, dataloader_idx)
 
     def predict_step(self, batch: ClientBatch, batch_idx: int, dataloader_idx: int = 0) -> ClientPredictions:
@@ -536,11 +536,11 @@ class FederatedModule(lightning.LightningModule):
             return predict_clients(self.loop, self.method, server, piece, self._kept(self.method, server, piece))
 
         pieces = list(self._chunks.run(batch, predict)) if len(batch) else [predict(batch)]
-        # those without any example have no axes to put together
+        # clients without any example have no axes to concatenate
         return concatenate([piece for piece in pieces if piece.mask.numel()] or pieces[:1])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note what the checkpoint was trained with, and what clients keep."""
+        """Save what the checkpoint was trained with, and the clients' state."""
         checkpoint["flow_pl"] = self.identity()
         checkpoint["server"] = self._server_record()
         data_now = self._data_record()
@@ -554,10 +554,10 @@ class FederatedModule(lightning.LightningModule):
             checkpoint["client_states"] = self._states.state_dict(data.client_name)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another method, backbone or split, or one that a fit cannot go on from.
+        """Reject a checkpoint of another method, backbone or split, or one that a fit cannot resume from.
 
         Raises:
-            ConfigurationError: see `check_checkpoint` and `flow_pl.resume`; or it holds weights alone.
+            ConfigurationError: see `check_checkpoint` and `flow_pl.resume`; or it holds only weights.
         """
         if self.trainer.state.fn == "fit" and "optimizer_states" not in checkpoint:
             raise ConfigurationError(
@@ -586,17 +586,17 @@ class FederatedModule(lightning.LightningModule):
             self.trainer.strategy.barrier()
 
     def _data_record(self) -> dict[str, Any] | None:
-        """What tells the data of the run; None where its rows are not here to be looked at."""
+        """Return a record that identifies the run's data; None if its rows are not available here."""
         return data_record(self.trainer.datamodule)  # type: ignore[attr-defined]
 
     def _server_record(self) -> dict[str, Any]:
         return server_record(self.server_optimizer, self.server_scheduler, self.server.parameters())
 
     def _load_privacy(self, state: dict[str, Any] | None) -> None:
-        """Go on with the ledger of a checkpoint.
+        """Resume the privacy ledger of a checkpoint.
 
         Raises:
-            ConfigurationError: of the checkpoint's rounds and those to come only some are private.
+            ConfigurationError: only some of the checkpoint's rounds and of those to come are private.
         """
         if (state is None) != (self.privacy is None) and self.trainer.state.fn == "fit":
             before, now = ("without", "has") if state is None else ("with", "has no")
@@ -608,5 +608,5 @@ class FederatedModule(lightning.LightningModule):
             self.privacy.load_state_dict(state)
 
     def identity(self) -> dict[str, str]:
-        """What a checkpoint must have been trained with to fit: the class names of the method and the backbone."""
+        """Return what a checkpoint must have been trained with to fit: the class names of method and backbone."""
         return {"method": type(self.method).__name__, "backbone": type(self.backbone).__name__}

@@ -1,13 +1,13 @@
-"""What a checkpoint remembers of its run, and what may differ where another command takes it up.
+"""Records a run in its checkpoints, and decides which settings may differ when another command resumes it.
 
 | setting | where it differs |
 |---|---|
-| rows, and which are for training, validation and testing | a fit is refused, other commands too if they could leak |
+| rows, and their split into training, validation and test | a fit is refused, other commands too if they could leak |
 | class of the server's optimizer or scheduler | a fit is refused: the state of one means nothing to another |
-| settings of the two, such as the learning rate | those of the configuration are used, and it is said |
+| settings of the two, such as the learning rate | those of the configuration are used, with a warning |
 | other settings that decide numbers: of the method, the loop, the cohort, the seed | the same |
 
-The class of the method and the backbone with its sizes is looked at by `flow_pl.checks.check_checkpoint`.
+The class of the method and the backbone with its sizes is checked by `flow_pl.checks.check_checkpoint`.
 """
 
 from __future__ import annotations
@@ -54,11 +54,11 @@ NO_EFFECT = (
 
 
 class ChangedSettingWarning(UserWarning):
-    """A run goes on with another setting than it began with."""
+    """A resumed run uses other settings than it started with."""
 
 
 def data_record(data: FederatedDataModule) -> Record:
-    """What tells the data of a run: its settings, its rows, and how they are split.
+    """Return a record that identifies a run's data: its settings, rows and splits.
 
     Costs a pass over the numbers of rows of all clients, and a look at `LOOKED_AT` of them.
 
@@ -84,12 +84,12 @@ def data_record(data: FederatedDataModule) -> Record:
 
 
 def check_data(saved: Record, now: Record, fitting: bool) -> None:
-    """Check that no row that the model was trained on is taken for one that it was not.
+    """Check that no row that the model was trained on is used for evaluation, or the reverse.
 
     Args:
         saved: record of the checkpoint's run.
         now: record of this run.
-        fitting: whether it goes on with training.
+        fitting: whether training continues.
 
     Raises:
         ConfigurationError: rows or split are not those of the checkpoint, and examples for testing would be trained on,
@@ -117,12 +117,12 @@ def check_data(saved: Record, now: Record, fitting: bool) -> None:
 
 
 def begin_round_anew(checkpoint: Record) -> None:
-    """Let a fit that broke off in a round, with a checkpoint of its exception, make that round from its first client.
+    """Let a fit with a checkpoint from an exception within a round restart that round at its first client.
 
-    Lightning would go on behind the last chunk, without the updates that were summed up to there.
+    Lightning would continue after the last chunk, without the updates summed so far.
 
     Args:
-        checkpoint: is changed, where the server has not made the step of the round it was written in.
+        checkpoint: changed in place if the server had not made its step in that round.
     """
     loop = checkpoint.get("loops", {}).get("fit_loop", {})
     if not loop:
@@ -140,7 +140,7 @@ def begin_round_anew(checkpoint: Record) -> None:
 def server_record(
     optimizer: OptimizerCallable, scheduler: LRSchedulerCallable | None, parameters: Iterable[Tensor]
 ) -> Record:
-    """What tells the server's optimizer and scheduler: their classes and settings.
+    """Return a record of the server's optimizer and scheduler: their classes and settings.
 
     Args:
         optimizer: makes the optimizer.
@@ -155,14 +155,14 @@ def server_record(
 
 
 def check_server(saved: Record, now: Record) -> bool:
-    """Check that a fit can go on with the state of the server's optimizer and scheduler.
+    """Check that a fit can resume with the state of the server's optimizer and scheduler.
 
     Args:
         saved: record of the checkpoint's run.
         now: record of this run.
 
     Returns:
-        Whether their settings differ, so that `apply_server` must put those of this run in place.
+        Whether their settings differ, so that `apply_server` must apply those of this run.
 
     Raises:
         ConfigurationError: they are of other classes.
@@ -199,7 +199,7 @@ def apply_server(
     scheduler: LRScheduler | None,
     rounds: int,
 ) -> None:
-    """Put the settings of this run into an optimizer and a scheduler that were restored with those of another.
+    """Apply this run's settings to an optimizer and a scheduler restored with those of another run.
 
     What the optimizer has learned (momenta, say) stays.
 
@@ -208,7 +208,7 @@ def apply_server(
         make_scheduler: makes a scheduler of this run; None = none.
         optimizer: restored.
         scheduler: restored; None = none.
-        rounds: number of rounds made.
+        rounds: number of completed rounds.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     made, schedule = _make(make_optimizer, make_scheduler, parameters)
@@ -223,7 +223,7 @@ def apply_server(
 
 
 def warn_of_changes(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Tell which settings a resumed fit does not have from its beginning, but for those that change no number.
+    """Warn of settings of a resumed fit that differ from its start, except those that change no result.
 
     Args:
         saved: configuration of the checkpoint's run; empty where it has none.
@@ -244,7 +244,7 @@ def warn_of_changes(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
 
 
 def _decisive(key: str) -> bool:
-    """Whether a setting decides numbers, and is not looked at elsewhere."""
+    """Return whether a setting affects results and is not checked elsewhere."""
     section, _, name = key.partition(".")
     if section == "trainer":
         return name in DECISIVE_FOR_TRAINER

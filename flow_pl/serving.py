@@ -1,4 +1,4 @@
-"""Serving: a trained server from its files, and a personalized model for one client from its own examples."""
+"""Serving: loads a trained server model from its files, and personalizes it for a client from its own examples."""
 
 from __future__ import annotations
 
@@ -43,27 +43,27 @@ def load(
     checkpoint: str | os.PathLike[str],
     *overrides: str,
 ) -> tuple[FederatedModule, FederatedDataModule]:
-    """A trained module and its data module, without a trainer.
+    """Load a trained module and its data module, without a trainer.
 
-    Nothing is trained, printed or written, and the generators of random numbers are left as they are. The data need
+    Nothing is trained, printed or written, and random number generators are left untouched. The data need
     not be there: the router's shapes come from the checkpoint. So the data module is not set up; its `transform` can
     be used at once, its clients after `prepare_data()` and `setup()`, which a Trainer calls itself.
 
-    What clients of a stateful method kept is in the checkpoint, but is not loaded: `load_kept` does that for one
+    The clients' state of a stateful method is in the checkpoint, but is not loaded: `load_kept` does that for one
     client, and a Trainer that is given the `ckpt_path` for all of them.
 
     Args:
-        config: YAML file that the run has saved, or the files or names of shipped ones that it was put together
-            from (`["task/digits", "method/flow"]`); None = what the checkpoint says. What they say of the trainer and
-            the seed has no effect.
-        checkpoint: of the run, on the CPU when it is loaded.
+        config: YAML file that the run has saved, or the files or names of shipped ones that it was composed
+            from (`["task/digits", "method/flow"]`); None = that of the checkpoint. Their settings of the trainer and
+            the seed have no effect.
+        checkpoint: checkpoint of the run; loaded on the CPU.
         *overrides: options of the command line for `--model` and `--data`, such as "--data.cache_dir=/tmp/stores".
 
     Returns:
         The module in evaluation mode, and the data module.
 
     Raises:
-        ConfigurationError: the configuration is not valid; or the checkpoint is missing, damaged, none of this project
+        ConfigurationError: the configuration is not valid; or the checkpoint is missing, damaged, not from this project
             or of another method or backbone, or holds no configuration where none is given.
     """
     saved = WholeCheckpointIO().load_checkpoint(os.fspath(checkpoint))
@@ -87,7 +87,7 @@ def _saved_settings(saved: dict[str, Any], checkpoint: str | os.PathLike[str]) -
 def instantiate(
     config: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | dict[str, Any], *overrides: str
 ) -> tuple[FederatedModule, FederatedDataModule]:
-    """The untrained module and the data module of a configuration, as the command line makes them.
+    """Create the untrained module and the data module of a configuration, as the command line does.
 
     Args:
         config: YAML file of a run, or several; names of shipped ones are found. Or the sections "model" and "data" of
@@ -128,13 +128,13 @@ SINGLE = "model"
 
 
 class ServedModel(nn.Module):
-    """What predicts, as a module of its own: its weights are buffers, copies of those that it is made from.
+    """Wraps a predictor as a standalone module: its weights are buffers, copied from the source model.
 
     So it can be moved, converted, copied, pickled and saved like any module, and later training changes nothing in it.
     It predicts in evaluation mode, also after `train()`: dropout has no place in a prediction.
 
     Args:
-        method: of the run, bound to its backbone.
+        method: method of the run, bound to its backbone.
         groups: the parameter groups to predict with.
     """
 
@@ -152,7 +152,7 @@ class ServedModel(nn.Module):
         return self
 
     def weights(self) -> Parameters:
-        """All tensors by name: a single model's by the backbone's own names, others as group.name."""
+        """Return all tensors by name: a single model's by the backbone's own names, others as group.name."""
         groups = self.tensors()
         if len(groups) == 1:
             ((_, weights),) = groups.items()
@@ -164,7 +164,7 @@ class ServedModel(nn.Module):
         return found
 
     def tensors(self) -> Groups:
-        """The parameter groups by name."""
+        """Return the parameter groups by name."""
         groups: Groups = {}
         for name, tensor in self.groups.tensors().items():
             group, _, key = name.partition(".")
@@ -173,7 +173,7 @@ class ServedModel(nn.Module):
 
 
 class PersonalModel(ServedModel):
-    """What a client predicts with; made by `personalize`.
+    """Predicts for one client; created by `personalize`.
 
     Args:
         method: of the run, bound to its backbone.
@@ -197,7 +197,7 @@ class PersonalModel(ServedModel):
 
 
 class ServerModel(ServedModel):
-    """What the server predicts with: the method's generalized model.
+    """Predicts with the method's generalized model.
 
     Args:
         module: trained; of a checkpoint, say.
@@ -213,7 +213,7 @@ class ServerModel(ServedModel):
 
 
 class _Buffers(nn.Module):
-    """Tensors by dotted names, as buffers of nested modules.
+    """Holds tensors by dotted names, as buffers of nested modules.
 
     A name that Python or torch has taken ("global") gets an underscore behind it: it must be an attribute's.
     """
@@ -240,7 +240,7 @@ class _Buffers(nn.Module):
         return attribute
 
     def tensors(self) -> Parameters:
-        """The tensors by their dotted names."""
+        """Return the tensors by their dotted names."""
         found = {self._names[name]: tensor for name, tensor in self.named_buffers(recurse=False)}
         for name, inner in self.named_children():
             assert isinstance(inner, _Buffers)
@@ -295,7 +295,7 @@ def personalize(
 
 
 def load_kept(module: FederatedModule, checkpoint: str | os.PathLike[str], client: str) -> Groups:
-    """What a client of a stateful method kept, for `personalize`.
+    """Load the state of a client of a stateful method, for `personalize`.
 
     Args:
         module: of the same run, as `load` gives it.
@@ -325,7 +325,7 @@ def _stateless(method: Method) -> str:
 
 
 def _check_kept(method: Method, expected: Groups, kept: Groups) -> None:
-    """Check that a client kept what clients of a method keep."""
+    """Check that a client's state has the groups and shapes of its method."""
     if not expected:
         raise ConfigurationError(_stateless(method))
     shapes, found = (
@@ -343,14 +343,14 @@ def _check_kept(method: Method, expected: Groups, kept: Groups) -> None:
 
 
 def as_tensor(name: str, values: Tensor | ArrayLike) -> Tensor:
-    """What a user gives, as a tensor.
+    """Convert a user's values to a tensor.
 
     Args:
         name: of the values, for the message.
         values: a tensor, an array, or lists of numbers.
 
     Raises:
-        DataError: they are no numbers.
+        DataError: they are not numbers.
     """
     if isinstance(values, Tensor):
         return values
@@ -361,7 +361,7 @@ def as_tensor(name: str, values: Tensor | ArrayLike) -> Tensor:
 
 
 def _labelled(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """The examples with a label, in the types that a model gets: float32 or int64.
+    """Select the examples with a label, in a model's input types: float32 or int64.
 
     Raises:
         DataError: there are none, or a value cannot be used.

@@ -1,4 +1,4 @@
-"""What a model is trained for: the loss and what counts as correct, for one client's examples.
+"""Tasks: define the loss and what counts as correct, for one client's examples.
 
 Written for one client without a client axis; the federated loop vectorises it.
 """
@@ -17,7 +17,7 @@ from flow_pl.utils.validation import require_choice, require_count, require_coun
 
 
 class Objective(ABC):
-    """A task: loss, correctness and predictions from a model's outputs.
+    """Defines a task: loss, correctness and predictions from a model's outputs.
 
     Shapes: outputs [N, ...], y [N] or [N, T], mask [N] (1 = real example). Padding enters no loss and no accuracy.
 
@@ -35,27 +35,27 @@ class Objective(ABC):
 
     @abstractmethod
     def counted(self, y: Tensor, mask: Tensor) -> Tensor:
-        """Which targets count in an accuracy: bool, in the shape of the targets."""
+        """Return which targets count in an accuracy: bool, in the shape of the targets."""
 
     def in_subset(self, y: Tensor) -> Tensor | None:
-        """Which of the counted targets the second accuracy is over, in their shape; None where there is none."""
+        """Return which counted targets the second accuracy covers, in their shape; None if there is none."""
         return None
 
     def in_loss(self, y: Tensor, mask: Tensor) -> Tensor:
-        """Which targets the loss is the mean over: bool, in the shape of the targets; those that count, by default."""
+        """Return which targets the loss averages over: bool, in their shape; by default those that count."""
         return self.counted(y, mask)
 
     def to_predict(self, x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
-        """Where a prediction is asked for, with or without a label: bool [N, *positions]."""
+        """Return where to predict, with or without a label: bool [N, *positions]."""
         return mask.bool()
 
     @abstractmethod
     def losses(self, outputs: Tensor, y: Tensor) -> Tensor:
-        """Loss of every target, in the shape of the targets."""
+        """Compute the loss of every target, in the shape of the targets."""
 
     @abstractmethod
     def predictions(self, outputs: Tensor) -> Tensor:
-        """The predicted target of every example, int64."""
+        """Return the predicted target of every example, int64."""
 
     @abstractmethod
     def check(self, outputs: Tensor, num_classes: int) -> None:
@@ -74,20 +74,20 @@ class Objective(ABC):
         return tuple(outputs.shape[1:-1])
 
     def loss(self, outputs: Tensor, y: Tensor, mask: Tensor) -> Tensor:
-        """Mean over the targets of `in_loss`; 0 where there is none."""
+        """Average the losses over the targets of `in_loss`; 0 if there is none."""
         weight = self.in_loss(y, mask).to(torch.float32)
         return (self.losses(outputs, y) * weight).sum() / weight.sum().clamp_min(1.0)
 
     def correct(self, outputs: Tensor, y: Tensor) -> Tensor:
-        """Whether each target is predicted right: bool, in the shape of the targets."""
+        """Return whether each target is predicted correctly: bool, in the shape of the targets."""
         return self.predictions(outputs) == y
 
     def probabilities(self, outputs: Tensor) -> Tensor:
-        """Class probabilities of every target [..., classes]."""
+        """Compute the class probabilities of every target [..., classes]."""
         return outputs.float().softmax(-1)
 
     def outputs(self, probabilities: Tensor) -> Tensor:
-        """Outputs with these probabilities, for a mixture of models; finite where a probability is 0 or 1."""
+        """Convert probabilities of a mixture of models to outputs; finite even for probabilities of 0 or 1."""
         return probabilities.clamp_min(torch.finfo(probabilities.dtype).tiny).log()
 
 
@@ -122,7 +122,7 @@ class Classification(Objective):
 class NextToken(Objective):
     """The next token at every position of a sequence: cross-entropy over the vocabulary.
 
-    Outputs [N, T, tokens], y [N, T] int64. Padding counts nowhere, nor does a position without a label (-1). Unknown
+    Outputs [N, T, tokens], y [N, T] int64. Padding never counts, nor does a position without a label (-1). Unknown
     words and the end of a sequence count; a second accuracy leaves them out, as the Stack Overflow benchmark of
     TensorFlow Federated does.
 
@@ -219,7 +219,7 @@ class MultiLabel(Objective):
         """Sum or mean over all labels of real examples; see `Objective.loss`."""
         if self.reduction == "mean":
             return super().loss(outputs, y, mask)
-        # selected, not multiplied by 0: what a padded row holds must not reach the sum
+        # selected, not multiplied by 0: a padded row's values must not reach the sum
         return self.losses(outputs, y).where(self.in_loss(y, mask), 0.0).sum()
 
     def predictions(self, outputs: Tensor) -> Tensor:

@@ -191,7 +191,7 @@ def find_reference(name: str | None, methods: Collection[str]) -> str | None:
 
     Args:
         name: as given; None for the control, if it is there.
-        methods: names of those that are compared.
+        methods: names of the compared methods.
 
     Raises:
         ConfigurationError: it is not compared.

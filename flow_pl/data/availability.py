@@ -1,4 +1,4 @@
-"""Which sampled clients report back in time, simulated: devices go offline, or are too slow for what they have."""
+"""Which sampled clients report back in time, simulated: devices go offline, or are too slow for their data."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from flow_pl.utils.validation import given, require_at_least_zero, require_count
 
 
 class Arrivals(NamedTuple):
-    """Of the clients of a cohort, who reports back.
+    """Tells which clients of a cohort report back.
 
     Attributes:
         in_time: [C] bool.
@@ -26,19 +26,19 @@ class Arrivals(NamedTuple):
 
 
 class Availability:
-    """Simulated dropouts and stragglers.
+    """Simulates dropouts and stragglers.
 
     As in a deployment, a server samples more clients than report back, and does not wait (Bonawitz et al., Towards
-    Federated Learning at Scale, MLSys 2019, section 2). What happens to a client is drawn from (seed, round, client).
+    Federated Learning at Scale, MLSys 2019, section 2). Each client's outcome is drawn from (seed, round, client).
 
     Args:
         dropout: probability that a sampled client goes offline before it reports.
-        deadline: number of training examples that a client of the usual speed gets through before the round is
+        deadline: number of training examples that a client of median speed processes before the round is
             closed; clients that need longer are left out. None = the server waits for all.
         speed_spread: standard deviation of the logarithm of a client's speed in a round; 0 = all are equally fast.
 
     Raises:
-        ConfigurationError: a setting is out of its range.
+        ConfigurationError: a setting is out of range.
     """
 
     def __init__(self, dropout: float = 0.0, deadline: int | None = None, speed_spread: float = 0.0) -> None:
@@ -51,11 +51,11 @@ class Availability:
 
     @property
     def all_arrive(self) -> bool:
-        """Whether there is nothing to simulate."""
+        """Return whether there is nothing to simulate."""
         return self._dropout == 0 and np.isinf(self._deadline)
 
     def arrivals(self, seed: int, round_: int, clients: NDArray[np.int64], sizes: NDArray[np.int64]) -> Arrivals:
-        """Who of a cohort reports back.
+        """Simulate which clients of a cohort report back.
 
         Args:
             seed: of the run.

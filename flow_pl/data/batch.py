@@ -1,4 +1,4 @@
-"""What travels from the data to the federated loop: a chunk of clients, padded to rectangles.
+"""The batch passed from the data to the federated loop: a chunk of clients, padded to rectangles.
 
 The first axis of every tensor is the CLIENT axis (C), the second the example axis (N), padded to the longest
 client of the chunk. Sizes are also kept on the host, so that the loop plans its steps without asking the device.
@@ -18,11 +18,11 @@ LOCAL, GLOBAL = 1, 2
 
 
 class Chunk(NamedTuple):
-    """A few clients that are trained or evaluated side by side; what the sampler yields.
+    """Names a few clients that are trained or evaluated side by side; yielded by the sampler.
 
     Attributes:
         round: the communication round, from which the minibatch order is drawn; -1 in evaluation.
-        clients: indices into the client store; empty where a process has nothing left to do.
+        clients: indices into the client store; empty if a process has nothing left to do.
     """
 
     round: int
@@ -31,7 +31,7 @@ class Chunk(NamedTuple):
 
 @dataclass
 class Examples:
-    """Padded examples of a chunk of clients.
+    """Holds the padded examples of a chunk of clients.
 
     Attributes:
         x: features [C, N, ...].
@@ -46,7 +46,7 @@ class Examples:
     sizes: tuple[int, ...]
 
     def clients(self, start: int, stop: int) -> Examples:
-        """Some of the clients, as views padded to their longest."""
+        """Select some of the clients, as views padded to their longest."""
         sizes = self.sizes[start:stop]
         longest = max(sizes, default=0)
         x, y, mask = (t[start:stop, :longest] for t in (self.x, self.y, self.mask))
@@ -55,7 +55,7 @@ class Examples:
 
 @dataclass
 class ClientBatch:
-    """A chunk of clients, in order of decreasing number of training examples.
+    """Holds a chunk of clients, in order of decreasing number of training examples.
 
     Attributes:
         client: [C] int64, indices into the client store.
@@ -67,8 +67,8 @@ class ClientBatch:
             client's real examples.
         heldout: the examples to evaluate on, in evaluation only.
         round: the communication round; -1 in evaluation.
-        key: [C] int64, of what each client draws while it is trained (dropout), drawn from (seed, round, client).
-        unusable: clients that the chunk should have had but whose data cannot be used, each with the reason.
+        key: [C] int64, key of each client's random draws in training (dropout), drawn from (seed, round, client).
+        unusable: clients left out of the chunk because their data cannot be used, each with the reason.
     """
 
     client: Tensor
@@ -81,15 +81,15 @@ class ClientBatch:
     unusable: tuple[tuple[int, str], ...] = ()
 
     def __len__(self) -> int:
-        """Number of clients."""
+        """Return the number of clients."""
         return len(self.train.sizes)
 
     def clients(self, start: int, stop: int) -> ClientBatch:
-        """Some of the clients, padded to their longest.
+        """Select some of the clients, padded to their longest.
 
         Args:
             start: position of the first one.
-            stop: position behind the last one.
+            stop: position after the last one.
         """
         train = self.train.clients(start, stop)
         longest = train.mask.shape[1]
@@ -114,7 +114,7 @@ class ClientBatch:
 
 
 def part_sizes(n: int) -> tuple[int, int]:
-    """Sizes of the local and the global share of n training examples: halves; a single example is in both."""
+    """Return the sizes of the local and the global part of n training examples: halves; one example is in both."""
     return (n + 1) // 2, max(1, n // 2) if n else 0
 
 

@@ -38,13 +38,13 @@ MOST_LOADED = 64
 class FederatedDataModule(ABC, L.LightningDataModule):
     """Clients from any source, stored once, split and loaded in chunks.
 
-    A new data set is a subclass with its own settings, `options` and `clients`; it passes the settings below on by
+    A new data set is a subclass with its own settings, `options` and `clients`; it passes on the settings below by
     `**kwargs`.
 
     Args:
         cohort_size: number of clients sampled in a round of training; with `sampling: poisson`, its expectation.
-        chunk_size: number of clients trained or evaluated side by side; "auto" = what the first rounds measure to be
-            fastest on this machine and fits into its memory. The results are the same, up to rounding.
+        chunk_size: number of clients trained or evaluated side by side; "auto" = the size that the first rounds find
+            fastest on this machine and that fits into its memory. The results are the same, up to rounding.
         dropout: probability that a sampled client goes offline before it reports; it is then not trained.
         deadline: number of training examples that a client of the usual speed gets through in a round; clients that
             need longer are not waited for; null = wait for all.
@@ -52,27 +52,27 @@ class FederatedDataModule(ABC, L.LightningDataModule):
         val_clients: number of clients evaluated at each validation, the same ones at every one, so that rounds can be
             compared; drawn by `seed` from the seen clients (or from those that the data means for validation) that have
             validation rows; null = all of them.
-        new_client_fraction: share of the clients that are never sampled in training, and are tested apart; without
-            effect where the data names its test clients.
+        new_client_fraction: share of the clients that are never sampled in training and are tested separately; has no
+            effect if the data names its test clients.
         val_fraction: share of each client's examples for validation.
         test_fraction: share of each client's examples for testing.
         min_examples: clients with fewer labelled examples are left out.
-        unusable_clients: what to do about a client that nothing can be learned from, as it has no label at all:
-            "skip" = leave it out and say so, "error" = stop.
+        unusable_clients: what to do with a client that has no label at all, so nothing can be learned from it:
+            "skip" = leave it out with a warning, "error" = stop.
         split_seed: seed of what makes the data: generated clients, splits, new clients.
         seed: seed of the cohorts and of the order of the examples; null = the seed of the run (`seed_everything`),
-            or 0 where there is none.
-        num_workers: number of processes that read ahead; 0 = read in the training process.
-        sampling: "fixed" samples `cohort_size` clients without replacement; "poisson" samples every client apart, with
-            the same probability, as privacy accountants like it: cohorts vary in size.
+            or 0 if there is none.
+        num_workers: number of prefetching processes; 0 = read in the training process.
+        sampling: "fixed" samples `cohort_size` clients without replacement; "poisson" each client independently with
+            the same probability, as privacy accountants assume: cohorts vary in size.
         cache_dir: folder of the client stores; null = the environment variable FLOW_PL_CACHE, or else
             ~/.cache/flow_pl.
 
     Attributes:
-        unevaluated: indices of clients that are left out of validation and test; set before the loaders are made.
+        unevaluated: indices of clients that are left out of validation and test; set before the loaders are created.
 
     Raises:
-        ConfigurationError: a setting is out of its range, as soon as it can be told.
+        ConfigurationError: a setting is out of range; raised as early as possible.
     """
 
     def __init__(
@@ -124,22 +124,22 @@ class FederatedDataModule(ABC, L.LightningDataModule):
 
     @property
     def orders(self) -> int:
-        """Orders that are drawn of each client's examples: as many as the trainer's module needs, 1 without one."""
+        """Return how many orderings of a client's examples are drawn: as many as the trainer's module needs, else 1."""
         module = None if self.trainer is None else self.trainer.lightning_module
         return int(getattr(module, "orders", 1))
 
     @abstractmethod
     def options(self) -> dict[str, Any]:
-        """Everything that the stored rows depend on, of JSON types; see `file_identity` for source files."""
+        """Return everything that the stored rows depend on, as JSON types; see `file_identity` for source files."""
 
     @abstractmethod
     def clients(self) -> Iterable[ClientData]:
         """Read or generate the clients, one at a time and always in the same order."""
 
     def remaining(self, written: Collection[str]) -> Iterable[ClientData]:
-        """The clients but for some, in the same order: those that are missing in a store whose writing broke off.
+        """Yield the clients that an interrupted store still lacks, in the same order.
 
-        Override it where clients can be passed over at less cost than they are made.
+        Override it if clients can be skipped at less cost than creating them.
 
         Args:
             written: names of the clients that are not needed, in their order.
@@ -147,18 +147,18 @@ class FederatedDataModule(ABC, L.LightningDataModule):
         return (client for client in self.clients() if client.name not in written)
 
     def draw_identity(self) -> str:
-        """What tells apart draws of the clients that have the same options, if there may be several.
+        """Return what distinguishes draws of the clients with the same options, if several are possible.
 
-        A store whose writing broke off is gone on with only if this is the same.
+        Writing of an interrupted store resumes only if this is the same.
         """
         return ""
 
     def class_count(self) -> int | None:
-        """Number of classes; None = the largest label + 1."""
+        """Return the number of classes; None = the largest label + 1."""
         return None
 
     def label_names(self) -> Sequence[str]:
-        """Names of the classes in the order of their numbers, none where they have none; asked once all are read."""
+        """Return the class names in the order of their numbers, empty if unnamed; called after all clients are read."""
         return ()
 
     def transform(self, x: Tensor) -> Tensor:
@@ -168,17 +168,17 @@ class FederatedDataModule(ABC, L.LightningDataModule):
             x: features as stored.
 
         Returns:
-            float32 in 0..1 for bytes (pixels), 0 and 1 for truth values, float32 for other fractions, int64 for other
+            float32 in 0..1 for bytes (pixels), 0 and 1 for booleans, float32 for other floats, int64 for other
             integers (tokens).
         """
         if x.dtype == torch.uint8:
             return x.float() / 255
         return x.float() if x.is_floating_point() or x.dtype == torch.bool else x.long()
 
-    # What Lightning calls
+    # Hooks that Lightning calls
 
     def prepare_data(self) -> None:
-        """Write the client store where it is not there yet, going on where an earlier attempt was interrupted.
+        """Write the client store unless it exists, resuming an interrupted earlier attempt.
 
         Raises:
             DataError: the source cannot be used.
@@ -202,7 +202,7 @@ class FederatedDataModule(ABC, L.LightningDataModule):
             stage: fit, validate, test or predict; all are set up alike.
 
         Raises:
-            DataError: the store is not there or is damaged.
+            DataError: the store is missing or damaged.
             ConfigurationError: the settings do not fit the data.
         """
         if self._federation is None:
@@ -220,7 +220,7 @@ class FederatedDataModule(ABC, L.LightningDataModule):
             rank_zero_info(self._summary(self._federation))
 
     def train_dataloader(self) -> Loader:
-        """The cohort of each round, in chunks.
+        """Return a loader of each round's cohort, in chunks.
 
         Raises:
             ConfigurationError: `cohort_size` is larger than the number of seen clients.
@@ -228,9 +228,9 @@ class FederatedDataModule(ABC, L.LightningDataModule):
         return self._loader(self.federation.seen, None, self.cohort_size, "cohort_size")
 
     def val_dataloader(self) -> Loader | list[Loader]:
-        """Clients on their validation rows; an empty list, which skips validation, where there are none.
+        """Return a loader of clients with their validation rows; an empty list skips validation if there are none.
 
-        They are those that the data means for validation, if there are any, and the seen clients otherwise.
+        These are the clients that the data marks for validation, if any, and the seen clients otherwise.
 
         Raises:
             ConfigurationError: `val_clients` is larger than the number of clients that can be evaluated; or there are
@@ -243,7 +243,7 @@ class FederatedDataModule(ABC, L.LightningDataModule):
         return self._loader(clients, "val", self.val_clients, "val_clients") if len(clients) else []
 
     def test_dataloader(self) -> list[Loader]:
-        """Clients on their test rows, one loader for each of `test_populations`.
+        """Return loaders of clients with their test rows, one for each of `test_populations`.
 
         Raises:
             ConfigurationError: no client has any.
@@ -253,7 +253,7 @@ class FederatedDataModule(ABC, L.LightningDataModule):
         return [self._loader(clients, "test") for clients in self._test_clients().values()]
 
     def predict_dataloader(self) -> Loader:
-        """All clients on their test rows and on the rows without a label.
+        """Return a loader of all clients with their test rows and their unlabelled rows.
 
         Raises:
             ConfigurationError: no client has any.
@@ -265,84 +265,84 @@ class FederatedDataModule(ABC, L.LightningDataModule):
         return self._loader(clients, "predict")
 
     def on_before_batch_transfer(self, batch: ClientBatch, dataloader_idx: int) -> ClientBatch:
-        """Before callbacks see a chunk of a round: what Lightning logs by batch is on the axis of rounds."""
+        """Log against rounds what Lightning logs per batch, before callbacks see the chunk."""
         if self.trainer is not None and self.trainer.training:
             count_rounds(self.trainer)
         return batch
 
     def transfer_batch_to_device(self, batch: ClientBatch, device: torch.device, dataloader_idx: int) -> ClientBatch:
-        """Move a chunk, without waiting for the copy where its memory is pinned."""
+        """Move a chunk to the device, asynchronously if its memory is pinned."""
         return batch.to(device, non_blocking=device.type == "cuda")
 
     def on_after_batch_transfer(self, batch: ClientBatch, dataloader_idx: int) -> ClientBatch:
-        """Transform the features on the device: bytes travel there at a quarter of the size of what they become."""
+        """Transform the features on the device: bytes are a quarter of the size of the floats they become."""
         heldout = None if batch.heldout is None else self._transformed(batch.heldout)
         return replace(batch, train=self._transformed(batch.train), heldout=heldout)
 
-    # What the module and the callbacks ask for, after `setup`
+    # What the module and the callbacks read, after `setup`
 
     @property
     def federation(self) -> Federation:
-        """The clients and their splits."""
+        """Return the clients and their splits."""
         if self._federation is None:
             raise RuntimeError("the data is not set up: call prepare_data() and setup() first")
         return self._federation
 
     @property
     def run_seed(self) -> int:
-        """The seed of the run: of cohorts and orders, and of all else that a round draws."""
+        """Return the seed of the run, for cohorts, orders and everything else that a round draws."""
         return int(os.environ.get("PL_GLOBAL_SEED", 0)) if self.seed is None else self.seed
 
     @property
     def num_classes(self) -> int:
-        """Number of classes."""
+        """Return the number of classes."""
         return self.federation.store.meta.num_classes
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Names of the classes in the order of their numbers, where the labels are texts; otherwise none."""
+        """Return the class names in the order of their numbers if the labels are texts; otherwise none."""
         return self.federation.store.meta.class_names
 
     @property
     def feature_shape(self) -> tuple[int, ...]:
-        """Shape of the features of one example, as a model gets them."""
+        """Return the shape of one example's features, as passed to a model."""
         return tuple(self.example().shape[1:])
 
     @property
     def test_populations(self) -> tuple[Population, ...]:
-        """Which clients each of the test loaders has: seen, new, or both in this order."""
+        """Return the population of each test loader: seen, new, or both in this order."""
         return tuple(self._test_clients())
 
     def example(self) -> Tensor:
-        """Features of one training example, [1, ...], as a model gets them."""
+        """Return the features of one training example, [1, ...], as passed to a model."""
         client = int(self.federation.seen[0])
         row = self.federation.split(client).train[:1]
         return self.transform(torch.from_numpy(self.federation.store.read(client).x[row]))
 
     def examples(self, client: int, part: Literal["train", "val", "test", "unlabelled"]) -> tuple[Tensor, Tensor]:
-        """A client's examples, to personalize or to try a model outside a Trainer.
+        """Return a client's examples, to personalize or evaluate a model outside a Trainer.
 
         Args:
             client: index into the client store, such as one of `federation.seen` or `federation.new`.
             part: of the client's split.
 
         Returns:
-            Features [n, ...] as a model gets them, and targets [n] or [n, ...], int64; -1 where there is no label.
+            Features [n, ...] as passed to a model, and targets [n] or [n, ...], int64; -1 where there is no label.
         """
         rows, stored = getattr(self.federation.split(client), part), self.federation.store.read(client)
         return self.transform(torch.from_numpy(stored.x[rows])), torch.from_numpy(stored.y[rows]).long()
 
     def client_name(self, client: int) -> str:
-        """Name of a client, as in the source data."""
+        """Return the name of a client, as in the source data."""
         return self.federation.store.name(client)
 
     def population(self, client: int) -> Population:
-        """Whether a client is seen, new, for validation, or left out."""
+        """Return whether a client is seen, new, for validation, or left out."""
         return self.federation.population(client)
 
     @property
     def _fraction_to_draw(self) -> float:
-        """Share of the stored clients that are yet to be drawn to be new."""
+        """Return the share of the stored clients still to be drawn as new clients."""
         return self.new_client_fraction
 
     def _store_path(self) -> Path:
@@ -350,11 +350,11 @@ class FederatedDataModule(ABC, L.LightningDataModule):
 
     def _transformed(self, examples: Examples) -> Examples:
         x = self.transform(examples.x)
-        # Lightning converts a batch to the precision of the run before the transform, thus once more here
+        # Lightning converts a batch to the run's precision before the transform, so it is done once more here
         return replace(examples, x=x if self.trainer is None else self.trainer.precision_plugin.convert_input(x))
 
     def _summary(self, federation: Federation) -> str:
-        """What was found in the data, in one line."""
+        """Summarize the data in one line."""
         meta, client = federation.store.meta, int(federation.seen[0])
         shape = list(self.transform(torch.from_numpy(federation.store.read(client).x[[0]])).shape[1:])
         names = brief(list(meta.class_names)) if meta.class_names else ""
@@ -364,7 +364,7 @@ class FederatedDataModule(ABC, L.LightningDataModule):
         )
 
     def _nothing(self, rows: str, setting: str, besides: str = "") -> ConfigurationError:
-        """The error that no client has rows of a kind."""
+        """Create the error for the case that no client has rows of a kind."""
         return ConfigurationError(
             f"no client has {rows} examples{besides}: there is nothing to evaluate. Set data.{setting}, which is "
             f"{getattr(self, setting)}, to more than 0, or give data with {rows} examples."
@@ -380,7 +380,7 @@ class FederatedDataModule(ABC, L.LightningDataModule):
         return {name: members for name, members in clients.items() if len(members)}
 
     def _loaded_chunk(self, clients: int) -> int:
-        """Clients that are loaded at once: where the size is measured, the module cuts pieces from them."""
+        """Return the number of clients loaded at once; with "auto", the module cuts chunks from them."""
         if self.chunk_size != "auto":
             return self.chunk_size
         world_size = self.trainer.world_size if self.trainer else 1
@@ -410,5 +410,5 @@ class FederatedDataModule(ABC, L.LightningDataModule):
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=self.trainer is not None and isinstance(self.trainer.accelerator, CUDAAccelerator),
-            generator=torch.Generator(),  # of its own: a loader must not draw from the generator of the model
+            generator=torch.Generator(),  # a separate generator: a loader must not draw from that of the model
         )

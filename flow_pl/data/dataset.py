@@ -1,4 +1,4 @@
-"""From a chunk of clients to the padded tensors of a `ClientBatch`; runs in the loader's workers."""
+"""Turns a chunk of clients into the padded tensors of a `ClientBatch`; runs in the loader's workers."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ PLANS_KEPT = 4096
 
 
 class ClientDataset(Dataset[ClientBatch]):
-    """Clients of a federation, indexed by `Chunk`.
+    """Reads the clients of a federation, indexed by `Chunk`.
 
-    What is drawn for a client depends on the seed, the round and the client alone, so a client looks the same in any
+    A client's draws depend only on the seed, the round and the client, so a client looks the same in any
     chunk, process or worker.
 
     Args:
         federation: the clients and their splits.
-        seed: seed of the run: of the order of the examples and of the local and global shares.
+        seed: seed of the run, for the order of the examples and the local and global parts.
         heldout: the rows to evaluate on; None in training.
         orders: number of orders to draw of each client's examples, one for each epoch.
     """
@@ -49,10 +49,10 @@ class ClientDataset(Dataset[ClientBatch]):
         """Read the clients of a chunk.
 
         Args:
-            chunk: the clients, none being allowed, and the round (-1 in evaluation).
+            chunk: the clients, possibly none, and the round (-1 in evaluation).
 
         Returns:
-            The clients in order of decreasing number of training examples, with equals in the order of the chunk,
+            The clients in order of decreasing number of training examples, ties in the order of the chunk,
             without those whose data cannot be used. Features have the type they are stored in.
         """
         clients, unusable = self._usable(chunk)
@@ -83,10 +83,10 @@ class ClientDataset(Dataset[ClientBatch]):
         )
 
     def _usable(self, chunk: Chunk) -> tuple[list[int], list[tuple[int, str]]]:
-        """The clients of a chunk, the largest first, and those that must be left out, with the reason.
+        """Return the usable clients of a chunk, the largest first, and those to leave out, with the reason.
 
         Raises:
-            DataError: a client that is to be evaluated cannot be used; an accuracy of all but some would be wrong.
+            DataError: a client to be evaluated cannot be used; an accuracy without it would be wrong.
         """
         clients, unusable = [], []
         for client in sorted(chunk.clients, key=lambda client: -int(self.federation.train_sizes[client])):
@@ -112,7 +112,7 @@ class ClientDataset(Dataset[ClientBatch]):
         return Examples(x=torch.from_numpy(x), y=torch.from_numpy(y), mask=torch.from_numpy(mask), sizes=sizes)
 
     def _plan(self, client: int) -> tuple[Split, Part]:
-        """A client's split and parts, which are the same in every round and take longer to draw than to look up.
+        """Return a client's split and parts, the same in every round and cached since drawing them is slower.
 
         Raises:
             DataError: its data cannot be used.
@@ -126,7 +126,7 @@ class ClientDataset(Dataset[ClientBatch]):
         return self._plans[client]
 
     def number(self, client: int) -> int:
-        """The number that a client's draws are made for: its index, where the store holds all clients of the run."""
+        """Return the number that seeds a client's draws: its index, if the store holds all clients of the run."""
         return client
 
     def _key(self, round_: int, client: int) -> int:
@@ -134,13 +134,13 @@ class ClientDataset(Dataset[ClientBatch]):
         return key(self.seed, Stream.DROPOUT, round_ + 1, self.number(client))
 
     def _order_generator(self, round_: int, client: int) -> np.random.Generator:
-        if round_ < 0:  # in evaluation a client is personalized the same way after every round
+        if round_ < 0:  # in evaluation a client is personalized identically after every round
             return generator(self.seed, Stream.EVALUATION_ORDER, self.number(client))
         return generator(self.seed, Stream.ORDER, round_, self.number(client))
 
 
 def draw_part(seed: int, client: int, size: int) -> Part:
-    """Bits LOCAL and GLOBAL [size] of a client's training examples; drawn once for a run."""
+    """Draw the bits LOCAL and GLOBAL [size] of a client's training examples, once for a run."""
     local_size, global_size = part_sizes(size)
     rank = generator(seed, Stream.PART, client).permutation(size)
     return LOCAL * (rank < local_size).astype(np.uint8) | GLOBAL * (rank >= size - global_size).astype(np.uint8)

@@ -1,8 +1,8 @@
-"""Handwritten digits cut into writers, each with digits of its own and a hand of its own; works offline.
+"""Handwritten digits divided among simulated writers with individual label distributions and styles; works offline.
 
-Source: the test part of the UCI *Optical Recognition of Handwritten Digits* set that scikit-learn carries (1,797
-images of 8 x 8). It names no writers, so they are made: labels are skewed as by Hsu et al., *Measuring the Effects of
-Non-Identical Data Distribution* (2019), and every image of a client is drawn again in that client's hand.
+Source: the test part of the UCI *Optical Recognition of Handwritten Digits* set in scikit-learn (1,797
+images of 8 x 8). It names no writers, so these are simulated: labels skewed as by Hsu et al., *Measuring the Effects of
+Non-Identical Data Distribution* (2019), and every image of a client is redrawn in that client's handwriting.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from flow_pl.utils.validation import require_at_least_zero, require_count, requi
 
 
 class DigitsData(FederatedDataModule):
-    """Writers of digits; images are [1, 8, 8], from 0 (paper) to 1 (ink).
+    """Provides writers of digits; images are [1, 8, 8], from 0 (paper) to 1 (ink).
 
     Args:
         num_clients: number of writers among whom the 1,797 images are divided.
         dirichlet_alpha: evenness of the labels: the images of each digit are divided in proportions drawn from a
-            Dirichlet distribution of this concentration; small = a writer has few of the digits.
-        style_strength: how much the writers' hands differ: 0 = images as they are, 1 = rotated by up to 23 degrees,
+            Dirichlet distribution of this concentration; small = a writer has only a few of the digits.
+        style_strength: how much the writers' styles differ: 0 = original images, 1 = rotated by up to 23 degrees,
             slanted, stretched and shifted, and with thinner or thicker strokes.
-        min_size: smallest number of images of a writer; who has fewer is given images of those who have most.
+        min_size: smallest number of images of a writer; those with fewer receive images from those with most.
         **kwargs: settings of every data set, see `FederatedDataModule`; `split_seed` also selects the writers.
 
     Raises:
-        ConfigurationError: a setting is out of its range, or there are not enough images.
+        ConfigurationError: a setting is out of range, or there are not enough images.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class DigitsData(FederatedDataModule):
         self._min_size = min_size
 
     def options(self) -> dict[str, Any]:
-        """All settings of the writers."""
+        """Return all settings of the writers."""
         return {
             "num_clients": self._num_clients,
             "dirichlet_alpha": self._dirichlet_alpha,
@@ -68,11 +68,11 @@ class DigitsData(FederatedDataModule):
         }
 
     def class_count(self) -> int:
-        """The ten digits."""
+        """Return ten, one class for each digit."""
         return 10
 
     def clients(self) -> Iterator[ClientData]:
-        """Divide the images among the writers and draw them in each writer's hand.
+        """Divide the images among the writers and redraw them in each writer's handwriting.
 
         Yields:
             One writer after the other; images are bytes [n, 1, 8, 8].
@@ -96,14 +96,14 @@ def divide(
     """Divide examples among clients with skewed labels: each label in proportions drawn from Dirichlet(alpha).
 
     Args:
-        random: source of the proportions and of who gets which example.
+        random: generator for the proportions and the assignment of examples.
         labels: [n] label of each example.
         num_clients: number of clients.
         alpha: concentration of the Dirichlet distribution.
         min_size: smallest number of examples of a client.
 
     Returns:
-        For each client the indices of its examples; every example is some client's, and one client's only.
+        For each client the indices of its examples; every example belongs to exactly one client.
 
     Raises:
         ConfigurationError: there are fewer than `num_clients` times `min_size` examples.
@@ -127,12 +127,12 @@ def divide(
 
 
 def in_hand(random: np.random.Generator, images: Tensor, strength: float) -> Tensor:
-    """Draw images again in one writer's hand.
+    """Redraw images in one writer's handwriting.
 
     Args:
-        random: source of the hand.
+        random: generator for the style.
         images: [n, 1, height, width], 0 (paper) to 1 (ink).
-        strength: how far the hand is from the images'; 0 = not at all.
+        strength: how strongly the style changes the images; 0 = not at all.
 
     Returns:
         The images, [n, 1, height, width], 0 to 1.

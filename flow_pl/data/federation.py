@@ -1,4 +1,4 @@
-"""Who takes part, and how each client's rows are split into training, validation and test.
+"""Decides which clients take part, and how each client's rows are split into training, validation and test.
 
 Sizes follow from the number of rows by a formula, for all clients at once and without reading a row; which rows they
 are is drawn when a client is read, from (split seed, client).
@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 
 
 class Split(NamedTuple):
-    """Rows of one client, as indices into its rows in the store, ascending.
+    """Holds the split of one client, as ascending indices into its rows in the store.
 
     Attributes:
         train: rows to train or to personalize on; at least one.
@@ -47,12 +47,12 @@ class Split(NamedTuple):
     unlabelled: Ints
 
     def heldout(self, rows: Heldout) -> Ints:
-        """The rows to evaluate on."""
+        """Return the rows to evaluate on."""
         return np.concatenate([self.test, self.unlabelled]) if rows == "predict" else getattr(self, rows)
 
 
 class Federation:
-    """The clients of a store, their split, and which of them are new.
+    """Describes the clients of a store, their splits, and which clients are new.
 
     Holds a few small integers per client.
 
@@ -170,7 +170,7 @@ def check_split(
     """Check the settings of a `Federation`, which documents them.
 
     Raises:
-        ConfigurationError: one is out of its range, or validation and test leave nothing to train on.
+        ConfigurationError: one is out of range, or validation and test leave nothing to train on.
     """
     require_fraction(val_fraction=val_fraction, test_fraction=test_fraction, new_client_fraction=new_client_fraction)
     require_count(min_examples=min_examples)
@@ -199,5 +199,5 @@ def _split_sizes(
 
 
 def _share(count: Any, fraction: float) -> Any:
-    """A share of a count, to the nearest integer, halves up."""
+    """Compute a share of a count, rounded half up."""
     return np.floor(count * fraction + 0.5).astype(np.int64)

@@ -1,4 +1,4 @@
-"""Which clients take part in a round, on which process, in which chunk."""
+"""Chooses which clients take part in a round, on which process, in which chunk."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ class CohortSampler(DistributedSampler[Chunk]):
 
     Clients are shared over the processes by longest processing time: the largest first, each to the process with the
     fewest examples so far. Every process yields the same number of chunks in every round, as collective operations
-    need; a process with fewer clients ends on empty chunks.
+    need; a process with fewer clients ends with empty chunks.
 
-    It is a `DistributedSampler`, which it replaces: so Lightning gives it the round by `set_epoch`, and never wraps
-    it in another one, which would drop clients.
+    It subclasses `DistributedSampler`, which it replaces: so Lightning sets the round by `set_epoch`, and never wraps
+    it in another sampler, which would drop clients.
 
     Args:
         clients: [M] indices of the clients to draw from.
-        sizes: [M] their numbers of training examples, which is what a client costs.
+        sizes: [M] their numbers of training examples, the cost of a client.
         cohort_size: number of clients to draw without replacement for each round, or once for evaluation; None = all.
         chunk_size: number of clients trained or evaluated side by side.
         seed: seed of the run.
@@ -42,12 +42,12 @@ class CohortSampler(DistributedSampler[Chunk]):
         world_size: number of processes.
         training: whether the chunks are for training; evaluation draws its clients once, independently of training.
         setting: name of the setting that `cohort_size` comes from, for messages.
-        sampling: "fixed", a cohort of `cohort_size` without replacement, or "poisson": every client apart with
+        sampling: "fixed", a cohort of `cohort_size` without replacement, or "poisson": every client independently with
             probability cohort_size / M, so that cohorts vary in size and may be empty.
         availability: which clients of the cohort report back; the others are not trained. None = all.
 
     Attributes:
-        absent: numbers of clients of the current cohort that do not report back, by reason; empty where all do.
+        absent: numbers of clients of the current cohort that do not report back, by reason; empty if all do.
         served: for each chunk of the current cohort the number of clients in those of all processes, this one's and
             those that the others have at the same time.
 
@@ -93,7 +93,7 @@ class CohortSampler(DistributedSampler[Chunk]):
         self.served: list[int] = []
 
     def __len__(self) -> int:
-        """Number of chunks of each process, the same in every round."""
+        """Return the number of chunks of each process, the same in every round."""
         chunks = math.ceil(self._room / (self.num_replicas * self._chunk_size))
         # with one more, a process may get more clients than another, where they are smaller
         return chunks + (self.num_replicas > 1 and self._room > self._chunk_size)
@@ -111,7 +111,7 @@ class CohortSampler(DistributedSampler[Chunk]):
             yield Chunk(round_, tuple(self._clients[share[start : start + size]].tolist()))
 
     def _draw(self) -> Ints:
-        """Positions of the cohort, the largest clients first, equals in the order of the population."""
+        """Draw the positions of the cohort, the largest clients first, ties in the order of the population."""
         population = len(self._clients)
         if self._cohort == population:
             cohort = np.arange(population)
@@ -119,14 +119,14 @@ class CohortSampler(DistributedSampler[Chunk]):
             # evaluation: the same clients after every round, or the best round would be that of the easiest ones
             keys = (Stream.COHORT, self.epoch) if self._training else (Stream.EVALUATION_COHORT, 0)
             random = generator(self.seed, *keys)
-            # each client apart is a number of clients first, and then which
+            # independent draws: first the number of clients, then which ones
             size = random.binomial(population, self._cohort / population) if self._poisson else self._cohort
             # unshuffled: numpy then draws a small cohort without a pass over the population
             cohort = np.sort(random.choice(population, size, replace=False, shuffle=False))
         return cohort[np.argsort(-self._sizes[cohort], kind="stable")]
 
     def _arrived(self, cohort: Ints) -> Ints:
-        """Those of the cohort that report back."""
+        """Return the clients of the cohort that report back."""
         if self._availability is None:
             return cohort
         clients, sizes = self._clients[cohort], self._sizes[cohort]
@@ -135,7 +135,7 @@ class CohortSampler(DistributedSampler[Chunk]):
         return cohort[arrivals.in_time]
 
     def _shares(self, cohort: Ints, chunk_size: int) -> list[Ints]:
-        """The parts of the cohort that fall to the processes."""
+        """Assign the cohort to the processes."""
         if self.num_replicas == 1:
             return [cohort]
         room = len(self) * chunk_size

@@ -29,7 +29,7 @@ LARGEST_SIZE = 10**8
 
 
 class Concept(NamedTuple):
-    """A linear labelling: y = argmax(weight x + bias).
+    """Labels linearly: y = argmax(weight x + bias).
 
     Attributes:
         weight: [classes, features].
@@ -40,7 +40,7 @@ class Concept(NamedTuple):
     bias: Floats
 
     def label(self, x: NDArray[Any]) -> NDArray[np.int64]:
-        """Labels [n] of instances [n, features]."""
+        """Compute the labels [n] of instances [n, features]."""
         labels: NDArray[np.int64] = np.argmax(x.astype(np.float64) @ self.weight.T + self.bias, axis=1)
         return labels
 
@@ -49,7 +49,7 @@ class Concept(NamedTuple):
 class SyntheticClients:
     """The generator behind `SyntheticData`, which documents its fields; `seed` is the data module's `split_seed`.
 
-    What is drawn for a client depends on the seed and the client alone. Only the threshold, and so which instances
+    A client's draws depend only on the seed and the client. Only the threshold, and hence which instances
     are labelled by the shared concept, depends on all of them.
     """
 
@@ -82,7 +82,7 @@ class SyntheticClients:
             )
 
     def __iter__(self) -> Iterator[ClientData]:
-        """The clients in order."""
+        """Yield the clients in order."""
         for client in range(self.num_clients):
             random, size, mean = self._profile(client)
             own = self._concept(random, random.normal(0, self.alpha))
@@ -93,12 +93,12 @@ class SyntheticClients:
 
     @cached_property
     def shared_concept(self) -> Concept:
-        """The labelling that all clients share."""
+        """Return the labelling that all clients share."""
         return self._concept(generator(self.seed, Stream.CONCEPT), 0.0)
 
     @cached_property
     def threshold(self) -> float:
-        """The first feature above which an instance is labelled by the shared concept.
+        """Return the value of the first feature above which the shared concept labels an instance.
 
         The quantile of the clients' mixture of N(v_k1, 1), each with the weight of its size, found by bisection.
         """
@@ -115,7 +115,7 @@ class SyntheticClients:
         return high
 
     def _profile(self, client: int) -> tuple[np.random.Generator, int, Floats]:
-        """A client's generator after its first draws, its size, and the mean [features] of its instances."""
+        """Return a client's generator after its first draws, its size, and the mean [features] of its instances."""
         random = generator(self.seed, Stream.SYNTHETIC, client)
         drawn = random.lognormal(self.mean_log_size, self.sigma_log_size)  # may be infinite
         size = min(self.min_size + np.floor(drawn), np.inf if self.max_size is None else self.max_size)
@@ -133,7 +133,7 @@ class SyntheticClients:
 
 
 class SyntheticData(FederatedDataModule):
-    """Synthetic(alpha, beta) clients; a share of the instances can be made to be labelled alike by all clients.
+    """Generates Synthetic(alpha, beta) clients, optionally with a share of instances that all clients label alike.
 
     Client k draws u_k ~ N(0, alpha^2), its concept W_k, b_k ~ N(u_k, 1), B_k ~ N(0, beta^2), its mean
     v_k ~ N(B_k, 1), and instances x ~ N(v_k, diag(j^-1.2)), j = 1..features, labelled argmax(W_k x + b_k).
@@ -148,14 +148,14 @@ class SyntheticData(FederatedDataModule):
         num_clients: number of clients.
         num_features: number of features of an instance.
         num_classes: number of classes.
-        mean_log_size: mean of the logarithm of a client's number of instances, of those over `min_size`.
+        mean_log_size: mean of the logarithm of a client's number of instances in excess of `min_size`.
         sigma_log_size: standard deviation of that logarithm.
         min_size: smallest number of instances of a client.
         max_size: largest number of instances of a client; null = no limit.
         **kwargs: settings of every data set, see `FederatedDataModule`; `split_seed` also selects the clients.
 
     Raises:
-        ConfigurationError: a setting is out of its range.
+        ConfigurationError: a setting is out of range.
     """
 
     def __init__(
@@ -188,11 +188,11 @@ class SyntheticData(FederatedDataModule):
         )
 
     def options(self) -> dict[str, Any]:
-        """All settings of the generator."""
+        """Return all settings of the generator."""
         return asdict(self._clients)
 
     def class_count(self) -> int:
-        """The number of classes asked for, whether or not each has an instance."""
+        """Return the configured number of classes, whether or not each has an instance."""
         return self._clients.num_classes
 
     def clients(self) -> SyntheticClients:

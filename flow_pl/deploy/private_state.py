@@ -34,7 +34,7 @@ class PrivateState:
 
         Args:
             round_: the round; -1 = it has not been trained yet.
-            initial: what it has then; tells names and shapes.
+            initial: its initial state, for names and shapes.
 
         Returns:
             Its groups with a client axis [1, ...], which may be changed.

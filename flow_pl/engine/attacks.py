@@ -1,4 +1,4 @@
-"""Clients that attack, simulated: on their data, or on what they send. All of it follows from the seed."""
+"""Simulated attacks on clients' data or updates, determined by the seed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ GAUSSIAN, POISONED = 2, 3
 
 
 class Attack:
-    """Base: which clients attack, drawn once for a run; they do nothing bad by themselves.
+    """Draws the attackers once per run; a base class whose attackers behave honestly.
 
     Attackers are never evaluated: every metric of validation and test is one of honest clients.
 
@@ -61,16 +61,16 @@ class Attack:
         return self.clients
 
     def expected(self, cohort: int) -> int:
-        """Number of attackers in a cohort, rounded up."""
+        """Return the expected number of attackers in a cohort, rounded up."""
         return math.ceil(self.share * cohort - 1e-9)
 
     def members(self, client: Tensor) -> Tensor:
-        """[C] bool, which of some clients [C] attack."""
+        """Return [C] bool, which of the clients [C] attack."""
         self._members = self._members.to(client.device)
         return self._members[client]
 
     def check(self, example: Tensor, num_classes: int, label_shape: tuple[int, ...]) -> None:
-        """Refuse data that the attack cannot be made on.
+        """Reject data that the attack does not support.
 
         Args:
             example: features of one instance [1, ...].
@@ -82,15 +82,15 @@ class Attack:
         """
 
     def poison(self, batch: ClientBatch, num_classes: int) -> ClientBatch:
-        """A training batch as its attackers make it; a new one where anything changes."""
+        """Poison the attackers' examples of a training batch; returns a new batch if anything changes."""
         return batch
 
     def corrupt(self, difference: Groups, client: Tensor, round_: int) -> None:
-        """Change what attackers send, in place: by group and name [C, ...], of clients [C]."""
+        """Change the attackers' updates in place: by group and name [C, ...], of clients [C]."""
 
 
 class LabelFlip(Attack):
-    """Attackers train on labels y turned to classes - 1 - y.
+    """Lets attackers train on labels classes - 1 - y instead of y.
 
     Tolpegin et al., Data Poisoning Attacks Against Federated Learning Systems (ESORICS 2020).
 
@@ -110,7 +110,7 @@ class LabelFlip(Attack):
 
 
 class SignFlip(Attack):
-    """Attackers send the opposite of their update, times a factor.
+    """Lets attackers send the negative of their update, times a factor.
 
     Li et al., RSA: Byzantine-Robust Stochastic Aggregation Methods (AAAI 2019).
 
@@ -130,7 +130,7 @@ class SignFlip(Attack):
 
 
 class GaussianAttack(Attack):
-    """Attackers send normal numbers, drawn anew in each round, as in the experiments of Krum's paper.
+    """Lets attackers send normal random numbers, drawn anew in each round, as in the experiments of Krum's paper.
 
     Args:
         share: of the clients that are trained on.
@@ -152,7 +152,7 @@ class GaussianAttack(Attack):
 
 
 class Backdoor(Attack):
-    """Attackers teach the model to answer a trigger with one class, and scale their updates up to get it through.
+    """Lets attackers train the model to answer a trigger with one class, and scale up their updates to succeed.
 
     Model replacement of Bagdasaryan et al., How to Backdoor Federated Learning (AISTATS 2020): a part of an attacker's
     examples gets the trigger and the target's label, and its update is multiplied. The trigger is a patch of ones in
@@ -160,7 +160,7 @@ class Backdoor(Attack):
 
     Args:
         share: of the clients that are trained on.
-        target: class that the trigger is to bring about.
+        target: class that the trigger should cause.
         scale: factor on the attackers' updates.
         poisoned: share of an attacker's examples that get the trigger.
         size: of the patch, in pixels or features along each axis.
@@ -215,7 +215,7 @@ class Backdoor(Attack):
         _multiply(difference, self.members(client), self.scale)
 
     def stamped(self, x: Tensor) -> Tensor:
-        """A copy of features [C, N, ...] with the trigger."""
+        """Copy features [C, N, ...] and add the trigger."""
         x = x.clone()
         if x.ndim == 3:
             x[..., -self.size :] = 1.0
@@ -224,7 +224,7 @@ class Backdoor(Attack):
         return x
 
     def triggered(self, batch: ClientBatch) -> ClientBatch:
-        """An evaluation batch that asks for the target: its held-out examples of other classes, with the trigger."""
+        """Create an evaluation batch for the target: held-out examples of other classes, with the trigger."""
         heldout = batch.heldout
         assert heldout is not None
         mask = heldout.mask & (heldout.y != self.target)

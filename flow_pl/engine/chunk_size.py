@@ -1,4 +1,4 @@
-"""How many clients of a loaded chunk are trained side by side: all of them, or what is measured to be fastest.
+"""Chooses how many clients of a loaded chunk are trained side by side: all, or the number measured as fastest.
 
 More clients at once share the cost of each operation, up to where their tensors leave the processor's caches; a client
 alone runs without vmap. Which of these wins depends on the model and the device, so it is measured. The
@@ -48,13 +48,13 @@ class ChunkSize:
 
     @property
     def settled(self) -> bool:
-        """Whether there is nothing left to measure."""
+        """Return whether there is nothing left to measure."""
         return not self.automatic or (self._size is not None and not self._candidates)
 
     def run(self, batch: ClientBatch, fn: Callable[[ClientBatch], T]) -> Iterator[T]:
-        """What a function returns for each piece of a chunk, at least one client a piece.
+        """Run a function on each piece of a chunk, at least one client per piece.
 
-        A piece that does not fit into the device's memory is tried again in halves, which are kept to from then on.
+        A piece that does not fit into the device's memory is retried in halves; later pieces stay that small.
 
         Args:
             batch: the loaded chunk.
@@ -83,7 +83,7 @@ class ChunkSize:
             yield result
 
     def end_round(self) -> None:
-        """Take the round's time into account, and go on to the next candidate."""
+        """Record the round's time and move to the next candidate."""
         if self._examples and not self.settled and self._size is not None:
             costs = self._costs.setdefault(self._size, [])
             costs.append(self._seconds / self._examples)
@@ -93,11 +93,11 @@ class ChunkSize:
         self._seconds, self._examples = 0.0, 0
 
     def state_dict(self) -> dict[str, int | None]:
-        """What was settled on, for a checkpoint: a resumed run goes on with it."""
+        """Return the chosen size for a checkpoint, which a resumed run reuses."""
         return {"size": self._size if self.settled else None}
 
     def load_state_dict(self, state: dict[str, int | None]) -> None:
-        """Go on with what a checkpoint settled on."""
+        """Restore the size chosen in a checkpoint."""
         self._size, self._candidates = state["size"], []
 
     def _begin(self, clients: int, device: torch.device) -> None:
@@ -138,7 +138,7 @@ class ChunkSize:
 
 
 def _free_memory(device: torch.device) -> int:
-    """Bytes that are free now."""
+    """Return the number of free bytes."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

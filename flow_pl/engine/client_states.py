@@ -1,4 +1,4 @@
-"""What clients keep between rounds: a file of one row per client, in no process's memory.
+"""The clients' state between rounds: a file with one row per client, outside the memory of any process.
 
 The file is sparse, so that a client that has never been sampled takes no space on the disk, and it has no name once
 every process has opened it, so that it is gone when the last process is, however that ends. Every process of a run
@@ -30,19 +30,19 @@ ROWS_AT_ONCE = 256
 
 
 class ClientStates:
-    """Parameter groups of every client, by index in the client store.
+    """Stores the state of every client, by index in the client store.
 
     Args:
-        template: the groups of one client; tells names and shapes. All are kept as float32.
+        template: the groups of one client, for names and shapes. All are kept as float32.
         population: number of clients.
-        folder: where the file is made; the same for all processes.
-        share: hands a string of the first process to every process, and waits for all of them
+        folder: folder of the file; the same for all processes.
+        share: broadcasts a string of the first process to every process, and waits for all of them
             (`trainer.strategy.broadcast`); None for a single process.
         first: whether this is the first process.
 
     Attributes:
         population: number of clients.
-        bytes_per_client: size of what a client keeps.
+        bytes_per_client: size of a client's state.
 
     Raises:
         ConfigurationError: the folder cannot be written to, or is not shared by all processes.
@@ -70,20 +70,20 @@ class ClientStates:
             share("")
 
     def __del__(self) -> None:
-        """Give the file back."""
+        """Release the file."""
         if hasattr(self, "_file"):
             os.close(self._file)
 
     def known(self) -> NDArray[np.int64]:
-        """Clients that keep something, in ascending order."""
+        """Return the clients with stored state, in ascending order."""
         return np.flatnonzero(np.frombuffer(os.pread(self._file, self.population, 0), dtype=np.uint8))
 
     def read(self, clients: Tensor, initial: Groups) -> Groups:
-        """Groups of a chunk of clients, on the device of `initial`.
+        """Read the groups of a chunk of clients, on the device of `initial`.
 
         Args:
             clients: [C] indices.
-            initial: what a client has that has never been written.
+            initial: state of a client that has never been written.
 
         Returns:
             Groups with a client axis [C, ...], which may be changed.
@@ -106,7 +106,7 @@ class ClientStates:
         Args:
             clients: [C] indices.
             groups: what they keep.
-            accepted: [C] bool, False for clients that go on with what they have; None for none of them.
+            accepted: [C] bool, False for clients whose state stays unchanged; None to accept all.
 
         Raises:
             FlowError: the disk is full.
@@ -123,11 +123,11 @@ class ClientStates:
         self._written.clear()
 
     def discard(self) -> None:
-        """Forget what was written since the last commit: the round was broken off."""
+        """Discard what was written since the last commit: the round was interrupted."""
         self._written.clear()
 
     def state_dict(self, name: Callable[[int], str]) -> dict[str, Any]:
-        """All that is kept, for a checkpoint; a copy, which lies in a file as well.
+        """Return a copy of all state, for a checkpoint; the copy is also backed by a file.
 
         Args:
             name: of a client, by its index.
@@ -146,7 +146,7 @@ class ClientStates:
         return {"clients": [name(client) for client in known.tolist()], "layout": self._layout(), "rows": rows}
 
     def load_state_dict(self, state: dict[str, Any], index: Callable[[str], int | None]) -> None:
-        """Keep what a checkpoint holds, and nothing else.
+        """Replace all state by that of a checkpoint.
 
         Args:
             state: from `state_dict`.
@@ -187,7 +187,7 @@ class ClientStates:
         return self.population + (2 * client + place - 1) * self.bytes_per_client
 
     def _flat(self, groups: Groups, axes: int) -> Tensor:
-        """The groups' tensors, side by side in the last axis, on the host."""
+        """Concatenate the groups' tensors along the last axis, on the host."""
         tensors = [groups[group][key] for group, key, _ in self._shapes]
         return torch.cat([p.detach().float().reshape(*p.shape[:axes], -1) for p in tensors], dim=-1).cpu()
 
@@ -213,7 +213,7 @@ class ClientStates:
 
 
 def client_state(state: Mapping[str, Any], client: str, template: Groups) -> Groups:
-    """What one client keeps in a checkpoint.
+    """Return one client's state from a checkpoint.
 
     Args:
         state: from `ClientStates.state_dict`.
@@ -244,7 +244,7 @@ def client_state(state: Mapping[str, Any], client: str, template: Groups) -> Gro
 
 
 def check_layout(found: list[list[Any]], expected: list[list[Any]]) -> None:
-    """Check that the clients of a checkpoint keep what a method's clients keep.
+    """Check that a checkpoint's client states have the layout that the method expects.
 
     Raises:
         ConfigurationError: they keep other groups.
@@ -257,7 +257,7 @@ def check_layout(found: list[list[Any]], expected: list[list[Any]]) -> None:
 
 
 def _open_shared(folder: Path, share: Callable[[str], str] | None, first: bool) -> int:
-    """A file without a name, open in all processes."""
+    """Open a nameless file in all processes."""
     name = ""
     try:
         if first:

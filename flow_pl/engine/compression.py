@@ -1,4 +1,4 @@
-"""Lossy compression of what clients send: fewer bytes, and an update that is a little off."""
+"""Lossy compression of the clients' updates: fewer bytes, approximate updates."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ ROUNDING = 1
 
 
 class Compression(ABC):
-    """How clients compress their updates, each its own, before it sends them.
+    """Compresses each client's update before it is sent.
 
     Attributes:
-        keeps_residual: whether a client keeps what an update left out and adds it to the next one.
+        keeps_residual: whether a client keeps the part of an update that was left out and adds it to the next one.
     """
 
     keeps_residual: bool = False
 
     @abstractmethod
     def compress(self, difference: Groups, client: Tensor, seed: int, round_: int) -> None:
-        """Replace updates by what arrives of them, in place.
+        """Replace updates by their compressed values, in place.
 
         Args:
             difference: by group and name [C, ...].
@@ -45,14 +45,14 @@ class Compression(ABC):
 
     @abstractmethod
     def bytes(self, sizes: Sequence[int]) -> int:
-        """Bytes of a client's compressed update.
+        """Return the bytes of a client's compressed update.
 
         Args:
             sizes: numbers in each tensor that it sends.
         """
 
     def check(self, method: Method) -> None:
-        """Refuse a method that the compression does not go with.
+        """Reject a method that the compression does not support.
 
         Raises:
             ConfigurationError: its clients keep nothing between rounds, and would have to keep a residual.
@@ -156,7 +156,7 @@ def compress_update(
 
 
 def no_residual(shared: Groups) -> Groups:
-    """The residual of a client that has sent nothing yet.
+    """Return the residual of a client that has sent nothing yet.
 
     Args:
         shared: tensors in the shape of what one client sends, by group and name.

@@ -1,7 +1,7 @@
 """The federated loop: clients of a chunk trained side by side, personalized and evaluated.
 
 One engine for every method: phases over a client's data, minibatches in the drawn order, steps that each move one
-group. Nothing in it asks the device for a value.
+group. Nothing in it reads a value from the device.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from flow_pl.utils.validation import given, require_choice, require_count, requi
 
 @dataclass(frozen=True)
 class ClientUpdate:
-    """What a chunk of clients sends to the server, and keeps.
+    """Holds what a chunk of clients sends to the server, and what it keeps.
 
     Attributes:
         client: [C] int64, indices into the client store.
-        difference: for each shared group of the server, what each client sends less what it got [C, ...].
-        weights: for each shared group of the server, [C] of the clients in the server's mean.
-        statistics: of their training.
-        kept: what each client keeps, by the group it starts its next round with [C, ...].
+        difference: for each shared group of the server, what each client sends minus what it received [C, ...].
+        weights: for each shared group of the server, the clients' weights in the server's mean [C].
+        statistics: statistics of their training.
+        kept: each client's state [C, ...], by the group it starts its next round with.
     """
 
     client: Tensor
@@ -54,17 +54,17 @@ class ClientUpdate:
             total.view(-1).addmv_(p.reshape(len(p), -1).t(), self.weights[name])
 
     def finite(self) -> Tensor:
-        """Whether all that the clients send and keep is finite; a scalar."""
+        """Return a scalar: whether all that the clients send and keep is finite."""
         groups = (*self.difference.values(), *self.kept.values())
-        # a sum is finite only if what it is over is
+        # a sum is finite only if all of its terms are
         sums = [p.sum() for group in groups for p in group.values()]
         return torch.stack(sums).isfinite().all() if sums else torch.tensor(True)
 
     def reject(self) -> Tensor:
-        """Leave out the clients with a value that is not finite: they send nothing, with no weight.
+        """Leave out the clients with a value that is not finite: they send zeros with weight zero.
 
         Returns:
-            [C] bool, False for the clients that are left out, which keep what they kept before.
+            [C] bool, False for the clients that are left out; their state stays as it was.
         """
         accepted = torch.ones_like(self.client, dtype=torch.bool)
         sent = [p for group in self.difference.values() for p in group.values()]
@@ -86,17 +86,17 @@ class FederatedLoop:
         batch_size: examples in a minibatch of a client.
         client_optimizer: any element-wise torch optimizer; a fresh one for every client, phase and step.
         weighting: a client's weight in the server's mean: its number of training examples, or 1.
-        evaluation_batch_size: examples of a client evaluated at once.
-        trace_after: steps of a kind after which they are traced once and replayed (a trace costs some hundred
-            steps' worth of what it saves on each); null to never trace.
-        channels_last: lay the images of a client that is trained alone out with their channels last. Makes
+        evaluation_batch_size: how many of a client's examples are evaluated at once.
+        trace_after: steps of a kind after which the step is traced once and replayed (a trace costs some hundred
+            times what it saves on each step); null to never trace.
+        channels_last: store the images of a client that is trained alone in channels-last format. Makes
             convolutions and pooling faster, and group normalization slower; the numbers stay the same up to rounding.
-            Blocks must then flatten or reshape what a convolution gives, not `view` it.
-        compile_mode: compile traced steps by `torch.compile` in this mode, for seconds each; on a GPU,
+            Blocks must then flatten or reshape a convolution's output, not `view` it.
+        compile_mode: compile traced steps with `torch.compile` in this mode, which takes seconds each; on a GPU,
             "reduce-overhead" and "max-autotune" replay them as CUDA graphs. Pays in long runs whose steps have few
-            shapes. The numbers stay the same up to rounding, so a resumed run is not bit-identical any more.
-        max_grad_norm: largest L2 norm of the gradient of a client's step, over all that the step moves; a longer one
-            is scaled down to it, for each client by itself. None for no clipping.
+            shapes. The numbers stay the same up to rounding, so a resumed run is no longer bit-identical.
+        max_grad_norm: largest L2 norm of the gradient of a client's step, over all that the step updates; a larger one
+            is scaled down to it, for each client separately. None for no clipping.
     """
 
     def __init__(
@@ -127,16 +127,16 @@ class FederatedLoop:
         self.engine = GradientEngine(trace_after, compile_mode)
 
     def orders(self, method: Method) -> int:
-        """How many orders of its examples a client needs, for a round or for its personalization."""
+        """Return how many orderings of its examples a client needs, for a round or for its personalization."""
         plans = [*self._plan(method, training=True), *self._plan(method, training=False)]
         return max([1, *(orders.stop for _, orders in plans if orders is not None)])
 
     def _plan(self, method: Method, training: bool) -> list[tuple[Phase | Derive, range | None]]:
-        """Which of the drawn orders each phase visits, one an epoch.
+        """Choose which of the drawn orders each phase visits, one per epoch.
 
-        Phases that move what is sent, and the last one of a round, visit the first orders, as FedAvg's only phase
-        does: methods that send the same model see the same minibatches. Other phases visit those behind, or two models
-        born from w_g would take the very same steps. Personalization has orders of its own.
+        Phases that update what is sent, and the last one of a round, visit the first orders, as FedAvg's only phase
+        does: methods that send the same model see the same minibatches. Other phases visit later orders, or two models
+        that start from w_g would take the very same steps. Personalization has its own orders.
         """
         stages = method.phases if training else method.personal_phases
         budget = self.local_epochs if training else self.personal_epochs
@@ -160,18 +160,18 @@ class FederatedLoop:
         loss_scale: Tensor | None = None,
         kept: Groups | None = None,
     ) -> ClientUpdate:
-        """One round of a chunk of clients.
+        """Train a chunk of clients for one round.
 
         Args:
             method: the algorithm.
             server: the server's groups; not changed.
             batch: the clients, at least one.
             loss_scale: scalar tensor, factor on the losses in 16-mixed; None for no scaling.
-            kept: what the clients kept [C, ...], by the group they start with, changed in place; None where they keep
+            kept: the clients' state [C, ...], by the group they start with, changed in place; None where they keep
                 nothing yet.
 
         Returns:
-            What the clients send and keep.
+            The updates that the clients send and the state that they keep.
         """
         groups, statistics = self.run(method, server, batch, True, loss_scale, kept)
         sizes = batch.train.mask.sum(1).to(torch.float32)
@@ -182,7 +182,7 @@ class FederatedLoop:
         for name, source in method.shared.items():
             copies, base = groups.stack(source), [server[name][key] for key in groups.groups[source]]
             if uses[source] == 1:
-                # The clients' copies are not needed any more: the difference is taken in place.
+                # The clients' copies are no longer needed: the difference is taken in place.
                 torch._foreach_sub_(copies, base)
             else:
                 copies = list(torch._foreach_sub(copies, base))
@@ -198,7 +198,7 @@ class FederatedLoop:
         )
 
     def personalize(self, method: Method, server: Groups, batch: ClientBatch, kept: Groups | None = None) -> Groups:
-        """The groups of one client after its personalization, without a client axis; copies of what it changed."""
+        """Return the groups of one client after personalization, without a client axis; what changed is copied."""
         groups, _ = self.run(method, server, batch, False, kept=kept)
         return groups.prefix(1)
 
@@ -211,7 +211,7 @@ class FederatedLoop:
         loss_scale: Tensor | None = None,
         kept: Groups | None = None,
     ) -> tuple[ClientGroups, TrainingStatistics]:
-        """Take a chunk of clients through a round or their personalization, from what the server and they have."""
+        """Take a chunk of clients through a round or their personalization, from the server's and their own groups."""
         plan = self._plan(method, training)
         groups = ClientGroups(method.start(server), len(batch))
         if kept is not None:
@@ -241,7 +241,7 @@ class FederatedLoop:
         loss_scale: Tensor | None,
         statistics: TrainingStatistics,
     ) -> None:
-        """All minibatches of a phase, the number-th of its kind, for all clients of the chunk."""
+        """Run all minibatches of a phase, the number-th of its kind, for all clients of the chunk."""
         schedule = make_schedule(batch, phase.part, orders, self.batch_size)
         optimizers = {
             step: StackedOptimizer(step.optimizer or self.client_optimizer, groups.stack(step.moves), step.lr_scale)
@@ -281,16 +281,16 @@ class FederatedLoop:
         statistics.add_rows(sum(schedule.active) * self.batch_size, schedule.examples)
 
     def lay_out(self, x: Tensor) -> Tensor:
-        """Instances [A, B, ...] as they are; images [1, B, channels, height, width] with their channels last."""
+        """Return instances [A, B, ...] unchanged; images [1, B, channels, height, width] in channels-last format."""
         if not self.channels_last or x.ndim != 5 or len(x) > 1:
             return x
         return x[0].to(memory_format=torch.channels_last)[None]
 
 
 def _unscale(grads: list[Tensor], scale: Tensor) -> Tensor:
-    """Take the loss scale off a list of gradients [A, ...]; returns which clients' are finite, [A] bool."""
+    """Remove the loss scale from a list of gradients [A, ...]; return which clients' are finite, [A] bool."""
     finite = torch.ones_like(scale, dtype=torch.bool)
     for i, g in enumerate(grads):
-        grads[i] = g / scale.view(-1, *[1] * (g.ndim - 1))  # not in place: two parameters may have one gradient
+        grads[i] = g / scale.view(-1, *[1] * (g.ndim - 1))  # not in place: two parameters may share one gradient
         finite &= g.isfinite().flatten(1).all(1)
     return finite

@@ -30,21 +30,21 @@ weight and that of all; clients whose data cannot be used."""
 
 
 class ServerRound:
-    """Sums what clients send in a round, on the device, in one flat buffer of float32.
+    """Sums the clients' updates of a round on the device, in one flat float32 buffer.
 
     Args:
         method: the algorithm.
         max_rejected: largest share of the clients that may be left out of a round.
-        aggregation: what is made of the updates; None for their mean.
-        privacy: makes the mean differentially private; None for a mean as it is.
-        attack: whose attackers are counted; None where there are none.
-        compression: of what clients send, for the bytes.
-        folder: where an aggregation may keep a cohort on disk.
+        aggregation: how the updates are combined; None for their mean.
+        privacy: makes the mean differentially private; None for a plain mean.
+        attack: the attack whose attackers are counted; None if there is none.
+        compression: compression of the updates, to count bytes.
+        folder: folder where an aggregation may keep a cohort on disk.
 
     Attributes:
         any_rejected: after `finish`, whether a client of any process was left out.
         empty: after `finish`, whether no client of any process has been trained.
-        unknown: after `finish`, figures that the round does not have, as nothing was trained that they tell of.
+        unknown: after `finish`, metrics that are undefined in the round because nothing relevant was trained.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class ServerRound:
 
     @torch.no_grad()
     def add(self, update: ClientUpdate) -> Tensor | None:
-        """Add a chunk of clients, but for those whose update is not finite.
+        """Add a chunk of clients, except those whose update is not finite.
 
         Returns:
             [C] bool, False for the clients that are left out; None where none is.
@@ -114,7 +114,7 @@ class ServerRound:
         return accepted
 
     def _take(self, update: ClientUpdate, accepted: Tensor | None) -> None:
-        """Sum what clients send, or keep it for the end of the round."""
+        """Sum the updates, or keep them for the end of the round."""
         weights = update.weights
         if self._cohort is not None:
             self._cohort.add(update.client, update.difference, next(iter(weights.values())), accepted)
@@ -141,7 +141,7 @@ class ServerRound:
             self._unusable += clients
 
     def rejected(self) -> list[tuple[int, str]]:
-        """The clients of this process that were left out, as indices, and the reasons; asks the device."""
+        """Return the indices of this process's rejected clients, and the reasons; reads from the device."""
         diverged = [client for clients, accepted in self._accepted for client in clients[~accepted].tolist()]
         return [(client, "its update is not finite") for client in diverged] + self._unusable
 
@@ -149,7 +149,7 @@ class ServerRound:
     def finish(
         self, reduce: Callable[[Tensor], Tensor], number: int, rank: int = 0, world_size: int = 1
     ) -> dict[str, Tensor]:
-        """Sum over processes, and leave the pseudo-gradient (server - mean of clients) in the server's `.grad`.
+        """Sum over processes, and store the pseudo-gradient (server - mean of clients) in the server's `.grad`.
 
         Parameters that require no gradient (running statistics) become the clients' mean at once: no server optimizer
         may scale their change.
@@ -165,7 +165,7 @@ class ServerRound:
 
         Raises:
             DivergenceError: too many updates are not finite.
-            AggregationError: too few clients have come.
+            AggregationError: too few clients sent updates.
         """
         size = len(self._buffer) - len(self._tail) - EXTRAS
         if self._privacy is not None:
@@ -183,7 +183,7 @@ class ServerRound:
         else:
             for piece, weight in zip(torch.split(pseudo_gradient, self._sizes) if size else (), weights, strict=False):
                 piece /= -weight
-        # The only question to the device in a round.
+        # The only read from the device in a round.
         losses = tail[5 + len(self._sizes) :].view(-1, 2)
         asked = [pseudo_gradient.sum().isfinite().float(), rejected, clients, extras[0], extras[4], rows]
         finite, left_out, trained, within, unusable, computed, *steps = torch.cat(
@@ -223,7 +223,7 @@ class ServerRound:
             figures |= {"attackers": extras[1], "attackers_weight": extras[2] / extras[3].clamp_min(tiny), **attacks}
         if computed:
             figures["padding"] = 1 - examples / rows
-        # a loss of nothing would be the lowest there is, to a callback that monitors it
+        # a loss over nothing would look like the lowest to a callback that monitors it
         figures |= {
             f"{name}_loss": loss / count
             for name, (loss, count), known in zip(self._moved, losses, steps, strict=True)
@@ -236,7 +236,7 @@ class ServerRound:
 
     @property
     def bytes_down(self) -> int:
-        """Bytes that a client gets in a round."""
+        """Return the bytes that a client receives in a round."""
         return self._bytes_down
 
     def _combined(
@@ -261,7 +261,7 @@ class ServerRound:
 
 
 def _known_to_be_finite(update: ClientUpdate) -> bool:
-    """Whether all that clients send and keep is known to be finite, as it nearly always is.
+    """Return whether all that clients send and keep is known to be finite, as it nearly always is.
 
     To ask for that costs little on the CPU, and would make another device wait: there it is never known, and clients
     are looked at one by one.
@@ -270,14 +270,14 @@ def _known_to_be_finite(update: ClientUpdate) -> bool:
 
 
 def sent_parameters(method: Method) -> dict[str, dict[str, nn.Parameter]]:
-    """The server's parameters that clients send an update of, by group and name, in the order of the updates."""
+    """Return the server's parameters that clients update, by group and name, in the order of the updates."""
     server = trained_parameters(method)
     client = method.start(server_groups(method))
     return {name: {key: server[name][key] for key in client[source]} for name, source in method.shared.items()}
 
 
 def changed_parameters(method: Method) -> list[str]:
-    """Names of the server's parameters that were frozen or unfrozen since the method was bound."""
+    """Return the names of the server's parameters frozen or unfrozen since the method was bound."""
     return [
         f"{group}.{name}"
         for group, module in method.modules.items()
@@ -287,12 +287,12 @@ def changed_parameters(method: Method) -> list[str]:
 
 
 def server_groups(method: Method) -> Groups:
-    """The trained parameters by group, as plain tensors: clients never write them nor take gradients of them."""
+    """Return the trained parameters by group, detached: clients never write to them nor differentiate them."""
     return {name: {key: p.detach() for key, p in group.items()} for name, group in trained_parameters(method).items()}
 
 
 def trained_parameters(method: Method) -> dict[str, dict[str, nn.Parameter]]:
-    """The server's parameters by group and name, but for frozen ones: these are in no group and never move."""
+    """Return the server's parameters by group and name, without frozen ones, which are in no group."""
     return {
         name: {key: method.modules[name].get_parameter(key) for key in keys} for name, keys in method.trained.items()
     }

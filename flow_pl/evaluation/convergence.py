@@ -28,7 +28,7 @@ from flow_pl.methods.parts.pieces import pieces
 from flow_pl.utils.groups import Groups, Parameters
 
 OBSERVED = "observed"
-"""Group in which a client of an observed method leaves what it has measured."""
+"""Group that holds the measurements of a client of an observed method."""
 
 HEAD = 5
 """Scalars in front of the summed gradient in `gradient_sums`."""

@@ -90,7 +90,7 @@ class ClientPredictions(_OnDevice):
         prediction: [C, N, *P] or [C, N, k] int64, of the personalized model.
         generalized_correct: in the shape of `label`, bool; meaningless where there is no label.
         personalized_correct: in the shape of `label`, bool; meaningless where there is no label.
-        routes: [C, N, *P, blocks] bool, True where the way led through the local block; None for a method without
+        routes: [C, N, *P, blocks] bool, True where the local block was chosen; None for a method without
             routes.
         local_probability: [C, N, *P, blocks] float, the router's probabilities of the local blocks; None for a method
             without routes, and where no client has any prediction.
@@ -170,7 +170,7 @@ def count_client(method: Method, groups: Groups, examples: Minibatch) -> dict[st
 
 
 def mixture_shares(experts: int) -> list[tuple[int, ...]]:
-    """Shares of experts in a fixed mixture, in units of 1 / `MIXTURE_STEPS`: every way to divide them up.
+    """Shares of experts in a fixed mixture, in units of 1 / `MIXTURE_STEPS`: all possible divisions.
 
     Args:
         experts: how many there are.

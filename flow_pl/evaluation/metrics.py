@@ -1,8 +1,8 @@
-"""Metrics over clients: accuracy, the gain of personalization and the share routed local.
+"""Metrics over clients: accuracy, personalization gain and the share routed locally.
 
 Each metric keeps one row of counts per client, on the device, and reduces them when the epoch is over. The rows of
 all processes are gathered first, so the figures do not depend on how the clients were divided among processes, and
-every process gets the same ones. A client without evaluated examples counts nowhere.
+every process gets the same ones. A client without evaluated examples never counts.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PERCENTILES = (10, 50, 90)
 
 
 class ClientMetric(Metric):
-    """Base: a table with one row of numbers per client, gathered over the processes.
+    """Collects a table with one row of numbers per client, gathered over the processes; a base class.
 
     The table travels as one flat list, because torchmetrics stands in for a process that saw no client with an
     empty tensor of ONE dimension, which cannot be gathered with tables of two.
@@ -54,7 +54,7 @@ class ClientMetric(Metric):
         self.rows.append(rows.flatten())
 
     def table(self) -> Tensor:
-        """All rows, column by column.
+        """Return all rows, column by column.
 
         Returns:
             [columns, clients] float64 on the host, where sums of counts are exact.
@@ -65,7 +65,7 @@ class ClientMetric(Metric):
 
 
 class ClientAccuracy(ClientMetric):
-    """Accuracy and mean loss of one model over a set of clients.
+    """Measures accuracy and mean loss of one model over a set of clients.
 
     `compute` returns scalars, NaN where no client has an evaluated example:
 

@@ -1,4 +1,4 @@
-"""Federated algorithms, one file each; every one reads like its paper's box."""
+"""Federated algorithms, one file each; each follows its paper's pseudocode."""
 
 from flow_pl.methods.apfl import APFL
 from flow_pl.methods.base import Derive, Method, Minibatch, Phase, Prediction, Step

@@ -13,20 +13,20 @@ from flow_pl.utils.validation import require_share
 
 
 class APFL(Method):
-    """Every client keeps a model v of its own; its personal model is alpha v + (1 - alpha) w (Algorithm 1).
+    """Keeps a model v on every client; its personal model is alpha v + (1 - alpha) w (Algorithm 1).
 
-    On every minibatch v takes a step on f(alpha v + (1 - alpha) w) and w one on f(w), both from where they stood
+    On every minibatch v takes a step on f(alpha v + (1 - alpha) w) and w one on f(w), both from their values
     before it, as in the paper. In a round, w in the mixture is the client's copy of w_g, as it moves. In evaluation it
-    is w_g as received, which does not move, and v adapts to it: what predicts is v mixed with the server's model, the
+    is w_g as received, which stays fixed, and v adapts to it: the prediction mixes v with the server's model, the
     personal model of the paper's analysis.
 
-    Stateful: a client keeps v and, where it is adaptive, alpha. A client that has not been sampled yet has v = w_g
+    Stateful: a client keeps v and, if adaptive, alpha. A client that has not been sampled yet has v = w_g
     and the alpha given here.
 
     Args:
         alpha: share of v, 0 to 1 (published by Flow's authors for this baseline: 0.25). 0 is FedAvg, and v never
             moves; 1 trains v alone.
-        adaptive: whether every client finds its own alpha, starting from `alpha`: before each step of v, alpha takes
+        adaptive: whether every client learns its own alpha, starting from `alpha`: before each step of v, alpha takes
             one on the same loss, with the same optimizer and learning rate, and is clamped to 0 to 1.
         personal_lr_scale: factor on the client optimizer's learning rate for v, and for alpha.
     """
@@ -47,25 +47,25 @@ class APFL(Method):
             self.private = MappingProxyType({**self.private, "mixing": "mixing"})
 
     def start(self, server: Groups) -> Groups:
-        """w_g, v born from it, and alpha."""
+        """Return w_g, v as a copy of it, and alpha."""
         some = next(iter(server["global"].values()))
         alpha = torch.full((), self.alpha, dtype=some.dtype, device=some.device)
         return {**server, "personal": server["global"], "mixing": {"alpha": alpha}}
 
     def training(self) -> tuple[Phase | Derive, ...]:
-        """On every minibatch the steps of alpha, v and w; w last, or the others would see it moved."""
+        """Take the steps of alpha, v and w on every minibatch; w last, so that the others see it unchanged."""
         return (Phase("all", (*self._personal_steps(), self.train_step("global"))),)
 
     def personalization(self) -> tuple[Phase | Derive, ...]:
-        """The steps of alpha and v alone."""
+        """Take the steps of alpha and v only."""
         return (Phase("all", self._personal_steps()),)
 
     def personal(self, groups: Groups) -> Parameters | None:
-        """The mixture of v and w."""
+        """Return the mixture of v and w."""
         return self._mixture(groups)
 
     def predict(self, groups: Groups, x: Tensor) -> Prediction:
-        """The mixture predicts; v is the client's local model."""
+        """Predict with the mixture; v is the client's local model."""
         return Prediction(
             generalized=self.model.plain(x, groups["global"]),
             personalized=self.personalized(groups, x),
@@ -73,7 +73,7 @@ class APFL(Method):
         )
 
     def _personal_steps(self) -> tuple[Step, ...]:
-        """Steps on the mixture's loss: of alpha where it is adaptive, and of v."""
+        """Create the steps on the mixture's loss: of alpha if it is adaptive, and of v."""
 
         def loss(groups: Groups, minibatch: Minibatch) -> Tensor:
             return self.loss(minibatch, self._mixture(groups))
@@ -83,6 +83,6 @@ class APFL(Method):
 
     @staticmethod
     def _mixture(groups: Groups) -> Parameters:
-        """The parameters alpha v + (1 - alpha) w."""
+        """Compute the parameters alpha v + (1 - alpha) w."""
         alpha = groups["mixing"]["alpha"]
         return {name: w.lerp(groups["personal"][name], alpha) for name, w in groups["global"].items()}

@@ -1,7 +1,7 @@
-"""What a federated algorithm is: groups of parameters, phases over a client's data, and steps on every minibatch.
+"""Defines a federated algorithm: groups of parameters, phases over a client's data, and steps on every minibatch.
 
 A method is written for ONE client. It knows nothing of Lightning, of devices or of the client axis: the federated
-loop vectorises its functions over clients and hands it one client's tensors.
+loop vectorises its functions over clients and passes it one client's tensors.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ class Minibatch(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """One optimizer step on a minibatch. It may be traced: what the objective reads must not change once it is made.
+    """One optimizer step on a minibatch. It may be traced: what the objective reads must not change afterwards.
 
     Attributes:
-        moves: the group that moves; every other one is frozen.
-        objective: maps (groups, minibatch) to a scalar, whose gradient moves the group.
+        moves: the group that is updated; every other group is frozen.
+        objective: maps (groups, minibatch) to a scalar, whose gradient updates the group.
         lr_scale: factor on the client optimizer's learning rate.
         bounds: smallest and largest value that the group may take; it is clamped after each step.
-        optimizer: makes the step's optimizer; None for the client optimizer.
+        optimizer: creates the step's optimizer; None for the client optimizer.
 
     Raises:
         ConfigurationError: `lr_scale` is not positive, or the bounds are not in order.
@@ -65,7 +65,7 @@ class Step:
     optimizer: OptimizerFactory | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what no step can be made with."""
+        """Reject invalid settings."""
         require_positive(**{f"lr_scale of the step of '{self.moves}'": self.lr_scale})
         if self.bounds is not None and not self.bounds[0] <= self.bounds[1]:
             raise ConfigurationError(
@@ -77,13 +77,13 @@ class Step:
 class Phase:
     """Epochs over a part of a client's training data, with the same steps, in order, on every minibatch.
 
-    How often and in which order a client's examples are visited is the loop's business: what is compared trains alike.
+    The loop decides how often and in which order a client's examples are visited, so that all methods train alike.
 
     Attributes:
         part: which share of the data.
-        steps: what is done on each minibatch; every step has an optimizer of its own, fresh in each phase, and one
-            that stands there several times is taken as often, with one optimizer.
-        epochs: passes over it, where that is the method's own; None for the loop's budget, `local_epochs` in a round
+        steps: the steps taken on each minibatch; every step has its own optimizer, fresh in each phase, and a step
+            listed several times is taken as often, with one optimizer.
+        epochs: passes over the data, if the method sets them; None for the loop's budget, `local_epochs` in a round
             and `personal_epochs` in personalization; "personal" for `personal_epochs` in a round, too.
         examples: a group with a row for each training example, made by a `Derive`: its `x` [N, ...] and `y` [N, ...]
             take the place of the training data in the minibatches, and the group is gone after the phase. None for the
@@ -99,7 +99,7 @@ class Phase:
     examples: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what the loop could not run."""
+        """Reject what the loop could not run."""
         require_choice(get_args(Part), **{"part of a Phase": self.part})
         if self.epochs is not None and self.epochs != "personal":
             require_count(**{"epochs of a Phase": self.epochs})
@@ -109,7 +109,7 @@ class Phase:
 
 @dataclass(frozen=True, eq=False)
 class Derive:
-    """Groups computed once from a part of a client's training data, without gradients.
+    """Computes groups once from a part of a client's training data, without gradients.
 
     Attributes:
         part: which share of the data.
@@ -123,22 +123,22 @@ class Derive:
     compute: Callable[[Groups, Minibatch], Groups]
 
     def __post_init__(self) -> None:
-        """Refuse a part that there is not."""
+        """Reject an unknown part."""
         require_choice(get_args(Part), **{"part of a Derive": self.part})
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """Outputs of one client's models on its instances [N, ...].
+    """Holds the outputs of one client's models on its instances [N, ...].
 
     Attributes:
-        generalized: of the server's model.
-        personalized: of the client's personalized model.
-        local: of a model of the client's own, to be compared and mixed with the server's; None where there is none, or
-            where the server's is not trained, which makes both pointless.
-        memory: of the vote of the client's stored examples, where that is an expert beside the two.
-        routes: [N, blocks] bool, True where an instance went through (or leans to) the local block.
-        local_probability: in the shape of `routes`, the router's probabilities of the local blocks.
+        generalized: outputs of the server's model.
+        personalized: outputs of the client's personalized model.
+        local: outputs of the client's local model, to compare and mix with the server's; None if there is none, or
+            if the server's model is not trained, which makes both pointless.
+        memory: outputs for the vote of the client's stored examples, if that is a third expert.
+        routes: [N, blocks] bool, True where an instance was routed to (or leans to) the local block.
+        local_probability: the router's probabilities of the local blocks, in the shape of `routes`.
     """
 
     generalized: Tensor
@@ -152,29 +152,29 @@ class Prediction:
 class Method(ABC):
     """A federated algorithm.
 
-    Subclasses say what a client does in a round (`training`) and what makes its personalized model
-    (`personalization`), and predict with the groups that result. Its budget (epochs, batch size, optimizer) is the
+    Subclasses define what a client does in a round (`training`) and how its personalized model is made
+    (`personalization`), and predict with the resulting groups. The budget (epochs, batch size, optimizer) is the
     loop's.
 
     Args:
-        personal_lr_scale: factor on the client optimizer's learning rate for the steps that make the personal model,
-            of a method that has one; see `personal_step`.
+        personal_lr_scale: factor on the client optimizer's learning rate for the steps that train the personal model,
+            if the method has one; see `personal_step`.
 
     Attributes:
-        shared: what clients send and the server averages: for a group of the server, the client's group that is its
-            update. The client's may hold some of the server's parameters only; the others stay as they are.
-        private: what a client keeps from one round to the next: for a group it starts a round with, the group whose
+        shared: what clients send and the server averages: maps a group of the server to the client's group that is its
+            update. The client's group may hold only some of the server's parameters; the others stay unchanged.
+        private: what a client keeps from one round to the next: maps a group it starts a round with to the group whose
             value at the end of the round it keeps. A method without any is stateless. What `start` returns for these
             groups is for clients that have not been sampled yet.
         participation: name of a group with one scalar for each group of the server, a factor on the client's weight in
-            the server's mean of that group (0: the client has no part in it); None where it is 1 for all.
+            the server's mean of that group (0 excludes the client); None if it is 1 for all.
         phases: what `training` returned when the method was bound.
-        personal_phases: what `personalization` returned then.
+        personal_phases: what `personalization` returned when the method was bound.
         modules: the server's modules by group.
         trained: for each group of the server the names of its parameters that are trained. Frozen ones
-            (`requires_grad` is False) are in no group: all clients use the server's, which never move.
-        models: the groups of the server that its own predictions need.
-        scratch: groups that personalization needs and the personalized model does not.
+            (`requires_grad` is False) are in no group: all clients use the server's, which never change.
+        models: the groups of the server that the generalized predictions need.
+        scratch: groups that are needed for personalization but not by the personalized model.
         training_only: attributes that no prediction needs.
         cohort_share: expected share of the seen clients in a round's cohort; 1 until the data are known.
     """
@@ -199,7 +199,7 @@ class Method(ABC):
         self.personal_lr_scale = personal_lr_scale
 
     def __init_subclass__(cls) -> None:
-        """Let `predict` decide where a subclass overrides it: what it inherits would serve another model."""
+        """Reset the shortcuts in a subclass that overrides `predict`: the inherited ones would serve another model."""
         super().__init_subclass__()
         if "predict" in vars(cls):
             for shortcut in ("personal", "personalized"):
@@ -207,28 +207,28 @@ class Method(ABC):
                     setattr(cls, shortcut, getattr(Method, shortcut))
 
     def bind(self: M, backbone: nn.Module, objective: Objective) -> M:
-        """A copy of the method for a backbone and a task; the method itself stays as it is, and can be bound again.
+        """Return a copy of the method for a backbone and a task; the method itself is unchanged and can be bound again.
 
         Returns:
             The bound copy. Its `modules` are the server's; the FederatedModule owns their parameters.
 
         Raises:
-            ConfigurationError: the method cannot work with this backbone or task, or names a group that there is not.
+            ConfigurationError: the method cannot work with this backbone or task, or names an unknown group.
         """
         bound = copy.copy(self)
         bound.model = RoutedModel(backbone)
         bound.objective = objective
         bound.modules = {"global": backbone, **bound.server_modules()}
-        # Lazy modules are initialised later, when the data is known: by a seed of now, not by whatever was drawn since.
+        # Lazy modules are initialised later, when the data is known: fix their seed now, whatever is drawn in between.
         bound.lazy_seed = int(torch.randint(2**31, ()))
         bound.plan()
         return bound
 
     def plan(self) -> None:
-        """Set what depends on which parameters are frozen; for a bound method, when it is bound and when that changes.
+        """Set up what depends on which parameters are frozen; called by `bind`, and again when that changes.
 
         Raises:
-            ConfigurationError: as `bind`.
+            ConfigurationError: as in `bind`.
         """
         self.trained = {name: trained_names(module) for name, module in self.modules.items()}
         self.model = RoutedModel(self.modules["global"])
@@ -237,99 +237,99 @@ class Method(ABC):
         self.personal_phases = tuple(self.personalization())
         check_groups(self)
 
-    def prepare(self) -> None:  # noqa: B027  # most methods have no such parts
-        """Bind a method's own parts to `model` and `objective`, before its phases are made.
+    def prepare(self) -> None:  # noqa: B027  # most methods have nothing to prepare
+        """Bind a method's own parts to `model` and `objective`, before its phases are created.
 
-        What has a state must be made anew here: `bind` copies the method alone, not its parts.
+        Create parts with state anew here: `bind` copies the method shallowly, not its parts.
 
         Raises:
             ConfigurationError: the method cannot work with this backbone or task.
         """
 
     def __getstate__(self) -> dict[str, Any]:
-        """All but the phases, whose steps refer to this very method: a deep copy makes its own."""
+        """Return all but the phases, whose steps refer to this very method: a deep copy creates its own."""
         return {name: value for name, value in vars(self).items() if name not in ("phases", "personal_phases")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Make the phases anew, where the method is bound."""
+        """Create the phases anew if the method is bound."""
         self.__dict__.update(state)
         if "modules" in state:
             self.prepare()
             self.phases, self.personal_phases = tuple(self.training()), tuple(self.personalization())
 
     def in_round(self, number: int) -> Method:
-        """The method of a round of training: this one, unless its first rounds are another's."""
+        """Return the method for a round of training: this one, unless the first rounds use another."""
         return self
 
     @property
     def route_names(self) -> list[str]:
-        """Names of the routed blocks, in the order of `Prediction.routes`; empty for a method that does not route."""
+        """Return the routed blocks' names, in the order of `Prediction.routes`; empty if the method does not route."""
         return []
 
     def server_modules(self) -> dict[str, nn.Module]:
-        """Modules of the server beside the backbone, by group (Flow's router)."""
+        """Return the server's modules besides the backbone, by group (Flow's router)."""
         return {}
 
     def initialize(self, x: Tensor) -> None:
-        """Give lazy modules of the server their shapes, by instances x [N, ...]."""
+        """Initialize the server's lazy modules by a forward pass on instances x [N, ...]."""
         self.modules["global"](x)
 
     def start(self, server: Groups) -> Groups:
-        """The groups at the start of a round of a client that keeps nothing or has not been sampled yet.
+        """Return the groups that a client without state, or not yet sampled, starts a round with.
 
-        They may alias the server's, which are never written.
+        They may alias the server's groups, which are never written to.
         """
         return dict(server)
 
     def initial_state(self, server: Groups) -> Groups:
-        """What a client that has not been sampled yet has in the groups that clients keep."""
+        """Return the initial state of a client that has not been sampled yet."""
         start = self.start(server)
         return {name: start[name] for name in self.private}
 
     def personal(self, groups: Groups) -> Parameters | None:
-        """The backbone's parameters that alone are the personalized model; None where it is made of several models.
+        """Return the backbone parameters that are the personalized model; None if it combines several models.
 
-        A subclass with a `predict` of its own does not inherit it, nor `personalized`.
+        A subclass that overrides `predict` inherits neither this nor `personalized`.
         """
         return None
 
     def personalized(self, groups: Groups, x: Tensor) -> Tensor:
-        """Outputs of the personalized model alone, for serving it."""
+        """Compute the outputs of the personalized model alone, for serving it."""
         personal = self.personal(groups)
         return self.predict(groups, x).personalized if personal is None else self.model.plain(x, personal)
 
     def generalized(self, groups: Groups, x: Tensor) -> Tensor:
-        """Outputs of the server's model alone, from the groups of `models`."""
+        """Compute the outputs of the server's model alone, from the groups of `models`."""
         return self.model.plain(x, groups["global"])
 
     def predictor(self) -> Self:
-        """A copy that predicts with the groups it is given, and holds no weights; it can be copied and pickled.
+        """Return a copy that predicts with the groups it is given and holds no weights; it can be copied and pickled.
 
         Buffers of its modules are copies.
         """
         other = copy.copy(self)
         for name in self.training_only:
             vars(other).pop(name, None)
-        # stand-ins without data, for a block may ask for a weight's shape; else all weights would be copied
+        # stand-ins without data, since a block may read a weight's shape; copying all weights would be wasteful
         stand_ins = {id(p): p.detach().to("meta") for m in self.modules.values() for p in m.parameters()}
         other = copy.deepcopy(other, stand_ins)
         for module in (part for whole in other.modules.values() for part in whole.modules()):
             for name, stand_in in module._parameters.items():
-                vars(module)[name] = stand_in  # as no parameter, or it could not be moved
+                vars(module)[name] = stand_in  # as a plain attribute: a meta parameter could not be moved to a device
             module._parameters.clear()
             module.training = False
         return other
 
     @abstractmethod
     def training(self) -> tuple[Phase | Derive, ...]:
-        """What a sampled client does in a round."""
+        """Return what a sampled client does in a round."""
 
     def personalization(self) -> tuple[Phase | Derive, ...]:
-        """What makes a client's personalized model from the server's groups; nothing where there is none."""
+        """Return the phases that make a client's personalized model from the server's groups; () if there are none."""
         return ()
 
     def predict(self, groups: Groups, x: Tensor) -> Prediction:
-        """Outputs for one client's instances x [N, ...], in evaluation mode.
+        """Compute the outputs for one client's instances x [N, ...], in evaluation mode.
 
         `groups["global"]` is the server's model, untouched. Without a personal model, personalized = generalized.
         """
@@ -337,45 +337,45 @@ class Method(ABC):
         return Prediction(outputs, outputs)
 
     def local_probability(self, groups: Groups, x: Tensor) -> Tensor | None:
-        """The router's probabilities of the local blocks for one client's instances, of `predict` and in its shape.
+        """Compute the router's probabilities of the local blocks for one client's instances, as `predict` does.
 
-        Asked for in training too, where a method that needs more for `predict` than a round leaves must override it.
+        Also called in training: a method whose `predict` needs more than a round leaves must override it.
         """
         return self.predict(groups, x).local_probability
 
     def loss(self, minibatch: Minibatch, *parameters: Parameters) -> Tensor:
-        """The task's loss of the backbone under the union of parameter groups; later ones win."""
+        """Compute the task's loss of the backbone under the union of parameter groups; later ones win."""
         return self.objective.loss(self.model.plain(minibatch.x, *parameters), minibatch.y, minibatch.mask)
 
     def train_step(self, group: str) -> Step:
-        """A step on the task's loss of the backbone under `group` (over the global embedding tables)."""
+        """Return a step on the task's loss of the backbone under `group` (over the global embedding tables)."""
         return Step(group, lambda groups, minibatch: self.loss(minibatch, groups["global"], groups[group]))
 
     def personal_step(self, step: Step) -> Step:
-        """A step that makes the personal model: with `personal_lr_scale` on top of its own factor."""
+        """Scale a step that trains the personal model by `personal_lr_scale`, on top of its own factor."""
         return replace(step, lr_scale=step.lr_scale * self.personal_lr_scale)
 
 
 def trained_names(module: nn.Module) -> tuple[str, ...]:
-    """Names of the parameters that are not frozen, and of those that the server averages without an optimizer.
+    """Return the names of the trainable parameters and of those that the server averages without an optimizer.
 
-    The latter are all of a module with an attribute `averaged` that is true (running statistics, say).
+    The latter are all parameters of a module whose attribute `averaged` is true (running statistics, say).
     """
     averaged = getattr(module, "averaged", False)
     return tuple(name for name, p in module.named_parameters() if p.requires_grad or averaged)
 
 
 def check_groups(method: Method) -> None:
-    """Check that what a bound method says of its groups by name is there.
+    """Check that every group that a bound method names exists.
 
-    What a `Derive` makes is not known before it is run: from there on, `flow_pl.checks.check_stages` knows.
+    What a `Derive` creates is known only once it runs, so nothing is checked from there on.
 
     Raises:
-        ConfigurationError: a group is not there; names the choices.
+        ConfigurationError: a group does not exist; names the choices.
     """
     parameters = {group: dict(module.named_parameters()) for group, module in method.modules.items()}
     if any(isinstance(p, nn.UninitializedParameter) for group in parameters.values() for p in group.values()):
-        return  # what a client starts with is known once the data is
+        return  # a client's first groups are known only once the data is
     server = {group: {key: parameters[group][key].detach() for key in keys} for group, keys in method.trained.items()}
     name, known = type(method).__name__, tuple(method.start(server))
     for setting, groups, choices in (
@@ -400,7 +400,7 @@ def check_groups(method: Method) -> None:
 
 
 def require_group(choices: Iterable[str], where: str, group: str) -> None:
-    """Check that a group is among some.
+    """Check that a group is among the choices.
 
     Raises:
         ConfigurationError: it is not.

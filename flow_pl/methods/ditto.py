@@ -13,7 +13,7 @@ from flow_pl.utils.validation import require_at_least_zero
 
 
 class Ditto(Method):
-    """Every client trains, beside w_g, a model of its own that is kept close to the w_g it received (Algorithm 1).
+    """Trains w_g and, on every client, a personal model kept close to the w_g it received (Algorithm 1).
 
     Stateful: a client keeps its personal model. A client that has not been sampled yet starts from w_g.
 
@@ -31,28 +31,28 @@ class Ditto(Method):
         self.regularization = regularization
 
     def start(self, server: Groups) -> Groups:
-        """w_g, as received and to be trained, and a personal model born from it."""
+        """Return w_g, as received and to be trained, and a personal model initialized from it."""
         return {**server, "received": server["global"], "personal": server["global"]}
 
     def training(self) -> tuple[Phase | Derive, ...]:
-        """On every minibatch a step of w_g and one of the personal model."""
+        """Take a step of w_g and one of the personal model on every minibatch."""
         return (Phase("all", (self.train_step("global"), self._personal_step())),)
 
     def personalization(self) -> tuple[Phase | Derive, ...]:
-        """The personal model's steps alone."""
+        """Take the personal model's steps only."""
         return (Phase("all", (self._personal_step(),)),)
 
     def personal(self, groups: Groups) -> Parameters | None:
-        """The personal model."""
+        """Return the personal model."""
         return groups["personal"]
 
     def predict(self, groups: Groups, x: Tensor) -> Prediction:
-        """The personal model predicts."""
+        """Predict with the personal model."""
         personal = self.personalized(groups, x)
         return Prediction(self.model.plain(x, groups["global"]), personal, local=personal)
 
     def _personal_step(self) -> Step:
-        """A step on f(v) + lambda / 2 * ||v - w||^2, w as received."""
+        """Create a step on f(v) + lambda / 2 * ||v - w||^2, w as received."""
         regularization = self.regularization  # fixed now: a traced step could not follow a change
 
         def loss(groups: Groups, minibatch: Minibatch) -> Tensor:

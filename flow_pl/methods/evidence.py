@@ -1,7 +1,7 @@
-"""Evidence on an instance: how sure a client's three experts are of it, and whether they agree.
+"""Evidence on an instance: how confident a client's three experts are, and whether they agree.
 
 The experts are the server's model, the client's local model and the vote of its stored examples (`LocalMemory`). The
-numbers here say nothing of which class it is, so that one router can serve every client.
+features do not depend on which class it is, so that one router can serve every client.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ FARTHEST = 10.0
 
 
 def evidence(probabilities: Sequence[Tensor], distances: Tensor) -> Tensor:
-    """The numbers of `EVIDENCE`.
+    """Compute the features listed in `EVIDENCE`.
 
     Args:
         probabilities: of each of `EXPERTS` [..., classes].
-        distances: to the nearest stored example and the mean of those that vote [..., 2].
+        distances: to the nearest stored example, and the mean distance to the voting examples [..., 2].
 
     Returns:
         [..., len(EVIDENCE)].
@@ -59,10 +59,10 @@ def evidence(probabilities: Sequence[Tensor], distances: Tensor) -> Tensor:
 
 
 class EvidenceRouter(nn.Module):
-    """An MLP from standardised evidence to a correction of the experts' log shares; none at the start.
+    """Maps standardised evidence to a correction of the experts' log shares by an MLP; zero at the start.
 
-    The server takes the mean of the clients' routers as it is, whatever its optimizer: steps that suit w_g, of Adam
-    say, are no measure for the few weights here, which learn on the clients.
+    The server takes the mean of the clients' routers directly, whatever its optimizer: steps that suit w_g, of Adam
+    say, do not suit the few weights here, which are trained on the clients.
 
     Args:
         hidden: widths of the hidden layers.
@@ -82,7 +82,7 @@ class EvidenceRouter(nn.Module):
         self.requires_grad_(False)
 
     def forward(self, h: Tensor) -> Tensor:
-        """Corrections [..., 3] for standardised evidence [..., F]."""
+        """Compute corrections [..., 3] for standardised evidence [..., F]."""
         for layer in self.layers:
             h = self.dropout(layer(h).relu())
         corrections: Tensor = self.head(h)
@@ -90,10 +90,10 @@ class EvidenceRouter(nn.Module):
 
 
 class EvidenceStatistics(nn.Module):
-    """Running means and mean squares of evidence over the clients of all rounds, and how much went into them.
+    """Keeps running means and mean squares of evidence over the clients of all rounds, and their total weight.
 
-    The server takes their mean over clients as it is, whatever its optimizer: they require no gradient. As in Adam,
-    they start from zero and are divided by the weight of what they hold.
+    The server takes their mean over clients directly, whatever its optimizer: they require no gradient. As in Adam,
+    they start from zero and are divided by their total weight.
     """
 
     averaged = True
@@ -106,12 +106,12 @@ class EvidenceStatistics(nn.Module):
 
 
 def add_to_statistics(statistics: Parameters, rows: Tensor, counted: Tensor) -> tuple[Parameters, Parameters]:
-    """Running statistics with a client's evidence, and those of the client alone.
+    """Return the running statistics updated with a client's evidence, and those of the client alone.
 
     Args:
         statistics: `EvidenceStatistics` as received.
         rows: evidence [..., F].
-        counted: [...] bool, which rows count; without any, the client's own are zero.
+        counted: [...] bool, which rows count; if none does, the client's own statistics are zero.
     """
     weight = counted.unsqueeze(-1).to(rows.dtype)
     total = weight.sum().clamp_min(1.0)
@@ -124,12 +124,12 @@ def add_to_statistics(statistics: Parameters, rows: Tensor, counted: Tensor) -> 
 
 
 def standardise(rows: Tensor, statistics: Parameters, before: Parameters | None = None) -> Tensor:
-    """Evidence with the mean taken off, over the deviation.
+    """Subtract the mean from evidence and divide by the standard deviation.
 
     Args:
         rows: evidence [..., F].
         statistics: running statistics.
-        before: statistics to be taken where nothing has gone into the running ones; None to leave the rows as they are.
+        before: statistics to use while the running ones are empty; None to leave the rows unchanged.
     """
     known = statistics["weight"] > 0
     weight = torch.where(known, statistics["weight"], 1.0)
@@ -144,15 +144,15 @@ def standardise(rows: Tensor, statistics: Parameters, before: Parameters | None 
 
 
 def halves(examples: Minibatch, first: Tensor) -> tuple[tuple[Minibatch, Minibatch], Tensor]:
-    """Cut a client's examples in two, each half as short as its padding allows.
+    """Split a client's examples in two, each half as short as its padding allows.
 
     Args:
         examples: [N, ...].
         first: [N] bool, which of the real ones are in the first half.
 
     Returns:
-        The halves, [H, ...] each with H = ceil(N / 2), and for each of the N examples where it is in both halves put
-        one behind the other.
+        The halves, [H, ...] each with H = ceil(N / 2), and for each of the N examples its index in the concatenation
+        of both halves.
     """
     rows = len(first)
     size = (rows + 1) // 2

@@ -15,24 +15,24 @@ from flow_pl.utils.validation import require_count, require_positive
 
 
 class FedALA(BodyAndHead):
-    """A client starts a round from a mixture of w_g and its own model, parameter by parameter (Algorithm 1).
+    """Starts each client's round from an element-wise mixture of w_g and the client's own model (Algorithm 1).
 
     The lower blocks are the server's. In the upper ones each parameter is own + (w_g - own) * W, with a weight in W of
-    0 to 1 for each, which learns on the client's data while both models are frozen. Then all of the mixture is trained
+    0 to 1 for each, learned on the client's data while both models are frozen. Then the whole mixture is trained
     and sent.
 
     Stateful: a client keeps its model and W. A client that has not been sampled yet keeps w_g, with which every mixture
     is w_g, and W = 1. The personal model is made as in a round.
 
     The authors learn W on a random share of the data, to convergence in a client's second round and for one pass later;
-    here on all the data, for the same number of passes in every round.
+    here W is learned on all the data, for the same number of passes in every round.
 
     Args:
         head_blocks: how many of the last blocks with parameters are mixed (p).
-        weight_epochs: epochs on W, before those on the model.
+        weight_epochs: epochs of training W, before those on the model.
         weight_lr: learning rate of W, by plain SGD (eta; published: 1).
-        personal_lr_scale: factor on the client optimizer's learning rate for the model when a client is evaluated; in a
-            round it is what it sends.
+        personal_lr_scale: factor on the client optimizer's learning rate for the model when a client is evaluated;
+            not used in a round, where the model is what the client sends.
 
     Raises:
         ConfigurationError: a value is out of range.
@@ -55,25 +55,25 @@ class FedALA(BodyAndHead):
         self.weight_lr = weight_lr
 
     def start(self, server: Groups) -> Groups:
-        """w_g, as received, as the client's own and as the model to be; W = 1."""
+        """Return w_g three times: as received, as the client's own and as the model to train; W = 1."""
         w_g = server["global"]
         weights = {name: torch.ones_like(w_g[name]) for name in self._head}
         return {**server, "own": w_g, "model": w_g, "weights": weights}
 
     def training(self) -> tuple[Phase | Derive, ...]:
-        """The weights, the mixture, and all of the model."""
+        """Train the weights, mix, and train the whole model."""
         return self._stages(self.train_step("model"))
 
     def personalization(self) -> tuple[Phase | Derive, ...]:
-        """As in a round; nothing of it is kept."""
+        """Do the same as in a round, without keeping anything."""
         return self._stages(self.personal_step(self.train_step("model")))
 
     def personal(self, groups: Groups) -> Parameters | None:
-        """The client's model."""
+        """Return the client's model."""
         return groups["model"]
 
     def predict(self, groups: Groups, x: Tensor) -> Prediction:
-        """The client's model predicts."""
+        """Predict with the client's model."""
         personal = self.personalized(groups, x)
         return Prediction(self.model.plain(x, groups["global"]), personal, local=personal)
 
@@ -91,11 +91,11 @@ class FedALA(BodyAndHead):
 
 
 def _begin(groups: Groups, examples: Minibatch) -> Groups:
-    """The model to be trained, a copy: steps write to it."""
+    """Copy the model to be trained, since steps write to it."""
     return {"model": {name: p.clone() for name, p in _mixture(groups).items()}}
 
 
 def _mixture(groups: Groups) -> Parameters:
-    """The server's lower blocks, and own + (w_g - own) * W in the upper ones."""
+    """Combine the server's lower blocks with own + (w_g - own) * W in the upper ones."""
     w_g, own = groups["global"], groups["own"]
     return {**w_g, **{name: own[name].lerp(w_g[name], weight) for name, weight in groups["weights"].items()}}

@@ -7,12 +7,12 @@ from flow_pl.utils.groups import Groups, Parameters
 
 
 class FedAvg(Method):
-    """E epochs from w_g on all of a client's data; sends w_g. There is no personal model."""
+    """Trains w_g for E epochs on all of a client's data and sends it. There is no personal model."""
 
     def training(self) -> tuple[Phase | Derive, ...]:
-        """Epochs over all the data, on w_g."""
+        """Train w_g on all the data."""
         return (Phase("all", (self.train_step("global"),)),)
 
     def personal(self, groups: Groups) -> Parameters | None:
-        """w_g."""
+        """Return w_g."""
         return groups["global"]

@@ -9,9 +9,9 @@ from flow_pl.methods.parts.body_and_head import BodyAndHead
 
 
 class FedBABU(BodyAndHead):
-    """Trains the body alone, under a head that stays as initialised; then each client fine-tunes all (Algorithm 1).
+    """Trains the body alone under a fixed, untrained head; then each client fine-tunes the whole model (Algorithm 1).
 
-    Sends w_g, of which the head never moves; keeps nothing. The personal model is w_g fine-tuned as a whole.
+    Sends w_g, whose head never changes. Stateless. The personal model is w_g fine-tuned as a whole.
 
     Args:
         head_blocks: how many of the last blocks with parameters are the head.
@@ -21,7 +21,7 @@ class FedBABU(BodyAndHead):
     server_is_trained: ClassVar[bool] = True
 
     def training(self) -> tuple[Phase | Derive, ...]:
-        """Epochs on the body, then the whole model is put together again."""
+        """Train the body, then reassemble the whole model."""
         step = Step("body", lambda groups, minibatch: self.loss(minibatch, groups["body"], groups["head"]))
         return (
             Phase("all", (step,)),
@@ -29,5 +29,5 @@ class FedBABU(BodyAndHead):
         )
 
     def personalization(self) -> tuple[Phase | Derive, ...]:
-        """Epochs on the whole model."""
+        """Fine-tune the whole model."""
         return self.train_jointly(self.personal_step(self.train_step("model")))

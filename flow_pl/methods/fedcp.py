@@ -20,17 +20,17 @@ POLICY = "policy"
 
 
 class FedCP(BodyAndHead):
-    """For each instance a policy divides the features between the server's head and the client's own (Algorithm 1).
+    """Splits the features of each instance between the server's head and the client's head by a policy (Algorithm 1).
 
     The policy sees the features times the client's context: the sum over the rows of its head's weights, of norm 1,
-    taken when a round begins. For each feature it gives two shares that sum to 1: the one part goes through the own
+    taken when a round begins. For each feature it gives two shares that sum to 1: one part goes through the own
     head, the other through the frozen head of w_g, and the outputs are added. Body, own head and policy are trained
     together, on the task's loss and lambda times the squared maximum mean discrepancy between the features and those of
     the received body.
 
     Body and policy are averaged by the server, and the mean of the own and the received head. Stateful: a client keeps
-    its head; that of a client that has not been sampled yet is w_g's. The personal model is trained on as in a round.
-    The server's model alone never predicts in training, so *generalized* accuracy says little.
+    its head; a client that has not been sampled yet has w_g's. Personalization continues training as in a round.
+    The server's model alone is never trained to predict, so *generalized* accuracy is of little meaning.
 
     The authors' code draws the shares from a Gumbel-softmax, in evaluation too; here they are the softmax of the paper.
     Layer normalization in the policy has no parameters of its own.
@@ -54,14 +54,14 @@ class FedCP(BodyAndHead):
         self.regularization = regularization
 
     def server_modules(self) -> dict[str, nn.Module]:
-        """The policy."""
+        """Return the policy."""
         return {"policy": Policy()}
 
     def initialize(self, x: Tensor) -> None:
-        """Give lazy modules of the server their shapes.
+        """Initialize the server's lazy modules.
 
         Raises:
-            ConfigurationError: the last block with parameters is no linear layer on the features, which would have no
+            ConfigurationError: the last block with parameters is not a linear layer on the features, so there is no
                 context.
         """
         super().initialize(x)
@@ -77,31 +77,31 @@ class FedCP(BodyAndHead):
         self.modules["policy"](features)
 
     def start(self, server: Groups) -> Groups:
-        """The server's model and policy, the parts of the model, and a place for what is sent."""
+        """Return the server's model and policy, the parts of the model, and a placeholder for what is sent."""
         return {**super().start(server), "sent": server["global"]}
 
     def training(self) -> tuple[Phase | Derive, ...]:
-        """Epochs over all the data, on body, own head and policy."""
+        """Train body, own head and policy on all the data."""
         return (Derive("all", self._join_all), Phase("all", (self._step(),)), Derive("all", self._part_all))
 
     def personalization(self) -> tuple[Phase | Derive, ...]:
-        """As in a round."""
+        """Do the same as in a round."""
         return (Derive("all", self._join_all), Phase("all", (self.personal_step(self._step()),)))
 
     def personal(self, groups: Groups) -> Parameters | None:
-        """None: two heads and a policy predict."""
+        """Return None: two heads and a policy predict."""
         return None
 
     def personalized(self, groups: Groups, x: Tensor) -> Tensor:
-        """Outputs of the personal model."""
+        """Compute the outputs of the personal model."""
         return self._outputs(groups, self.model.features(x, groups["whole"]))
 
     def predict(self, groups: Groups, x: Tensor) -> Prediction:
-        """The server's model alone, and the personal model."""
+        """Predict with the server's model alone, and with the personal model."""
         return Prediction(self.model.plain(x, groups["global"]), self.personalized(groups, x))
 
     def _step(self) -> Step:
-        """A step of all that a client trains."""
+        """Create a step of all that a client trains."""
         regularization = self.regularization  # fixed now: a traced step could not follow a change
 
         def loss(groups: Groups, minibatch: Minibatch) -> Tensor:
@@ -117,7 +117,7 @@ class FedCP(BodyAndHead):
         return Step("whole", loss)
 
     def _outputs(self, groups: Groups, features: Tensor) -> Tensor:
-        """The sum of both heads' outputs, each for its share of the features [N, ..., K]."""
+        """Sum both heads' outputs, each for its share of the features [N, ..., K]."""
         model = groups["whole"]
         seen = features * groups["context"]["vector"]
         scores = functional.linear(seen, model[f"{POLICY}.weight"], model[f"{POLICY}.bias"])
@@ -126,7 +126,7 @@ class FedCP(BodyAndHead):
         return self.model.head(features * own, model) + self.model.head(features * others, groups["global"])
 
     def _join_all(self, groups: Groups, examples: Minibatch) -> Groups:
-        """Body, own head and policy in one group, a copy that steps write to; the client's context."""
+        """Copy body, own head and policy into one group that steps write to; add the client's context."""
         (weight,) = (p for p in groups["head"].values() if p.ndim == 2)
         policy = {f"{POLICY}.{name}": p for name, p in groups["policy"].items()}
         model = {name: p.clone() for name, p in {**groups["body"], **groups["head"], **policy}.items()}
@@ -136,7 +136,7 @@ class FedCP(BodyAndHead):
         }
 
     def _part_all(self, groups: Groups, examples: Minibatch) -> Groups:
-        """What is kept and sent."""
+        """Split the group into what is kept and what is sent."""
         model, w_g = groups["whole"], groups["global"]
         head = {name: model[name] for name in self._head}
         sent = {name: model[name].lerp(p, 0.5) if name in head else model[name] for name, p in w_g.items()}
@@ -144,7 +144,7 @@ class FedCP(BodyAndHead):
 
 
 class Policy(nn.LazyLinear):
-    """The policy's linear layer, with two outputs for each feature; becomes an `nn.Linear` when it is first called."""
+    """Implements the policy's linear layer, two outputs per feature; becomes an `nn.Linear` on the first call."""
 
     cls_to_become = nn.Linear
 
@@ -152,6 +152,6 @@ class Policy(nn.LazyLinear):
         super().__init__(out_features=0)
 
     def initialize_parameters(self, features: Tensor, *args: Any) -> None:
-        """Take the number of features [N, ..., K]."""
+        """Infer the number of features K from [N, ..., K]."""
         self.out_features = 2 * features.shape[-1]
         super().initialize_parameters(features)

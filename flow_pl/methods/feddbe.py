@@ -20,22 +20,22 @@ BIAS = "representation_bias"
 
 
 class FedDBE(BodyAndHead):
-    """Each client adds a vector of its own to the features, so that w_g's features can be alike for all (Section 4).
+    """Adds a client-specific vector to the features, so that w_g's features can be alike for all clients (Section 4).
 
     The model is head(features(x) + z), and its loss has the term kappa / 2 * the mean square of (mean features of the
     minibatch - consensus). w and z take the same steps. The consensus is the mean of the clients' mean features, which
-    they send once: in the first round, in which w_g is trained as by FedAvg.
+    sent only once: in the first round, which trains w_g as FedAvg does.
 
-    Stateful: a client keeps z, which is zero for one that has not been sampled yet. The personal model is trained on as
-    in a round, from w_g and the client's z.
+    Stateful: a client keeps z, which is zero for one that has not been sampled yet. Personalization trains as
+    in a round, starting from w_g and the client's z.
 
     The authors have all clients send their mean features before the first round; here the first cohort does. Their
-    running mean over minibatches is here the mean of the minibatch (their momentum mu = 1).
+    running mean over minibatches is replaced by the mean of the minibatch (their momentum mu = 1).
 
     Args:
         regularization: weight of the distance of the mean features to the consensus (kappa).
         personal_lr_scale: factor on the client optimizer's learning rate when a client is evaluated; in a round w and z
-            move together.
+            are trained together.
 
     Raises:
         ConfigurationError: `regularization` is negative.
@@ -50,52 +50,52 @@ class FedDBE(BodyAndHead):
         self.regularization = regularization
 
     def server_modules(self) -> dict[str, nn.Module]:
-        """The consensus."""
+        """Return the consensus."""
         return {"consensus": Consensus()}
 
     def initialize(self, x: Tensor) -> None:
-        """Give lazy modules of the server their shapes."""
+        """Initialize the server's lazy modules."""
         super().initialize(x)
         parameters = {name: p.detach() for name, p in self.modules["global"].named_parameters()}
         self.modules["consensus"](self.model.features(x, parameters))
 
     def plan(self) -> None:
-        """Plan the first round, too."""
+        """Plan the first round as well."""
         super().plan()
         self._first_round = _FirstRound.of(self)
 
     def in_round(self, number: int) -> Method:
-        """The first round collects the consensus."""
+        """Return the method that collects the consensus in the first round, this one afterwards."""
         return self if number else self._first_round
 
     def start(self, server: Groups) -> Groups:
-        """w_g, the consensus, and a vector that adds nothing."""
+        """Return w_g, the consensus, and a zero vector."""
         return {**server, "bias": {BIAS: torch.zeros_like(server["consensus"]["mean"])}}
 
     def training(self) -> tuple[Phase | Derive, ...]:
-        """Epochs over all the data, on w and z."""
+        """Train w and z on all the data."""
         return (Derive("all", _join), Phase("all", (self._step(),)), Derive("all", self._part))
 
     def personalization(self) -> tuple[Phase | Derive, ...]:
-        """As in a round; w_g stays, too, to be compared with."""
+        """Train as in a round, and keep w_g for comparison."""
         return (Derive("all", _join), Phase("all", (self.personal_step(self._step()),)))
 
     def personal(self, groups: Groups) -> Parameters | None:
-        """None: a vector is added within the model."""
+        """Return None: a vector is added within the model."""
         return None
 
     def personalized(self, groups: Groups, x: Tensor) -> Tensor:
-        """Outputs of the personal model."""
+        """Compute the outputs of the personal model."""
         features = self.model.features(x, groups["whole"])
         return self.model.head(features + groups["whole"][BIAS], groups["whole"])
 
     def predict(self, groups: Groups, x: Tensor) -> Prediction:
-        """The server's model without a vector, and the personal model."""
+        """Predict with the server's model without a vector, and with the personal model."""
         personal = self.personalized(groups, x)
         return Prediction(self.model.plain(x, groups["global"]), personal, local=personal)
 
     def _step(self) -> Step:
-        """A step of w and z on the loss and the distance to the consensus."""
+        """Create a step of w and z on the loss and the distance to the consensus."""
         regularization = self.regularization  # fixed now: a traced step could not follow a change
 
         def loss(groups: Groups, minibatch: Minibatch) -> Tensor:
@@ -110,7 +110,7 @@ class FedDBE(BodyAndHead):
         return Step("whole", loss)
 
     def _summed(self, features: Tensor, examples: Minibatch) -> tuple[Tensor, Tensor]:
-        """Sum of the features [K] over real examples (tokens, in sequences), and how many these are."""
+        """Sum the features [K] over real examples (tokens, in sequences), and count them."""
         real = examples.mask.bool() if features.ndim == 2 else self.objective.counted(examples.y, examples.mask)
         return features.float().where(real.unsqueeze(-1), 0.0).flatten(0, -2).sum(0), real.float().sum()
 
@@ -122,35 +122,35 @@ class FedDBE(BodyAndHead):
 
 
 class _FirstRound(FedDBE):
-    """FedAvg, and the mean features of the trained model."""
+    """Trains as FedAvg, and collects the mean features of the trained model."""
 
     shared = MappingProxyType({"global": "global", "consensus": "consensus"})
 
     @staticmethod
     def of(method: FedDBE) -> _FirstRound:
-        """The first round of a method that is bound."""
+        """Create the first round of a bound method."""
         first = _FirstRound(method.regularization, method.personal_lr_scale)
         vars(first).update({key: value for key, value in vars(method).items() if not key.endswith("phases")})
         Method.plan(first)
         return first
 
     def plan(self) -> None:
-        """It has no first round of its own."""
+        """Plan as usual: there is no separate first round."""
         Method.plan(self)
 
     def training(self) -> tuple[Phase | Derive, ...]:
-        """Epochs over all the data, on w."""
+        """Train w on all the data, then collect the mean features."""
         return (Phase("all", (self.train_step("global"),)), Derive("all", self._collect))
 
     def _collect(self, groups: Groups, examples: Minibatch) -> Groups:
-        """The client's mean features."""
+        """Compute the client's mean features."""
         summed = [self._summed(self.model.features(piece.x, groups["global"]), piece) for piece in pieces(examples)]
         total, count = (torch.stack(values).sum(0) for values in zip(*summed, strict=True))
         return {"consensus": {"mean": (total / count.clamp_min(1.0)).to(groups["consensus"]["mean"].dtype)}}
 
 
 class Consensus(LazyModuleMixin, nn.Module):
-    """The mean of the clients' mean features [K], zero until it is collected; averaged as it is."""
+    """Holds the mean of the clients' mean features [K], zero until collected; averaged without an optimizer."""
 
     averaged = True
 
@@ -159,16 +159,16 @@ class Consensus(LazyModuleMixin, nn.Module):
         self.mean = nn.UninitializedParameter(requires_grad=False)
 
     def initialize_parameters(self, features: Tensor) -> None:
-        """Take the shape of the features [N, ..., K]."""
+        """Infer the shape of the features [N, ..., K]."""
         if self.has_uninitialized_params():
             self.mean.materialize((features.shape[-1],))
             nn.init.zeros_(self.mean)
 
     def forward(self, *args: Any) -> Tensor:
-        """The mean."""
+        """Return the mean."""
         return self.mean
 
 
 def _join(groups: Groups, examples: Minibatch) -> Groups:
-    """Model and vector in one group, a copy: steps write to it."""
+    """Copy model and vector into one group, since steps write to it."""
     return {"whole": {name: p.clone() for name, p in {**groups["global"], **groups["bias"]}.items()}}

@@ -12,10 +12,10 @@ from flow_pl.utils.validation import require_at_least_zero
 
 
 class FedProx(FedAvg):
-    """FedAvg with a proximal term that holds w near the w_g a client received (Algorithm 2).
+    """Adds to FedAvg a proximal term that keeps w close to the w_g a client received (Algorithm 2).
 
-    Sends w; keeps nothing. There is no personal model. The paper also varies the work of a client; here every client
-    makes the same epochs.
+    Sends w. Stateless. There is no personal model. The paper also varies the work of a client; here every client
+    trains for the same number of epochs.
 
     Args:
         mu: weight of the proximal term, mu / 2 * ||w - w_g||^2 (published: 0.001 to 1, by data set); 0 is FedAvg.
@@ -30,11 +30,11 @@ class FedProx(FedAvg):
         self.mu = mu
 
     def start(self, server: Groups) -> Groups:
-        """w_g, to be trained and as received."""
+        """Return w_g, to be trained and as received."""
         return {**server, "received": server["global"]}
 
     def training(self) -> tuple[Phase | Derive, ...]:
-        """Epochs over all the data, on w_g with the proximal term."""
+        """Train w_g with the proximal term on all the data."""
         mu = self.mu  # fixed now: a traced step could not follow a change
 
         def loss(groups: Groups, minibatch: Minibatch) -> Tensor:

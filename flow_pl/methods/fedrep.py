@@ -10,17 +10,17 @@ from flow_pl.utils.validation import given, require_count
 
 
 class FedRep(BodyAndHead):
-    """A body for all clients, and a head of its own for each (Algorithm 1).
+    """Shares the body among all clients and keeps a head on each (Algorithm 1).
 
     In a round a client trains its head on the body it received, then the body below that head, and sends the body.
     Stateful: a client keeps its head. The personal model is the server's body under the client's head.
 
-    The server's head is never trained, it stays as initialised: *generalized* accuracy is that of the trained body
-    under an untrained head, and says little. A client that has not been sampled yet starts from that head.
+    The server's head is never trained: *generalized* accuracy is that of the trained body
+    under an untrained head, and of little meaning. A client that has not been sampled yet starts from that head.
 
     Args:
         head_epochs: epochs of the head in a round, before those of the body (published: 10); None for as many as the
-            body gets. 0 leaves it as initialised until a client is evaluated.
+            body gets. 0 leaves it untrained until a client is evaluated.
         head_blocks: how many of the last blocks with parameters are the head.
         personal_lr_scale: factor on the client optimizer's learning rate for the head.
     """
@@ -39,18 +39,18 @@ class FedRep(BodyAndHead):
         self.head_epochs = head_epochs
 
     def training(self) -> tuple[Phase | Derive, ...]:
-        """The head on a frozen body, then the body below the frozen head."""
+        """Train the head on a frozen body, then the body below the frozen head."""
         head = () if self.head_epochs == 0 else (Phase("all", (self._head_step(),), self.head_epochs),)
         return (*head, Phase("all", (self._step("body"),)))
 
     def personalization(self) -> tuple[Phase | Derive, ...]:
-        """The head's steps alone: the body is the server's."""
+        """Train the head only: the body is the server's."""
         return (Phase("all", (self._head_step(),)),)
 
     def _head_step(self) -> Step:
-        """A step of what a client has of its own."""
+        """Create a step of the client's head."""
         return self.personal_step(self._step("head"))
 
     def _step(self, moves: str) -> Step:
-        """A step of one part on the loss of both."""
+        """Create a step of one part on the loss of both."""
         return Step(moves, lambda groups, minibatch: self.loss(minibatch, groups["body"], groups["head"]))

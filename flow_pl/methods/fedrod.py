@@ -18,15 +18,15 @@ SMALLEST = 1e-8
 
 
 class FedRoD(BodyAndHead):
-    """A generic model trained as if every class were as frequent, and a head of its own for each client beside it.
+    """Trains a class-balanced generic model, and a personal head for each client beside it.
 
     w_g learns by the balanced softmax: the logarithms of the client's class frequencies are added to its outputs in the
-    loss (Equation 8), so that what a client has few examples of is not unlearned. The own head learns on the frozen
+    loss (Equation 8), so that classes rare on a client are not forgotten. The own head learns on the frozen
     features of w_g by the plain loss of the sum of both heads' outputs, which is the personal model (Equations 9, 10:
     the linear variant, without a hypernetwork).
 
-    Stateful: a client keeps its head. That of a client that has not been sampled yet is zero, so its personal model
-    starts as w_g. Its last block with parameters is the head.
+    Stateful: a client keeps its head, which is zero before the client is first sampled, so its personal model
+    starts as w_g. The head is the last block with parameters.
 
     Args:
         personal_lr_scale: factor on the client optimizer's learning rate for the own head.
@@ -38,10 +38,10 @@ class FedRoD(BodyAndHead):
         super().__init__(1, personal_lr_scale)
 
     def prepare(self) -> None:
-        """Cut the backbone.
+        """Split the backbone.
 
         Raises:
-            ConfigurationError: it has one block, or the task has several labels, whose frequencies balance nothing.
+            ConfigurationError: the backbone has a single block, or the task is multi-label, which has no class balance.
         """
         super().prepare()
         if self.objective.several_labels:
@@ -51,11 +51,11 @@ class FedRoD(BodyAndHead):
             )
 
     def start(self, server: Groups) -> Groups:
-        """w_g, and an own head that adds nothing."""
+        """Return w_g, and a zero head of the client's own."""
         return {**server, "own": {name: torch.zeros_like(server["global"][name]) for name in self._head}}
 
     def training(self) -> tuple[Phase | Derive, ...]:
-        """On every minibatch the steps of the own head and of w_g; w_g last, or the head would see it moved."""
+        """Take the steps of the own head and of w_g on every minibatch; w_g last: the head sees it unchanged."""
 
         def balanced(groups: Groups, minibatch: Minibatch) -> Tensor:
             outputs = self.model.plain(minibatch.x, groups["global"])
@@ -65,25 +65,25 @@ class FedRoD(BodyAndHead):
         return (Derive("all", self._count), Phase("all", steps))
 
     def personalization(self) -> tuple[Phase | Derive, ...]:
-        """The own head's steps alone."""
+        """Take the own head's steps only."""
         return (Phase("all", (self._head_step(),)),)
 
     def personal(self, groups: Groups) -> Parameters | None:
-        """None: two heads predict."""
+        """Return None: two heads predict."""
         return None
 
     def personalized(self, groups: Groups, x: Tensor) -> Tensor:
-        """The sum of both heads' outputs."""
+        """Compute the sum of both heads' outputs."""
         features = self.model.features(x, groups["global"])
         return self.model.head(features, groups["global"]) + self.model.head(features, groups["own"])
 
     def predict(self, groups: Groups, x: Tensor) -> Prediction:
-        """w_g, and the sum of both heads."""
+        """Predict with w_g, and with the sum of both heads."""
         personal = self.personalized(groups, x)
         return Prediction(self.model.plain(x, groups["global"]), personal, local=personal)
 
     def _head_step(self) -> Step:
-        """A step of the own head on the loss of the sum."""
+        """Create a step of the own head on the loss of the sum."""
 
         def loss(groups: Groups, minibatch: Minibatch) -> Tensor:
             return self.objective.loss(self.personalized(groups, minibatch.x), minibatch.y, minibatch.mask)
@@ -91,7 +91,7 @@ class FedRoD(BodyAndHead):
         return self.personal_step(Step("own", loss))
 
     def _count(self, groups: Groups, examples: Minibatch) -> Groups:
-        """The logarithms of the classes' shares in the client's training examples (or tokens)."""
+        """Compute the log class frequencies of the client's training examples (or tokens)."""
         first = next(pieces(examples))
         outputs = self.model.plain(first.x, groups["global"])
         counted = self.objective.counted(examples.y, examples.mask).flatten()

@@ -1,4 +1,4 @@
-"""FedAvg-FT: FedAvg, and fine-tuning for every client."""
+"""FedAvg-FT: FedAvg, followed by fine-tuning on every client."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ class FineTuning(Method):
     """
 
     def start(self, server: Groups) -> Groups:
-        """w_g, and a local model born from it."""
+        """Return w_g, and a local model initialized from it."""
         return {**server, "local": self.model.local_copy(server["global"])}
 
     def training(self) -> tuple[Phase | Derive, ...]:
-        """Epochs over all the data, on w_g."""
+        """Train w_g on all the data."""
         return (Phase("all", (self.train_step("global"),)),)
 
     def personalization(self) -> tuple[Phase | Derive, ...]:
-        """Epochs over all the data, on the local model."""
+        """Fine-tune the local model on all the data."""
         return (self.fine_tune("all", "local"),)
 
     def fine_tune(self, part: Part, group: str) -> Phase:
-        """Epochs over a part of the data, on a model born from w_g."""
+        """Fine-tune a model initialized from w_g on a part of the data."""
         return Phase(part, (self.personal_step(self.train_step(group)),))
 
     def personal(self, groups: Groups) -> Parameters | None:
-        """The fine-tuned model."""
+        """Return the fine-tuned model."""
         return {**groups["global"], **groups["local"]}
 
     def predict(self, groups: Groups, x: Tensor) -> Prediction:
-        """The fine-tuned model is the personalized one."""
+        """Predict with the fine-tuned model as the personalized one."""
         local = self.model.plain(x, {**groups["global"], **groups["local"]})
         return Prediction(self.model.plain(x, groups["global"]), local, local=local)

@@ -18,28 +18,28 @@ from flow_pl.utils.validation import require_at_least_zero, require_choice, requ
 
 
 class Flow(Method):
-    """Each client trains a local model, a router between it and w_g, and w_g itself.
+    """Trains on each client a local model w_l, a router psi between it and w_g, and w_g itself.
 
-    Sends w_g and the router; keeps nothing. The defaults are those for clients with few examples; the published
+    Sends w_g and the router. Stateless. The defaults suit clients with few examples; the published
     settings are `split: parts`, `encourage: local`, `routing: hard` and a `regularization` of 0.01 (EMNIST) or 0.001.
 
     Args:
         regularization: weight of the routing regulariser (lambda); 0 for none.
-        encourage: which way the regulariser pushes. "local" keeps the router from collapsing onto the better
-            trained global path; "global" suits a router trained on data that the local model has seen.
+        encourage: the branch that the regulariser favours. "local" keeps the router from collapsing onto the better
+            trained global branch; "global" suits a router trained on data that the local model has seen.
         split: which data train what. "parts" (published): one half trains the local model, the other the router and
             w_g. "none": everything is trained on all the data. "cross": the router is trained on one half against a
             local model that saw only the other, w_g on all the data (exactly as FedAvg), and the local model that
             predicts on all the data.
-        routing: how the personalized model mixes in evaluation: "hard" takes the more probable way, "soft" mixes by
+        routing: how the personalized model mixes in evaluation: "hard" takes the more probable branch, "soft" mixes by
             the probabilities, as in training.
-        route_by: "instance", or "client" for one way per client: the router sees the mean of its features.
-        train_global: "own" path of w_g, or "routed": w_g learns through the personalized model.
-        adapt_router: whether the router takes its steps when a client is personalized.
-        router: makes the router from the routed blocks; by default a SequenceRouter for recurrent blocks, and an
+        route_by: "instance", or "client" for one route per client: the router sees the mean of its features.
+        train_global: "own" trains w_g on its own outputs; "routed" trains it through the personalized model.
+        adapt_router: whether the router is trained when a client is personalized.
+        router: creates the router from the routed blocks; by default a SequenceRouter for recurrent blocks, and an
             InstanceRouter for others.
         router_lr_scale: factor on the client optimizer's learning rate for the router.
-        personal_lr_scale: factor on it for the local model.
+        personal_lr_scale: factor on the client optimizer's learning rate for the local model.
     """
 
     shared = MappingProxyType({"global": "global", "router": "router"})
@@ -79,21 +79,21 @@ class Flow(Method):
 
     @property
     def route_names(self) -> list[str]:
-        """Names of the routed blocks."""
+        """Return the names of the routed blocks."""
         return self.model.blocks
 
     def server_modules(self) -> dict[str, nn.Module]:
-        """The router, which the server averages like w_g."""
+        """Return the router, which the server averages like w_g."""
         self.router = self.make_router([getattr(self.model.backbone, block) for block in self.model.blocks])
         self._routed_blocks = self.model.blocks
         return {"router": self.router}
 
     def prepare(self) -> None:
-        """Look at the router.
+        """Check the router.
 
         Raises:
-            ConfigurationError: a client is to have one way with a router that decides by what the blocks make of an
-                instance, or the router is for other blocks.
+            ConfigurationError: `route_by` is "client" with a router that decides by the blocks' outputs for an
+                instance, or the router does not fit the blocks.
         """
         if self._routed_blocks != self.model.blocks:
             raise ConfigurationError(
@@ -107,18 +107,18 @@ class Flow(Method):
             )
 
     def initialize(self, x: Tensor) -> None:
-        """Route the instances once, with the server's own parameters."""
+        """Route the instances once with the server's parameters, which initializes lazy modules."""
         super().initialize(x)
         w_g: Parameters = dict(self.model.backbone.named_parameters())
         self.model.routed(x, w_g, self.model.local_copy(w_g), self.router.bind(None, x))
 
     def start(self, server: Groups) -> Groups:
-        """w_g and psi, a local model born from w_g, and with `cross` a probe that sees half of the data."""
+        """Return w_g and psi, a local model initialized from w_g, and for `cross` a probe trained on half the data."""
         local = self.model.local_copy(server["global"])
         return {**server, "local": local, **({"probe": dict(local)} if self.split == "cross" else {})}
 
     def training(self) -> tuple[Phase | Derive, ...]:
-        """Algorithm 1: the local model, then the router and w_g in turn on every minibatch."""
+        """Run Algorithm 1: train the local model, then the router and w_g in turn on every minibatch."""
         first, second = self._parts()
         move_global = self.train_step("global") if self.train_global == "own" else self._routed_step("global")
         local = Phase(first, (self._local_step(self._opponent),))
@@ -129,7 +129,7 @@ class Flow(Method):
         return (*self._client_features(), local, router, Phase("all", (move_global,)))
 
     def personalization(self) -> tuple[Phase | Derive, ...]:
-        """The local model and the router; w_g never moves. With `cross`, then a local model on all the data."""
+        """Train the local model and the router, w_g fixed; for `cross`, then a local model on all the data."""
         first, second = self._parts()
         local = Phase(first, (self._local_step(self._opponent),))
         router = Phase(second, (self._routed_step("router"),))
@@ -141,7 +141,7 @@ class Flow(Method):
         return (*self._client_features(), *stages)
 
     def predict(self, groups: Groups, x: Tensor) -> Prediction:
-        """w_g, the routed model and the local model."""
+        """Predict with w_g, the routed model and the local model."""
         personalized, q = self._routed(groups, x)
         return Prediction(
             generalized=self.model.plain(x, groups["global"]),
@@ -152,38 +152,38 @@ class Flow(Method):
         )
 
     def personal(self, groups: Groups) -> Parameters | None:
-        """None: every instance takes a way of its own through two models."""
+        """Return None: every instance takes its own route through two models."""
         return None
 
     def personalized(self, groups: Groups, x: Tensor) -> Tensor:
-        """Outputs of the routed model alone."""
+        """Compute the outputs of the routed model alone."""
         return self._routed(groups, x)[0]
 
     def local_probability(self, groups: Groups, x: Tensor) -> Tensor:
-        """As `Method.local_probability`."""
+        """See `Method.local_probability`."""
         return self._routed(groups, x)[1][..., 1]
 
     def _routed(self, groups: Groups, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Outputs of the routed model in evaluation, and the probabilities of its ways."""
+        """Compute the routed model's outputs in evaluation, and its routing probabilities."""
         route, hard = self._route(groups, x), self.routing == "hard"
         ahead = not self.router.sees_outputs
         return self.model.routed(x, groups["global"], groups["local"], route, hard=hard, ahead=ahead)
 
     @property
     def _opponent(self) -> str:
-        """The local model that the router is trained against."""
+        """Return the local model that the router is trained against."""
         return "probe" if self.split == "cross" else "local"
 
     def _parts(self) -> tuple[Part, Part]:
-        """The data of the local model and of the router (zeta_l, zeta_g)."""
+        """Return the parts of the data for the local model and the router (zeta_l, zeta_g)."""
         return ("all", "all") if self.split == "none" else ("local", "global")
 
     def _local_step(self, group: str) -> Step:
-        """A step of a local model on its own path."""
+        """Create a step of a local model on its own outputs."""
         return self.personal_step(self.train_step(group))
 
     def _routed_step(self, moves: str) -> Step:
-        """A step on f(w_p), soft routing, with a local model; for the router with its regulariser."""
+        """Create a step on f(w_p) with soft routing and a local model; for the router, with its regulariser."""
         # Fixed when the method is bound: a traced step could not follow a change.
         opponent, encourage = self._opponent, self.encourage
         regularization = self.regularization if moves == "router" else 0.0
@@ -203,14 +203,14 @@ class Flow(Method):
         return Step(moves, loss, self.router_lr_scale if moves == "router" else 1.0)
 
     def _route(self, groups: Groups, x: Tensor) -> Route:
-        """The way of the instances x [N, ...]."""
+        """Route the instances x [N, ...]."""
         if self.route_by == "instance":
             return self.router.bind(groups["router"], x)
         one = self.router.bind(groups["router"], groups["features"]["mean"].unsqueeze(0))
         return lambda block, *tensors: one(block, *tensors).expand(x.shape[0], 2)
 
     def _client_features(self) -> tuple[Derive, ...]:
-        """The mean of the client's features, where routing is per client."""
+        """Compute the mean of the client's features, if routing is per client."""
 
         def mean(groups: Groups, examples: Minibatch) -> Groups:
             weight = examples.mask.float()

@@ -1,4 +1,4 @@
-"""Evidence routing: a router between three models of a client, by how sure they are, trained on unseen examples."""
+"""Evidence routing: routes between a client's three models by their confidence; trained on held-out examples."""
 
 from __future__ import annotations
 
@@ -47,34 +47,34 @@ LEAST = 1e-8
 
 
 class EvidenceFlow(FineTuning):
-    """For every instance a router weighs three models: w_g, the client's local model and its nearest examples' vote.
+    """Weighs three models for every instance: w_g, the client's local model and the vote of its nearest examples.
 
     The router sees evidence (confidences, agreement, distances), not the instance. Its shares start as those of a fixed
     mixture, (1 - neighbour_weight) * (1 - alpha), (1 - neighbour_weight) * alpha and neighbour_weight, which is
-    `Interpolation` of probabilities with neighbours, and it learns what to change about them. The prediction is the sum
-    of the models' probabilities by these shares.
+    `Interpolation` of probabilities with neighbours, and it learns corrections to them. The prediction is the sum
+    of the models' probabilities weighted by these shares.
 
     w_g trains as in FedAvg. The router learns from examples that its experts have not seen: in a round a client cuts
     its data in two halves, trains a local model from the received w_g on one, and judges the examples of the other by
-    that model and a memory of the first half alone (`cross_fit`: both ways, or one way in every other round). A client
+    that model and a memory of the first half alone (`cross_fit`: both directions, or alternating by round). A client
     with a single example does not train the router. The local model that predicts is fine-tuned on all the data, and
     the memory holds all of it. The router takes no steps when a client is personalized, so a new client needs nothing
-    but its own local model and memory.
+    beyond its own local model and memory.
 
-    Sends w_g, the router and running statistics of the evidence; keeps nothing.
+    Sends w_g, the router and running statistics of the evidence. Stateless.
 
     Args:
         personal_lr_scale: factor on the client optimizer's learning rate for the local models.
-        alpha: share of the local model beside w_g before anything is learned, 0 to 1.
-        neighbours: stored training examples that have a vote (k); where a client has fewer, all of them.
-        neighbour_weight: share of the memory before anything is learned, 0 to 1; 0 for no memory.
+        alpha: initial share of the local model beside w_g, 0 to 1.
+        neighbours: number of stored training examples that vote (k); all of them if a client has fewer.
+        neighbour_weight: initial share of the memory, 0 to 1; 0 for no memory.
         hidden: widths of the router's hidden layers.
         dropout: share of the router's hidden units dropped in training.
         cross_fit: "both" halves are judged in each round, or they "alternate" from round to round, at half the cost.
         router_epochs: epochs of the router over the judged examples in a round.
         router_lr: learning rate of the router's AdamW: with Adam's weight decay, a weight whose gradient is zero
             would decay by whole steps.
-        router_weight_decay: its weight decay.
+        router_weight_decay: weight decay of the router's AdamW.
 
     Raises:
         ConfigurationError: a setting is out of range.
@@ -116,15 +116,15 @@ class EvidenceFlow(FineTuning):
         self.router_weight_decay = router_weight_decay
 
     def server_modules(self) -> dict[str, nn.Module]:
-        """The router and the statistics of its inputs."""
+        """Return the router and the statistics of its inputs."""
         self.router = EvidenceRouter(self.hidden, self.dropout)
         return {"router": self.router, "statistics": EvidenceStatistics()}
 
     def prepare(self) -> None:
-        """Give the memory the model and the task.
+        """Bind the memory to the model and the task.
 
         Raises:
-            ConfigurationError: the task has several labels, which leaves the experts no single choice.
+            ConfigurationError: the task is multi-label, so the experts have no single choice.
         """
         if self.objective.several_labels:
             raise ConfigurationError(
@@ -134,27 +134,27 @@ class EvidenceFlow(FineTuning):
         self.memory = self.memory.bind(self.model, self.objective)
 
     def plan(self) -> None:
-        """Plan the rounds in which the other half is judged, too."""
+        """Plan the rounds in which the other half is judged as well."""
         super().plan()
         self._in_odd_rounds = copy.copy(self)
         if self.cross_fit == "alternate":
             self._in_odd_rounds.phases = self._training((0,))
 
     def in_round(self, number: int) -> Method:
-        """The second half is judged in even rounds, the first one in odd rounds; or both in each."""
+        """Judge the second half in even rounds and the first in odd rounds, or both in each."""
         return self._in_odd_rounds if number % 2 else self
 
     def start(self, server: Groups) -> Groups:
-        """w_g as received and to be trained, local models of the whole and of the halves, born from it."""
+        """Return w_g as received and to be trained, and local models of the whole and of the halves, copied from it."""
         local = self.model.local_copy(server["global"])
         return {**server, "received": server["global"], "local": local, "first": dict(local), "second": dict(local)}
 
     def training(self) -> tuple[Phase | Derive, ...]:
-        """w_g as FedAvg; a local model on one half; the evidence on the other one; and the router on that."""
+        """Train w_g as FedAvg and a local model on one half; collect evidence on the other to train the router."""
         return self._training((0, 1) if self.cross_fit == "both" else (1,))
 
     def _training(self, judged: tuple[int, ...]) -> tuple[Phase | Derive, ...]:
-        """A round in which some of the two halves are judged."""
+        """Create a round in which one or both of the halves are judged."""
         trained = [HALVES[1 - half] for half in judged]
         part = "all" if len(judged) == len(HALVES) else HALVES[judged[0]][0]
         return (
@@ -166,11 +166,11 @@ class EvidenceFlow(FineTuning):
         )
 
     def personalization(self) -> tuple[Phase | Derive, ...]:
-        """The local model and the memory, of all the data."""
+        """Train the local model and fill the memory, on all the data."""
         return (*super().personalization(), *self.memory.stages())
 
     def predict(self, groups: Groups, x: Tensor) -> Prediction:
-        """The experts' probabilities, each instance's by shares of its own."""
+        """Predict with the experts' probabilities, weighted by each instance's shares."""
         features = self.model.features(x, groups["global"])
         outputs, probabilities, rows = self._consult(groups, x, features)
         shares = self._shares(groups, standardise(rows, groups["statistics"]))
@@ -185,12 +185,12 @@ class EvidenceFlow(FineTuning):
     def _consult(
         self, groups: Groups, x: Tensor, features: Tensor
     ) -> tuple[tuple[Tensor, Tensor], list[Tensor], Tensor]:
-        """What the experts say of instances.
+        """Evaluate the experts on instances.
 
         Args:
-            groups: with w_g, the local model and, where it has a share, the memory.
+            groups: w_g, the local model and, if it has a share, the memory.
             x: instances [N, ...].
-            features: what the last block of w_g with parameters gets for them.
+            features: inputs of w_g's last block with parameters for these instances.
 
         Returns:
             Outputs of both models, probabilities of the three experts [N, *P, classes], and evidence [N, *P, F].
@@ -201,7 +201,7 @@ class EvidenceFlow(FineTuning):
         )
         on_global, on_local = (self.objective.probabilities(each) for each in outputs)
         _, alpha, memory = self.shares
-        # where nothing is stored, the shares of the models are as they are to each other
+        # if nothing is stored, the models' shares keep their ratio
         models = on_global.lerp(on_local, alpha / (1 - memory) if memory < 1 else 0.5)
         if self.memory.share:
             votes, distances = self.memory.votes(groups["memory"], features, models)
@@ -211,25 +211,25 @@ class EvidenceFlow(FineTuning):
         return outputs, probabilities, evidence(probabilities, distances)
 
     def _shares(self, groups: Groups, rows: Tensor) -> Tensor:
-        """Shares of the experts [..., 3] by standardised evidence [..., F]."""
+        """Compute the shares of the experts [..., 3] from standardised evidence [..., F]."""
         correction: Tensor = call(self.router, groups["router"], (rows,))
         start = torch.tensor(self.shares, dtype=correction.dtype, device=correction.device)
         return (correction + start.log()).softmax(-1)
 
     def _half_step(self, group: str) -> Step:
-        """A step of a half's local model; embedding tables are the received ones, not those of the client's w_g."""
+        """Create a step of a half's local model; embedding tables are those received, not those of the client's w_g."""
         return self.personal_step(
             Step(group, lambda groups, minibatch: self.loss(minibatch, groups["received"], groups[group]))
         )
 
     def _collect(self, judged: tuple[int, ...], groups: Groups, examples: Minibatch) -> Groups:
-        """Evidence on examples by the other half's models, what each expert gives their targets, and statistics."""
+        """Collect evidence from the other half's models, each expert's target probability, and statistics."""
         parts, place = halves(examples, groups["half"]["first"])
         w_g = groups["received"]
         features = [[self.model.features(piece.x, w_g) for piece in pieces(part)] for part in parts]
         rows, targets, counted = [], [], []
         for i in range(len(HALVES)):
-            if i not in judged:  # its rows are there, and count for nothing
+            if i not in judged:  # its rows are present but have no weight
                 labels = parts[i].y
                 rows.append(labels.new_zeros(*labels.shape, len(EVIDENCE), dtype=torch.float32))
                 targets.append(labels.new_zeros(*labels.shape, len(EXPERTS), dtype=torch.float32))
@@ -243,7 +243,7 @@ class EvidenceFlow(FineTuning):
                 target = piece.y.clamp_min(0).unsqueeze(-1)
                 targets.append(torch.cat([p.gather(-1, target) for p in probabilities], dim=-1))
                 counted.append(self.objective.in_loss(piece.y, piece.mask))
-        # an example that is alone is in both halves
+        # a single example is in both halves
         real = torch.cat(counted) & (examples.mask.sum() > 1)
         statistics, own = add_to_statistics(groups["statistics"], torch.cat(rows), real)
         found = standardise(torch.cat(rows), groups["statistics"], own)
@@ -257,7 +257,7 @@ class EvidenceFlow(FineTuning):
         }
 
     def _router_step(self) -> Step:
-        """A step on the negative log likelihood of the pooled prediction, over collected evidence."""
+        """Create a step on the negative log likelihood of the pooled prediction, over collected evidence."""
 
         def loss(groups: Groups, minibatch: Minibatch) -> Tensor:
             *_, counted = minibatch.y.unbind(-1)

@@ -17,14 +17,14 @@ from flow_pl.utils.validation import require_count
 
 
 class HypCluster(FedAvg):
-    """K global models; a client trains the one that fits its data best (HypCluster, Section 3 on user clustering).
+    """Keeps K global models; a client trains the one that fits its data best (Section 3, user clustering).
 
     In a round every sampled client gets all K models, picks the one with the lowest loss on its own training data,
     trains it as FedAvg does and sends it; the server averages each model over the clients that picked it. A model that
-    no client picked stays. The personal model is the picked one, as it is. The generalized one, which must not depend
+    no client picked stays. The personal model is the picked one, unchanged. The generalized one, which must not depend
     on the client's data, is the mean of the K models' probabilities. Stateless.
 
-    The first model is the backbone; the others start from initial weights of their own.
+    The first model is the backbone; the others start from their own initial weights.
 
     Args:
         clusters: number of global models (K); 1 is FedAvg.
@@ -41,14 +41,14 @@ class HypCluster(FedAvg):
         self.shared = dict.fromkeys(self.models, "picked")
 
     def server_modules(self) -> dict[str, nn.Module]:
-        """The models beside the backbone."""
+        """Return the models besides the backbone."""
         return {name: _reinitialized(self.model.backbone) for name in self.models[1:]}
 
     def initialize(self, x: Tensor) -> None:
-        """Give the lazy modules of every model their shapes.
+        """Initialize the lazy modules of every model.
 
         Raises:
-            ConfigurationError: two models are the same, and would stay so.
+            ConfigurationError: two models are identical, and would stay so.
         """
         for name in self.models:
             self.modules[name](x)
@@ -62,35 +62,35 @@ class HypCluster(FedAvg):
                 )
 
     def start(self, server: Groups) -> Groups:
-        """The K models, and a place for the one that is picked."""
+        """Return the K models, and a placeholder for the picked one."""
         return {**server, "picked": server["global"]}
 
     def training(self) -> tuple[Phase | Derive, ...]:
-        """Picks a model and trains it on all the data."""
+        """Pick a model and train it on all the data."""
         return (Derive("all", self._pick), Phase("all", (self.train_step("picked"),)))
 
     def personalization(self) -> tuple[Phase | Derive, ...]:
-        """Picks a model."""
+        """Pick a model."""
         return (Derive("all", self._pick),)
 
     def personal(self, groups: Groups) -> Parameters | None:
-        """The picked model."""
+        """Return the picked model."""
         return groups["picked"]
 
     def generalized(self, groups: Groups, x: Tensor) -> Tensor:
-        """All models together: the mean of their probabilities."""
+        """Compute the outputs of all models together: the mean of their probabilities."""
         if len(self.models) == 1:
             return super().generalized(groups, x)
         probabilities = (self.objective.probabilities(self.model.plain(x, groups[name])) for name in self.models)
         return self.objective.outputs(reduce(torch.add, probabilities) / len(self.models))
 
     def predict(self, groups: Groups, x: Tensor) -> Prediction:
-        """All models together, and the picked one."""
+        """Predict with all models together, and with the picked one."""
         picked = self.personalized(groups, x)
         return Prediction(self.generalized(groups, x), picked, local=picked)
 
     def _pick(self, groups: Groups, examples: Minibatch) -> Groups:
-        """The model with the lowest loss on the examples, the first of equals, and which one it is (1, else 0)."""
+        """Pick the model with the lowest loss on the examples, the first of equals; mark it by 1, the others by 0."""
         losses = torch.stack([self._summed_loss(groups, name, examples) for name in self.models])
         choice = losses.argmin()
         picked = {key: torch.stack([groups[name][key] for name in self.models])[choice] for key in groups["global"]}
@@ -100,7 +100,7 @@ class HypCluster(FedAvg):
         }
 
     def _summed_loss(self, groups: Groups, name: str, examples: Minibatch) -> Tensor:
-        """The summed loss of a model, which compares models on the same examples as the mean does."""
+        """Sum a model's loss; on the same examples this ranks models as the mean does."""
         total = torch.zeros((), device=examples.mask.device)
         for piece in pieces(examples):
             losses = self.objective.losses(self.model.plain(piece.x, groups[name]), piece.y)
@@ -109,7 +109,7 @@ class HypCluster(FedAvg):
 
 
 def _reinitialized(backbone: nn.Module) -> nn.Module:
-    """A copy with new initial weights, in every module that can draw them; frozen ones are the backbone's own."""
+    """Copy a module with new initial weights wherever it can draw them; frozen weights stay the backbone's."""
     other = copy.deepcopy(backbone)
     for module in other.modules():
         reset = getattr(module, "reset_parameters", None)

@@ -18,20 +18,20 @@ GRID = 11
 
 
 class Interpolation(FineTuning):
-    """A fixed mixture of w_g and the fine-tuned model: the control for every routing claim, as it has no router.
+    """Mixes w_g and the fine-tuned model in fixed shares: the control for every routing claim, as it has no router.
 
     Trains as FedAvg. The personal model is (1 - alpha) w_g + alpha * fine-tuned, in weights or in probabilities. With a
     `neighbour_weight` the client's nearest training examples vote beside it, as in kNN-Per: the control for routing
     between w_g, the fine-tuned model and the client's memory. Stateless.
 
     Args:
-        alpha: share of the fine-tuned model, 0 to 1. Or each client finds its own, by the loss on the global half of
-            its data of the average with a model fine-tuned on the local half: "chosen", the best of 0, 0.1, ..., 1, or
+        alpha: share of the fine-tuned model, 0 to 1. Or each client finds its own by the loss, on the global half of
+            its data, of the average with a model fine-tuned on the local half: "chosen", the best of 0, 0.1, ..., 1, or
             "learned", by `personal_epochs` of the client optimizer's steps from 0.5, within 0 to 1.
-        average: what is averaged.
+        average: whether weights or probabilities are averaged.
         personal_lr_scale: factor on the client optimizer's learning rate for fine-tuning.
-        neighbours: stored training examples that have a vote (k); where a client has fewer, all of them.
-        neighbour_weight: share of the neighbours in the prediction, 0 to 1; 0 for no memory. Where a client finds
+        neighbours: number of stored training examples that vote (k); all of them if a client has fewer.
+        neighbour_weight: share of the neighbours in the prediction, 0 to 1; 0 for no memory. If a client finds
             alpha itself, it does so without them.
     """
 
@@ -56,15 +56,15 @@ class Interpolation(FineTuning):
         self.memory = LocalMemory(neighbours, neighbour_weight)
 
     def prepare(self) -> None:
-        """Give the memory the model and the task.
+        """Bind the memory to the model and the task.
 
         Raises:
-            ConfigurationError: neighbours are to vote where a task has several labels.
+            ConfigurationError: neighbours would vote in a multi-label task.
         """
         self.memory = self.memory.bind(self.model, self.objective)
 
     def start(self, server: Groups) -> Groups:
-        """As FineTuning; where a client finds alpha, also that and a probe, which is fine-tuned on half of the data."""
+        """Start as FineTuning; if a client finds alpha, add alpha and a probe to fine-tune on half of the data."""
         groups = super().start(server)
         if isinstance(self.alpha, str):
             some = next(iter(server["global"].values()))
@@ -73,7 +73,7 @@ class Interpolation(FineTuning):
         return groups
 
     def personalization(self) -> tuple[Phase | Derive, ...]:
-        """Fine-tunes and stores; where a client finds alpha, first fine-tunes the probe and compares with its help."""
+        """Fine-tune and store; if a client finds alpha, fine-tune the probe first and determine alpha with it."""
         stages = (*super().personalization(), *self.memory.stages())
         if not isinstance(self.alpha, str):
             return stages
@@ -82,28 +82,28 @@ class Interpolation(FineTuning):
         return (self.fine_tune("local", "probe"), choose if self.alpha == "chosen" else learn, *stages)
 
     def personal(self, groups: Groups) -> Parameters | None:
-        """The average of the weights; None where probabilities are averaged, or neighbours vote."""
+        """Return the average of the weights; None if probabilities are averaged, or neighbours vote."""
         if self.average != "weights" or self.memory.share:
             return None
         return self._mean(groups, "local", self._alpha(groups))
 
     def personalized(self, groups: Groups, x: Tensor) -> Tensor:
-        """Outputs of the average of w_g and the fine-tuned model, beside which neighbours vote."""
+        """Compute the outputs of the average of w_g and the fine-tuned model, mixed with the neighbours' vote."""
         return self._voted(groups, x)[0]
 
     def predict(self, groups: Groups, x: Tensor) -> Prediction:
-        """The average of w_g and the fine-tuned model, and the neighbours' vote where they have a share."""
+        """Predict with the average of w_g and the fine-tuned model, and the neighbours' vote if they have a share."""
         tuned = super().predict(groups, x)
         personalized, votes = self._voted(groups, x)
         memory = votes if self.memory.share else None
         return Prediction(tuned.generalized, personalized, local=tuned.local, memory=memory)
 
     def _voted(self, groups: Groups, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Outputs of the average beside which neighbours vote, and of the neighbours alone."""
+        """Compute the outputs of the average mixed with the neighbours' vote, and of the neighbours alone."""
         return self.memory.mix(groups, x, self._mixed(groups, x, "local", self._alpha(groups)))
 
     def _alpha_step(self) -> Step:
-        """A step of alpha on the loss of the average with the probe."""
+        """Create a step of alpha on the loss of the average with the probe."""
 
         def loss(groups: Groups, minibatch: Minibatch) -> Tensor:
             mixture = self._mixed(groups, minibatch.x, "probe", groups["alpha"]["alpha"])
@@ -112,17 +112,17 @@ class Interpolation(FineTuning):
         return Step("alpha", loss, bounds=(0.0, 1.0))
 
     def _alpha(self, groups: Groups) -> float | Tensor:
-        """The share of the fine-tuned model."""
+        """Return the share of the fine-tuned model."""
         return groups["alpha"]["alpha"] if isinstance(self.alpha, str) else self.alpha
 
     @staticmethod
     def _mean(groups: Groups, other: str, alpha: float | Tensor) -> Parameters:
-        """The average of the weights of w_g and of another group."""
+        """Average the weights of w_g and of another group."""
         w = groups["global"]
         return {**w, **{name: w[name].lerp(p, torch.as_tensor(alpha).to(p)) for name, p in groups[other].items()}}
 
     def _mixed(self, groups: Groups, x: Tensor, other: str, alpha: float | Tensor) -> Tensor:
-        """Outputs of the average of w_g and another group; of probabilities where these are averaged."""
+        """Compute the outputs of the average of w_g and another group, in weights or in probabilities."""
         if self.average == "weights":
             return self.model.plain(x, self._mean(groups, other, alpha))
         base = self.objective.probabilities(self.model.plain(x, groups["global"]))
@@ -130,7 +130,7 @@ class Interpolation(FineTuning):
         return self.objective.outputs((1 - alpha) * base + alpha * tuned)
 
     def _choose_alpha(self, groups: Groups, examples: Minibatch) -> Groups:
-        """The candidate with the lowest loss on data that the probe has not seen."""
+        """Choose the candidate with the lowest loss on data that the probe has not seen."""
         grid = [i / (GRID - 1) for i in range(GRID)]
         losses = torch.stack(
             [

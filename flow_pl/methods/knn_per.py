@@ -16,7 +16,7 @@ class KNNPer(FedAvg):
     p = neighbour_weight * p_kNN + (1 - neighbour_weight) * p_w_g; see `LocalMemory` for p_kNN and what it costs.
 
     Args:
-        neighbours: stored examples that have a vote (k); where a client has fewer, all of them.
+        neighbours: number of stored examples that vote (k); all of them if a client has fewer.
         neighbour_weight: share of the neighbours in the mixture (lambda), 0 to 1; 0 is FedAvg.
 
     Raises:
@@ -27,23 +27,23 @@ class KNNPer(FedAvg):
         self.memory = LocalMemory(neighbours, neighbour_weight)
 
     def prepare(self) -> None:
-        """Give the memory the model and the task.
+        """Bind the memory to the model and the task.
 
         Raises:
-            ConfigurationError: the task has several labels, where a neighbour has no single one to vote for.
+            ConfigurationError: the task is multi-label, so a neighbour has no single label to vote for.
         """
         self.memory = self.memory.bind(self.model, self.objective)
 
     def personalization(self) -> tuple[Phase | Derive, ...]:
-        """Stores the client's training examples; nothing where they have no share."""
+        """Store the client's training examples, unless they have no share."""
         return self.memory.stages()
 
     def personal(self, groups: Groups) -> Parameters | None:
-        """w_g where no neighbour votes."""
+        """Return w_g if no neighbour votes."""
         return None if self.memory.share else groups["global"]
 
     def predict(self, groups: Groups, x: Tensor) -> Prediction:
-        """The mixture of the neighbours' vote and w_g; without a stored example, w_g. The vote is the local model."""
+        """Predict with the neighbours' vote, as the local model, mixed with w_g; w_g alone if nothing is stored."""
         outputs = self.model.plain(x, groups["global"])
         mixture, votes = self.memory.mix(groups, x, outputs)
         return Prediction(outputs, mixture, local=votes if self.memory.share else None)

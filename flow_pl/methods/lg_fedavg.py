@@ -11,23 +11,23 @@ from flow_pl.utils.validation import require_count
 
 
 class LGFedAvg(BodyAndHead):
-    """A body (local representation) of its own for each client, and a head for all (Algorithm 1).
+    """Keeps a body (local representation) on each client and shares the head among all (Algorithm 1).
 
     In a round a client trains all parameters together, from its own body and the head it received, and sends the
     head. Stateful: a client keeps its body, embedding tables included. The personal model is the client's own body
-    and the server's head, trained on as in a round.
+    and the server's head, trained further as in a round.
 
     The authors start from a model that FedAvg has trained; so does a run with `pretrain_rounds`, which are FedAvg's,
     with all parameters sent and nothing kept. They count among the run's rounds, so the budget stays that of the other
-    methods. The server's body then stays as they leave it, without them as initialised: *generalized* accuracy is that
-    of a head on a body it was not trained with, and says little. A client that has not been sampled since starts from
+    methods. The server's body is not trained outside of these rounds: *generalized* accuracy is that
+    of a head on a body it was not trained with, and of little meaning. A client not sampled since then starts from
     that body.
 
     Args:
         head_blocks: how many of the last blocks with parameters are the head.
         personal_lr_scale: factor on the client optimizer's learning rate when a client is evaluated; in a round body
-            and head move together.
-        pretrain_rounds: how many of the first rounds are FedAvg's.
+            and head are trained together.
+        pretrain_rounds: number of initial rounds that run FedAvg.
     """
 
     shared = MappingProxyType({"global": "head"})
@@ -40,18 +40,18 @@ class LGFedAvg(BodyAndHead):
         self.pretrain_rounds = pretrain_rounds
 
     def plan(self) -> None:
-        """Plan the first rounds, too."""
+        """Plan the first rounds as well."""
         super().plan()
         self._pretraining = FedAvg().bind(self.modules["global"], self.objective)
 
     def in_round(self, number: int) -> Method:
-        """FedAvg in the first rounds."""
+        """Return FedAvg in the first rounds."""
         return self._pretraining if number < self.pretrain_rounds else self
 
     def training(self) -> tuple[Phase | Derive, ...]:
-        """Epochs on the whole model."""
+        """Train the whole model."""
         return self.train_jointly(self.train_step("model"))
 
     def personalization(self) -> tuple[Phase | Derive, ...]:
-        """As in a round."""
+        """Do the same as in a round."""
         return self.train_jointly(self.personal_step(self.train_step("model")))

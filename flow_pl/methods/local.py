@@ -14,14 +14,14 @@ from flow_pl.utils.validation import require_count
 
 
 class Local(FineTuning):
-    """Every client trains its own model alone; nothing is sent and the server's model never moves.
+    """Trains a model on each client alone; nothing is sent and the server's model never changes.
 
-    A client's model depends on nothing but the common initial weights and its own data, so it is trained when it is
+    A client's model depends only on the common initial weights and its own data, so it is trained when it is
     evaluated, not round by round: `epochs` is the whole budget, to be compared with rounds x cohort / population x
     epochs of a federated method. Rounds of `fit` change nothing; one is enough.
 
     Args:
-        epochs: of a client's own training in all.
+        epochs: total epochs of a client's training.
         personal_lr_scale: factor on the client optimizer's learning rate.
 
     Raises:
@@ -36,18 +36,18 @@ class Local(FineTuning):
         self.epochs = epochs
 
     def start(self, server: Groups) -> Groups:
-        """The server's model, and one of the client's own: there is no other to share the embedding tables with."""
+        """Return the server's model, and the client's own, embedding tables included."""
         return {**server, "local": server["global"]}
 
     def training(self) -> tuple[Phase | Derive, ...]:
-        """Nothing: there is no communication."""
+        """Return no phases: there is no communication."""
         return ()
 
     def personalization(self) -> tuple[Phase | Derive, ...]:
-        """All the training that there is."""
+        """Train the client's model for the whole budget."""
         return (replace(self.fine_tune("all", "local"), epochs=self.epochs),)
 
     def predict(self, groups: Groups, x: Tensor) -> Prediction:
-        """The client's own model predicts. The server's is never trained."""
+        """Predict with the client's own model. The server's is never trained."""
         predicted = super().predict(groups, x)
         return Prediction(predicted.generalized, predicted.personalized)

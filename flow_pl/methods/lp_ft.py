@@ -10,9 +10,9 @@ from flow_pl.utils.validation import require_count
 
 
 class LPFT(BodyAndHead):
-    """Trains as FedAvg; a client fine-tunes w_g's head first, then all of it, so that features are not distorted.
+    """Trains as FedAvg; a client fine-tunes w_g's head first, then the whole model, so features are not distorted.
 
-    Sends w_g; keeps nothing.
+    Sends w_g. Stateless.
 
     Args:
         head_blocks: how many of the last blocks with parameters are the head.
@@ -31,11 +31,11 @@ class LPFT(BodyAndHead):
         self.head_epochs = head_epochs
 
     def training(self) -> tuple[Phase | Derive, ...]:
-        """Epochs over all the data, on w_g."""
+        """Train w_g on all the data."""
         return (Phase("all", (self.train_step("global"),)),)
 
     def personalization(self) -> tuple[Phase | Derive, ...]:
-        """The head on w_g's body, then the whole model."""
+        """Fine-tune the head on w_g's body, then the whole model."""
         head = Step("head", lambda groups, minibatch: self.loss(minibatch, groups["body"], groups["head"]))
         probing = (Phase("all", (self.personal_step(head),), self.head_epochs),) if self.head_epochs else ()
         return (*probing, *self.train_jointly(self.personal_step(self.train_step("model"))))

@@ -15,7 +15,7 @@ from flow_pl.utils.validation import require_count, require_positive
 
 
 class PartialFed(Method):
-    """Each block of a client starts a round from the received or from the client's own parameters (the adaptive form).
+    """Starts each block of a client's round from the received or the client's own parameters (the adaptive form).
 
     A client learns which: two logits for each block with parameters, embedding tables too. Strategy and weights take
     turns by phases, not by minibatches, so that what the weights start from is an initialization, as the paper's name
@@ -24,17 +24,17 @@ class PartialFed(Method):
     1. strategy_epochs over the data move the logits, received and kept parameters frozen. The model is, block by
        block, q * received + (1 - q) * kept, with (q, 1 - q) drawn anew at each step from the Gumbel-softmax of the
        block's logits.
-    2. The client takes for each block what has the larger logit, the received where they are equal.
+    2. The client takes for each block the parameters with the larger logit; the received ones if equal.
     3. E epochs train this model.
 
     All of the model is sent. Stateful: a client keeps the model and the strategy. A client that has not been sampled
     yet keeps w_g, so there is nothing to choose and its personal model is that of FedAvg-FT.
 
     Args:
-        strategy_epochs: epochs on the strategy, before those on the weights.
-        temperature: of the Gumbel-softmax; the lower, the closer a draw is to a choice.
+        strategy_epochs: epochs of training the strategy, before those on the weights.
+        temperature: temperature of the Gumbel-softmax; the lower, the closer a draw is to a hard choice.
         strategy_lr_scale: factor on the client optimizer's learning rate for the strategy.
-        personal_lr_scale: factor on it for the weights when a client is evaluated; in a round they are what it sends.
+        personal_lr_scale: factor on that rate for the weights when a client is evaluated; not used in a round.
 
     Raises:
         ConfigurationError: a number is not positive.
@@ -58,25 +58,25 @@ class PartialFed(Method):
         self.strategy_lr_scale = strategy_lr_scale
 
     def start(self, server: Groups) -> Groups:
-        """w_g, as received, as kept and as the model to be; a strategy that leans to neither."""
+        """Return w_g three times: as received, as kept and as the model to train; and a neutral strategy."""
         w_g = server["global"]
         logits = next(iter(w_g.values())).new_zeros(len(set(_blocks(w_g).values())), 2)
         return {**server, "kept": w_g, "model": w_g, "strategy": {"logits": logits}}
 
     def training(self) -> tuple[Phase | Derive, ...]:
-        """The strategy, the choice, and the weights of what was chosen."""
+        """Train the strategy, choose, and train the weights chosen."""
         return self._stages(self.train_step("model"))
 
     def personalization(self) -> tuple[Phase | Derive, ...]:
-        """As in a round; nothing of it is kept."""
+        """Do the same as in a round, without keeping anything."""
         return self._stages(self.personal_step(self.train_step("model")))
 
     def personal(self, groups: Groups) -> Parameters | None:
-        """The client's model, the same for all instances."""
+        """Return the client's model, the same for all instances."""
         return groups["model"]
 
     def predict(self, groups: Groups, x: Tensor) -> Prediction:
-        """The client's model predicts, the same for all instances."""
+        """Predict with the client's model, the same for all instances."""
         personal = self.personalized(groups, x)
         return Prediction(self.model.plain(x, groups["global"]), personal, local=personal)
 
@@ -85,7 +85,7 @@ class PartialFed(Method):
         return (strategy, Derive("all", _assemble), Phase("all", (step,)))
 
     def _strategy_step(self) -> Step:
-        """A step on the loss of the mixture, with respect to the logits."""
+        """Create a step on the loss of the mixture with respect to the logits."""
         temperature = self.temperature  # fixed now: a traced step could not follow a change
 
         def loss(groups: Groups, minibatch: Minibatch) -> Tensor:
@@ -98,13 +98,13 @@ class PartialFed(Method):
 
 
 def _assemble(groups: Groups, examples: Minibatch) -> Groups:
-    """The model, block by block from the received or the kept parameters."""
+    """Assemble the model block by block from the received or the kept parameters."""
     received, kept, logits = groups["global"], groups["kept"], groups["strategy"]["logits"]
     take = logits[:, 0] >= logits[:, 1]
     return {"model": {key: torch.where(take[i], received[key], kept[key]) for key, i in _blocks(received).items()}}
 
 
 def _blocks(names: Iterable[str]) -> dict[str, int]:
-    """For each parameter of a backbone, the number of its block, in the order of the blocks."""
+    """Map each parameter of a backbone to the number of its block, in the order of the blocks."""
     numbers: dict[str, int] = {}
     return {name: numbers.setdefault(name.partition(".")[0], len(numbers)) for name in names}

@@ -22,11 +22,11 @@ class PerFedAvg(FineTuning):
     """Trains w_g to be a good start for fine-tuning: MAML, federated (Algorithm 1, with the first-order gradient, FO).
 
     On each minibatch w' = w - alpha * grad f(w; one half), then w <- w - beta * grad f(w'; other half), where w' is
-    taken as w plus a constant (no second derivatives). The second step is the client optimizer's; beta is its learning
-    rate. The personal model is w_g after plain SGD steps of learning rate alpha on the client's minibatches. Stateless.
+    treated as w plus a constant (no second derivatives). The client optimizer makes the second step; beta is its
+    learning rate. The personal model is w_g after plain SGD steps at rate alpha on the client's minibatches. Stateless.
 
     Args:
-        alpha: learning rate of the inner step and of fine-tuning (published: 0.01, with beta 0.001); with 0,
+        alpha: learning rate of the inner step and of fine-tuning (published: 0.01, with beta 0.001); if 0,
             personalized = generalized.
     """
 
@@ -35,20 +35,20 @@ class PerFedAvg(FineTuning):
         self.alpha = alpha
 
     def start(self, server: Groups) -> Groups:
-        """w_g, and a whole model born from it: as in the inner step, embedding tables move too."""
+        """Return w_g, and a full copy of it: as in the inner step, embedding tables are trained too."""
         return {**server, "local": server["global"]}
 
     def training(self) -> tuple[Phase | Derive, ...]:
-        """Epochs over all the data, on w_g."""
+        """Train w_g on all the data."""
         return (Phase("all", (self._meta_step(),)),)
 
     def personalization(self) -> tuple[Phase | Derive, ...]:
-        """Epochs over all the data, on the local model, by the inner step."""
+        """Fine-tune the local model on all the data by the inner step."""
         inner = replace(self.train_step("local"), optimizer=partial(torch.optim.SGD, lr=self.alpha))
         return (Phase("all", (inner,)),)
 
     def _meta_step(self) -> Step:
-        """A step on f(w'), w' = w - alpha * grad f(w) and that gradient a constant."""
+        """Create a step on f(w'), w' = w - alpha * grad f(w), with that gradient held constant."""
         alpha = self.alpha  # fixed now: a traced step could not follow a change
 
         def loss(groups: Groups, minibatch: Minibatch) -> Tensor:
@@ -60,19 +60,19 @@ class PerFedAvg(FineTuning):
         return Step("global", loss)
 
     def _inner_gradient(self, w: Parameters, minibatch: Minibatch) -> Parameters:
-        """INNER_SCALE times the gradient of the loss, without a graph to w.
+        """Compute INNER_SCALE times the gradient of the loss, detached from w.
 
-        By torch.func, as autograd's own functions do not work on one client's share of a vectorised step.
+        Uses torch.func, since autograd's own functions do not work on one client's share of a vectorised step.
         """
         constant = {name: p.detach() for name, p in w.items()}
         loss, pull_back = torch.func.vjp(lambda v: self.loss(minibatch, v), constant)  # type: ignore[misc]
-        with torch.no_grad():  # else the gradient is made differentiable: for an LSTM, three times as slow
+        with torch.no_grad():  # otherwise the gradient is made differentiable, which is three times as slow for an LSTM
             gradient: Parameters = pull_back(torch.full_like(loss, INNER_SCALE))[0]
         return gradient
 
 
 def halves(minibatch: Minibatch) -> tuple[Minibatch, Minibatch]:
-    """Even and odd rows of a minibatch, whose real examples come first; a single example is in both halves."""
+    """Split a minibatch, real examples first, into even and odd rows; a single example is in both halves."""
     even, odd = (Minibatch(*(t[start::2] for t in minibatch)) for start in (0, 1))
     if not len(odd.mask):
         return even, even

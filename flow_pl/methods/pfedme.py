@@ -11,19 +11,19 @@ from flow_pl.utils.validation import require_count, require_positive
 
 
 class PFedMe(Method):
-    """w_g learns to be near the clients' personal models, not to predict: it descends their Moreau envelopes.
+    """Trains w_g to be near the clients' personal models, not to predict: it descends their Moreau envelopes.
 
     Algorithm 1: on every minibatch the personal model theta takes K steps on f(theta) + lambda/2 ||theta - w||^2,
     which solve the inner problem approximately, and then w one step, w <- w - eta lambda (w - theta). In a round theta
-    starts from w_g and goes on from minibatch to minibatch. Stateless: theta is made anew from w_g; in evaluation
-    with w = w_g, which does not move.
+    starts from w_g and carries over from minibatch to minibatch. Stateless: theta starts anew from w_g; in evaluation
+    with w = w_g, which stays fixed.
 
-    Both models take the client optimizer's steps, each at a learning rate of its own; with plain SGD they are the
+    Both models take the client optimizer's steps, each at its own learning rate; with plain SGD they are the
     paper's. The server's mixing beta, w_g <- (1 - beta) w_g + beta * mean of clients, is the learning rate of the
     server optimizer (SGD); the paper's mean is that of the loop's `weighting: uniform`.
 
     The paper takes lambda = 15 (MNIST) and plain SGD. The defaults suit small minibatches and momentum: a large lambda
-    holds theta so close to w that little but its last minibatch shows.
+    holds theta so close to w that it reflects little but its last minibatch.
 
     Args:
         regularization: weight of the distance of theta to w (lambda).
@@ -48,28 +48,28 @@ class PFedMe(Method):
         self.global_lr_scale = global_lr_scale
 
     def start(self, server: Groups) -> Groups:
-        """w_g, and theta born from it."""
+        """Return w_g, and theta initialized from it."""
         return {**server, "personal": server["global"]}
 
     def training(self) -> tuple[Phase | Derive, ...]:
-        """On every minibatch K steps of theta and one of w."""
+        """Take K steps of theta and one of w on every minibatch."""
         return (Phase("all", (*self._inner_steps(), self._global_step())),)
 
     def personalization(self) -> tuple[Phase | Derive, ...]:
-        """The steps of theta alone."""
+        """Take the steps of theta only."""
         return (Phase("all", self._inner_steps()),)
 
     def personal(self, groups: Groups) -> Parameters | None:
-        """The personal model, theta."""
+        """Return the personal model, theta."""
         return groups["personal"]
 
     def predict(self, groups: Groups, x: Tensor) -> Prediction:
-        """The personal model predicts."""
+        """Predict with the personal model."""
         personal = self.personalized(groups, x)
         return Prediction(self.model.plain(x, groups["global"]), personal, local=personal)
 
     def _inner_steps(self) -> tuple[Step, ...]:
-        """K times the same step, with one optimizer, on f(theta) + lambda / 2 * ||theta - w||^2."""
+        """Repeat a step K times, with one optimizer, on f(theta) + lambda / 2 * ||theta - w||^2."""
         regularization = self.regularization  # fixed now: a traced step could not follow a change
 
         def loss(groups: Groups, minibatch: Minibatch) -> Tensor:
@@ -79,7 +79,7 @@ class PFedMe(Method):
         return (self.personal_step(Step("personal", loss)),) * self.inner_steps
 
     def _global_step(self) -> Step:
-        """A step on lambda / 2 * ||w - theta||^2: its gradient is lambda (w - theta)."""
+        """Create a step on lambda / 2 * ||w - theta||^2, whose gradient is lambda (w - theta)."""
         regularization = self.regularization
 
         def loss(groups: Groups, minibatch: Minibatch) -> Tensor:

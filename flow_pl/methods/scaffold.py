@@ -16,12 +16,12 @@ from flow_pl.utils.groups import Groups, Parameters
 
 
 class Scaffold(FedAvg):
-    """FedAvg whose clients correct each step by how their gradient differs from everybody's (Algorithm 1).
+    """Corrects each FedAvg step for the difference of the client's gradient from the mean (Algorithm 1).
 
     A step follows g(w) + c - c_i. The client's control c_i is its gradient at the w_g that it last received (Option I,
     which holds with any client optimizer; Option II takes it from the steps of plain SGD). The server's control c is
     the mean of the clients': with N seen clients and a cohort of S, c <- c + |S| / N * mean of (c_i new - c_i old). The
-    server averages it as it is, whatever its optimizer. All controls start at zero.
+    server averages it directly, whatever its optimizer. All controls start at zero.
 
     Sends w and the change of its control, twice FedAvg's bytes. Stateful: a client keeps its control. There is no
     personal model. A round costs one more pass over the client's data.
@@ -34,7 +34,7 @@ class Scaffold(FedAvg):
         super().__init__()
 
     def server_modules(self) -> dict[str, nn.Module]:
-        """The server's control: a number for each parameter, in a module of the backbone's shape."""
+        """Return the server's control: a number for each parameter, in a module of the backbone's shape."""
         control = copy.deepcopy(self.model.backbone)
         control.averaged = True  # type: ignore[assignment]  # no optimizer: see `trained_names`
         for p in control.parameters():
@@ -44,11 +44,11 @@ class Scaffold(FedAvg):
         return {"control": control}
 
     def prepare(self) -> None:
-        """A control for each parameter that is trained, and none for a frozen one."""
+        """Create a control for each trained parameter, and none for a frozen one."""
         self.trained["control"] = self.trained["global"]
 
     def initialize(self, x: Tensor) -> None:
-        """Give lazy modules of the backbone and of the control their shapes; the control stays zero."""
+        """Initialize lazy modules of the backbone and of the control; the control stays zero."""
         super().initialize(x)
         control = self.modules["control"]
         lazy = [p for p in control.parameters() if isinstance(p, nn.UninitializedParameter)]
@@ -57,13 +57,13 @@ class Scaffold(FedAvg):
             nn.init.zeros_(p)
 
     def start(self, server: Groups) -> Groups:
-        """w_g, to be trained and as received; the server's control and a client's own, zero."""
+        """Return w_g, to be trained and as received, the server's control and a client's own control, zero."""
         own = {name: torch.zeros_like(p) for name, p in server["global"].items()}
         sent = {name: server["control"][name] for name in own}
         return {**server, "received": server["global"], "own": own, "new": own, "sent": sent}
 
     def training(self) -> tuple[Phase | Derive, ...]:
-        """The new control, then epochs over all the data with the correction of the old one."""
+        """Compute the new control, then train on all the data with the correction of the old one."""
 
         def loss(groups: Groups, minibatch: Minibatch) -> Tensor:
             w, received, c, own = (groups[name] for name in ("global", "received", "control", "own"))
@@ -73,13 +73,13 @@ class Scaffold(FedAvg):
         return (Derive("all", self._controls), Phase("all", (Step("global", loss),)))
 
     def _controls(self, groups: Groups, examples: Minibatch) -> Groups:
-        """The client's new control, and what the server's becomes by it."""
+        """Compute the client's new control, and the server's control that results from it."""
         new, old, c = self._gradient(groups["received"], examples), groups["own"], groups["control"]
         sent = {name: c[name] + self.cohort_share * (p - old[name]) for name, p in new.items()}
         return {"new": new, "sent": sent}
 
     def _gradient(self, w: Parameters, examples: Minibatch) -> Parameters:
-        """The gradient of the mean loss of all examples, in evaluation mode."""
+        """Compute the gradient of the mean loss of all examples, in evaluation mode."""
         total = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in w.items()}
         counts = [self.objective.in_loss(piece.y, piece.mask).float().sum() for piece in pieces(examples)]
         whole = torch.stack(counts).sum().clamp_min(1.0)

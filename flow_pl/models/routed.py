@@ -1,7 +1,7 @@
 """The dynamic personalized model w_p: two copies of each block, mixed per instance (Panchal et al., NeurIPS 2023).
 
-Everything here is written for ONE client and is functional: parameters come in as groups, so that the federated
-loop can vectorise over clients and take gradients of one group alone.
+Everything here is written for ONE client and is functional: parameters are passed in as groups, so that the federated
+loop can vectorise over clients and differentiate with respect to a single group.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from flow_pl.utils.groups import Parameters
 
 
 class RoutedModel:
-    """A backbone whose blocks exist twice, global and local.
+    """Evaluates a backbone whose blocks exist twice: a global and a local branch.
 
     Owns no parameters. The backbone never mentions global, local or router: its children are the blocks, in order.
-    A child with parameters is routed; a child without any (activation, pooling, dropout) is applied once, behind the
+    A child with parameters is routed; a child without any (activation, pooling, dropout) is applied once, after the
     mixture. Embedding tables are not routed: they belong to the global group alone. Frozen parameters
-    (`requires_grad` is False) count as none: they are in no group, and both copies use the backbone's own.
+    (`requires_grad` is False) are ignored: they are in no group, and both branches use the backbone's own.
 
     Args:
         backbone: a `torch.nn.Sequential`; nested modules are one block each.
@@ -59,7 +59,7 @@ class RoutedModel:
                     "clients trained side by side cannot share: use nn.GroupNorm."
                 )
         self.backbone = backbone
-        # not named_children, which leaves out a block that stands twice (one activation for all, say)
+        # not named_children, which skips a block that occurs twice (one activation for all, say)
         self._blocks = {name: block for name, block in backbone._modules.items() if block is not None}
         self._names = {
             name: [key for key, p in block.named_parameters() if p.requires_grad]
@@ -76,17 +76,17 @@ class RoutedModel:
         self.local_names = [f"{block}.{key}" for block in self.blocks for key in self._names[block]]
 
     def local_copy(self, parameters: Mapping[str, Tensor]) -> Parameters:
-        """The part of a model's parameters that has a local copy: all but the embedding tables."""
+        """Return the parameters that have a local copy: all but the embedding tables."""
         return {name: parameters[name] for name in self.local_names}
 
     def plain(self, x: Tensor, *groups: Parameters) -> Tensor:
-        """The backbone's outputs under the union of parameter groups; later ones win."""
+        """Compute the backbone's outputs under the union of parameter groups; later ones win."""
         merged = groups[0] if len(groups) == 1 else {k: v for group in groups for k, v in group.items()}
         outputs: Tensor = call(self.backbone, merged, (x,))
         return outputs
 
     def body_and_head(self, head_blocks: int) -> tuple[list[str], list[str]]:
-        """Names of the parameters of the representation (embedding tables too) and of the last blocks.
+        """Return the parameter names of the representation (embedding tables too) and of the last blocks.
 
         Args:
             head_blocks: how many of the last blocks with parameters are the head.
@@ -105,7 +105,7 @@ class RoutedModel:
         return [name for name in body if name not in head], head
 
     def features(self, x: Tensor, *groups: Parameters) -> Tensor:
-        """What the last block with parameters gets: the representation of the instances, [N, ...] or [N, T, ...]."""
+        """Compute the input of the last block with parameters: the representation, [N, ...] or [N, T, ...]."""
         merged = {k: v for group in groups for k, v in group.items()}
         h = x
         for name, block in self._blocks.items():
@@ -115,7 +115,7 @@ class RoutedModel:
         return h
 
     def head(self, features: Tensor, *groups: Parameters) -> Tensor:
-        """The backbone's outputs for what `features` gives: its last block with parameters, and those behind it."""
+        """Compute the backbone's outputs from `features`: the last block with parameters and those after it."""
         merged = {k: v for group in groups for k, v in group.items()}
         names = list(self._blocks)
         h = features
@@ -135,17 +135,17 @@ class RoutedModel:
     ) -> tuple[Tensor, Tensor]:
         """The dynamic model: h <- q_global * B_global(h) + q_local * B_local(h), before the non-linearity.
 
-        Recurrent blocks mix their state (h, c) at every time step, and both copies go on from the mixture.
+        Recurrent blocks mix their state (h, c) at every time step, and both branches continue from the mixture.
 
         Args:
             x: instances [N, ...].
             global_: parameters of the global copy.
             local: parameters of the local copy (routed blocks only).
             route: decides for each block.
-            hard: whether to take the more probable way instead of mixing by the probabilities.
-            ahead: whether the route is known before a block's outputs are. Then hard routing computes, for each
-                instance, the copy it goes through and no other, unless many clients are mapped over: their instances
-                cannot be grouped by their ways.
+            hard: whether to take the more probable branch instead of mixing by the probabilities.
+            ahead: whether the route is known before the block's outputs. Then hard routing computes, for each
+                instance, only the branch it is routed to, unless many clients are vectorised: their instances
+                cannot be grouped by route.
 
         Returns:
             The outputs, and the probabilities [N, blocks, 2] or, where blocks are routed per token, [N, T, blocks, 2].
@@ -173,7 +173,7 @@ class RoutedModel:
                 h = block.routed(h, first, second, decide)
                 decisions.append(torch.stack(asked, dim=1))
             else:
-                # a program that is exported has no shapes that depend on the instances' ways
+                # an exported program has no shapes that depend on the instances' routes
                 if hard and ahead and not has_client_axis(h) and not torch.compiler.is_exporting():
                     h = _taken(block, h, first, second, decide(h, h, h)[..., 1] > 0)
                 else:
@@ -194,12 +194,12 @@ class RoutedModel:
 
 
 def _dtype(parameters: Parameters) -> torch.dtype:
-    """What a block computes in outside autocast: the router's probabilities are float32, whatever its weights are."""
+    """Return a block's dtype outside autocast: routing probabilities are float32, whatever its weights are."""
     return next(iter(parameters.values())).dtype
 
 
 def _taken(block: nn.Module, h: Tensor, global_: Parameters, local: Parameters, way: Tensor) -> Tensor:
-    """A block's outputs for inputs h [N, ...], each by the copy it goes through: way [N] bool, True for the local."""
+    """Compute a block's outputs for inputs h [N, ...], each by its branch: way [N] bool, True for the local."""
     to_local = way.nonzero().squeeze(1)
     if len(to_local) in (0, len(h)):
         outputs: Tensor = call(block, local if len(to_local) else global_, (h,))
@@ -213,7 +213,7 @@ def _taken(block: nn.Module, h: Tensor, global_: Parameters, local: Parameters, 
 
 
 def one_hot_routes(q: Tensor) -> Tensor:
-    """Hard routing: 1 for the more probable way, global where both are equal.
+    """Route hard: 1 for the more probable branch, the global one in a tie.
 
     Args:
         q: probabilities [..., 2], (global, local).

@@ -1,4 +1,4 @@
-"""Routers: which way, global or local, each instance takes through each block (Panchal et al., NeurIPS 2023).
+"""Routers: choose the global or the local branch of each block for each instance (Panchal et al., NeurIPS 2023).
 
 A router is written for one client and is functional: its parameters come in, so that the loop can vectorise it.
 """
@@ -30,7 +30,7 @@ class Router(nn.Module, ABC):
     A router is made from the routed blocks of a backbone, in order.
 
     Attributes:
-        sees_outputs: whether it decides by the outputs of both copies of a block; otherwise a block of which one way
+        sees_outputs: whether it decides by the outputs of both copies of a block; otherwise a block of which one branch
             alone is taken need not compute the other.
     """
 

@@ -31,7 +31,7 @@ class Agreement(NamedTuple):
     """How alike the routes of clients are on common instances; n clients, B blocks.
 
     Attributes:
-        same: [B] mean, over all pairs of clients, of the share of decisions on which both take the same way.
+        same: [B] mean, over all pairs of clients, of the share of decisions on which both take the same branch.
         chance: [B] what that would be if each client went local as often as it does, but on instances of its own
             choice.
         difference: [B] mean, over all pairs and decisions, of the distance of the probabilities.

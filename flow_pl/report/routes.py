@@ -1,4 +1,4 @@
-"""Routing decisions of a set of clients, counted in every way that the report shows."""
+"""Counts the routing decisions of a set of clients, as the report shows them."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ TINY = 1e-12
 
 
 class Instance(NamedTuple):
-    """One held-out instance and its way through the network.
+    """Describes one held-out instance and its route through the network.
 
     Attributes:
         client: index of its client.
-        x: features as a model gets them.
+        x: features as passed to a model.
         label: [*P], or [labels] where it has several; -1 where there is none.
         generalized: whether w_g is right, in the shape of the label.
         personalized: whether the personalized model is right, in the shape of the label.
@@ -116,7 +116,7 @@ class Routes:
             if value is not None and name != "routes"
         }
         masks, local = found["mask"], found["local_probability"].astype(np.float64)
-        # blocks may be routed per token where something is predicted once: the mean way of the tokens
+        # blocks may be routed per token with a single prediction: take the mean route of the tokens
         local = local.mean(axis=tuple(range(masks.ndim, local.ndim - 1)))
         for row, client in enumerate(found["client"].tolist()):
             shared = local[row, :common][masks[row, :common]]
@@ -154,9 +154,9 @@ class Routes:
 
     @property
     def explained(self) -> tuple[Floats, Floats]:
-        """[B] bits of the way that are told by the client, and how many more by the instance.
+        """Compute the bits [B] of the route explained by the client, and the further bits explained by the instance.
 
-        The entropy of the mean way is the sum of both and of the decisions' mean entropy (the chain rule of mutual
+        The entropy of the mean route is the sum of both and of the decisions' mean entropy (the chain rule of mutual
         information). Both are 0 where all go alike; the second is 1 where half of every client's instances go surely
         local and half surely global.
         """
@@ -215,6 +215,6 @@ class Routes:
 
 
 def entropy(q: Floats) -> Floats:
-    """Entropy of a choice between two ways, in bits, for the probability of one of them."""
+    """Compute the entropy of a binary choice, in bits, from the probability of one option."""
     p = np.clip(q, TINY, 1 - TINY)
     return -(p * np.log2(p) + (1 - p) * np.log2(1 - p))

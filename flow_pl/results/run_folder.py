@@ -86,7 +86,7 @@ def is_ours(config: Path) -> bool:
 
 
 def goes_on(root: Path, checkpoint: str | os.PathLike[str] | None) -> bool:
-    """Whether a fit from a checkpoint goes on with the run in a folder, rather than taking its place."""
+    """Return whether a fit from a checkpoint continues the run in a folder rather than replacing it."""
     if checkpoint is None:
         return False
     path, folder = Path(checkpoint).resolve(), root.resolve()

@@ -60,7 +60,7 @@ def told() -> Iterator[None]:
 def _silence_advertisements() -> None:
     """Keep what is no user's business off the screen: tips for other products, notes for Lightning's own developers."""
     warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*")
-    # said when an earlier run is about to be put aside, or gone on with
+    # shown when an earlier run is about to be moved aside or continued
     warnings.filterwarnings("ignore", message=r"Checkpoint directory .* exists and is not empty")
     for module in ("trainer.connectors.logger_connector.logger_connector", "utilities.rank_zero"):
         logging.getLogger(f"lightning.pytorch.{module}").addFilter(lambda record: "Tip:" not in record.getMessage())

@@ -149,7 +149,7 @@ def _check_strategy(strategy: Any) -> None:
 
 
 def _whole(strategy: str) -> bool:
-    """Whether it is one that rounds can have, of those that Lightning lists."""
+    """Return whether a strategy listed by Lightning supports rounds."""
     return not strategy.startswith(SHARDED) and strategy not in SPAWNED and strategy not in ONE_DEVICE
 
 

@@ -1,4 +1,4 @@
-"""The base of the readers of published files: from their clients' examples to rows, by way of an encoding."""
+"""The base of the readers of published files: from their clients' examples to rows, by an encoding."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where client stores are kept, and building one that is not there yet."""
+"""Locates client stores, and builds missing ones."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 
 
 def store_path(cache_dir: str | None, name: str, options: dict[str, Any]) -> Path:
-    """Where the store of a data set belongs: two data sets that differ in any option have two stores.
+    """Return the folder of a data set's store: data sets that differ in any option have different stores.
 
     Args:
         cache_dir: folder of all stores; None = the environment variable FLOW_PL_CACHE, or else ~/.cache/flow_pl.
@@ -40,7 +40,7 @@ def store_path(cache_dir: str | None, name: str, options: dict[str, Any]) -> Pat
 
 
 def file_identity(path: Path) -> dict[str, Any]:
-    """What identifies a source file, for the options of a store: it changes whenever the file is written.
+    """Identify a source file for the options of a store: the result changes whenever the file is written.
 
     Args:
         path: the file.
@@ -61,7 +61,7 @@ def progress(clients: Iterable[T], description: str) -> Iterable[T]:
     """Show progress on a terminal, and nothing elsewhere.
 
     Args:
-        clients: what is gone through.
+        clients: the clients to iterate over.
         description: what is being done.
 
     Returns:
@@ -79,14 +79,14 @@ def build_store(
     class_names: Callable[[], Sequence[str]] = tuple,
     leave_out: Callable[[str], None] | None = None,
 ) -> None:
-    """Write a client store, showing progress on a terminal; one that was interrupted is gone on with.
+    """Write a client store, showing progress on a terminal; an interrupted store is resumed.
 
     Args:
         path: the folder of the store.
         clients: gives the clients but for those of the given names, the first ones, one at a time and always in the
             same order.
         num_classes: number of classes; None = the largest label + 1.
-        identity: what identifies the clients besides the path; an interrupted store of another one is not gone on with.
+        identity: what identifies the clients besides the path; an interrupted store of another one is not resumed.
         class_names: gives the names of the classes, if they have any, when all clients are read.
         leave_out: is told the name of a client without any label, which is then left out; None = such a one is refused.
 

@@ -1,4 +1,4 @@
-"""The journal of a client store that is being written, from which another process can go on with it.
+"""The journal of a client store being written, from which another process can resume.
 
 A line is appended for every client when its rows are in their files. It holds their checksums, so that a line counts
 only if the rows are what was written, whatever a kill, a full disk or a power cut has left behind.
@@ -24,7 +24,7 @@ _NAME = "journal.jsonl"
 
 
 class Entry(NamedTuple):
-    """What is known of a client besides its rows; see `ClientStore` for most of it.
+    """Records a client's properties besides its rows; see `ClientStore` for most of them.
 
     Attributes:
         name: the client's name.
@@ -50,12 +50,12 @@ class Entry(NamedTuple):
 
 
 class Journal:
-    """The journal of a folder, which no other process writes to as long as it is held; made by `hold`.
+    """Journals a folder, which no other process writes to while it is held; created by `hold`.
 
     Args:
         folder: the folder.
         file: the journal in it, locked.
-        identity: what must agree for a journal to be gone on with, of JSON types.
+        identity: what must match for a journal to be resumed, as JSON types.
 
     Attributes:
         folder: the folder.
@@ -68,11 +68,11 @@ class Journal:
 
     @classmethod
     def hold(cls, folder: Path, identity: dict[str, Any]) -> Journal | None:
-        """Make the folder if it is not there, and keep other processes out of it.
+        """Create the folder if missing, and lock it against other processes.
 
         Args:
             folder: the folder.
-            identity: what must agree for a journal to be gone on with, of JSON types.
+            identity: what must match for a journal to be resumed, as JSON types.
 
         Returns:
             Its journal; None where another process holds it, or where the file system has no locks.
@@ -98,7 +98,7 @@ class Journal:
         return None
 
     def entries(self) -> Iterator[tuple[Entry, int]]:
-        """The clients that were written, up to the first damaged line.
+        """Yield the written clients, up to the first damaged line.
 
         Yields:
             What is known of a client, and what `cut` keeps it by; nothing where the journal is not of this identity.
@@ -117,16 +117,16 @@ class Journal:
             yield entry, self._file.tell()
 
     def restart(self) -> None:
-        """Forget all clients."""
+        """Discard all clients."""
         self._file.truncate(0)
         self._file.write(self._header)
 
     def cut(self, end: int) -> None:
-        """Forget the clients behind one of `entries`."""
+        """Discard the clients after one of `entries`."""
         self._file.truncate(end)
 
     def append(self, entry: Entry) -> None:
-        """Note a client, whose rows the operating system has by now."""
+        """Record a client whose rows have been passed to the operating system."""
         self._file.write(_line(entry))
         self._file.flush()
 
@@ -145,7 +145,7 @@ class Journal:
         """
         self.folder.rename(target)
         # not before: whoever made a new journal meanwhile would take the folder for their own
-        with contextlib.suppress(OSError):  # in a store it is in nobody's way
+        with contextlib.suppress(OSError):  # it does no harm in a store
             (target / _NAME).unlink()
 
     def close(self) -> None:

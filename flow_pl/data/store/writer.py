@@ -1,4 +1,4 @@
-"""Writing a client store, one client at a time, so that it is whole or not there."""
+"""Writes a client store, one client at a time, so that it is either complete or absent."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class ClientStoreWriter:
 
     @property
     def written(self) -> Collection[str]:
-        """Names of the clients that are in the store, also of those that an interrupted writer has written."""
+        """Return the names of the stored clients, including those of an interrupted writer."""
         return self._names.keys()
 
     def __enter__(self) -> ClientStoreWriter:
@@ -198,11 +198,11 @@ class ClientStoreWriter:
         self._largest_label = max(self._largest_label, entry.largest_label)
 
     def _restore(self, journal: Journal) -> None:
-        """Go on behind the clients whose rows are as the journal says."""
+        """Resume after the clients whose rows match the journal."""
         with contextlib.ExitStack() as stack:
             try:
                 x, y = (GrowingArray.reopen(self._folder / name) for name in ("x.npy", "y.npy"))
-            except (OSError, ValueError):  # not there yet, or damaged
+            except (OSError, ValueError):  # missing or damaged
                 journal.restart()
                 return
             stack.callback(x.close)

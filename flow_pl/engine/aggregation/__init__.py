@@ -1,4 +1,4 @@
-"""What the server makes of the updates of a cohort: their mean, or something that a few bad ones cannot move far."""
+"""Aggregations of a cohort's updates: the mean, or robust alternatives that a few bad clients cannot move far."""
 
 from flow_pl.engine.aggregation.base import Aggregation, AggregationError, Mean
 from flow_pl.engine.aggregation.cohort import CohortAggregation, CohortUpdates, Combined

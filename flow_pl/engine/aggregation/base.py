@@ -1,4 +1,4 @@
-"""What an aggregation is, and the mean."""
+"""The base of aggregations, and the mean."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from flow_pl.utils.groups import Groups
 
 
 class AggregationError(FlowError):
-    """Too few clients have come to a round."""
+    """Too few clients sent updates in a round."""
 
 
 class Aggregation(ABC):
-    """How the server makes one update of those of a cohort.
+    """Combines the updates of a cohort into one.
 
-    Unless it is the mean, it looks at a client's update of all shared groups together.
+    Except for the mean, it treats a client's update of all shared groups as one vector.
 
     Attributes:
-        counts_alike: whether every client counts the same, so that `model.loop.weighting` must be "uniform": the number
-            of examples is what a client says, and a bad one may say anything.
+        counts_alike: whether all clients weigh the same, so that `model.loop.weighting` must be "uniform": the number
+            of examples is reported by the client, and a bad client may report any number.
     """
 
     counts_alike: ClassVar[bool] = False
 
     @abstractmethod
     def factors(self, difference: Groups) -> Tensor | None:
-        """What each client's update is multiplied by before the weighted mean is taken, [C]; None for 1.
+        """Return factors [C] on the clients' updates before the weighted mean; None for 1.
 
         Args:
             difference: the clients' updates, by group and name [C, ...].
         """
 
     def tolerated(self, clients: int) -> int | None:
-        """How many bad clients among so many the result is made to survive; None where no number is promised.
+        """Return how many bad clients among so many the result tolerates; None if no number is guaranteed.
 
         Raises:
             AggregationError: there are too few clients.
@@ -45,16 +45,16 @@ class Aggregation(ABC):
         return None
 
     def check(self, method: Method, weighting: str, cohort: int, attackers: int) -> None:
-        """Refuse a fit that the aggregation cannot serve.
+        """Reject a fit that the aggregation does not support.
 
         Args:
             method: the algorithm.
-            weighting: of the clients.
+            weighting: weighting of the clients.
             cohort: number of clients of a round, or its expectation.
             attackers: number of them that are expected to attack.
 
         Raises:
-            ConfigurationError: it cannot.
+            ConfigurationError: the fit is not supported.
         """
         name = type(self).__name__
         if method.participation is not None and not isinstance(self, Mean):
@@ -82,8 +82,8 @@ class Aggregation(ABC):
 
 
 class Mean(Aggregation):
-    """The mean, weighted by `model.loop.weighting`; updates are summed as they come, and none is kept."""
+    """Averages, weighted by `model.loop.weighting`; updates are summed as they arrive, and none is kept."""
 
     def factors(self, difference: Groups) -> Tensor | None:
-        """None: they count as they come."""
+        """Return None: updates are used unscaled."""
         return None

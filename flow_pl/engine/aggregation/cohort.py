@@ -24,12 +24,12 @@ Reduce = Callable[[Tensor], Tensor]
 
 
 class CohortUpdates:
-    """What the clients of a round have sent, one row each.
+    """Holds the updates of a round's clients, one row each.
 
     Args:
-        size: numbers that a client sends (D).
-        device: of the rows, and of what is made of them.
-        folder: where a file is made that holds the rows; None to hold them on the device.
+        size: length of a client's update (D).
+        device: device of the rows and of results.
+        folder: folder of the file that holds the rows; None to hold them on the device.
 
     Attributes:
         client: [K] int64, the clients of all processes in ascending order, once the round is `gathered`; on the host.
@@ -54,7 +54,7 @@ class CohortUpdates:
             client: [C] indices.
             difference: by group and name [C, ...].
             weight: [C].
-            accepted: [C] bool, False for those that are left out; None for none of them.
+            accepted: [C] bool, False for those that are left out; None to accept all.
 
         Raises:
             FlowError: the disk is full.
@@ -74,7 +74,7 @@ class CohortUpdates:
             ) from error
 
     def gathered(self, reduce: Reduce, rank: int, world_size: int) -> CohortUpdates:
-        """Learn of the clients of all processes; the rows stay where they are. Asks the device."""
+        """Gather the clients of all processes; the rows stay in place. Reads from the device."""
         columns = zip(*self._notes, strict=True) if self._notes else [(torch.zeros(0),)] * 3
         notes = torch.stack([torch.cat(column).cpu().double() for column in columns])
         self._own = notes[2].nonzero()[:, 0]
@@ -100,21 +100,21 @@ class CohortUpdates:
         return self
 
     def __len__(self) -> int:
-        """Number of clients."""
+        """Return the number of clients."""
         return len(self.client)
 
     def columns(self) -> Iterator[Tensor]:
-        """The matrix of updates, a block [K, d] of columns after the other, on the device."""
+        """Yield the matrix of updates in blocks of columns [K, d], on the device."""
         width = max(1, BLOCK // max(1, len(self)))
         for start in range(0, self.size, width):
             yield self._block(start, min(start + width, self.size))
 
     def gram(self) -> Tensor:
-        """Inner products of all pairs of updates, [K, K] float64, on the host."""
+        """Compute the inner products of all pairs of updates, [K, K] float64, on the host."""
         return torch.stack([block @ block.t() for block in self.columns()]).cpu().double().sum(0)
 
     def combination(self, weights: Tensor) -> Tensor:
-        """The sum of the updates with weights [K]; [D]."""
+        """Compute the sum [D] of the updates with weights [K]."""
         weights = weights.float().to(self._device)
         return torch.cat([weights @ block for block in self.columns()])
 
@@ -133,11 +133,11 @@ class CohortUpdates:
 
 
 class Combined(NamedTuple):
-    """What an aggregation makes of a cohort.
+    """Holds the result of an aggregation.
 
     Attributes:
         update: [D].
-        influence: [K] of each client on it, on the host, summing to 1; 0 for those that are left out. Over coordinates,
+        influence: [K] influence of each client, on the host, summing to 1; 0 for those left out. Over coordinates,
             their mean.
     """
 
@@ -146,7 +146,7 @@ class Combined(NamedTuple):
 
 
 class CohortAggregation(Aggregation):
-    """Base of the aggregations that hold the updates of a cohort: cohort x parameters x 4 bytes over all processes.
+    """Holds the updates of a cohort (cohort x parameters x 4 bytes over all processes); a base class.
 
     Args:
         storage: where they are held: on the "device", or on "disk", in a file without a name in
@@ -161,12 +161,12 @@ class CohortAggregation(Aggregation):
         self.storage = storage
 
     def factors(self, difference: Groups) -> Tensor | None:
-        """None: the updates are held as they come."""
+        """Return None: the updates are stored unscaled."""
         return None
 
     @abstractmethod
     def combine(self, cohort: CohortUpdates) -> Combined:
-        """Make one update of those of a cohort of one client or more.
+        """Combine the updates of a cohort of at least one client.
 
         Raises:
             AggregationError: there are too few clients.

@@ -1,4 +1,4 @@
-"""Aggregations of each coordinate apart: Yin et al., Byzantine-Robust Distributed Learning (ICML 2018)."""
+"""Coordinate-wise aggregations: Yin et al., Byzantine-Robust Distributed Learning (ICML 2018)."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from flow_pl.utils.validation import require_at_least_zero
 
 
 class TrimmedMean(CohortAggregation):
-    """The mean of each coordinate without its smallest and largest values (Yin et al., Definition 2).
+    """Averages each coordinate without its smallest and largest values (Yin et al., Definition 2).
 
     Of K clients, floor(share * K) are dropped at either end, in each coordinate; every client counts alike.
 
     Args:
-        share: of the clients at either end, 0 or more and less than 0.5; what it survives.
+        share: share of the clients dropped at either end, at least 0 and less than 0.5; the share that it tolerates.
         storage: where the cohort is held, "device" or "disk".
 
     Raises:
@@ -41,9 +41,9 @@ class TrimmedMean(CohortAggregation):
 
 
 class CoordinateMedian(CohortAggregation):
-    """The median of each coordinate; of an even number of clients, the mean of the two in the middle.
+    """Takes the median of each coordinate; for an even number of clients, the mean of the middle two.
 
-    Every client counts alike. It survives any minority.
+    All clients weigh the same. Tolerates any minority of bad clients.
 
     Args:
         storage: where the cohort is held, "device" or "disk".
@@ -61,7 +61,7 @@ class CoordinateMedian(CohortAggregation):
 
 
 def require_minority(share: float) -> float:
-    """A share of bad clients that can be survived.
+    """Check that a share of bad clients can be tolerated.
 
     Raises:
         ConfigurationError: it is negative, or a half or more.
@@ -73,7 +73,7 @@ def require_minority(share: float) -> float:
 
 
 def _middle(cohort: CohortUpdates, dropped: int) -> Combined:
-    """The mean of each coordinate without a number of values at either end."""
+    """Average each coordinate without a number of values at either end."""
     kept = len(cohort) - 2 * dropped
     pieces: list[Tensor] = []
     used: list[Tensor] = []

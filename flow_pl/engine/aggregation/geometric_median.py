@@ -9,14 +9,14 @@ from flow_pl.utils.validation import require_count, require_positive
 
 
 class GeometricMedian(CohortAggregation):
-    """The point with the smallest weighted sum of distances to the updates, by the smoothed Weiszfeld algorithm.
+    """Minimizes the weighted sum of distances to the updates by the smoothed Weiszfeld algorithm.
 
     Clients are weighted by `model.loop.weighting`. Every iterate is a weighted mean of the updates, so all distances
-    follow from their inner products, and the updates are read twice whatever the number of iterations. It survives bad
+    follow from their inner products, and the updates are read twice whatever the number of iterations. It tolerates bad
     clients with less than half of the weight.
 
     Args:
-        iterations: of Weiszfeld's algorithm (the paper's 3 come close; more are cheap here).
+        iterations: number of iterations of Weiszfeld's algorithm (the paper's 3 come close; more are cheap here).
         smoothing: smallest distance that is divided by (nu in Algorithm 2).
         storage: where the cohort is held, "device" or "disk".
 

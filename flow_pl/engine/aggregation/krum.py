@@ -13,13 +13,13 @@ from flow_pl.utils.validation import given, require_count
 
 
 class MultiKrum(CohortAggregation):
-    """The mean of the updates that have the nearest neighbours; every client counts alike.
+    """Averages the updates closest to their neighbours; all clients weigh the same.
 
     Of K clients f = floor(share * K) may be bad. A client's score is the sum of the squared distances to its K - f - 2
     nearest neighbours; the `selected` clients with the lowest scores are averaged. Needs K >= 2 f + 3.
 
     Args:
-        share: of the clients that may be bad, 0 or more and less than 0.5.
+        share: share of the clients that may be bad, at least 0 and less than 0.5.
         selected: number of clients that are averaged (m); null = K - f.
         storage: where the cohort is held, "device" or "disk".
 
@@ -57,7 +57,7 @@ class MultiKrum(CohortAggregation):
         squares = (lengths[:, None] + lengths[None, :] - 2 * gram).clamp_min(0)
         squares.fill_diagonal_(torch.inf)  # nobody is its own neighbour
         scores = squares.sort(dim=1).values[:, : clients - bad - 2].sum(1)
-        # stable: of equals the first client
+        # stable: ties go to the first client
         best = scores.argsort(stable=True)[: clients - bad if self.selected is None else self.selected]
         influence = torch.zeros_like(scores)
         influence[best] = 1 / len(best)
@@ -65,7 +65,7 @@ class MultiKrum(CohortAggregation):
 
 
 class Krum(MultiKrum):
-    """The one update that has the nearest neighbours; see `MultiKrum`.
+    """Selects the one update closest to its neighbours; see `MultiKrum`.
 
     Args:
         share: of the clients that may be bad, 0 or more and less than 0.5.

@@ -12,7 +12,7 @@ from flow_pl.utils.validation import require_positive
 
 
 class NormBound(Aggregation):
-    """The weighted mean of updates that are shrunk to a norm, where they are longer; none is kept.
+    """Averages updates, weighted, after scaling longer ones down to a norm; none is kept.
 
     Norm thresholding of Sun et al., Can You Really Backdoor Federated Learning? (2019), without noise: a bad client can
     still push, but no harder than `norm`.

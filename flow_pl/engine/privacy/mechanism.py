@@ -33,7 +33,7 @@ class GaussianMechanism:
     size one client is replaced by another, and it is twice the norm.
 
     Args:
-        delta: of the guarantee; less than 1 / population is customary.
+        delta: delta of the guarantee; less than 1 / population is customary.
         epsilon: the budget. Without `noise_multiplier` the noise is calibrated for the rounds of the fit; with it, the
             run stops before the round that would exceed the budget. null = no budget.
         noise_multiplier: standard deviation of the noise / sensitivity; null = calibrated.
@@ -86,7 +86,7 @@ class GaussianMechanism:
         """Check the settings against a fit, and calibrate the noise.
 
         Args:
-            sampling: how the cohorts are really drawn.
+            sampling: how the cohorts are actually drawn.
             rounds: of the fit, those before a checkpoint included; None = no end.
             seed: of the noise.
             first: whether this is the first process, which adds the noise.
@@ -120,11 +120,11 @@ class GaussianMechanism:
 
     @property
     def simulated(self) -> bool:
-        """Whether the guarantee is that of another deployment than the run."""
+        """Return whether the guarantee holds for a deployment other than the run."""
         return self.noise_cohort_size is not None or self.population is not None
 
     def describe(self) -> str:
-        """The guarantee, in one line."""
+        """Describe the guarantee in one line."""
         sampling = self._sampling
         simulated = " of a simulated deployment, not of this run" if self.simulated else ""
         return (
@@ -142,7 +142,7 @@ class GaussianMechanism:
 
         Raises:
             PrivacyBudgetError: they are not.
-            ConfigurationError: the ledger's rounds drew their cohorts in another way.
+            ConfigurationError: the ledger's rounds used another sampling scheme.
         """
         self.epsilon = self._accountant.epsilon(self.ledger)
         to_come = 1 if rounds is None else max(rounds - self.ledger.rounds, 0)
@@ -159,7 +159,7 @@ class GaussianMechanism:
             )
 
     def clip(self, difference: Groups, weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
-        """Weights with which a chunk's updates are summed, so that each is within the norm.
+        """Compute weights for summing a chunk's updates such that each is within the norm.
 
         Args:
             difference: the clients' updates, by group and name [C, ...].
@@ -174,7 +174,7 @@ class GaussianMechanism:
 
     @torch.no_grad()
     def perturb(self, sums: Tensor, within: Tensor) -> None:
-        """Add the round's noise in place, in the first process alone.
+        """Add the round's noise in place, in the first process only.
 
         Args:
             sums: [D] of this process's clipped updates.
@@ -189,17 +189,17 @@ class GaussianMechanism:
 
     @property
     def noise_deviation(self) -> float:
-        """Standard deviation of the noise on the sum of the updates in the next round."""
+        """Return the standard deviation of the noise on the sum of the updates in the next round."""
         scale = self._cohort / self._sampling.cohort
         return scale * self._update_multiplier * self._sampling.sensitivity * self.clipping.norm
 
     @property
     def denominator(self) -> float:
-        """What the sum is divided by: the expected cohort, whoever has come."""
+        """Return the divisor of the sum: the expected cohort size, whoever reported."""
         return float(self._cohort)
 
     def close_round(self, within: float) -> None:
-        """Put a round into the ledger, and move the clipping norm.
+        """Add a round to the ledger and update the clipping norm.
 
         Args:
             within: summed over processes, with its noise.
@@ -214,7 +214,7 @@ class GaussianMechanism:
             self.exhausted = self._next_epsilon > self.budget
 
     def state_dict(self) -> dict[str, Any]:
-        """For a checkpoint: the ledger, what it has cost, and the clipping norm."""
+        """Return the ledger, the privacy spent and the clipping norm, for a checkpoint."""
         return {
             "ledger": self.ledger.state_dict(),
             "norm": self.clipping.norm,
@@ -223,13 +223,13 @@ class GaussianMechanism:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on with the ledger of a checkpoint."""
+        """Restore the ledger of a checkpoint."""
         self.clipping.resume(state["norm"])
         self.ledger.load_state_dict(state["ledger"])
         self.epsilon = state["epsilon"]
         self._next_epsilon = None
 
     def _draw(self, size: int, purpose: int) -> Tensor:
-        """Standard normals [size], of which no two rounds share any."""
+        """Draw standard normals [size], different in every round."""
         noise = secure_noise(size) if self.secure else seeded_noise(size, self._seed, self.ledger.rounds, purpose)
         return torch.from_numpy(noise)

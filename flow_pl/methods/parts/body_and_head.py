@@ -1,4 +1,4 @@
-"""What methods that cut a model into a body and a head have in common."""
+"""The common base of methods that split a model into a body and a head."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from flow_pl.utils.validation import require_count
 
 
 class BodyAndHead(Method):
-    """A method whose clients each have a body (representation) and a head: the groups "body" and "head".
+    """Gives each client a body (representation) and a head: the groups "body" and "head".
 
     The body is the first blocks and the embedding tables, the head the last blocks with parameters.
 
@@ -31,7 +31,7 @@ class BodyAndHead(Method):
         self.head_blocks = head_blocks
 
     def prepare(self) -> None:
-        """Cut the backbone.
+        """Split the backbone.
 
         Raises:
             ConfigurationError: the backbone has one block, or `head_blocks` leaves none for the body or the head.
@@ -45,22 +45,22 @@ class BodyAndHead(Method):
         self._body, self._head = self.model.body_and_head(self.head_blocks)
 
     def start(self, server: Groups) -> Groups:
-        """The server's model, and its two parts."""
+        """Return the server's model, and its two parts."""
         return {**server, **self.parts(server["global"])}
 
     def parts(self, model: Parameters) -> Groups:
-        """The body and the head of a model."""
+        """Return the body and the head of a model."""
         return {
             "body": {name: model[name] for name in self._body},
             "head": {name: model[name] for name in self._head},
         }
 
     def personal(self, groups: Groups) -> Parameters | None:
-        """The client's head on the client's body."""
+        """Return the client's head on the client's body."""
         return {**groups["body"], **groups["head"]}
 
     def predict(self, groups: Groups, x: Tensor) -> Prediction:
-        """The client's head on the client's body predicts."""
+        """Predict with the client's head on the client's body."""
         own = self.personalized(groups, x)
         return Prediction(self.model.plain(x, groups["global"]), own, local=own if self.server_is_trained else None)
 
@@ -68,7 +68,7 @@ class BodyAndHead(Method):
         """Train body and head in the same steps, as one group.
 
         Args:
-            step: on the group "model", which is both; see `Method.train_step`.
+            step: a step on the group "model", which joins both; see `Method.train_step`.
         """
         return (Derive("all", _join), Phase("all", (step,)), Derive("all", self._part))
 
@@ -77,5 +77,5 @@ class BodyAndHead(Method):
 
 
 def _join(groups: Groups, examples: Minibatch) -> Groups:
-    """Body and head in one group, a copy: steps write to it."""
+    """Copy body and head into one group, since steps write to it."""
     return {"model": {name: p.clone() for name, p in {**groups["body"], **groups["head"]}.items()}}

@@ -1,4 +1,4 @@
-"""Local memory: a client's training examples, stored as w_g represents them, vote for what is near to them.
+"""Local memory: a client's training examples, stored as w_g represents them, vote on instances near them.
 
 Source: Marfoq et al., Personalized Federated Learning through Local Memorization (ICML 2022).
 """
@@ -28,16 +28,16 @@ TIE = 1e-10
 class LocalMemory:
     """Stores a client's training examples and lets the nearest ones vote beside a model.
 
-    Every training example of the client (every token, of a sequence) is stored as what the last block of w_g with
-    parameters gets, flattened, and its true label. An instance is given the label of each of its nearest stored
+    Every training example of the client (every token, of a sequence) is stored as the input of w_g's last block with
+    parameters, flattened, and its true label. An instance receives the label of each of its nearest stored
     neighbours with weight exp(-Euclidean distance), divided by the weights' sum.
 
     A store takes N x D floats (N x T x D, of sequences): 0.1 MB for 200 images in 128 numbers, 8 MB for 1,000
-    sentences of 20 words in 96, 82 MB for 1,000 rows of 80 characters in 256. Distances are made for as many
+    sentences of 20 words in 96, 82 MB for 1,000 rows of 80 characters in 256. Distances are computed for as many
     instances at once as `BUDGET` allows, so their memory does not grow with N x T; their time does.
 
     Args:
-        neighbours: stored examples that have a vote (k); where a client has fewer, all of them.
+        neighbours: number of stored examples that vote (k); all of them if a client has fewer.
         share: share of the neighbours in the mixture with the model (lambda), 0 to 1; with 0 nothing is stored.
 
     Raises:
@@ -54,10 +54,10 @@ class LocalMemory:
         self.share = share
 
     def bind(self, model: RoutedModel, objective: Objective) -> LocalMemory:
-        """A copy for the model and the task of a method.
+        """Return a copy for the model and the task of a method.
 
         Raises:
-            ConfigurationError: the task has several labels, where a neighbour has no single one to vote for.
+            ConfigurationError: the task is multi-label, so a neighbour has no single label to vote for.
         """
         if self.share and objective.several_labels:
             raise ConfigurationError(
@@ -69,7 +69,7 @@ class LocalMemory:
         return bound
 
     def stages(self) -> tuple[Derive, ...]:
-        """Of personalization: stores the client's training examples; none where they have no share."""
+        """Return the personalization stages that store the client's training examples; none if they have no share."""
 
         def store(groups: Groups, examples: Minibatch) -> Groups:
             stored = [self._model.features(piece.x, groups["global"]) for piece in pieces(examples)]
@@ -78,16 +78,16 @@ class LocalMemory:
         return (Derive("all", store),) if self.share else ()
 
     def mix(self, groups: Groups, x: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor]:
-        """The outputs of a model, and those of the neighbours.
+        """Mix the outputs of a model with the neighbours' vote.
 
         Args:
-            groups: with w_g and the client's memory.
+            groups: w_g and the client's memory.
             x: instances [N, ...].
-            outputs: of the model for them [N, *P, classes].
+            outputs: the model's outputs for them [N, *P, classes].
 
         Returns:
             Outputs for share * p_neighbours + (1 - share) * p_model, and outputs for p_neighbours alone; both are the
-            model's where nothing is stored.
+            model's if nothing is stored.
         """
         if not self.share:
             return outputs, outputs
@@ -96,16 +96,16 @@ class LocalMemory:
         return self._objective.outputs(base.lerp(votes, self.share)), self._objective.outputs(votes)
 
     def votes(self, memory: Parameters, features: Tensor, fallback: Tensor) -> tuple[Tensor, Tensor]:
-        """What the nearest stored examples vote for, and how near they are.
+        """Compute the vote of the nearest stored examples, and their distances.
 
         Args:
-            memory: the client's; see `store`.
-            features: what the last block of w_g with parameters gets for the instances, [N, ...] or [N, T, ...].
-            fallback: probabilities [N, *P, classes] that stand in for the vote where nothing is stored.
+            memory: the client's memory; see `store`.
+            features: inputs of w_g's last block with parameters for the instances, [N, ...] or [N, T, ...].
+            fallback: probabilities [N, *P, classes] that replace the vote if nothing is stored.
 
         Returns:
             Probabilities in the shape of `fallback`, and distances [N, *P, 2]: to the nearest example, and the mean of
-            those that vote; 0 where nothing is stored.
+            those to the voting examples; 0 if nothing is stored.
         """
         queries = features.reshape(math.prod(fallback.shape[:-1]), -1).float()
         labels, weights, distances = nearest(queries, memory, self.neighbours)
@@ -117,10 +117,10 @@ class LocalMemory:
         return torch.where(memory["real"].any(), votes, fallback), near
 
     def store(self, features: Tensor, examples: Minibatch) -> Parameters:
-        """The memory of examples.
+        """Build the memory from examples.
 
         Args:
-            features: what the last block of w_g with parameters gets for them, [N, ...] or [N, T, ...].
+            features: inputs of w_g's last block with parameters for them, [N, ...] or [N, T, ...].
             examples: [N, ...].
 
         Returns:
@@ -129,7 +129,7 @@ class LocalMemory:
         real = self._objective.counted(examples.y, examples.mask).flatten()
         representation = features.reshape(examples.y.numel(), -1).float()
         return {
-            # what the padding holds must not spoil a distance
+            # padding values must not affect a distance
             "representation": representation.masked_fill(~real.unsqueeze(-1), 0),
             "label": examples.y.flatten().masked_fill(~real, 0),
             "real": real,
@@ -137,35 +137,35 @@ class LocalMemory:
 
 
 def nearest(queries: Tensor, memory: Parameters, neighbours: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The nearest real stored examples, the weight of each vote, and how far they are.
+    """Find the nearest real stored examples, the weight of each vote, and their distances.
 
     Args:
         queries: representations [Q, D].
         memory: "representation" [M, D], "label" [M], "real" [M] bool.
-        neighbours: how many (k); at equal distances those that were stored first.
+        neighbours: how many (k); at equal distances those stored first.
 
     Returns:
         Labels [Q, min(k, M)], the nearest first, and in the same shape weights, exp(-distance) over their sum, and
-        Euclidean distances; 0 and infinite for what is not real.
+        Euclidean distances; 0 and infinite for padding.
     """
     # |q - s|^2 = |q|^2 + |s|^2 - 2 q s cancels where the distance is small: half of float64's digits are left
     stored, queries = memory["representation"].double(), queries.double()
     size = stored.shape[0]
-    # sentences that begin alike have many representations in common: the order decides
+    # sentences that begin alike share many representations: the order decides
     offset = stored.square().sum(-1) + TIE * torch.arange(size, device=stored.device)
     offset = offset.masked_fill(~memory["real"], torch.inf)
     labels, weights, distances = [], [], []
-    # the number of pieces would depend on that of the queries, which an exported program leaves open
+    # the number of pieces would depend on the number of queries, which is dynamic in an exported program
     rows = max(1, BUDGET // max(1, size))
     for piece in (queries,) if torch.compiler.is_exporting() else torch.split(queries, rows):
         least, index = (offset - 2 * piece @ stored.t()).topk(min(neighbours, size), largest=False)
-        if torch.compiler.is_exporting():  # a runtime may take float32 for float64, which this stands
+        if torch.compiler.is_exporting():  # a runtime may use float32 in place of float64, which this tolerates
             squares = (piece.unsqueeze(1) - stored[index]).square().sum(-1)
         else:
             squares = least - TIE * index + piece.square().sum(-1, keepdim=True)
         labels.append(memory["label"][index])
         distance = squares.clamp_min(0).sqrt()
-        # not a number where none is real
+        # NaN where none is real
         weights.append((-distance).softmax(-1).nan_to_num(0.0).float())
         distances.append(distance.float())
     return torch.cat(labels), torch.cat(weights), torch.cat(distances)

@@ -1,4 +1,4 @@
-"""A client's examples piece by piece, for what is computed on all of them at once."""
+"""Splits a client's examples into pieces, for computations over all of them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,6 @@ ROWS = 64
 
 
 def pieces(examples: Minibatch) -> Iterator[Minibatch]:
-    """Cut examples [N, ...] into pieces of `ROWS`; one empty piece where there are none."""
+    """Split examples [N, ...] into pieces of `ROWS`; one empty piece if there are none."""
     for start in range(0, max(1, examples.mask.shape[0]), ROWS):
         yield Minibatch(*(t[start : start + ROWS] for t in examples))

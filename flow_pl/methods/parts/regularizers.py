@@ -14,22 +14,22 @@ KERNEL_VARIANCES = (10.0, 15.0, 20.0, 50.0)
 
 
 def half_squared_distance(a: Parameters, b: Parameters) -> Tensor:
-    """1/2 ||a - b||^2 over the parameters of a, a scalar in float32."""
+    """Compute 1/2 ||a - b||^2 over the parameters of a, a scalar in float32."""
     return torch.stack([(p - b[name]).float().square().sum() for name, p in a.items()]).sum() / 2
 
 
 def routing_regularizer(
     q: Tensor, mask: Tensor, epsilon: float = 1e-6, encourage: Literal["local", "global"] = "local"
 ) -> Tensor:
-    """Mean over real instances (tokens, in sequences) and routed blocks of -log(q^2 + eps).
+    """Average -log(q^2 + eps) over real instances (tokens, in sequences) and routed blocks.
 
-    Keeps the router from collapsing onto the other path.
+    Keeps the router from collapsing onto the other branch.
 
     Args:
         q: probabilities [N, blocks, 2] or [N, T, blocks, 2], (global, local).
         mask: [N] or [N, T], 1 where the instance is real.
         epsilon: floor inside the logarithm (published: 1e-6).
-        encourage: which probability is pushed up.
+        encourage: the branch whose probability is increased.
     """
     chosen = q[..., 1 if encourage == "local" else 0]
     per_instance = -(chosen.square() + epsilon).log().mean(-1)
@@ -38,7 +38,7 @@ def routing_regularizer(
 
 
 def maximum_mean_discrepancy(first: Tensor, second: Tensor, real: Tensor) -> Tensor:
-    """Squared maximum mean discrepancy of two samples, by a sum of Gaussian kernels of variances 10, 15, 20 and 50.
+    """Compute the squared maximum mean discrepancy of two samples (Gaussian kernels of variances 10, 15, 20, 50).
 
     Gretton et al., A Kernel Two-Sample Test (JMLR 2012), the biased estimate; a scalar in float32.
 
@@ -47,7 +47,7 @@ def maximum_mean_discrepancy(first: Tensor, second: Tensor, real: Tensor) -> Ten
         second: [N, K].
         real: [N] bool, which rows of both count; 0 where none does.
     """
-    # what the padding holds must not spoil a distance
+    # padding values must not affect a distance
     x, y = (sample.float().where(real.unsqueeze(-1), 0.0) for sample in (first, second))
     weight = real.float() / real.sum().clamp_min(1)
 
