@@ -10,7 +10,7 @@ from typing import Any
 
 import ijson
 
-_CHUNK = 1 << 16
+_CHUNK = 1 << 13  # ijson keeps the events of a whole chunk, which take many times its size
 _DEEPEST = 200
 _PAIR = len(r"\ud83d\ude00")
 _ESCAPE = re.compile(rb"\\(?:u(?:[dD][89abAB]..\\u[dD][c-fC-F]..|([dD][89a-fA-F]..))|.)", re.DOTALL)
