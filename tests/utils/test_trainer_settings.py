@@ -46,7 +46,7 @@ REFUSED = {
     "profiler=nonsense": "one of ['simple', 'advanced', 'pytorch', 'xla']",
     "max_epochs=-5": "`max_epochs` must be a non-negative integer or -1",
     "max_time=soon": "not a valid duration",
-    "limit_train_batches=-1": "invalid value -1.0 for limit_train_batches",
+    "limit_train_batches=-1": "invalid value -1",
     "val_check_interval=5": "`val_check_interval` (5) must be less than or equal to the number of the training batches",
     "callbacks+=StochasticWeightAveraging,callbacks.swa_lrs=0.1": "has StochasticWeightAveraging, which",
     "callbacks+=LearningRateFinder": "has LearningRateFinder, which searches by automatic optimization",
