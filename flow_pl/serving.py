@@ -371,6 +371,8 @@ def _labelled(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
             f"x has shape {list(x.shape)} and y {list(y.shape)}: of examples and targets, expected one for each, and "
             "at least one."
         )
+    if y.is_floating_point() and bool((y == y.round()).all()):
+        y = y.long()  # whole numbers, as NumPy and pandas often hold them
     if not (y != -1).any():
         raise DataError(
             f"none of the {len(y)} examples has a label (all of y is -1), expected at least one: label some of them, "

@@ -193,6 +193,7 @@ def test_numpy_arrays_and_lists_are_taken():
     for x, y in (
         (X.numpy(), Y.numpy()),
         (X.numpy().astype(np.float64), Y.numpy().astype(np.uint8)),
+        (X.numpy(), Y.numpy().astype(np.float64)),
         (X.tolist(), Y.tolist()),
         (np.asfortranarray(X.numpy()), Y.numpy()[::-1][::-1]),
         (X.numpy().astype(">f4"), Y.numpy().astype(">i4")),
@@ -215,7 +216,7 @@ def test_examples_without_a_label_have_no_part():
             DataError,
             "none of the 11 examples has a label.*, or .*ServerModel",
         ),
-        (X, Y.float(), DataError, "labels of type float32: encode them as integers"),
+        (X, Y + 0.5, DataError, "labels of type float32: encode them as integers"),
         (X, Y - 2, DataError, "has the label -2"),
         (X, Y + 1, DataError, "labels run from 0 to 3 but the backbone has 3 outputs"),
         (X.log(), Y, DataError, "NaN or an infinite value in row 0"),

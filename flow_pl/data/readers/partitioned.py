@@ -137,7 +137,10 @@ class PartitionedData(EncodedData):
         arguments = {key: value for key, value in partitioner.items() if key != "class_path"}
         given = arguments.pop("init_args", None) or {}
         if "class_path" not in partitioner or not isinstance(given, dict):
-            raise ConfigurationError(f"partitioner is {partitioner}, expected a class_path and its init_args.")
+            raise ConfigurationError(
+                f"partitioner is {partitioner}, expected a class_path and its init_args. A later file replaces the "
+                "whole partitioner: give one argument alone as --data.partitioner.<name>."
+            )
         self._path = path
         # also where `--data.partitioner.init_args.alpha 0.3` goes, which jsonargparse (4.53) puts beside the init_args
         self._partitioner = {"class_path": partitioner["class_path"], "init_args": {**given, **arguments}}
