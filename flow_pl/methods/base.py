@@ -377,7 +377,14 @@ def check_groups(method: Method) -> None:
     if any(isinstance(p, nn.UninitializedParameter) for group in parameters.values() for p in group.values()):
         return  # a client's first groups are known only once the data is
     server = {group: {key: parameters[group][key].detach() for key in keys} for group, keys in method.trained.items()}
-    name, known = type(method).__name__, tuple(method.start(server))
+    name = type(method).__name__
+    try:
+        known = tuple(method.start(server))
+    except KeyError as error:
+        (key,) = error.args or ("",)
+        if not any(key in parameters for parameters in server.values()):  # it is no parameter that is missing
+            require_group(server, f"{name}.start reads", str(key))
+        raise
     for setting, groups, choices in (
         ("shared, of the server,", method.shared, tuple(method.modules)),
         ("private, at the start,", method.private, known),

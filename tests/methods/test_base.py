@@ -131,6 +131,15 @@ def test_unknown_names_are_refused_when_the_method_is_bound(settings, expected):
     Named().bind(network(), Classification())
 
 
+def test_a_start_from_an_unknown_group_is_refused_when_the_method_is_bound():
+    class Misnamed(FedAvg):
+        def start(self, server):
+            return {**server, "own": dict(server["globel"])}
+
+    with pytest.raises(ConfigurationError, match=r"Misnamed\.start reads the group 'globel', expected 'global'"):
+        Misnamed().bind(network(), Classification())
+
+
 @pytest.mark.parametrize(
     ("make", "expected"),
     [
