@@ -215,6 +215,17 @@ def texts(tmp_path, *words):
     return tmp_path / "t.h5", HDF5Data(path, NextWord(), cache_dir=str(tmp_path / "cache"))
 
 
+def test_hdf5_texts_of_a_zeroed_heap_do_not_hang(tmp_path):
+    """HDF5 2.0 loops for ever where an object of no size is free."""
+    pytest.importorskip("h5py", reason="h5py is not installed")
+    path, data = texts(tmp_path, "the cat", "a dog")
+    content = bytearray(path.read_bytes())
+    heap = content.index(b"GCOL")
+    content[heap + 16 : heap + 4096] = bytes(4080)
+    path.write_bytes(content)
+    refused(data, r"client 'a' cannot be read \(the heap of texts at \d+ is damaged\)")
+
+
 def test_hdf5_rows_that_mean_one_long_text(tmp_path):
     """A file of 100 kB that would be read as 100 MB."""
     h5py = pytest.importorskip("h5py", reason="h5py is not installed")

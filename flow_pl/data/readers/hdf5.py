@@ -14,6 +14,7 @@ import numpy as np
 
 from flow_pl.data.encodings.encoding import Encoding
 from flow_pl.data.readers.file_data import FileData
+from flow_pl.data.readers.hdf5_texts import Texts
 from flow_pl.data.readers.sources import RawClient, Selection, Source
 from flow_pl.data.store.limits import require_bounded, require_name
 from flow_pl.errors import ConfigurationError, DataError, brief
@@ -22,9 +23,6 @@ from flow_pl.utils.optional import import_optional
 _GROUP = "examples"
 _FILTERS = {1, 2, 3, 4, 5, 6, 32000}
 """Numbers of the compressions that are part of HDF5 and h5py; for others HDF5 would load code from a folder."""
-
-_TEXTS = 1024
-"""Texts that are read before it is looked at how long they are: any number of rows may mean the same one."""
 
 
 class HDF5Source(Source):
@@ -51,6 +49,7 @@ class HDF5Source(Source):
             cache = self._file.id.get_mdc_config()
             cache.max_size = cache.initial_size
             self._file.id.set_mdc_config(cache)
+            self._texts = Texts(path, self._file)
             self._names = [require_name(name, path) for name in sorted(_plain(self._file, _GROUP).keys())]
         except DataError:
             raise
@@ -83,6 +82,7 @@ class HDF5Source(Source):
 
     def close(self) -> None:
         """Close the file."""
+        self._texts.close()
         self._file.close()
 
     def _read(self, name: str) -> RawClient:
@@ -125,16 +125,8 @@ class HDF5Source(Source):
             return dataset[:count]
         if dataset.ndim != 1:
             raise ValueError(f"{dataset.name} has shape {dataset.shape}, expected one text for each row")
-        return self._texts(dataset, count)
-
-    def _texts(self, dataset: Any, count: int) -> Any:
-        """The texts of a field; how long they are is known when they are read, so they are read a few at a time."""
-        pieces = [np.empty(0, dtype=object)]
-        for start in range(0, count, _TEXTS):
-            texts = dataset[start : min(start + _TEXTS, count)]
-            self._add(sum(map(len, texts)))
-            pieces.append(texts)
-        return np.concatenate(pieces)
+        self._add(int(self._texts.lengths(dataset, count).sum(dtype=np.int64)))
+        return dataset[:count]
 
     def _add(self, size: int) -> None:
         self._expanded += size
