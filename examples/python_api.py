@@ -48,9 +48,8 @@ class Curve(Callback):
             self.values.append(trainer.callback_metrics["val/personalized_accuracy"].item())
 
 
-curve = Curve()
-
 # %% The trainer. Clients are personalized by gradient steps in validation and test, so gradients must be allowed there.
+curve = Curve()
 trainer = Trainer(
     max_epochs=10,  # rounds
     check_val_every_n_epoch=5,
