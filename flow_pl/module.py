@@ -55,6 +55,7 @@ from flow_pl.evaluation.clients import evaluate_clients, predict_clients
 from flow_pl.evaluation.counts import ClientEvaluation, ClientPredictions, concatenate
 from flow_pl.kernels.allocator import keep_freed_memory
 from flow_pl.methods.base import Method
+from flow_pl.models.blocks import Blocks
 from flow_pl.resume import apply_server, begin_round_anew, check_data, check_server, data_record, server_record
 from flow_pl.tasks import Classification, Objective
 from flow_pl.utils.checkpoints import WholeCheckpointIO
@@ -81,7 +82,7 @@ class FederatedModule(lightning.LightningModule):
     loggers and multi-process strategies work as in any Lightning project.
 
     Args:
-        backbone: a `torch.nn.Sequential` of blocks.
+        backbone: any module that gives a tensor.
         method: the federated algorithm; a bound copy of it is kept.
         loop: how clients are trained.
         objective: the task.
@@ -94,6 +95,9 @@ class FederatedModule(lightning.LightningModule):
         privacy: client-level differential privacy of the training; null = none.
         compression: lossy compression of the updates that clients send; null = none.
         attack: simulated clients that attack; null = none.
+        blocks: names of the backbone's submodules that a method routes, or cuts into body and head, as
+            `named_modules` has them; "auto" = the children of a Sequential, the stages of a residual net, the layers of
+            a transformer.
     """
 
     def __init__(
@@ -109,13 +113,14 @@ class FederatedModule(lightning.LightningModule):
         privacy: GaussianMechanism | None = None,
         compression: Compression | None = None,
         attack: Attack | None = None,
+        blocks: Blocks = "auto",
     ) -> None:
         super().__init__()
         require_fraction(max_rejected=max_rejected)
         self.automatic_optimization = False
         self.loop = FederatedLoop() if loop is None else loop
         self.objective = Classification() if objective is None else objective
-        self.method = method.bind(backbone, self.objective)
+        self.method = method.bind(backbone, self.objective, None if blocks == "auto" else blocks)
         self.server = nn.ModuleDict(self.method.modules)
         self.server_optimizer = server_optimizer
         self.server_scheduler = server_scheduler
@@ -290,7 +295,10 @@ class FederatedModule(lightning.LightningModule):
         return [optimizer], [scheduler]
 
     def on_fit_start(self) -> None:
-        """Refuse more rounds than the privacy budget allows, once a checkpoint's ledger is known."""
+        """Say which blocks are routed; refuse more rounds than the privacy budget allows, once that is known."""
+        if self.route_names or self.method.model.chosen:
+            kind = "routed blocks" if self.route_names else "blocks"
+            rank_zero_info(f"{kind}: {', '.join(self.method.model.blocks)}")
         if self.privacy is not None:
             self.privacy.require_budget(planned_rounds(self.trainer))
 
@@ -608,5 +616,10 @@ class FederatedModule(lightning.LightningModule):
             self.privacy.load_state_dict(state)
 
     def identity(self) -> dict[str, str]:
-        """Return what a checkpoint must have been trained with to fit: the class names of method and backbone."""
-        return {"method": type(self.method).__name__, "backbone": type(self.backbone).__name__}
+        """Return what a checkpoint must have been trained with to fit.
+
+        The class names of method and backbone, and the blocks, where they are not the children of a Sequential.
+        """
+        identity = {"method": type(self.method).__name__, "backbone": type(self.backbone).__name__}
+        model = self.method.model
+        return {**identity, "blocks": ", ".join(model.blocks)} if model.chosen else identity

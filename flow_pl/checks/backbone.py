@@ -36,6 +36,8 @@ def check_backbone(method: Method, example: Tensor, side_by_side: bool) -> None:
         for training in (False, True):
             with torch.no_grad(), training_mode(modules, training):
                 calls, outputs = _check_calls(method, backbone, x, training)
+                if method.route_names and not training:
+                    _check_copies(method, x, outputs)
         check_clients(method, x, outputs, calls.in_place, side_by_side)
 
 
@@ -115,6 +117,24 @@ def _check_in_place(method: Method, backbone: nn.Module, calls: Calls) -> None:
                 f"the block's other copy and the router of {type(method).__name__} read too: let it make a new tensor "
                 "(x = x - 1, not x -= 1), or set inplace=False."
             )
+
+
+def _check_copies(method: Method, x: Tensor, outputs: Tensor) -> None:
+    """Check that the mixture of two equal copies is the model itself."""
+    weights = {name: p.detach() for name, p in method.modules["global"].named_parameters()}
+    half = torch.full((INSTANCES, 2), 0.5, device=x.device)
+
+    def route(block: int, inputs: Tensor, on_global: Tensor, on_local: Tensor) -> Tensor:
+        return half
+
+    mixed, _ = method.model.routed(x.clone(), weights, method.model.local_copy(weights), route)
+    if _differ(mixed, outputs, x):
+        raise ConfigurationError(
+            f"the backbone {type(method.modules['global']).__name__} has other outputs where each of its blocks "
+            f"({', '.join(method.model.blocks)}) is the mean of two equal copies than by itself: a block has a forward "
+            "hook that changes what it gets or gives, or its calls depend on each other. Remove the hook, or name "
+            "other submodules in model.blocks."
+        )
 
 
 State = dict[tuple[nn.Module, str], tuple[Tensor, int, Tensor]]

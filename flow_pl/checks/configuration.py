@@ -56,21 +56,23 @@ def check_class_paths(settings: Any) -> None:
 def check_checkpoint(
     saved: dict[str, str], expected: dict[str, str], saved_state: dict[str, Tensor], state: dict[str, Tensor]
 ) -> None:
-    """Check that a checkpoint was written by the same method and backbone.
+    """Check that a checkpoint was written by the same method and backbone, with the same blocks.
 
     Args:
-        saved: class names in the checkpoint, by role ("method", "backbone").
-        expected: class names of this run.
+        saved: `FederatedModule.identity` in the checkpoint.
+        expected: that of this run.
         saved_state: parameters in the checkpoint.
         state: parameters of this run.
 
     Raises:
         ConfigurationError: they differ.
     """
-    for role, name in expected.items():
-        if saved.get(role) != name:
+    for role in dict.fromkeys((*expected, *saved)):
+        name, before = expected.get(role, "others"), saved.get(role, "others")
+        if before != name:
+            by = "with" if role == "blocks" else "by"
             raise ConfigurationError(
-                f"the checkpoint was written by the {role} {saved.get(role)}, this configuration has {name}: use the "
+                f"the checkpoint was written {by} the {role} {before}, this configuration has {name}: use the "
                 f"configuration that the checkpoint was trained with, or another checkpoint."
             )
     missing, unknown = sorted(state.keys() - saved_state.keys()), sorted(saved_state.keys() - state.keys())

@@ -12,6 +12,7 @@ from flow_pl.checks.block_calls import MIXES, named, watched
 from flow_pl.errors import ConfigurationError, FlowError, brief
 from flow_pl.kernels.functional import training_mode
 from flow_pl.methods.base import Method, Phase
+from flow_pl.models.blocks import is_chain
 from flow_pl.models.lazy import set_classes
 
 
@@ -39,8 +40,8 @@ def check_fit(method: Method, example: Tensor, num_classes: int, label_shape: tu
     except Exception as error:
         raise _misfit(method.modules["global"], example, error) from error
     if not isinstance(outputs, Tensor):
-        last = list(method.modules["global"].children())[-1]
-        raise _no_tensor(method.modules["global"], last)
+        backbone = method.modules["global"]
+        raise _no_tensor(backbone, list(backbone.children())[-1] if is_chain(backbone) else None)
     method.objective.check(outputs, num_classes)
     expected = method.objective.label_shape(outputs)
     if label_shape is not None and label_shape != expected:
@@ -57,7 +58,7 @@ def _misfit(backbone: nn.Module, example: Tensor, error: Exception) -> Configura
     with contextlib.suppress(Exception), torch.no_grad(), training_mode([backbone], False):
         with watched(backbone, example) as calls, contextlib.suppress(Exception):
             backbone(example)
-        if calls.no_tensor:
+        if calls.no_tensor and is_chain(backbone):
             return _no_tensor(backbone, calls.no_tensor[0])
         backbone(torch.cat([example, example]))
         return ConfigurationError(
@@ -82,10 +83,12 @@ def _misfit(backbone: nn.Module, example: Tensor, error: Exception) -> Configura
     )
 
 
-def _no_tensor(backbone: nn.Module, block: nn.Module) -> ConfigurationError:
+def _no_tensor(backbone: nn.Module, block: nn.Module | None) -> ConfigurationError:
+    given = "recurrent layers and attention give a tuple" if block is not None else "some libraries' give a record"
     return ConfigurationError(
-        f"{named(backbone, block)} gives something else than a tensor (recurrent layers and attention give a tuple), "
-        "expected one tensor for the next block: wrap it in a module whose forward gives the outputs alone."
+        f"{named(backbone, block)} gives something else than a tensor ({given}), expected one tensor for "
+        f"{'the task' if block is None else 'the next block'}: wrap it in a module whose forward gives the outputs "
+        "alone."
     )
 
 

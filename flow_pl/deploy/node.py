@@ -160,7 +160,7 @@ class Node:
     def _receive(self, content: RecordDict) -> tuple[Groups, PrivateState, Groups | None]:
         """The server's groups, and what the client kept."""
         if number(content, "identity") != identity_number(self.module.identity()):
-            made = " on ".join(self.module.identity().values())
+            made = " on ".join(list(self.module.identity().values())[:2])
             raise MessageError(
                 f"the server runs another version of flow_pl or another method than this node, which has flow_pl "
                 f"{__version__} with {made}: install the same version on both sides"

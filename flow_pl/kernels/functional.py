@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,12 +11,51 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 
-def call(module: nn.Module, parameters: dict[str, Tensor], args: tuple[Any, ...]) -> Any:
+def call(
+    module: nn.Module, parameters: dict[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
+) -> Any:
     """Call a module under the given parameters.
 
     No two of them are one (`RoutedModel` refuses such backbones); that is not looked for anew at every step.
     """
-    return functional_call(module, parameters, args, tie_weights=False)
+    return functional_call(module, parameters, args, kwargs, tie_weights=False)
+
+
+@contextmanager
+def intercepted(handlers: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+    """A context in which the calls of modules are answered by handlers, wherever in a forward they are made.
+
+    While a handler runs, its module is called as it is.
+
+    Args:
+        handlers: for each module a function of its (positional arguments, keyword arguments).
+    """
+    before = {module: vars(module).get("forward") for module in handlers}
+
+    def restore(module: nn.Module) -> None:
+        own = before[module]
+        if own is None:
+            vars(module).pop("forward", None)
+        else:
+            vars(module)["forward"] = own
+
+    def install(module: nn.Module) -> None:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            restore(module)
+            try:
+                return handlers[module](args, kwargs)
+            finally:
+                vars(module)["forward"] = forward
+
+        vars(module)["forward"] = forward
+
+    try:
+        for module in handlers:
+            install(module)
+        yield
+    finally:
+        for module in handlers:
+            restore(module)
 
 
 def mapped_first(t: Tensor, dim: int | None, size: int) -> Tensor:

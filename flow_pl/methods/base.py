@@ -176,6 +176,9 @@ class Method(ABC):
         models: the groups of the server that the generalized predictions need.
         scratch: groups that are needed for personalization but not by the personalized model.
         training_only: attributes that no prediction needs.
+        needs: what the method computes by the backbone: its "outputs" alone (or blocks, which it routes), the
+            "features" that its last block gets, or also the outputs of that block, the "head", for other features.
+        block_names: names of the backbone's blocks, where they are not chosen automatically.
         cohort_share: expected share of the seen clients in a round's cohort; 1 until the data are known.
     """
 
@@ -185,7 +188,9 @@ class Method(ABC):
     models: Sequence[str] = ("global",)
     scratch: ClassVar[tuple[str, ...]] = ()
     training_only: ClassVar[tuple[str, ...]] = ("phases", "personal_phases")
+    needs: Literal["outputs", "features", "head"] = "outputs"
     cohort_share: float = 1.0
+    block_names: Sequence[str] | None
     phases: tuple[Phase | Derive, ...]
     personal_phases: tuple[Phase | Derive, ...]
     model: RoutedModel
@@ -206,8 +211,13 @@ class Method(ABC):
                 if shortcut not in vars(cls):
                     setattr(cls, shortcut, getattr(Method, shortcut))
 
-    def bind(self: M, backbone: nn.Module, objective: Objective) -> M:
+    def bind(self: M, backbone: nn.Module, objective: Objective, blocks: Sequence[str] | None = None) -> M:
         """Return a copy of the method for a backbone and a task; the method itself is unchanged and can be bound again.
+
+        Args:
+            backbone: the server's model.
+            objective: the task.
+            blocks: names of the backbone's submodules that are its blocks; None to choose them.
 
         Returns:
             The bound copy. Its `modules` are the server's; the FederatedModule owns their parameters.
@@ -216,7 +226,8 @@ class Method(ABC):
             ConfigurationError: the method cannot work with this backbone or task, or names an unknown group.
         """
         bound = copy.copy(self)
-        bound.model = RoutedModel(backbone)
+        bound.block_names = blocks
+        bound.model = RoutedModel(backbone, blocks)
         bound.objective = objective
         bound.modules = {"global": backbone, **bound.server_modules()}
         # Lazy modules are initialised later, when the data is known: fix their seed now, whatever is drawn in between.
@@ -231,7 +242,7 @@ class Method(ABC):
             ConfigurationError: as in `bind`.
         """
         self.trained = {name: trained_names(module) for name, module in self.modules.items()}
-        self.model = RoutedModel(self.modules["global"])
+        self.model = RoutedModel(self.modules["global"], self.block_names)
         self.prepare()
         self.phases = tuple(self.training())
         self.personal_phases = tuple(self.personalization())
@@ -271,8 +282,16 @@ class Method(ABC):
         return {}
 
     def initialize(self, x: Tensor) -> None:
-        """Initialize the server's lazy modules by a forward pass on instances x [N, ...]."""
-        self.modules["global"](x)
+        """Initialize the server's lazy modules by a forward pass on instances x [N, ...].
+
+        Raises:
+            ConfigurationError: the method needs the head alone, and the backbone does not end with its last block.
+        """
+        self.model.initialize(x)
+        if self.needs == "head":
+            self.model.require_head(type(self).__name__)
+        if self.needs != "outputs" and self.model.chosen:
+            self.model.features(x, dict(self.modules["global"].named_parameters()))
 
     def start(self, server: Groups) -> Groups:
         """Return the groups that a client without state, or not yet sampled, starts a round with.
@@ -310,13 +329,23 @@ class Method(ABC):
         other = copy.copy(self)
         for name in self.training_only:
             vars(other).pop(name, None)
-        # stand-ins without data, since a block may read a weight's shape; copying all weights would be wasteful
-        stand_ins = {id(p): p.detach().to("meta") for m in self.modules.values() for p in m.parameters()}
+        # stand-ins without data, since a block may read a weight's shape; copying all weights would be wasteful.
+        # What is frozen is in no group, and no training changes it: one copy serves all.
+        stand_ins = {
+            id(p): p.detach() if name not in self.trained[group] else p.detach().to("meta")
+            for group, whole in self.modules.items()
+            for name, p in whole.named_parameters()
+        }
         other = copy.deepcopy(other, stand_ins)
         for module in (part for whole in other.modules.values() for part in whole.modules()):
+            frozen = {name: p for name, p in module._parameters.items() if p is not None and not p.is_meta}
             for name, stand_in in module._parameters.items():
-                vars(module)[name] = stand_in  # as a plain attribute: a meta parameter could not be moved to a device
+                if name not in frozen:
+                    # as a plain attribute: a meta parameter could not be moved to a device
+                    vars(module)[name] = stand_in
             module._parameters.clear()
+            for name, p in frozen.items():
+                module.register_buffer(name, p)
             module.training = False
         return other
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from types import MappingProxyType
 
@@ -28,7 +29,8 @@ class FedALA(BodyAndHead):
     here W is learned on all the data, for the same number of passes in every round.
 
     Args:
-        head_blocks: how many of the last blocks with parameters are mixed (p).
+        head_blocks: how many of the last blocks with parameters are mixed (p), or the names of the submodules
+            that are.
         weight_epochs: epochs of training W, before those on the model.
         weight_lr: learning rate of W, by plain SGD (eta; published: 1).
         personal_lr_scale: factor on the client optimizer's learning rate for the model when a client is evaluated;
@@ -43,7 +45,7 @@ class FedALA(BodyAndHead):
 
     def __init__(
         self,
-        head_blocks: int = 1,
+        head_blocks: int | Sequence[str] = 1,
         weight_epochs: int = 1,
         weight_lr: float = 1.0,
         personal_lr_scale: float = 1.0,

@@ -47,6 +47,7 @@ class FedCP(BodyAndHead):
     shared = MappingProxyType({"global": "sent", "policy": "policy"})
     private = MappingProxyType({"head": "head"})
     models = ("global", "policy")
+    needs = "head"
 
     def __init__(self, regularization: float = 1.0, personal_lr_scale: float = 1.0) -> None:
         super().__init__(1, personal_lr_scale)

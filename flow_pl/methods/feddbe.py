@@ -43,6 +43,7 @@ class FedDBE(BodyAndHead):
 
     private = MappingProxyType({"bias": "bias"})
     training_only = (*BodyAndHead.training_only, "_first_round")
+    needs = "head"
 
     def __init__(self, regularization: float = 1.0, personal_lr_scale: float = 1.0) -> None:
         super().__init__(1, personal_lr_scale)

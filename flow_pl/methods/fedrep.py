@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import MappingProxyType
 
 from flow_pl.methods.base import Derive, Phase, Step
@@ -21,7 +22,8 @@ class FedRep(BodyAndHead):
     Args:
         head_epochs: epochs of the head in a round, before those of the body (published: 10); None for as many as the
             body gets. 0 leaves it untrained until a client is evaluated.
-        head_blocks: how many of the last blocks with parameters are the head.
+        head_blocks: how many of the last blocks with parameters are the head, or the names of the submodules
+            that are.
         personal_lr_scale: factor on the client optimizer's learning rate for the head.
     """
 
@@ -31,7 +33,7 @@ class FedRep(BodyAndHead):
     def __init__(
         self,
         head_epochs: int | None = None,
-        head_blocks: int = 1,
+        head_blocks: int | Sequence[str] = 1,
         personal_lr_scale: float = 1.0,
     ) -> None:
         require_count(0, **given(head_epochs=head_epochs))

@@ -33,6 +33,7 @@ class FedRoD(BodyAndHead):
     """
 
     private = MappingProxyType({"own": "own"})
+    needs = "head"
 
     def __init__(self, personal_lr_scale: float = 1.0) -> None:
         super().__init__(1, personal_lr_scale)

@@ -84,7 +84,7 @@ class Flow(Method):
 
     def server_modules(self) -> dict[str, nn.Module]:
         """Return the router, which the server averages like w_g."""
-        self.router = self.make_router([getattr(self.model.backbone, block) for block in self.model.blocks])
+        self.router = self.make_router(self.model.block_modules(type(self).__name__))
         self._routed_blocks = self.model.blocks
         return {"router": self.router}
 

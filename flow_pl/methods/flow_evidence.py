@@ -82,6 +82,7 @@ class EvidenceFlow(FineTuning):
 
     shared = MappingProxyType({"global": "global", "router": "router", "statistics": "statistics"})
     participation = "participation"
+    needs = "head"
     training_only = (*FineTuning.training_only, "_in_odd_rounds")
 
     def __init__(

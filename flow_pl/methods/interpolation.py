@@ -54,6 +54,7 @@ class Interpolation(FineTuning):
         self.alpha = alpha
         self.average = average
         self.memory = LocalMemory(neighbours, neighbour_weight)
+        self.needs = "features" if neighbour_weight else "outputs"
 
     def prepare(self) -> None:
         """Bind the memory to the model and the task.

@@ -25,6 +25,7 @@ class KNNPer(FedAvg):
 
     def __init__(self, neighbours: int = 10, neighbour_weight: float = 0.4) -> None:
         self.memory = LocalMemory(neighbours, neighbour_weight)
+        self.needs = "features" if neighbour_weight else "outputs"
 
     def prepare(self) -> None:
         """Bind the memory to the model and the task.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import MappingProxyType
 
 from flow_pl.methods.base import Derive, Method, Phase
@@ -24,7 +25,8 @@ class LGFedAvg(BodyAndHead):
     that body.
 
     Args:
-        head_blocks: how many of the last blocks with parameters are the head.
+        head_blocks: how many of the last blocks with parameters are the head, or the names of the submodules
+            that are.
         personal_lr_scale: factor on the client optimizer's learning rate when a client is evaluated; in a round body
             and head are trained together.
         pretrain_rounds: number of initial rounds that run FedAvg.
@@ -34,7 +36,9 @@ class LGFedAvg(BodyAndHead):
     private = MappingProxyType({"body": "body"})
     training_only = (*BodyAndHead.training_only, "_pretraining")
 
-    def __init__(self, head_blocks: int = 1, personal_lr_scale: float = 1.0, pretrain_rounds: int = 0) -> None:
+    def __init__(
+        self, head_blocks: int | Sequence[str] = 1, personal_lr_scale: float = 1.0, pretrain_rounds: int = 0
+    ) -> None:
         super().__init__(head_blocks, personal_lr_scale)
         require_count(0, pretrain_rounds=pretrain_rounds)
         self.pretrain_rounds = pretrain_rounds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 from flow_pl.methods.base import Derive, Phase, Step
@@ -15,7 +16,8 @@ class LPFT(BodyAndHead):
     Sends w_g. Stateless.
 
     Args:
-        head_blocks: how many of the last blocks with parameters are the head.
+        head_blocks: how many of the last blocks with parameters are the head, or the names of the submodules
+            that are.
         head_epochs: epochs of the head alone, before those of the whole model, on top of the budget; 0 is FineTuning.
         personal_lr_scale: factor on the client optimizer's learning rate for both.
 
@@ -25,7 +27,9 @@ class LPFT(BodyAndHead):
 
     server_is_trained: ClassVar[bool] = True
 
-    def __init__(self, head_blocks: int = 1, head_epochs: int = 1, personal_lr_scale: float = 1.0) -> None:
+    def __init__(
+        self, head_blocks: int | Sequence[str] = 1, head_epochs: int = 1, personal_lr_scale: float = 1.0
+    ) -> None:
         super().__init__(head_blocks, personal_lr_scale)
         require_count(0, head_epochs=head_epochs)
         self.head_epochs = head_epochs

@@ -6,78 +6,103 @@ loop can vectorise over clients and differentiate with respect to a single group
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from flow_pl.errors import ConfigurationError
-from flow_pl.kernels.functional import call
-from flow_pl.models.recurrent import Recurrent, has_client_axis
+from flow_pl.kernels.functional import call, intercepted
+from flow_pl.models.blocks import automatic_blocks, check_parameters, is_chain, named_blocks, trained
 from flow_pl.models.routers import Route
+from flow_pl.models.routing import Routing, named, one_hot_routes, tensors_in
 from flow_pl.utils.groups import Parameters
+
+__all__ = ["RoutedModel", "one_hot_routes"]
 
 
 class RoutedModel:
     """Evaluates a backbone whose blocks exist twice: a global and a local branch.
 
-    Owns no parameters. The backbone never mentions global, local or router: its children are the blocks, in order.
-    A child with parameters is routed; a child without any (activation, pooling, dropout) is applied once, after the
-    mixture. Embedding tables are not routed: they belong to the global group alone. Frozen parameters
-    (`requires_grad` is False) are ignored: they are in no group, and both branches use the backbone's own.
+    Owns no parameters. The backbone never mentions global, local or router: its blocks are submodules, and a block's
+    second copy is computed where the backbone calls it, inside any control flow. What is in no block, such as
+    activations, is applied once, after the mixture; its parameters belong to the global group alone, as embedding
+    tables do. Frozen parameters (`requires_grad` is False) are ignored: they are in no group, and both branches use
+    the backbone's own.
 
     Args:
-        backbone: a `torch.nn.Sequential`; nested modules are one block each.
+        backbone: any module that gives a tensor.
+        blocks: names of the submodules to route; None to choose them, see `flow_pl.models.blocks.automatic_blocks`.
+
+    Attributes:
+        blocks: names of the blocks.
+        local_names: names of the parameters of which there is a local copy.
+        chosen: whether the blocks are other than the children of a plain Sequential.
 
     Raises:
-        ConfigurationError: the backbone is not a plain Sequential, shares parameters, has nothing to route, or keeps
-            running statistics.
+        ConfigurationError: a name is of no block, parameters are shared or none is trained, or a layer keeps running
+            statistics.
     """
 
-    def __init__(self, backbone: nn.Module) -> None:
-        if not isinstance(backbone, nn.Sequential):
-            raise ConfigurationError(
-                f"the backbone is a {type(backbone).__name__}, expected a torch.nn.Sequential whose children are the "
-                "blocks to route: derive it from nn.Sequential."
-            )
-        if type(backbone).forward is not nn.Sequential.forward or backbone._parameters:
-            raise ConfigurationError(
-                f"the backbone {type(backbone).__name__} has a forward or parameters of its own, expected what "
-                "nn.Sequential does, block after block: move them into a block."
-            )
-        names = [name for name, _ in backbone.named_parameters(remove_duplicate=False)]
-        if len(names) != len(list(backbone.parameters())):
-            shared = sorted(set(names) - {name for name, _ in backbone.named_parameters()})
-            raise ConfigurationError(
-                f"the backbone {type(backbone).__name__} uses a parameter twice ({', '.join(shared)}), expected every "
-                "block to have its own, or there is nothing to route between."
-            )
-        for name, module in backbone.named_modules():
-            if getattr(module, "track_running_stats", False):
-                raise ConfigurationError(
-                    f"block '{name}' of the backbone is a {type(module).__name__} with running statistics, which many "
-                    "clients trained side by side cannot share: use nn.GroupNorm."
-                )
+    def __init__(self, backbone: nn.Module, blocks: Sequence[str] | None = None) -> None:
+        check_parameters(backbone)
         self.backbone = backbone
-        # not named_children, which skips a block that occurs twice (one activation for all, say)
-        self._blocks = {name: block for name, block in backbone._modules.items() if block is not None}
-        self._names = {
-            name: [key for key, p in block.named_parameters() if p.requires_grad]
-            for name, block in self._blocks.items()
-        }
-        self.blocks = [
-            name for name, block in self._blocks.items() if self._names[name] and not isinstance(block, nn.Embedding)
-        ]
-        if not self.blocks:
+        self.blocks = automatic_blocks(backbone) if blocks is None else named_blocks(backbone, blocks)
+        self.chosen = not is_chain(backbone) or self.blocks != automatic_blocks(backbone)
+        parts = self.blocks
+        if not self.chosen:
+            # not named_children, which skips a block that occurs twice (one activation for all, say)
+            parts = [name for name, block in backbone._modules.items() if block is not None]
+        self._parts = {name: backbone.get_submodule(name) for name in parts}
+        self._names = {name: trained(part) for name, part in self._parts.items()}
+        self._trained = trained(backbone)
+        # of a module that is one block itself, everything
+        local = [f"{block}.{key}" for block in self.blocks for key in self._names[block]]
+        self.local_names = local or self._trained
+        if not self._trained or not (self.blocks or self.chosen):
             raise ConfigurationError(
                 f"the backbone {type(backbone).__name__} has no block with parameters to train, beside embedding "
                 "tables and what is frozen (requires_grad=False): give it one."
             )
-        self.local_names = [f"{block}.{key}" for block in self.blocks for key in self._names[block]]
+        self._ends: bool | None = None
 
     def local_copy(self, parameters: Mapping[str, Tensor]) -> Parameters:
-        """Return the parameters that have a local copy: all but the embedding tables."""
+        """Return the parameters that have a local copy: those of the blocks."""
         return {name: parameters[name] for name in self.local_names}
+
+    def block_modules(self, user: str) -> list[nn.Module]:
+        """Return the blocks.
+
+        Args:
+            user: what needs them, for the message.
+
+        Raises:
+            ConfigurationError: there are none.
+        """
+        if not self.blocks:
+            raise ConfigurationError(
+                f"{user} needs blocks, and the backbone {type(self.backbone).__name__} has no submodule with "
+                "parameters that could be one: put its layers into modules, or use a method without, such as FedAvg."
+            )
+        return [self._parts[name] for name in self.blocks]
+
+    def initialize(self, x: Tensor) -> None:
+        """Call the backbone on instances, which initializes lazy modules; learn where its last block stands."""
+        if not self.chosen or not self.blocks:
+            self.backbone(x)
+            return
+        calls: list[tuple[bool, Any]] = []
+
+        def leave(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            calls.append((len(args) == 1 and not kwargs and isinstance(args[0], Tensor), output))
+
+        hook = self._parts[self.blocks[-1]].register_forward_hook(leave, with_kwargs=True)
+        try:
+            outputs = self.backbone(x)
+        finally:
+            hook.remove()
+        self._ends = len(calls) == 1 and calls[0][0] and calls[0][1] is outputs
 
     def plain(self, x: Tensor, *groups: Parameters) -> Tensor:
         """Compute the backbone's outputs under the union of parameter groups; later ones win."""
@@ -85,43 +110,101 @@ class RoutedModel:
         outputs: Tensor = call(self.backbone, merged, (x,))
         return outputs
 
-    def body_and_head(self, head_blocks: int) -> tuple[list[str], list[str]]:
-        """Return the parameter names of the representation (embedding tables too) and of the last blocks.
+    def body_and_head(self, head_blocks: int | Sequence[str]) -> tuple[list[str], list[str]]:
+        """Return the parameter names of the representation (embedding tables too) and of the head.
 
         Args:
-            head_blocks: how many of the last blocks with parameters are the head.
+            head_blocks: how many of the last blocks are the head, or names of the submodules that are.
 
         Raises:
-            ConfigurationError: no block would be left for the body.
+            ConfigurationError: a name is of no submodule, or nothing would be left for the body.
         """
-        most = len(self.blocks) - 1
-        if not 1 <= head_blocks <= most:
+        kind = type(self.backbone).__name__
+        if isinstance(head_blocks, int):
+            most = len(self.blocks) - 1
+            if not 1 <= head_blocks <= most:
+                raise ConfigurationError(
+                    f"head_blocks is {head_blocks}, expected 1 to {most}: {kind} has "
+                    f"{len(self.blocks)} blocks with parameters, and body and head need at least one each."
+                )
+            names = self.blocks[-head_blocks:]
+        else:
+            names = named_blocks(self.backbone, head_blocks, "head_blocks")
+        head = [f"{name}.{key}" for name in names for key in trained(self.backbone.get_submodule(name))]
+        body = [name for name in self._trained if name not in head]
+        if not body:
             raise ConfigurationError(
-                f"head_blocks is {head_blocks}, expected 1 to {most}: {type(self.backbone).__name__} has "
-                f"{len(self.blocks)} blocks with parameters, and body and head need at least one each."
+                f"head_blocks names all that {kind} trains ({', '.join(names)}), expected some for the body: name "
+                "fewer."
             )
-        head = [f"{block}.{key}" for block in self.blocks[-head_blocks:] for key in self._names[block]]
-        body = [f"{block}.{key}" for block, keys in self._names.items() for key in keys]
-        return [name for name in body if name not in head], head
+        return body, head
 
     def features(self, x: Tensor, *groups: Parameters) -> Tensor:
-        """Compute the input of the last block with parameters: the representation, [N, ...] or [N, T, ...]."""
+        """Compute the input of the last block: the representation, [N, ...] or [N, T, ...].
+
+        Raises:
+            ConfigurationError: the backbone does not call its last block once with a tensor.
+        """
         merged = {k: v for group in groups for k, v in group.items()}
+        if self.chosen:
+            return self._captured(x, {key: merged[key] for key in self._trained if key in merged})
         h = x
-        for name, block in self._blocks.items():
+        for name, block in self._parts.items():
             if name == self.blocks[-1]:
                 break
             h = call(block, {key: merged[f"{name}.{key}"] for key in self._names[name]}, (h,))
         return h
 
+    def _captured(self, x: Tensor, parameters: Parameters) -> Tensor:
+        (*_, last) = self.block_modules("a representation")
+        found: list[list[Tensor]] = []
+
+        def capture(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            found.append(tensors_in((args, kwargs)))
+            return last.forward(*args, **kwargs)
+
+        with intercepted({last: capture}):
+            call(self.backbone, parameters, (x,))
+        if len(found) != 1 or not found[0]:
+            raise ConfigurationError(
+                f"{named(self.backbone, self.blocks[-1])}, the last of model.blocks, is called {len(found)} times "
+                "in a forward, expected once with a tensor, the representation: let model.blocks end with a module "
+                "that is."
+            )
+        return found[0][0]
+
     def head(self, features: Tensor, *groups: Parameters) -> Tensor:
-        """Compute the backbone's outputs from `features`: the last block with parameters and those after it."""
+        """Compute the backbone's outputs from `features`: the last block with parameters and those after it.
+
+        Raises:
+            ConfigurationError: the last block's output is not the backbone's.
+        """
         merged = {k: v for group in groups for k, v in group.items()}
-        names = list(self._blocks)
+        if self.chosen and self._ends is False:
+            self.require_head("a method")
+        names = list(self._parts)
         h = features
         for name in names[names.index(self.blocks[-1]) :]:
-            h = call(self._blocks[name], {key: merged[f"{name}.{key}"] for key in self._names[name]}, (h,))
+            h = call(self._parts[name], {key: merged[f"{name}.{key}"] for key in self._names[name]}, (h,))
         return h
+
+    def require_head(self, user: str) -> None:
+        """Check that the last block gives the backbone's outputs; known once the backbone has been called.
+
+        Args:
+            user: what needs it, for the message.
+
+        Raises:
+            ConfigurationError: it does not.
+        """
+        if self.chosen and not self._ends:
+            last = named(self.backbone, self.blocks[-1]) if self.blocks else "no block"
+            raise ConfigurationError(
+                f"{user} computes outputs from features by the head alone, but {last}, the last of model.blocks, "
+                f"is not what {type(self.backbone).__name__} ends with: expected one that is called once with one "
+                "tensor, and whose output is the backbone's. Name it last in model.blocks, or use another method, such "
+                "as FedPer."
+            )
 
     def routed(
         self,
@@ -149,74 +232,28 @@ class RoutedModel:
 
         Returns:
             The outputs, and the probabilities [N, blocks, 2] or, where blocks are routed per token, [N, T, blocks, 2].
+
+        Raises:
+            ConfigurationError: the backbone does not call each block once, or a block gives no tensor.
         """
+        routing = Routing(self.backbone, self.blocks, route, hard, ahead)
+
+        def copies(name: str) -> tuple[nn.Module, Parameters, Parameters]:
+            keys = self._names[name]
+            first, second = ({k: group[f"{name}.{k}"] for k in keys} for group in (global_, local))
+            return self._parts[name], first, second
+
+        if self.chosen:
+            handlers = {self._parts[name]: partial(routing.mixed, name, *copies(name)) for name in self.blocks}
+            with intercepted(handlers):
+                h: Tensor = call(self.backbone, global_, (x,))
+            return h, routing.probabilities()
         h = x
-        decisions: list[Tensor] = []
-
-        def decide(inputs: Tensor, on_global: Tensor, on_local: Tensor) -> Tensor:
-            q = route(len(decisions), inputs, on_global, on_local)
-            asked.append(q)
-            return one_hot_routes(q) if hard else q
-
-        for name, block in self._blocks.items():
-            names = self._names[name]
-            if not names:
-                h = block(h)
-                continue
-            first = {k: global_[f"{name}.{k}"] for k in names}
-            if name not in self.blocks:
-                h = call(block, first, (h,))
-                continue
-            second = {k: local[f"{name}.{k}"] for k in names}
-            asked: list[Tensor] = []
-            if isinstance(block, Recurrent):
-                h = block.routed(h, first, second, decide)
-                decisions.append(torch.stack(asked, dim=1))
+        for name, block in self._parts.items():
+            if name in self.blocks:
+                h = routing.mixed(name, *copies(name), (h,), {})
+            elif self._names[name]:
+                h = call(block, {k: global_[f"{name}.{k}"] for k in self._names[name]}, (h,))
             else:
-                # an exported program has no shapes that depend on the instances' routes
-                if hard and ahead and not has_client_axis(h) and not torch.compiler.is_exporting():
-                    h = _taken(block, h, first, second, decide(h, h, h)[..., 1] > 0)
-                else:
-                    on_global, on_local = call(block, first, (h,)), call(block, second, (h,))
-                    q = decide(h, on_global, on_local)
-                    q = q.reshape(*q.shape[:-1], *[1] * (on_global.ndim - q.ndim + 1), 2)
-                    if hard:
-                        h = torch.where(q[..., 1] > 0, on_local, on_global)
-                    else:
-                        h = q[..., 0] * on_global + q[..., 1] * on_local
-                    h = h.to(_dtype(first))
-                decisions.append(asked[0])
-        most = max(q.ndim for q in decisions)
-        shape = max(q.shape for q in decisions if q.ndim == most)
-        # a decision per instance holds for each of its tokens
-        per_token = [q if q.ndim == most else q.unsqueeze(1).expand(shape) for q in decisions]
-        return h, torch.stack(per_token, dim=-2)
-
-
-def _dtype(parameters: Parameters) -> torch.dtype:
-    """Return a block's dtype outside autocast: routing probabilities are float32, whatever its weights are."""
-    return next(iter(parameters.values())).dtype
-
-
-def _taken(block: nn.Module, h: Tensor, global_: Parameters, local: Parameters, way: Tensor) -> Tensor:
-    """Compute a block's outputs for inputs h [N, ...], each by its branch: way [N] bool, True for the local."""
-    to_local = way.nonzero().squeeze(1)
-    if len(to_local) in (0, len(h)):
-        outputs: Tensor = call(block, local if len(to_local) else global_, (h,))
-        return outputs
-    to_global = (~way).nonzero().squeeze(1)
-    on_global = call(block, global_, (h[to_global],))
-    outputs = on_global.new_empty(len(h), *on_global.shape[1:])
-    outputs[to_global] = on_global
-    outputs[to_local] = call(block, local, (h[to_local],))
-    return outputs
-
-
-def one_hot_routes(q: Tensor) -> Tensor:
-    """Route hard: 1 for the more probable branch, the global one in a tie.
-
-    Args:
-        q: probabilities [..., 2], (global, local).
-    """
-    local = (q[..., 1] > q[..., 0]).to(q.dtype)
-    return torch.stack([1 - local, local], dim=-1)
+                h = block(h)
+        return h, routing.probabilities()

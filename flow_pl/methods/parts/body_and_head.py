@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 from torch import Tensor
@@ -15,19 +16,20 @@ from flow_pl.utils.validation import require_count
 class BodyAndHead(Method):
     """Gives each client a body (representation) and a head: the groups "body" and "head".
 
-    The body is the first blocks and the embedding tables, the head the last blocks with parameters.
+    The head is the last blocks with parameters, or those that are named; the body is all else.
 
     Args:
-        head_blocks: how many of the last blocks with parameters are the head.
+        head_blocks: how many of the last blocks are the head, or the names of the submodules that are.
         personal_lr_scale: see `Method`.
     """
 
     server_is_trained: ClassVar[bool] = False
     """Whether the server's model is trained as a whole, so that mixtures with it mean something."""
 
-    def __init__(self, head_blocks: int = 1, personal_lr_scale: float = 1.0) -> None:
+    def __init__(self, head_blocks: int | Sequence[str] = 1, personal_lr_scale: float = 1.0) -> None:
         super().__init__(personal_lr_scale)
-        require_count(head_blocks=head_blocks)
+        if not isinstance(head_blocks, Sequence):
+            require_count(head_blocks=head_blocks)
         self.head_blocks = head_blocks
 
     def prepare(self) -> None:
@@ -36,7 +38,7 @@ class BodyAndHead(Method):
         Raises:
             ConfigurationError: the backbone has one block, or `head_blocks` leaves none for the body or the head.
         """
-        if len(self.model.blocks) == 1:
+        if len(self.model.block_modules(type(self).__name__)) == 1 and self.head_blocks == 1:
             backbone = type(self.model.backbone).__name__
             raise ConfigurationError(
                 f"{type(self).__name__} cuts the backbone into body and head, {backbone} has a single "
