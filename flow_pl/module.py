@@ -57,6 +57,7 @@ from flow_pl.kernels.allocator import keep_freed_memory
 from flow_pl.methods.base import Method
 from flow_pl.models.blocks import Blocks
 from flow_pl.resume import apply_server, begin_round_anew, check_data, check_server, data_record, server_record
+from flow_pl.round_log import log_round, prepare_log
 from flow_pl.tasks import Classification, Objective
 from flow_pl.utils.checkpoints import WholeCheckpointIO
 from flow_pl.utils.groups import Groups
@@ -315,6 +316,7 @@ class FederatedModule(lightning.LightningModule):
     def on_train_start(self) -> None:
         """Reject a loader whose sampler Lightning has replaced: every process would train every client."""
         count_rounds(self.trainer)
+        prepare_log(self.trainer)
         sampler = getattr(self.trainer.train_dataloader, "sampler", None)
         if not isinstance(sampler, CohortSampler):
             raise ConfigurationError(
@@ -435,20 +437,11 @@ class FederatedModule(lightning.LightningModule):
             logged_before = self.trainer.logged_metrics
             for name in round_.unknown:
                 logged_before.pop(f"train/{name}", None)
-        self._log_round()
         logged = {f"train/{name}": value for name, value in figures.items()}
         if self.privacy is not None:
             logged["privacy/epsilon"] = torch.tensor(self.privacy.epsilon)
             self._stop_at_budget(self.privacy)
-        self.log_dict(
-            logged,
-            on_step=False,
-            on_epoch=True,
-            batch_size=1,
-            # already reduced: this tells Lightning that every process has the same value
-            sync_dist=True,
-            rank_zero_only=True,
-        )
+        log_round(self.trainer, logged)
 
     def _stop_at_budget(self, privacy: GaussianMechanism) -> None:
         """End the fit after the last round that the privacy budget allows."""
@@ -498,21 +491,10 @@ class FederatedModule(lightning.LightningModule):
             )
 
     def on_validation_epoch_end(self) -> None:
-        """Log validation against rounds."""
+        """Log validation against rounds: "step" is the loggers' x-axis, and Lightning would count chunks."""
         if not self.trainer.sanity_checking:
-            self._log_round()
-
-    def _log_round(self) -> None:
-        """Log the round as "step", the loggers' x-axis; Lightning would count chunks."""
-        self.log(
-            "step",
-            float(self.trainer.global_step),
-            on_step=False,
-            on_epoch=True,
-            batch_size=1,
-            sync_dist=True,
-            rank_zero_only=True,
-        )
+            step = float(self.trainer.global_step)
+            self.log("step", step, on_step=False, on_epoch=True, batch_size=1, sync_dist=True, rank_zero_only=True)
 
     @property
     def _scaler(self) -> Any:

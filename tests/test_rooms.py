@@ -20,6 +20,7 @@ ROOMS = (
     "module",
     "resume",
     "configuration",
+    "round_log",
     "report",
     "checks",
     "evaluation",

@@ -13,7 +13,7 @@ from flow_pl.data.batch import GLOBAL, LOCAL, Chunk, ClientBatch, Examples, part
 from flow_pl.data.federation import Federation, Heldout, Ints, Split
 from flow_pl.data.store.client_store import ClientRows
 from flow_pl.errors import DataError
-from flow_pl.utils.rng import Stream, generator, key
+from flow_pl.utils.rng import Stream, client_generators, client_keys, generator
 from flow_pl.utils.validation import given, require_choice, require_count
 
 Part = NDArray[np.uint8]
@@ -63,9 +63,9 @@ class ClientDataset(Dataset[ClientBatch]):
         longest = max(train.sizes, default=0)
         part = np.zeros((len(clients), longest), dtype=np.uint8)
         order = np.broadcast_to(np.arange(longest), (len(clients), self.orders, longest)).copy()
-        for i, (client, size) in enumerate(zip(clients, train.sizes, strict=True)):
+        generators = self._order_generators(chunk.round, clients)
+        for i, (random, size) in enumerate(zip(generators, train.sizes, strict=True)):
             part[i, :size] = plans[i][1]
-            random = self._order_generator(chunk.round, client)
             for epoch in range(self.orders):
                 order[i, epoch, :size] = random.permutation(size)
         heldout = None
@@ -78,7 +78,7 @@ class ClientDataset(Dataset[ClientBatch]):
             order=torch.from_numpy(order),
             heldout=heldout,
             round=chunk.round,
-            key=torch.tensor([self._key(chunk.round, client) for client in clients], dtype=torch.int64),
+            key=torch.from_numpy(self._keys(chunk.round, clients)),
             unusable=tuple(unusable),
         )
 
@@ -106,8 +106,8 @@ class ClientDataset(Dataset[ClientBatch]):
         x = np.zeros(shape + store.feature_shape, dtype=store.feature_dtype)
         y = np.zeros(shape + store.label_shape, dtype=np.int64)
         for i, (client, index) in enumerate(zip(rows, chosen, strict=True)):
-            x[i, : len(index)] = client.x[index]
-            y[i, : len(index)] = client.y[index]
+            x[i, : len(index)] = client.x.take(index, axis=0)
+            y[i, : len(index)] = client.y.take(index, axis=0)
         mask = np.arange(shape[1]) < np.array(sizes, dtype=np.int64)[:, None]
         return Examples(x=torch.from_numpy(x), y=torch.from_numpy(y), mask=torch.from_numpy(mask), sizes=sizes)
 
@@ -129,14 +129,15 @@ class ClientDataset(Dataset[ClientBatch]):
         """Return the number that seeds a client's draws: its index, if the store holds all clients of the run."""
         return client
 
-    def _key(self, round_: int, client: int) -> int:
+    def _keys(self, round_: int, clients: list[int]) -> Ints:
         # a stream has no negative keys, and the round is -1 in evaluation
-        return key(self.seed, Stream.DROPOUT, round_ + 1, self.number(client))
+        return client_keys(self.seed, Stream.DROPOUT, round_ + 1, clients=[self.number(client) for client in clients])
 
-    def _order_generator(self, round_: int, client: int) -> np.random.Generator:
+    def _order_generators(self, round_: int, clients: list[int]) -> list[np.random.Generator]:
+        numbers = [self.number(client) for client in clients]
         if round_ < 0:  # in evaluation a client is personalized identically after every round
-            return generator(self.seed, Stream.EVALUATION_ORDER, self.number(client))
-        return generator(self.seed, Stream.ORDER, round_, self.number(client))
+            return client_generators(self.seed, Stream.EVALUATION_ORDER, clients=numbers)
+        return client_generators(self.seed, Stream.ORDER, round_, clients=numbers)
 
 
 def draw_part(seed: int, client: int, size: int) -> Part:

@@ -22,10 +22,10 @@ def test_quick_benchmark_writes_its_figures_and_contenders_agree(tmp_path, monke
     monkeypatch.chdir(tmp_path)
     assert main(["--quick", "--only", "mlp"]) == 0
     written = json.loads((tmp_path / "bench.json").read_text())
-    for contender in ("sequential", "optimizer", "vmap", "trainer", "overhead"):
+    for contender in ("sequential", "optimizer", "vmap", "hand", "trainer", "overhead"):
         assert written[f"mlp.{contender}"] > 0
     facts = written["workloads"]["mlp"]
-    assert set(facts["same_model"]) == {"sequential", "optimizer", "vmap", "loop", "trainer"}
+    assert set(facts["same_model"]) == {"sequential", "optimizer", "vmap", "hand", "loop", "trainer"}
     assert max(facts["same_model"].values()) < 1e-4
     assert facts["breakdown_milliseconds"]["gradients"] > 0
     assert facts["breakdown_milliseconds"]["optimizer"] > 0

@@ -6,7 +6,7 @@ Every contender is called once a round and goes on from the model that it ended 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
@@ -132,9 +132,37 @@ class Vmap(BareRounds):
         self.server = [torch.tensordot(self.weights, p, 1) for p in stacked]
 
 
-CONTENDERS: dict[str, type[Sequential] | type[Optimizer] | type[Vmap]] = {
-    "sequential": Sequential,
-    "optimizer": Optimizer,
-    "vmap": Vmap,
-}
+class Batched(Vmap):
+    """All clients side by side by hand: a product of batches for each layer, one autograd graph, nothing else.
+
+    What a perceptron's round costs at least in eager torch: the limit for any loop that is not written for it alone.
+    """
+
+    def __init__(self, workload: Workload, clients: Clients) -> None:
+        super().__init__(workload, clients)
+        assert not self.padded, "all clients have whole minibatches"
+        self.gradients = self._gradients  # type: ignore[assignment]  # in place of vmap's
+        self.layers = [layer for layer in self.model if not isinstance(layer, nn.Flatten)]
+
+    def _gradients(self, parameters: dict[str, Tensor], x: Tensor, y: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        leaves = [p.detach().requires_grad_() for p in parameters.values()]
+        left = iter(leaves)
+        for layer in self.layers:
+            if isinstance(layer, nn.Linear):
+                weight = next(left)
+                x = torch.baddbmm(next(left).unsqueeze(1), x, weight.mT)
+            else:
+                x = layer(x)
+        loss = F.cross_entropy(x.flatten(0, 1), y.flatten(), reduction="sum") / y.shape[1]
+        return dict(zip(parameters, torch.autograd.grad(loss, leaves), strict=True))
+
+
+Contenders = dict[str, type[Sequential] | type[Optimizer] | type[Vmap]]
+
+CONTENDERS: Contenders = {"sequential": Sequential, "optimizer": Optimizer, "vmap": Vmap}
 """The bare contenders by name."""
+
+
+def contenders(workload: Workload) -> Contenders:
+    """Those that can run a workload."""
+    return {**CONTENDERS, "hand": Batched} if workload.kind == "mlp" and not workload.sigma else CONTENDERS

@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from flow_pl import FederatedModule
-from tools.benchmarks.bare import CONTENDERS
+from tools.benchmarks.bare import contenders
 from tools.benchmarks.ours import LoopRounds, fit, flat
 from tools.benchmarks.workloads import Clients, Workload
 
@@ -147,7 +147,7 @@ def compete(workload: Workload, rounds: int) -> Outcome:
             turns()
         outcome.seconds = {name: seconds[WARM_UP:] for name, seconds in turns.seconds.items()}
     else:
-        turns = Turns({**{name: make(workload, clients) for name, make in CONTENDERS.items()}, "loop": ours})
+        turns = Turns({**{name: make(workload, clients) for name, make in contenders(workload).items()}, "loop": ours})
         conductor = Conductor(turns)
         with tempfile.TemporaryDirectory() as folder:
             # One round more: the Trainer's rounds are timed from start to start.

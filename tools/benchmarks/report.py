@@ -23,6 +23,7 @@ MEANING = {
     "sequential": "bare, one client at a time: autograd.grad and torch._foreach (the practical limit)",
     "optimizer": "bare, one client at a time: loss.backward() and torch.optim.SGD",
     "vmap": "bare, all clients side by side: torch.func.vmap(grad)",
+    "hand": "bare, all clients side by side: products of batches written by hand, one autograd graph (the limit)",
     "loop": "ours: FederatedLoop, ServerRound, server optimizer",
     "trainer": "ours through lightning.Trainer, reading the store: all that a user pays",
     "bare": "bare, one client at a time, as sequential",
@@ -157,7 +158,7 @@ def figures(
     ratios |= {f"digits.{name}": value for name, value in start.items()}
     meaning = {
         "<workload>.<contender>": "their round time over our loop's, median of the rounds: above 1, we are faster; "
-        "sequential, optimizer and vmap in one process, the others in their own, each with its best settings",
+        "sequential, optimizer, vmap and hand in one process, the others in their own, each with its best settings",
         "<workload>.<contender>_over_trainer": "the same over ours through lightning.Trainer",
         "<workload>.trainer": "sequential's round time over that of ours through lightning.Trainer",
         "flow_<workload>.fedavg": "a COST: our Flow round's time over our FedAvg round's on the same examples",

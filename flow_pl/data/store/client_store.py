@@ -134,12 +134,16 @@ class ClientStore:
         }
         arrays = {}
         for name, length in lengths.items():
-            array = _load(path / f"{name}.npy", lambda file: np.load(file, mmap_mode="r", allow_pickle=False))
+            # a plain array on the mapped memory: numpy's memmap makes an object of itself of every slice
+            array = np.asarray(
+                _load(path / f"{name}.npy", lambda file: np.load(file, mmap_mode="r", allow_pickle=False))
+            )
             if array.shape[:1] != (length,):
                 raise DataError(_broken(path / f"{name}.npy", f"shape {array.shape} instead of {length} entries"))
             if array.dtype.kind not in _KINDS.get(name, "i") or (name not in ("x", "y") and array.ndim != 1):
                 raise DataError(_broken(path / f"{name}.npy", f"shape {array.shape} and type {array.dtype}"))
-            arrays[name] = array
+            # the same mapped memory as a plain array: of numpy's memmap, every slice is slow
+            arrays[name] = np.asarray(array)
         if arrays["offsets"][-1] != meta.rows:
             raise DataError(_broken(path / "offsets.npy", f"it ends at {arrays['offsets'][-1]}, not at {meta.rows}"))
         for start in range(0, meta.clients, _CLIENTS_AT_ONCE):
@@ -184,7 +188,7 @@ class ClientStore:
             Views of the memory-mapped rows: only those that are indexed are read.
         """
         start, stop = int(self.offsets[client]), int(self.offsets[client + 1])
-        x, y = np.asarray(self._x[start:stop]), np.asarray(self._y[start:stop])
+        x, y = self._x[start:stop], self._y[start:stop]
         counts = (int(rows[client]) for rows in (self.labelled, self.val_rows, self.test_rows))
         return ClientRows(x, y, *counts)
 
