@@ -23,6 +23,7 @@ FOLDER = Path(__file__).with_name("configs")
 KINDS = {
     "task": "data, backbone, budget and rounds",
     "federation": "how a task that divides a file does it; given behind the task",
+    "model": "another backbone for a task; given behind the task",
     "method": "a federated method, the same for every task",
     "tuned": "a method with the settings that were chosen for a task, in place of method/",
     "ablation": "one setting of Flow changed; given last",
@@ -115,8 +116,8 @@ def expand(args: Sequence[str]) -> tuple[list[str], list[str]]:
 def run_name(files: Iterable[str | os.PathLike[str]]) -> str:
     """The name of a run, which its folder has, by the files it is put together from.
 
-    Task and method make `digits/flow`; an ablation is added as in `digits/flow-routing_hard`, a division likewise;
-    loggers do not count, and a file of another folder counts with its own name.
+    Task and method make `digits/flow`; an ablation is added as in `digits/flow-routing_hard`, a division or a model
+    likewise; loggers do not count, and a file of another folder counts with its own name.
 
     Args:
         files: in the order of the command line.
@@ -124,7 +125,7 @@ def run_name(files: Iterable[str | os.PathLike[str]]) -> str:
     parts: list[str] = []
     for path in map(Path, files):
         kind = next((folder for folder in path.parts[-3:-1] if folder in KINDS), None)
-        if kind in ("ablation", "federation") and parts:
+        if kind in ("ablation", "federation", "model") and parts:
             parts[-1] += f"-{path.stem}"
         elif kind not in ("logger", "sweep") and path.stem not in parts:
             parts.append(path.stem)

@@ -16,7 +16,7 @@ from flow_pl.errors import ConfigurationError
 from flow_pl.export import export_model
 from flow_pl.methods import FedAvg, FineTuning, Flow
 from flow_pl.methods.flow_evidence import EvidenceFlow
-from flow_pl.models import EMNISTCNN, MLP, NextCharacterLSTM, NextWordLSTM, ResNet18
+from flow_pl.models import EMNISTCNN, MLP, NextCharacterLSTM, NextWordLSTM, ResNet18, VisionTransformer
 from flow_pl.models.routers import InstanceRouter, SequenceRouter
 from flow_pl.serving import ServerModel, load, load_kept, personalize
 from flow_pl.tasks import Classification, NextToken
@@ -40,6 +40,7 @@ BACKBONES = {
     "mlp": (lambda: MLP(8, 3, (6,)), lambda: (X, Y)),
     "cnn": (lambda: EMNISTCNN(3, (1, 6, 6)), lambda: pictures(1, 6, 6)),
     "resnet": (lambda: ResNet18(3, 3, 2), lambda: pictures(3, 8, 8)),
+    "vit": (lambda: VisionTransformer(3, 3, depth=1, width=8, heads=2), lambda: pictures(3, 8, 8)),
     "words": (lambda: NextWordLSTM(TOKENS, 4, 6, 3), sequences),
     "characters": (lambda: NextCharacterLSTM(TOKENS, 4, 6), sequences),
 }

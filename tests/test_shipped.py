@@ -52,6 +52,7 @@ def test_names_on_the_command_line_become_files(option):
         (["task/emnist", "tuned/emnist/flow", "ablation/routing_hard"], "emnist/flow-routing_hard"),
         (["task/digits", "method/flow", "logger/wandb"], "digits/flow"),
         (["task/cifar10", "federation/cifar10/dirichlet_0.1", "method/flow"], "cifar10-dirichlet_0.1/flow"),
+        (["task/array", "model/vit", "method/flow"], "array-vit/flow"),
         (["mine.yaml"], "mine"),
         ([], ""),
     ],

@@ -7,9 +7,8 @@ process, and in which order. Within a step the engine replaces them.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from types import FunctionType
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from flow_pl.kernels.attention import attention, open_attention
 from flow_pl.models.dropout import drop
 from flow_pl.utils.counter_rng import below
 from flow_pl.utils.unit_stream import UnitStream
@@ -56,13 +56,13 @@ class ClientDraws(TorchFunctionMode):
     ) -> Any:
         """Replace what draws, and what else is to be replaced; leave everything else."""
         kwargs = kwargs or {}
-        own = _OWN.get(func)
+        own = None if _attends_without_draws(func, args, kwargs) else _OWN.get(func)
         if own is not None and kwargs.get("generator") is None:
             self._stream.table.by_functions = True
             return own(self._stream, *args, **kwargs)
         if func is functional.multi_head_attention_forward:
             with self:  # which is left while it replaces a function
-                return _open_attention(*args, **kwargs)
+                return open_attention(*args, **kwargs)
         return self._replaced.get(func, func)(*args, **kwargs)
 
 
@@ -148,40 +148,16 @@ def _check_share(p: float) -> None:
         raise ValueError(f"dropout probability has to be between 0 and 1, but got {p}")
 
 
-def _attention(
-    stream: UnitStream,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Tensor:
-    """As torch's: softmax(q k^T / sqrt(E) + mask) v, with dropout of the weights."""
-    if dropout_p == 0:
-        return functional.scaled_dot_product_attention(
-            query, key, value, attn_mask, 0.0, is_causal, scale=scale, enable_gqa=enable_gqa
-        )
-    if enable_gqa:
-        groups = query.shape[-3] // key.shape[-3]
-        key, value = key.repeat_interleave(groups, -3), value.repeat_interleave(groups, -3)
-    scores = query @ key.mT * (query.shape[-1] ** -0.5 if scale is None else scale)
-    if is_causal:
-        attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-    if attn_mask is not None:
-        scores = scores.masked_fill(~attn_mask, -math.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
-    return _dropout(stream, scores.softmax(-1), dropout_p) @ value
+def _attention(stream: UnitStream, *args: Any, **kwargs: Any) -> Tensor:
+    """As torch's, with dropout of the weights."""
+    return partial(attention, drop=partial(_dropout, stream))(*args, **kwargs)
 
 
-_open_attention = FunctionType(
-    functional.multi_head_attention_forward.__code__,
-    # it would ask for a replacement of itself again, and without that none of what it calls is replaced
-    {**functional.multi_head_attention_forward.__globals__, "has_torch_function": lambda tensors: False},
-    functional.multi_head_attention_forward.__name__,
-    functional.multi_head_attention_forward.__defaults__,
-)
+def _attends_without_draws(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether a call is torch's attention without dropout."""
+    return func is functional.scaled_dot_product_attention and not (
+        args[4] if len(args) > 4 else kwargs.get("dropout_p")
+    )
 
 
 def _gumbel_softmax(

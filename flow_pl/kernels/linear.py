@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from flow_pl.kernels.attention import attention, open_attention
 from flow_pl.kernels.embedding import embedding, raw_embedding
 from flow_pl.kernels.functional import mapped_first
 
@@ -22,8 +23,8 @@ from flow_pl.kernels.functional import mapped_first
 class ClientLinears(TorchFunctionMode):
     """A context in which `torch.nn.functional.linear`, and so `torch.nn.Linear`, is that of this module.
 
-    Embeddings are those of `flow_pl.kernels.embedding`. Linear layers have reverse-mode derivatives of any order, and
-    none in forward mode (`torch.func.jvp`).
+    Embeddings are those of `flow_pl.kernels.embedding`, attention that of `flow_pl.kernels.attention`. Linear layers
+    have reverse-mode derivatives of any order, and none in forward mode (`torch.func.jvp`).
     """
 
     def __torch_function__(
@@ -33,7 +34,10 @@ class ClientLinears(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Replace linear layers and embeddings; leave everything else."""
+        """Replace linear layers, embeddings and attention; leave everything else."""
+        if func is functional.multi_head_attention_forward:
+            with self:  # which is left while it replaces a function
+                return open_attention(*args, **(kwargs or {}))
         return REPLACED.get(func, func)(*args, **(kwargs or {}))
 
 
@@ -52,6 +56,7 @@ REPLACED: Mapping[Callable[..., Any], Callable[..., Any]] = {
     functional.linear: _linear,
     functional.embedding: embedding,
     torch.embedding: raw_embedding,
+    functional.scaled_dot_product_attention: attention,
 }
 """What is replaced."""
 

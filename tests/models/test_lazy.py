@@ -5,7 +5,7 @@ from torch import nn
 from flow_pl.checks import check_fit
 from flow_pl.errors import ConfigurationError
 from flow_pl.methods import FedAvg, HypCluster
-from flow_pl.models import EMNISTCNN, MLP, LogisticRegression, ResNet18
+from flow_pl.models import EMNISTCNN, MLP, LogisticRegression, ResNet18, VisionTransformer
 from flow_pl.tasks import Classification
 
 IMAGE, VECTOR = torch.rand(1, 2, 12, 10), torch.rand(1, 7)
@@ -26,6 +26,7 @@ def sizes(module):
         (LogisticRegression(), LogisticRegression(7, 5), VECTOR),
         (EMNISTCNN(None, None), EMNISTCNN(5, (2, 12, 10)), IMAGE),
         (ResNet18(None, None, groups=2), ResNet18(5, 2, groups=2), IMAGE),
+        (VisionTransformer(patch_size=2, depth=1), VisionTransformer(5, 2, patch_size=2, depth=1), IMAGE),
     ],
 )
 def test_sizes_that_are_left_out_are_those_of_the_data(backbone, explicit, example):
