@@ -22,7 +22,7 @@ from flow_pl.models import LSTM, MLP
 from tests.test_cli import config, fails  # noqa: F401 (a fixture)
 
 MODULES = ["flow_pl", "flow_pl.methods", "flow_pl.models", "flow_pl.models.routers", "flow_pl.tasks", "flow_pl.data"]
-MODULES += ["callbacks"]
+MODULES += ["flow_pl.models.feature_router", "callbacks"]
 
 RECORDS = {"ClientBatch", "ClientStore", "Derive", "Examples", "Phase", "Prediction", "Step"}
 """What the code itself makes and hands on, besides the named tuples; nobody configures them."""
@@ -30,6 +30,7 @@ RECORDS = {"ClientBatch", "ClientStore", "Derive", "Examples", "Phase", "Predict
 REQUIRED: dict[str, dict[str, Any]] = {
     "FederatedModule": {"backbone": MLP(2, 2), "method": FedAvg()},
     "InstanceRouter": {"blocks": [nn.Linear(2, 2)]},
+    "FeatureRouter": {"blocks": [nn.Linear(2, 2)]},
     "SequenceRouter": {"blocks": [LSTM(2, 2), nn.Linear(2, 2)]},
     "MLP": {"in_features": 2, "num_classes": 2},
     "LogisticRegression": {"in_features": 2, "num_classes": 2},

@@ -6,13 +6,16 @@ from collections.abc import Callable, Sequence
 from types import MappingProxyType
 from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 
 from flow_pl.errors import ConfigurationError
 from flow_pl.methods.base import Derive, Method, Minibatch, Part, Phase, Prediction, Step
+from flow_pl.methods.parts.pieces import pieces
 from flow_pl.methods.parts.regularizers import routing_regularizer
+from flow_pl.models.fitting_router import fitting_router
 from flow_pl.models.routed import one_hot_routes
-from flow_pl.models.routers import Route, Router, fitting_router
+from flow_pl.models.routers import Route, Router
 from flow_pl.utils.groups import Groups, Parameters
 from flow_pl.utils.validation import require_at_least_zero, require_choice, require_positive
 
@@ -33,11 +36,11 @@ class Flow(Method):
             predicts on all the data.
         routing: how the personalized model mixes in evaluation: "hard" takes the more probable branch, "soft" mixes by
             the probabilities, as in training.
-        route_by: "instance", or "client" for one route per client: the router sees the mean of its features.
+        route_by: "instance", or "client" for one route per client: the router sees the mean of what it decides by.
         train_global: "own" trains w_g on its own outputs; "routed" trains it through the personalized model.
         adapt_router: whether the router is trained when a client is personalized.
-        router: creates the router from the routed blocks; by default a SequenceRouter for recurrent blocks, and an
-            InstanceRouter for others.
+        router: creates the router from the routed blocks; by default a SequenceRouter for recurrent blocks, a
+            FeatureRouter for a backbone with an embedding table, and an InstanceRouter for others.
         router_lr_scale: factor on the client optimizer's learning rate for the router.
         personal_lr_scale: factor on the client optimizer's learning rate for the local model.
     """
@@ -84,7 +87,8 @@ class Flow(Method):
 
     def server_modules(self) -> dict[str, nn.Module]:
         """Return the router, which the server averages like w_g."""
-        self.router = self.make_router(self.model.block_modules(type(self).__name__))
+        blocks, make = self.model.block_modules(type(self).__name__), self.make_router
+        self.router = make(blocks, self.model.backbone) if make is fitting_router else make(blocks)
         self._routed_blocks = self.model.blocks
         return {"router": self.router}
 
@@ -103,14 +107,15 @@ class Flow(Method):
         if self.route_by == "client" and self.router.sees_outputs:
             raise ConfigurationError(
                 f"route_by is 'client', but {type(self.router).__name__} decides by the outputs of the blocks, which "
-                "only instances have: set route_by to 'instance', or use InstanceRouter."
+                "only instances have: set route_by to 'instance', or use FeatureRouter."
             )
 
     def initialize(self, x: Tensor) -> None:
         """Route the instances once with the server's parameters, which initializes lazy modules."""
         super().initialize(x)
         w_g: Parameters = dict(self.model.backbone.named_parameters())
-        self.model.routed(x, w_g, self.model.local_copy(w_g), self.router.bind(None, x))
+        seen = self.router.look(self.model, w_g, x)
+        self.model.routed(x, w_g, self.model.local_copy(w_g), self.router.bind(None, seen))
 
     def start(self, server: Groups) -> Groups:
         """Return w_g and psi, a local model initialized from w_g, and for `cross` a probe trained on half the data."""
@@ -205,7 +210,7 @@ class Flow(Method):
     def _route(self, groups: Groups, x: Tensor) -> Route:
         """Route the instances x [N, ...]."""
         if self.route_by == "instance":
-            return self.router.bind(groups["router"], x)
+            return self.router.bind(groups["router"], self.router.look(self.model, groups["global"], x))
         one = self.router.bind(groups["router"], groups["features"]["mean"].unsqueeze(0))
         return lambda block, *tensors: one(block, *tensors).expand(x.shape[0], 2)
 
@@ -214,7 +219,9 @@ class Flow(Method):
 
         def mean(groups: Groups, examples: Minibatch) -> Groups:
             weight = examples.mask.float()
-            total = (examples.x.float() * weight.reshape(-1, *[1] * (examples.x.ndim - 1))).sum(0)
+            looks = [self.router.look(self.model, groups["global"], piece.x) for piece in pieces(examples)]
+            seen = torch.cat(looks).float()
+            total = (seen * weight.reshape(-1, *[1] * (seen.ndim - 1))).sum(0)
             return {"features": {"mean": total / weight.sum().clamp_min(1.0)}}
 
         return (Derive("all", mean),) if self.route_by == "client" else ()

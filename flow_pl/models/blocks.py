@@ -125,7 +125,7 @@ def named_blocks(backbone: nn.Module, names: Sequence[str], setting: str = "bloc
     for name in names:
         if not name or name not in modules:
             raise ConfigurationError(
-                f"{setting} names '{name}', which is no submodule of {kind}: {_known(modules, name)}."
+                f"{setting} names '{name}', which is no submodule of {kind}: {suggestion(modules, name)}."
             )
         module = modules[name]
         if isinstance(module, CONTAINERS):
@@ -153,8 +153,13 @@ def named_blocks(backbone: nn.Module, names: Sequence[str], setting: str = "bloc
     return list(names)
 
 
-def _known(modules: dict[str, nn.Module], name: str) -> str:
-    """What a message offers in place of a name that is none."""
+def suggestion(modules: dict[str, nn.Module], name: str) -> str:
+    """What a message offers in place of a name that is none.
+
+    Args:
+        modules: by name.
+        name: what was given.
+    """
     near = difflib.get_close_matches(name, [known for known in modules if known], 3)
     if near:
         return f"the nearest it has are {', '.join(map(repr, near))}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +16,13 @@ from torch import Tensor, nn
 from flow_pl.errors import ConfigurationError
 from flow_pl.kernels.functional import call
 from flow_pl.models.dropout import Dropout
+from flow_pl.models.pooling import is_tokens
 from flow_pl.models.recurrent import Recurrent
+from flow_pl.utils.groups import Parameters
 from flow_pl.utils.validation import require_counts, require_fraction, require_some
+
+if TYPE_CHECKING:
+    from flow_pl.models.routed import RoutedModel
 
 Route = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """Maps (index of the routed block, its inputs, its outputs on the global and on the local copy) to probabilities
@@ -36,13 +41,23 @@ class Router(nn.Module, ABC):
 
     sees_outputs = True
 
+    def look(self, model: RoutedModel, parameters: Parameters, x: Tensor) -> Tensor:
+        """What it decides by [N, ...]: the instances themselves.
+
+        Args:
+            model: the backbone and its blocks.
+            parameters: of w_g.
+            x: instances [N, ...].
+        """
+        return x
+
     @abstractmethod
     def bind(self, parameters: dict[str, Tensor] | None, x: Tensor) -> Route:
         """The route of instances through the blocks.
 
         Args:
             parameters: of the router; None for the module's own.
-            x: instances [N, ...].
+            x: what it decides by, from `look` [N, ...].
         """
 
     def call(self, parameters: dict[str, Tensor] | None, *args: Any) -> Any:
@@ -54,7 +69,8 @@ class InstanceRouter(Router):
     """An MLP over the flattened instance with one early exit per routed block.
 
     Exit i is a 2-way softmax on hidden layer i; blocks beyond the last hidden layer share it, and where there are
-    fewer blocks than layers the exits sit on the last ones.
+    fewer blocks than layers the exits sit on the last ones. Takes amounts, such as pixels; for token ids there is
+    `FeatureRouter`.
 
     Args:
         blocks: the routed blocks, given by the method.
@@ -74,6 +90,19 @@ class InstanceRouter(Router):
         """Decide for all blocks from the instance alone."""
         q: Tensor = self.call(parameters, x)
         return lambda block, inputs, on_global, on_local: q[:, block]
+
+    def look(self, model: RoutedModel, parameters: Parameters, x: Tensor) -> Tensor:
+        """The instances [N, ...].
+
+        Raises:
+            ConfigurationError: they are token ids, or several tensors by name.
+        """
+        if is_tokens(x):
+            raise ConfigurationError(
+                f"the router is {type(self).__name__}, which takes an instance's numbers for amounts, and these are "
+                "token ids or several tensors: use FeatureRouter, which decides by features of the backbone."
+            )
+        return x
 
     def forward(self, x: Tensor) -> Tensor:
         """Probabilities [N, blocks, 2] for instances x [N, ...]."""
@@ -141,15 +170,6 @@ class SequenceRouter(Router):
         exits = self.cells[block] if block < self._cells else self.behind
         probabilities: Tensor = exits(features)
         return probabilities
-
-
-def fitting_router(blocks: Sequence[nn.Module]) -> Router:
-    """The router for a backbone where none is named: per token for recurrent blocks, else per instance.
-
-    Args:
-        blocks: the routed blocks, given by the method.
-    """
-    return SequenceRouter(blocks) if any(isinstance(block, Recurrent) for block in blocks) else InstanceRouter(blocks)
 
 
 class _EarlyExits(nn.Module):

@@ -27,6 +27,7 @@ from flow_pl.callbacks import GeneralizedAccuracy, PersonalizationGain, Personal
 from flow_pl.data import ArrayData, FederatedDataModule, SyntheticData
 from flow_pl.errors import FlowError
 from flow_pl.models import EMNISTCNN, MLP, LogisticRegression, NextCharacterLSTM, NextWordLSTM
+from flow_pl.models.feature_router import FeatureRouter
 from flow_pl.models.routers import InstanceRouter, SequenceRouter
 from flow_pl.tasks import Classification, MultiLabel, NextToken, Objective
 from tests.test_settings import FROM_ZERO, alternatives, annotations, fits, trials
@@ -168,8 +169,8 @@ def draw_objective(draw: Draw, task: str) -> Objective:
 
 
 def draw_router(draw: Draw, task: str) -> Any:
-    cls = draw.one("router", *([SequenceRouter] if task == "sentences" else [InstanceRouter]), InstanceRouter)
-    return partial(cls, **draw.of(cls))
+    cls = draw.one("router", SequenceRouter if task == "sentences" else InstanceRouter, FeatureRouter)
+    return partial(cls, **draw.of(cls, **({"submodule": st.none()} if cls is FeatureRouter else {})))
 
 
 def draw_optimizer(draw: Draw, name: str) -> Any:

@@ -285,5 +285,5 @@ def test_routes_of_a_multi_label_instance_count_once():
 
 
 def test_one_way_per_client_needs_a_router_that_sees_no_outputs():
-    with pytest.raises(ConfigurationError, match=r"route_by is 'client', but SequenceRouter .* or use InstanceRouter"):
+    with pytest.raises(ConfigurationError, match=r"route_by is 'client', but SequenceRouter .* or use FeatureRouter"):
         bound(PublishedFlow(route_by="client", router=SequenceRouter), NextWordLSTM(TOKENS, 3, 4, 3))

@@ -1,0 +1,59 @@
+"""One vector for each instance, from features that have one for each token or position."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+MASK = "attention_mask"
+"""Name, in instances of several tensors, of what is 1 for tokens and 0 for padding."""
+
+
+def padding_token(backbone: nn.Module) -> int | None:
+    """Return the token that pads instances: the `padding_idx` of the backbone's first embedding table that has one."""
+    tables = (module for module in backbone.modules() if isinstance(module, nn.Embedding))
+    return next((table.padding_idx for table in tables if table.padding_idx is not None), None)
+
+
+def token_mask(x: Tensor | Mapping[str, Tensor], padding: int | None) -> Tensor | None:
+    """Which tokens of instances are real.
+
+    Args:
+        x: instances: token ids [N, T], or several tensors by name, one of which may be the mask [N, T].
+        padding: the token that pads.
+
+    Returns:
+        [N, T] bool; None where nothing tells them apart.
+    """
+    if isinstance(x, Mapping):
+        return x[MASK].bool() if MASK in x else None
+    if padding is None or x.ndim != 2 or x.is_floating_point():
+        return None
+    return x.ne(padding)
+
+
+def pooled(features: Tensor, mask: Tensor | None = None) -> Tensor:
+    """The mean over tokens, or over the positions of an image.
+
+    Args:
+        features: [N, F], tokens [N, T, F] or images [N, F, ...].
+        mask: [N, T], 1 for the tokens that count; None = all. Where it is of other tokens, all count.
+
+    Returns:
+        [N, F]; zeros for an instance without a token that counts.
+    """
+    if features.ndim < 3:
+        return features.reshape(features.shape[0], -1)
+    if features.ndim > 3:
+        return features.flatten(2).mean(2)
+    if mask is None or mask.shape != features.shape[:2]:
+        return features.mean(1)
+    weight = mask.to(features.dtype).unsqueeze(-1)
+    return (features * weight).sum(1) / weight.sum(1).clamp_min(1)
+
+
+def is_tokens(x: Tensor | Mapping[str, Tensor]) -> bool:
+    """Whether instances are token ids, or several tensors by name."""
+    return isinstance(x, Mapping) or x.dtype in (torch.int64, torch.int32)
