@@ -56,6 +56,7 @@ from flow_pl.evaluation.counts import ClientEvaluation, ClientPredictions, conca
 from flow_pl.kernels.allocator import keep_freed_memory
 from flow_pl.methods.base import Method
 from flow_pl.models.blocks import Blocks
+from flow_pl.models.normalization import BatchNorm, converted
 from flow_pl.resume import apply_server, begin_round_anew, check_data, check_server, data_record, server_record
 from flow_pl.round_log import log_round, prepare_log
 from flow_pl.tasks import Classification, Objective
@@ -99,6 +100,8 @@ class FederatedModule(lightning.LightningModule):
         blocks: names of the backbone's submodules that a method routes, or cuts into body and head, as
             `named_modules` has them; "auto" = the children of a Sequential, the stages of a residual net, the layers of
             a transformer.
+        batch_norm: what becomes of BatchNorm layers: "group" = GroupNorm with their weights, "frozen" = their
+            statistics are constants, "local" = each client keeps them (FedBN); null = a backbone with any is refused.
     """
 
     def __init__(
@@ -115,12 +118,16 @@ class FederatedModule(lightning.LightningModule):
         compression: Compression | None = None,
         attack: Attack | None = None,
         blocks: Blocks = "auto",
+        batch_norm: BatchNorm | None = None,
     ) -> None:
         super().__init__()
         require_fraction(max_rejected=max_rejected)
         self.automatic_optimization = False
         self.loop = FederatedLoop() if loop is None else loop
         self.objective = Classification() if objective is None else objective
+        self.batch_norm = batch_norm
+        if batch_norm is not None:
+            backbone = converted(backbone, batch_norm)
         self.method = method.bind(backbone, self.objective, None if blocks == "auto" else blocks)
         self.server = nn.ModuleDict(self.method.modules)
         self.server_optimizer = server_optimizer
@@ -600,8 +607,11 @@ class FederatedModule(lightning.LightningModule):
     def identity(self) -> dict[str, str]:
         """Return what a checkpoint must have been trained with to fit.
 
-        The class names of method and backbone, and the blocks, where they are not the children of a Sequential.
+        The class names of method and backbone, the blocks, where they are not the children of a Sequential, and what
+        has become of BatchNorm layers.
         """
         identity = {"method": type(self.method).__name__, "backbone": type(self.backbone).__name__}
         model = self.method.model
-        return {**identity, "blocks": ", ".join(model.blocks)} if model.chosen else identity
+        if model.chosen:
+            identity["blocks"] = ", ".join(model.blocks)
+        return identity if self.batch_norm is None else {**identity, "batch_norm": self.batch_norm}

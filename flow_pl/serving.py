@@ -156,7 +156,7 @@ class ServedModel(nn.Module):
         groups = self.tensors()
         if len(groups) == 1:
             ((_, weights),) = groups.items()
-            return {**weights, **dict(self.method.modules["global"].named_buffers())}
+            return {**dict(self.method.modules["global"].named_buffers()), **weights}
         found = {f"{name}.{key}": p for name, group in groups.items() for key, p in group.items()}
         for name, block in self.method.modules.items():
             if name in groups:

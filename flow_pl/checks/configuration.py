@@ -68,9 +68,9 @@ def check_checkpoint(
         ConfigurationError: they differ.
     """
     for role in dict.fromkeys((*expected, *saved)):
-        name, before = expected.get(role, "others"), saved.get(role, "others")
+        name, before = expected.get(role, "none"), saved.get(role, "none")
         if before != name:
-            by = "with" if role == "blocks" else "by"
+            by = "by" if role in ("method", "backbone") else "with"
             raise ConfigurationError(
                 f"the checkpoint was written {by} the {role} {before}, this configuration has {name}: use the "
                 f"configuration that the checkpoint was trained with, or another checkpoint."

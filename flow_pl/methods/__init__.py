@@ -6,6 +6,7 @@ from flow_pl.methods.ditto import Ditto
 from flow_pl.methods.fedala import FedALA
 from flow_pl.methods.fedavg import FedAvg
 from flow_pl.methods.fedbabu import FedBABU
+from flow_pl.methods.fedbn import FedBN
 from flow_pl.methods.fedcp import FedCP
 from flow_pl.methods.feddbe import FedDBE
 from flow_pl.methods.fedper import FedPer
@@ -35,6 +36,7 @@ __all__ = [
     "FedALA",
     "FedAvg",
     "FedBABU",
+    "FedBN",
     "FedCP",
     "FedDBE",
     "FedPer",

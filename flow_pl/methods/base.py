@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from flow_pl.errors import ConfigurationError
+from flow_pl.models.normalization import ClientBatchNorm
 from flow_pl.models.routed import RoutedModel
 from flow_pl.tasks import Objective
 from flow_pl.utils.groups import Groups, OptimizerFactory, Parameters
@@ -178,6 +179,7 @@ class Method(ABC):
         training_only: attributes that no prediction needs.
         needs: what the method computes by the backbone: its "outputs" alone (or blocks, which it routes), the
             "features" that its last block gets, or also the outputs of that block, the "head", for other features.
+        keeps_norms: whether clients keep the layers that `batch_norm: local` makes.
         block_names: names of the backbone's blocks, where they are not chosen automatically.
         cohort_share: expected share of the seen clients in a round's cohort; 1 until the data are known.
     """
@@ -189,6 +191,7 @@ class Method(ABC):
     scratch: ClassVar[tuple[str, ...]] = ()
     training_only: ClassVar[tuple[str, ...]] = ("phases", "personal_phases")
     needs: Literal["outputs", "features", "head"] = "outputs"
+    keeps_norms: ClassVar[bool] = False
     cohort_share: float = 1.0
     block_names: Sequence[str] | None
     phases: tuple[Phase | Derive, ...]
@@ -227,6 +230,12 @@ class Method(ABC):
         """
         bound = copy.copy(self)
         bound.block_names = blocks
+        kept = [name for name, layer in backbone.named_modules() if isinstance(layer, ClientBatchNorm)]
+        if kept and not self.keeps_norms:
+            raise ConfigurationError(
+                f"batch_norm is local, but clients of {type(self).__name__} do not keep normalization layers (block "
+                f"'{kept[0]}' of the backbone): use FedBN, or set model.batch_norm to group or frozen."
+            )
         bound.model = RoutedModel(backbone, blocks)
         bound.objective = objective
         bound.modules = {"global": backbone, **bound.server_modules()}

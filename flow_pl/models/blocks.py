@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from flow_pl.errors import ConfigurationError
 
@@ -47,9 +48,15 @@ def check_parameters(backbone: nn.Module) -> None:
         )
     for name, module in backbone.named_modules():
         if getattr(module, "track_running_stats", False):
+            remedy = "use nn.GroupNorm, or track_running_stats=False"
+            if isinstance(module, _BatchNorm):
+                remedy = (
+                    "set model.batch_norm to group (GroupNorm with the same weights), frozen (its statistics as "
+                    "constants) or local (kept by each client, with the method FedBN), or use nn.GroupNorm"
+                )
             raise ConfigurationError(
                 f"block '{name}' of the backbone is a {type(module).__name__} with running statistics, which many "
-                "clients trained side by side cannot share: use nn.GroupNorm."
+                f"clients trained side by side cannot share: {remedy}."
             )
 
 

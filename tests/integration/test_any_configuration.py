@@ -229,7 +229,13 @@ def draw_module(draw: Draw, folder: Path) -> tuple[FederatedModule, FederatedDat
     backbone = draw_backbone(draw, parts["backbone"])
     objective = draw_objective(draw, parts["objective"])
     model = FederatedModule(
-        backbone, draw.make(method, **own), loop, objective, server_optimizer, scheduler, **draw.of(FederatedModule)
+        backbone,
+        draw.make(method, **own),
+        loop,
+        objective,
+        server_optimizer,
+        scheduler,
+        **draw.of(FederatedModule, batch_norm=st.none()),
     )
     return model, data
 

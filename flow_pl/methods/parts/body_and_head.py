@@ -10,7 +10,7 @@ from torch import Tensor
 from flow_pl.errors import ConfigurationError
 from flow_pl.methods.base import Derive, Method, Minibatch, Phase, Prediction, Step
 from flow_pl.utils.groups import Groups, Parameters
-from flow_pl.utils.validation import require_count
+from flow_pl.utils.validation import require_count, require_some
 
 
 class BodyAndHead(Method):
@@ -28,7 +28,9 @@ class BodyAndHead(Method):
 
     def __init__(self, head_blocks: int | Sequence[str] = 1, personal_lr_scale: float = 1.0) -> None:
         super().__init__(personal_lr_scale)
-        if not isinstance(head_blocks, Sequence):
+        if isinstance(head_blocks, Sequence):
+            require_some(head_blocks=head_blocks)
+        else:
             require_count(head_blocks=head_blocks)
         self.head_blocks = head_blocks
 
