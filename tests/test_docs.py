@@ -84,6 +84,24 @@ def test_what_is_shown_to_extend_works(folder):
     assert 0 <= callback["val/clients_served"] <= 1
 
 
+@pytest.mark.slow
+def test_a_residual_net_is_routed_by_three_lines(folder, caplog):
+    """The page's own files and command: a round on the digits, with the blocks named there and printed."""
+    text = (DOCS / "models.md").read_text()
+    (yaml_code,) = re.findall(r"^```yaml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert len(yaml_code.splitlines()) == 2 + 3
+    (folder / "my_resnet.yaml").write_text(yaml_code)
+    (code,), (command,) = CODE.findall(text), COMMAND.findall(text)
+    (folder / "my_resnet.py").write_text(code)
+    few = ["--data.cohort_size=4", "--data.chunk_size=4", "--data.val_clients=2", "--model.loop.local_epochs=1"]
+    cli = run([*shlex.split(command), *SMALL, "--trainer.devices=1", *few])
+    metrics = cli.trainer.callback_metrics
+    blocks = yaml.safe_load(yaml_code)["model"]["blocks"]
+    assert [name.rpartition("/")[2] for name in metrics if name.startswith("val/routed_local/")] == blocks
+    assert 0 <= metrics["val/personalized_accuracy"] <= 1
+    assert f"routed blocks: {', '.join(blocks)}" in caplog.text
+
+
 def test_the_method_shown_takes_its_gradient_elsewhere(folder):
     """With rho = 0 the very numbers of FedAvg, with a large one another step."""
     text = (DOCS / "extending.md").read_text()

@@ -1,4 +1,4 @@
-"""Backbones as sequences of blocks. Any `torch.nn.Sequential` can be routed; these are the ones of the evaluation."""
+"""Backbones. Any `torch.nn.Module` can be routed; these are the ones of the evaluation."""
 
 from flow_pl.models.cnn import EMNISTCNN
 from flow_pl.models.dropout import Dropout

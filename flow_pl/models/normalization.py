@@ -31,6 +31,8 @@ class FixedBatchNorm(nn.Module):
         layer: whose parameters, statistics and names of both are taken over.
     """
 
+    weight: nn.Parameter | None
+    bias: nn.Parameter | None
     running_mean: Tensor
     running_var: Tensor
 
