@@ -1,5 +1,6 @@
 """Backbones. Any `torch.nn.Module` can be routed; these are the ones of the evaluation."""
 
+from flow_pl.models.adapters import LoRA
 from flow_pl.models.cnn import EMNISTCNN
 from flow_pl.models.dropout import Dropout
 from flow_pl.models.language import NextCharacterLSTM, NextWordLSTM
@@ -15,6 +16,7 @@ __all__ = [
     "LSTM",
     "MLP",
     "Dropout",
+    "LoRA",
     "LogisticRegression",
     "NextCharacterLSTM",
     "NextWordLSTM",

@@ -66,7 +66,8 @@ def automatic_blocks(backbone: nn.Module) -> list[str]:
     The children with trainable parameters are the blocks. A list of layers is opened into its items: a `ModuleList`, or
     a `Sequential` of layers of one class, with parts of their own, that has no other such Sequential beside it. So the
     layers of a transformer are blocks each, while of a residual net, whose stages stand beside each other, the stages
-    are. A module that holds such a list is opened too. Modules that hold embedding tables are no blocks.
+    are. A module that holds such a list is opened too, and so is the only child of a wrapper. Modules that hold
+    embedding tables are no blocks.
 
     Args:
         backbone: any module.
@@ -74,6 +75,12 @@ def automatic_blocks(backbone: nn.Module) -> list[str]:
     if is_chain(backbone):
         children = {name: child for name, child in backbone._modules.items() if child is not None}
         return [n for n, child in children.items() if trained(child) and not isinstance(child, nn.Embedding)]
+    inside = list(backbone.named_children())
+    if len(inside) == 1:
+        only, wrapped = inside[0]
+        inner = automatic_blocks(wrapped)
+        if inner:
+            return [f"{only}.{block}" for block in inner]
     return list(_opened(backbone, ""))
 
 
