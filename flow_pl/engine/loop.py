@@ -23,7 +23,7 @@ from flow_pl.engine.schedule import make_schedule, part_mask
 from flow_pl.engine.tracing import CompileMode
 from flow_pl.engine.training_statistics import TrainingStatistics
 from flow_pl.kernels.functional import training_mode
-from flow_pl.methods.base import Derive, Method, Minibatch, Phase
+from flow_pl.methods.base import Derive, Method, Minibatch, Phase, naming_missing_groups
 from flow_pl.utils.counter_rng import step_keys
 from flow_pl.utils.groups import Groups, OptimizerFactory
 from flow_pl.utils.validation import given, require_choice, require_count, require_positive
@@ -217,7 +217,8 @@ class FederatedLoop:
         if kept is not None:
             groups.put(kept)
         statistics = TrainingStatistics(batch.client.device)
-        with torch.no_grad(), training_mode(method.modules.values(), True):
+        named = naming_missing_groups(method, groups.groups)
+        with named, torch.no_grad(), training_mode(method.modules.values(), True):
             phases = 0
             for stage, orders in plan if len(batch) else ():
                 if isinstance(stage, Derive):

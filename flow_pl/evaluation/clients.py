@@ -14,7 +14,7 @@ from flow_pl.engine.loop import FederatedLoop
 from flow_pl.errors import ConfigurationError
 from flow_pl.evaluation.counts import ClientEvaluation, ClientPredictions, count_client, predict_client
 from flow_pl.kernels.functional import training_mode
-from flow_pl.methods.base import Method, Minibatch
+from flow_pl.methods.base import Method, Minibatch, naming_missing_groups
 from flow_pl.utils.groups import Groups
 
 
@@ -37,7 +37,7 @@ def evaluate_clients(
     groups, _ = loop.run(method, server, batch, False, kept=kept)
     zeros = torch.zeros(len(batch), device=batch.client.device)
     totals: dict[str, Tensor] = {}
-    with training_mode(method.modules.values(), False):
+    with naming_missing_groups(method, groups.groups), training_mode(method.modules.values(), False):
         for active, examples in _slices(loop, heldout):
             counts = map_clients(partial(count_client, method), groups, examples, active)
             for name, value in counts.items():
@@ -71,7 +71,7 @@ def predict_clients(
     """
     heldout = _heldout(batch)
     groups, _ = loop.run(method, server, batch, False, kept=kept)
-    with training_mode(method.modules.values(), False):
+    with naming_missing_groups(method, groups.groups), training_mode(method.modules.values(), False):
         slices = [
             map_clients(partial(predict_client, method), groups, examples)
             for _, examples in _slices(loop, heldout, prefix=False)

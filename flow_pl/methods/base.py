@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar, get_args
@@ -442,6 +443,27 @@ def check_groups(method: Method) -> None:
                 require_group(known, f"{name}.{setting} names", group)
         if method.participation is not None:
             require_group(known, f"{name}.participation names", method.participation)
+
+
+@contextmanager
+def naming_missing_groups(method: Method, groups: Mapping[str, Any]) -> Iterator[None]:
+    """A context in which a group that a method reads and that does not exist is named, with the choices.
+
+    Args:
+        method: its steps, its `Derive`s or its `predict` are called here.
+        groups: the client's groups, as they are when the error occurs.
+
+    Raises:
+        ConfigurationError: a group does not exist.
+    """
+    try:
+        yield
+    except KeyError as error:
+        (key,) = error.args or ("",)
+        parameters = (name for module in method.modules.values() for name, _ in module.named_parameters())
+        if isinstance(key, str) and key not in parameters:  # else a parameter is missing, which is no misspelling
+            require_group(groups, f"{type(method).__name__} reads", key)
+        raise
 
 
 def require_group(choices: Iterable[str], where: str, group: str) -> None:

@@ -39,6 +39,7 @@ from flow_pl.methods import (
     PerFedAvg,
     PFedMe,
     Phase,
+    Prediction,
     Scaffold,
     Step,
 )
@@ -138,6 +139,49 @@ def test_a_start_from_an_unknown_group_is_refused_when_the_method_is_bound():
 
     with pytest.raises(ConfigurationError, match=r"Misnamed\.start reads the group 'globel', expected 'global'"):
         Misnamed().bind(network(), Classification())
+
+
+class Misreading(FedAvg):
+    """FedAvg that asks for a group which does not exist, in one place."""
+
+    def __init__(self, place):
+        super().__init__()
+        self.place = place
+
+    def training(self):
+        def objective(groups, minibatch):
+            return self.loss(minibatch, groups["globel" if self.place == "step" else "global"])
+
+        def compute(groups, examples):
+            return {"own": {name: 2 * p for name, p in groups["globel"].items()}}
+
+        derive = (Derive("all", compute),) if self.place == "derive" else ()
+        return (*derive, Phase("all", (Step("global", objective),), examples="rows" if self.place == "rows" else None))
+
+    def predict(self, groups, x):
+        return Prediction(*[self.model.plain(x, groups["globel" if self.place == "predict" else "global"])] * 2)
+
+
+@pytest.mark.parametrize("sizes", [(7,), (7, 5)])
+@pytest.mark.parametrize("place", ["step", "derive", "rows", "predict"])
+def test_a_group_that_does_not_exist_is_named_where_it_is_read(place, sizes):
+    method, batch = bound(Misreading(place)), chunk(sizes, heldout=3)
+    group = "rows" if place == "rows" else "globel"
+    with pytest.raises(ConfigurationError, match=f"Misreading reads the group '{group}', expected 'global'"):
+        if place == "predict":
+            evaluate_clients(loop(), method, server_groups(method), batch)
+        else:
+            loop().train_clients(method, server_groups(method), batch)
+
+
+def test_a_missing_parameter_is_no_missing_group():
+    class Wrong(FedAvg):
+        def predict(self, groups, x):
+            return {}["0.weight"]
+
+    method, batch = bound(Wrong()), chunk((7,), heldout=3)
+    with pytest.raises(KeyError, match="0.weight"):
+        evaluate_clients(loop(), method, server_groups(method), batch)
 
 
 @pytest.mark.parametrize(
