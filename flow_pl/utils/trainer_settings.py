@@ -82,10 +82,11 @@ def check_trainer(settings: Mapping[str, Any]) -> None:
         if isinstance(value, int) and value < least:
             raise ConfigurationError(f"trainer.{name} is {value}, expected a whole number of {least} or more.")
     interval = settings.get("val_check_interval")
-    if isinstance(interval, int | float) and interval <= 0:
+    if interval is not None and (interval != 1.0 or not isinstance(interval, float)):
         raise ConfigurationError(
-            f"trainer.val_check_interval is {interval}, expected 1.0, which is the end of a round, or more than 0; to "
-            "validate never, set trainer.limit_val_batches to 0."
+            f"trainer.val_check_interval is {interval}, expected 1.0, the end of a round: within a round the server's "
+            "model does not change. To validate every few rounds, set trainer.check_val_every_n_epoch; to validate "
+            "never, set trainer.limit_val_batches to 0."
         )
     overfit = settings.get("overfit_batches")
     if overfit:
