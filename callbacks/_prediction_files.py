@@ -15,7 +15,7 @@ from flow_pl.errors import ConfigurationError
 from flow_pl.utils.optional import install_command
 
 Column = np.ma.MaskedArray[Any, Any]
-"""Values of one column, of strings, integers, truth values or lists of integers; masked where a row has none."""
+"""Values of one column, of strings, numbers, truth values or lists of integers; masked where a row has none."""
 
 ROW_GROUP = 65_536
 """Rows that are gathered in memory before a Parquet file grows: readers are slow with smaller groups."""
@@ -95,7 +95,7 @@ class ParquetPredictions(PredictionFile):
                 f"{path} needs pyarrow, which is missing: {install_command('parquet')}, or set path to a .csv file."
             ) from error
         self._arrow = pyarrow
-        kinds = {str: pyarrow.string(), int: pyarrow.int64(), bool: pyarrow.bool_()}
+        kinds = {str: pyarrow.string(), int: pyarrow.int64(), float: pyarrow.float32(), bool: pyarrow.bool_()}
         kinds[list] = pyarrow.list_(pyarrow.int64())
         self._schema = pyarrow.schema([(name, kinds[kind]) for name, kind in types.items()])
         self._writer = pyarrow.parquet.ParquetWriter(path, self._schema)

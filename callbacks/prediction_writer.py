@@ -31,6 +31,8 @@ class PredictionWriter(Callback):  # not a BasePredictionWriter, which asks the 
     `route_<block>` (`local` or `global`) for each routed block. If the classes have names, as text labels
     do, `predicted_class` and `true_class` give them.
 
+    In a regression, `prediction` and `label` are real values, and the other two the share of the label's variance that
+    each model explains (`Regression.correct`).
     In multi-label tasks, `prediction` lists the predicted labels, the most probable first, `label` the true
     ones, and the other two count the true labels that the models find.
 
@@ -131,7 +133,10 @@ def column_types(objective: Objective, blocks: list[str], class_names: Sequence[
     Returns:
         The type of each column, by name, in the order of the file.
     """
+    label: type
     label, correct = (list, int) if objective.several_labels else (int, bool)
+    if objective.real_valued:
+        label, correct = float, float
     types: dict[str, type] = {"client": str, "population": str, "instance": int}
     types |= dict.fromkeys(objective.positions, int)
     types |= {"prediction": label, "label": label, "generalized_correct": correct, "personalized_correct": correct}
@@ -167,7 +172,7 @@ def prediction_rows(
             predictions.personalized_correct,
         )
     )
-    unlabelled = label < 0
+    unlabelled = np.isnan(label) if objective.real_valued else label < 0
     if objective.several_labels:
         unlabelled = unlabelled.all(axis=1)
         prediction, label = _lists(prediction), _lists([np.flatnonzero(labels > 0) for labels in label])

@@ -125,12 +125,25 @@ class ResultsTable(ResultsCallback):
         module = federated_module(pl_module)
         names = {"method": type(module.method).__name__, "backbone": type(module.backbone).__name__}
         title = f"{names['method']} with {names['backbone']}, round {rounds}"
-        blocks, privacy = module.route_names, module.privacy
+        blocks, privacy, objective = module.route_names, module.privacy, module.objective
         table = results_table(title, results, blocks) if self.rows == "all" else main_table(title, results)
+        if objective.accuracy:
+            table.caption = f"{table.caption}\naccuracy: {objective.accuracy}"
+        if objective.real_valued:
+            table.caption = f"{table.caption}\n{_squared_errors(results)}"
         if privacy is not None:
             table.caption = f"{table.caption}\nprivacy: epsilon {privacy.epsilon:.4g} at delta {privacy.delta:g}"
         get_console().print(table)
         return names
+
+
+def _squared_errors(results: Results) -> str:
+    errors = (
+        f"{population} {metrics['generalized_loss']:.5g} / {metrics['personalized_loss']:.5g}"
+        for population, metrics in results.items()
+        if metrics.get("generalized_loss") is not None and metrics.get("personalized_loss") is not None
+    )
+    return f"mean squared error, generalized / personalized: {', '.join(errors)}"
 
 
 def main_table(title: str, results: Results) -> Table:

@@ -24,6 +24,7 @@ from flow_pl.checks import (
     check_checkpoint,
     check_fit,
     check_gradients,
+    check_label_moments,
     check_server_optimizer,
     check_trainer,
 )
@@ -236,14 +237,16 @@ class FederatedModule(lightning.LightningModule):
         if stage == "fit" and changed_parameters(self.method):
             self.method.plan()
         check_elementwise(self.loop.client_optimizer)
-        example, label_shape = self.loop.lay_out(data.example()[None])[0], data.federation.store.label_shape
-        check_fit(self.method, example, data.num_classes, label_shape)
+        example = self.loop.lay_out(data.example()[None])[0]
+        store = data.federation.store
+        check_fit(self.method, example, data.num_classes, store.label_shape, store.real_valued)
         check_draws(self.method, example)
         check_backbone(self.method, example, side_by_side=data.chunk_size != 1)
         if self.attack is not None:
-            self.attack.check(example, data.num_classes, label_shape)
+            self.attack.check(example, data.num_classes, store.label_shape)
         data.unevaluated = choose_attackers(data, self.attack)
         if stage == "fit":
+            check_label_moments(self.objective, data.federation)
             self.method.cohort_share = data.cohort_size / len(data.federation.seen)
             prepare_rounds(
                 self.trainer,

@@ -258,7 +258,8 @@ def personalize(
     Args:
         module: trained; of a checkpoint, say.
         x: the client's examples [N, ...], as a model gets them (`FederatedDataModule.transform`).
-        y: their targets [N] or [N, ...], integers; -1 where an example has no label, which then has no part in it.
+        y: their targets [N] or [N, ...], integers; -1 where an example has no label, which then has no part in it. For
+            a regression [N] real values, NaN in its place.
         seed: of the order in which they are visited, and of dropout.
         kept: what the client of a stateful method kept, without a client axis, as `load_kept` gives it; None for a
             client that has not been sampled yet.
@@ -271,10 +272,12 @@ def personalize(
         ConfigurationError: the examples or `kept` do not fit the model.
     """
     device = next(module.parameters()).device
-    x, y = _labelled(as_tensor("x", x), as_tensor("y", y))
-    n, method = len(x), module.method
-    classes = y.shape[-1] if method.objective.several_labels else int(y.max()) + 1
-    check_fit(method, x[:1].to(device), classes, tuple(y.shape[1:]))
+    method = module.method
+    real_valued = method.objective.real_valued
+    x, y = _labelled(as_tensor("x", x), as_tensor("y", y), real_valued)
+    n = len(x)
+    classes = 1 if real_valued else y.shape[-1] if method.objective.several_labels else int(y.max()) + 1
+    check_fit(method, x[:1].to(device), classes, tuple(y.shape[1:]), real_valued)
     server = server_groups(method)
     if kept is not None:
         _check_kept(method, method.initial_state(server), kept)
@@ -360,7 +363,7 @@ def as_tensor(name: str, values: Tensor | ArrayLike) -> Tensor:
     return torch.from_numpy(np.require(array, array.dtype.newbyteorder("="), ["C", "W"]))
 
 
-def _labelled(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def _labelled(x: Tensor, y: Tensor, real_valued: bool) -> tuple[Tensor, Tensor]:
     """Select the examples with a label, in a model's input types: float32 or int64.
 
     Raises:
@@ -371,16 +374,19 @@ def _labelled(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
             f"x has shape {list(x.shape)} and y {list(y.shape)}: of examples and targets, expected one for each, and "
             "at least one."
         )
-    if y.is_floating_point() and bool((y == y.round()).all()):
+    if real_valued:
+        y = y.float()
+    elif y.is_floating_point() and bool((y == y.round()).all()):
         y = y.long()  # whole numbers, as NumPy and pandas often hold them
-    if not (y != -1).any():
+    there = ~y.isnan() if real_valued else (y != -1).reshape(len(y), -1).any(1)
+    if not there.any():
+        none = "NaN" if real_valued else "-1"
         raise DataError(
-            f"none of the {len(y)} examples has a label (all of y is -1), expected at least one: label some of them, "
+            f"none of the {len(y)} examples has a label (all of y is {none}), expected at least one: label some of them, "
             "or serve the client with the server's model (ServerModel)."
         )
     check_client("to be personalized", x.detach().cpu().numpy(), y.detach().cpu().numpy(), 0, None)
-    there = (y != -1).reshape(len(y), -1).any(1)
     x = x[there]
     if x.dtype not in (torch.uint8, torch.bool):
         x = x.float() if x.is_floating_point() else x.long()
-    return x, y[there].long()
+    return x, y[there] if real_valued else y[there].long()

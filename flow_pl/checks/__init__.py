@@ -2,7 +2,7 @@
 
 from flow_pl.checks.backbone import check_backbone
 from flow_pl.checks.configuration import check_checkpoint, check_class_paths
-from flow_pl.checks.fit import check_fit, check_gradients, check_trainer
+from flow_pl.checks.fit import check_fit, check_gradients, check_label_moments, check_trainer
 from flow_pl.checks.server_optimizer import check_server_optimizer
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "check_class_paths",
     "check_fit",
     "check_gradients",
+    "check_label_moments",
     "check_server_optimizer",
     "check_trainer",
 ]

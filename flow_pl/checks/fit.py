@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import contextlib
 
+import numpy as np
 import torch
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
 from flow_pl.checks.block_calls import MIXES, named, watched
+from flow_pl.data.federation import Federation
 from flow_pl.errors import ConfigurationError, FlowError, brief
 from flow_pl.kernels.functional import training_mode
 from flow_pl.methods.base import Method, Phase
 from flow_pl.models.blocks import is_chain
 from flow_pl.models.lazy import set_classes
+from flow_pl.tasks import Objective
 
 
-def check_fit(method: Method, example: Tensor, num_classes: int, label_shape: tuple[int, ...] | None = None) -> None:
+def check_fit(
+    method: Method,
+    example: Tensor,
+    num_classes: int,
+    label_shape: tuple[int, ...] | None = None,
+    real_valued: bool = False,
+) -> None:
     """Check that features, backbone, router and targets fit together; gives lazy modules their shapes.
 
     Args:
@@ -24,10 +33,17 @@ def check_fit(method: Method, example: Tensor, num_classes: int, label_shape: tu
         example: one instance [1, ...].
         num_classes: number of classes of the data.
         label_shape: of an instance's label; None if it is not known.
+        real_valued: whether labels are real values.
 
     Raises:
         ConfigurationError: the backbone cannot take the features or predict the targets.
     """
+    if method.objective.real_valued != real_valued:
+        found, wanted = ("real values", "Regression") if real_valued else ("classes", "Classification")
+        raise ConfigurationError(
+            f"the labels of the data are {found}, which {type(method.objective).__name__} cannot learn: set "
+            f"model.objective to {wanted}, or data.labels to {'classes' if real_valued else 'values'}."
+        )
     modules = list(method.modules.values())
     set_classes(modules, num_classes)
     try:
@@ -50,6 +66,20 @@ def check_fit(method: Method, example: Tensor, num_classes: int, label_shape: tu
             f"{list(outputs.shape[1:])} of the backbone expects {list(expected)}: set model.objective to the task of "
             "the data, and the backbone to its number of classes."
         )
+
+
+def check_label_moments(objective: Objective, federation: Federation) -> None:
+    """Check that a regression is set up for the mean and standard deviation of the seen clients' training labels.
+
+    Raises:
+        ConfigurationError: it is not; see `Objective.check_labels`.
+    """
+    if objective.real_valued:
+        y = np.concatenate(
+            [federation.store.read(c).y[federation.split(c).train] for c in map(int, federation.seen)],
+            dtype=np.float64,
+        )
+        objective.check_labels(float(y.mean()), float(y.std()))
 
 
 def _misfit(backbone: nn.Module, example: Tensor, error: Exception) -> ConfigurationError:

@@ -357,10 +357,11 @@ class FederatedDataModule(ABC, L.LightningDataModule):
         """Summarize the data in one line."""
         meta, client = federation.store.meta, int(federation.seen[0])
         shape = list(self.transform(torch.from_numpy(federation.store.read(client).x[[0]])).shape[1:])
-        names = brief(list(meta.class_names)) if meta.class_names else ""
+        names = f" ({brief(list(meta.class_names))})" if meta.class_names else ""
+        what = "real-valued labels" if federation.store.real_valued else f"{meta.num_classes} classes{names}"
         return (
             f"data: {len(federation.seen)} seen and {len(federation.new)} new clients, {meta.rows} examples of shape "
-            f"{shape}, {meta.num_classes} classes{f' ({names})' if names else ''}"
+            f"{shape}, {what}"
         )
 
     def _nothing(self, rows: str, setting: str, besides: str = "") -> ConfigurationError:

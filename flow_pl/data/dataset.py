@@ -104,7 +104,7 @@ class ClientDataset(Dataset[ClientBatch]):
         sizes = tuple(len(index) for index in chosen)
         shape = (len(rows), max(sizes, default=0))
         x = np.zeros(shape + store.feature_shape, dtype=store.feature_dtype)
-        y = np.zeros(shape + store.label_shape, dtype=np.int64)
+        y = np.zeros(shape + store.label_shape, dtype=np.float32 if store.real_valued else np.int64)
         for i, (client, index) in enumerate(zip(rows, chosen, strict=True)):
             x[i, : len(index)] = client.x.take(index, axis=0)
             y[i, : len(index)] = client.y.take(index, axis=0)

@@ -74,8 +74,8 @@ class Node:
         self._state = Path(str(node_config.get("state", STATE))).expanduser()
         self.method, self.loop = self.module.method, self.module.loop
         self.example = self.data.example()
-        label_shape = self.data.federation.store.label_shape
-        check_fit(self.method, self.loop.lay_out(self.example[None])[0], self.data.num_classes, label_shape)
+        example, store = self.loop.lay_out(self.example[None])[0], self.data.federation.store
+        check_fit(self.method, example, self.data.num_classes, store.label_shape, store.real_valued)
         self.module.eval()
 
     def describe(self) -> RecordDict:

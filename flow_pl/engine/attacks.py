@@ -100,7 +100,7 @@ class LabelFlip(Attack):
 
     def check(self, example: Tensor, num_classes: int, label_shape: tuple[int, ...]) -> None:
         """As `Attack.check`: an instance must have one label."""
-        _require_one_label(self, label_shape)
+        _require_one_label(self, label_shape, num_classes)
 
     def poison(self, batch: ClientBatch, num_classes: int) -> ClientBatch:
         """As `Attack.poison`."""
@@ -184,7 +184,7 @@ class Backdoor(Attack):
 
     def check(self, example: Tensor, num_classes: int, label_shape: tuple[int, ...]) -> None:
         """As `Attack.check`: fractional features that have room for the patch, and one label that can be the target."""
-        _require_one_label(self, label_shape)
+        _require_one_label(self, label_shape, num_classes)
         if not example.is_floating_point() or example.ndim < 2:
             raise ConfigurationError(
                 f"features of type {example.dtype} and shape {list(example.shape[1:])} have no place for the trigger "
@@ -238,7 +238,12 @@ def _multiply(difference: Groups, attackers: Tensor, factor: float) -> None:
         p.mul_(factors.view(-1, *[1] * (p.ndim - 1)))
 
 
-def _require_one_label(attack: Attack, label_shape: tuple[int, ...]) -> None:
+def _require_one_label(attack: Attack, label_shape: tuple[int, ...], num_classes: int) -> None:
+    if num_classes < 2:
+        raise ConfigurationError(
+            f"{type(attack).__name__} changes an instance's class, of which the data has one or, as its labels are real "
+            "values, none: take another attack."
+        )
     if label_shape:
         raise ConfigurationError(
             f"labels of shape {list(label_shape)} are none that {type(attack).__name__} can change: take data whose "

@@ -79,7 +79,8 @@ def predict_clients(
     if not slices:
         none = heldout.mask
         routes = none.new_zeros(*none.shape, len(method.route_names)) if method.route_names else None
-        return ClientPredictions(batch.client, none, heldout.y, none.long(), none, none, routes)
+        prediction = none.float() if method.objective.real_valued else none.long()
+        return ClientPredictions(batch.client, none, heldout.y, prediction, none, none, routes)
     columns = {name: torch.cat([part[name] for part in slices], dim=1) for name in slices[0]}
     return ClientPredictions(batch.client, **columns)
 

@@ -86,10 +86,11 @@ class ClientPredictions(_OnDevice):
     Attributes:
         client: [C] int64, indices into the client store.
         mask: [C, N, *P] bool, True where there is a prediction; [C, N] where no client has any.
-        label: [C, N, *P] or [C, N, labels] int64 as in the data, -1 where there is none.
-        prediction: [C, N, *P] or [C, N, k] int64, of the personalized model.
-        generalized_correct: in the shape of `label`, bool; meaningless where there is no label.
-        personalized_correct: in the shape of `label`, bool; meaningless where there is no label.
+        label: [C, N, *P] or [C, N, labels] int64 as in the data, -1 where there is none; real values [C, N] float32,
+            NaN where there is none.
+        prediction: [C, N, *P] or [C, N, k] int64, of the personalized model; real values [C, N] float32.
+        generalized_correct: in the shape of `label`, `Objective.correct` of w_g; meaningless where there is no label.
+        personalized_correct: in the shape of `label`, the same of the personalized model.
         routes: [C, N, *P, blocks] bool, True where the local block was chosen; None for a method without
             routes.
         local_probability: [C, N, *P, blocks] float, the router's probabilities of the local blocks; None for a method
@@ -138,7 +139,8 @@ def count_client(method: Method, groups: Groups, examples: Minibatch) -> dict[st
     in_subset = method.objective.in_subset(examples.y)
 
     def right(outputs: Tensor) -> Tensor:
-        return method.objective.correct(outputs, examples.y) & counted
+        correct = method.objective.correct(outputs, examples.y)
+        return correct.where(counted, torch.zeros_like(correct))
 
     def loss(outputs: Tensor) -> Tensor:
         return (method.objective.losses(outputs, examples.y) * in_loss).sum()
@@ -148,7 +150,7 @@ def count_client(method: Method, groups: Groups, examples: Minibatch) -> dict[st
         "count": counted.sum(),
         "generalized": generalized.sum(),
         "personalized": personalized.sum(),
-        "both": (generalized & personalized).sum(),
+        "both": _both(generalized, personalized).sum(),
         "generalized_loss": loss(predicted.generalized),
         "personalized_loss": loss(predicted.personalized),
         "loss_count": in_loss.sum(),
@@ -158,7 +160,8 @@ def count_client(method: Method, groups: Groups, examples: Minibatch) -> dict[st
         counts["subset_generalized"] = (generalized & in_subset).sum()
         counts["subset_personalized"] = (personalized & in_subset).sum()
     if predicted.local is not None:
-        counts["global_or_local"] = (generalized | right(predicted.local)).sum()
+        if not method.objective.real_valued:
+            counts["global_or_local"] = (generalized | right(predicted.local)).sum()
         experts = [predicted.generalized, predicted.local, *([] if predicted.memory is None else [predicted.memory])]
         counts["mixtures"] = torch.stack([right(outputs).sum() for outputs in _mixtures(method.objective, experts)])
     if predicted.routes is not None:
@@ -167,6 +170,13 @@ def count_client(method: Method, groups: Groups, examples: Minibatch) -> dict[st
         counts["routed"] = decided.sum()
         counts["routed_local"] = (predicted.routes & decided.unsqueeze(-1)).flatten(0, -2).sum(0)
     return {name: value.float() for name, value in counts.items()}
+
+
+def _both(generalized: Tensor, personalized: Tensor) -> Tensor:
+    """Which targets both models get right; NaN for scores in place of truth values."""
+    if generalized.dtype == torch.bool:
+        return generalized & personalized
+    return torch.full_like(generalized, torch.nan)
 
 
 def mixture_shares(experts: int) -> list[tuple[int, ...]]:

@@ -7,7 +7,6 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from flow_pl.errors import ConfigurationError
 from flow_pl.methods.base import Derive, Minibatch, Phase, Prediction, Step
 from flow_pl.methods.parts.body_and_head import BodyAndHead
 from flow_pl.methods.parts.pieces import pieces
@@ -42,14 +41,12 @@ class FedRoD(BodyAndHead):
         """Split the backbone.
 
         Raises:
-            ConfigurationError: the backbone has a single block, or the task is multi-label, which has no class balance.
+            ConfigurationError: the backbone has a single block, or the task has no classes to balance.
         """
         super().prepare()
-        if self.objective.several_labels:
-            raise ConfigurationError(
-                f"the task {type(self.objective).__name__} has several labels for an example, FedRoD balances "
-                "classes of which an example has one: use another method, such as FedPer or Ditto."
-            )
+        self.objective.require_one_class(
+            "FedRoD balances classes of which an example has one: use another method, such as FedPer or Ditto."
+        )
 
     def start(self, server: Groups) -> Groups:
         """Return w_g, and a zero head of the client's own."""

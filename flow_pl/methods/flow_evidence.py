@@ -11,7 +11,6 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from flow_pl.errors import ConfigurationError
 from flow_pl.kernels.functional import call
 from flow_pl.methods.base import Derive, Method, Minibatch, Part, Phase, Prediction, Step
 from flow_pl.methods.evidence import (
@@ -125,13 +124,12 @@ class EvidenceFlow(FineTuning):
         """Bind the memory to the model and the task.
 
         Raises:
-            ConfigurationError: the task is multi-label, so the experts have no single choice.
+            ConfigurationError: the experts choose no single class.
         """
-        if self.objective.several_labels:
-            raise ConfigurationError(
-                f"the task {type(self.objective).__name__} has several labels for an example, {type(self).__name__} "
-                "weighs models by what they choose for it: use another method, such as Interpolation or Flow."
-            )
+        self.objective.require_one_class(
+            f"{type(self).__name__} weighs models by the class they choose: use another method, such as Interpolation "
+            "or Flow."
+        )
         self.memory = self.memory.bind(self.model, self.objective)
 
     def plan(self) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from operator import mul
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
@@ -18,7 +18,7 @@ from flow_pl.data.store.cache import file_identity
 from flow_pl.data.store.limits import require_name
 from flow_pl.data.store.writer import ClientData
 from flow_pl.errors import ConfigurationError, DataError, brief
-from flow_pl.utils.validation import given, require_count, require_counts, require_some
+from flow_pl.utils.validation import given, require_choice, require_count, require_counts, require_some
 
 
 class ArrayData(FederatedDataModule):
@@ -29,7 +29,8 @@ class ArrayData(FederatedDataModule):
     `.csv.gz`, holds columns of numbers below a header. The file is read into memory once, when its store is written.
 
     Labels are whole numbers from 0, truth values, or texts: these become classes in sorted order, whose names are kept
-    (`class_names`). -1, an empty text, or null in Parquet marks a row to be predicted.
+    (`class_names`). -1, an empty text, or null in Parquet marks a row to be predicted. Or they are real values
+    (`labels: values`), for `Regression`, of which NaN or null marks a row to be predicted.
 
     Features that are single numbers, whole ones and truth values too, are taken as they are, in single precision. In
     arrays or lists, bytes are pixels and are scaled to 0..1, unless all of them are 0 or 1.
@@ -48,6 +49,7 @@ class ArrayData(FederatedDataModule):
         num_classes: number of classes; null = the largest label + 1.
         tokens: whether whole numbers in arrays or lists of features are tokens, for a model that begins with an
             embedding; null = only where a label is a sequence as well.
+        labels: `classes`, or `values` for regression.
         **kwargs: settings of every data set, see `FederatedDataModule`.
 
     Raises:
@@ -64,6 +66,7 @@ class ArrayData(FederatedDataModule):
         num_classes: int | None = None,
         tokens: bool | None = None,
         test: str | None = None,
+        labels: Literal["classes", "values"] = "classes",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -74,9 +77,13 @@ class ArrayData(FederatedDataModule):
         require_count(**given(num_classes=num_classes))
         require_counts(**given(feature_shape=feature_shape))
         require_some(**given(feature_shape=feature_shape, feature_columns=feature_columns))
-        self._columns = (client_column, label_column, feature_columns, tokens)
+        require_choice(("classes", "values"), labels=labels)
+        if labels == "values" and num_classes is not None:
+            raise ConfigurationError(f"num_classes is {num_classes}, but labels is values: set num_classes to null.")
+        self._real_valued = labels == "values"
+        self._columns = (client_column, label_column, feature_columns, tokens, self._real_valued)
         self._row_shape = feature_shape
-        self._class_count = num_classes
+        self._class_count = 1 if self._real_valued else num_classes
         self._label_names: tuple[str, ...] = ()
 
     def options(self) -> dict[str, Any]:
@@ -118,7 +125,8 @@ class ArrayData(FederatedDataModule):
             # the names of one file may be some of those of both; the last entry is for -1
             numbers = np.array([*map(self._label_names.index, table.class_names), -1])
             y = numbers[table.y] if self._label_names else table.y
-            self._check_labels(path, y)
+            if not self._real_valued:
+                self._check_labels(path, y)
             parts.append(self._grouped(path, table._replace(y=y)))
         train, test = parts[0], parts[1] if len(parts) > 1 else None
         for name, (x, y) in train.items():

@@ -168,9 +168,62 @@ def array_labels(path: Path, name: str, values: NDArray[Any], rows: NDArray[np.i
         found = "NaN" if np.isnan(float(y[tuple(at)])) else f"{y[tuple(at)]}"
         raise DataError(
             f"{path}: {name!r} has the label {found} in row {row}, expected whole numbers from 0, or texts; -1 marks a "
-            "row to be predicted."
+            "row to be predicted. For real values, set labels to values."
         )
     return Labels(y.astype(np.int8) if y.dtype.kind == "b" else y)
+
+
+def column_reals(path: Path, name: str, column: Any) -> Labels:
+    """The real-valued labels of an Arrow column, of which null and an empty text are to be predicted.
+
+    Args:
+        path: the file it comes from, for messages.
+        name: its name, for messages.
+        column: a `pyarrow.ChunkedArray` of numbers, or of texts that are numbers.
+
+    Returns:
+        The labels, [n] float32; NaN = to be predicted.
+
+    Raises:
+        DataError: it holds something else.
+    """
+    column = plain_column(column)
+    if is_text(column.type):  # as CSV holds them
+        arrow, compute = import_optional("pyarrow", "parquet"), import_optional("pyarrow.compute", "parquet")
+        texts = compute.if_else(compute.equal(column, ""), None, column)
+        try:
+            column = compute.cast(texts, "float64")
+        except arrow.ArrowInvalid as error:
+            raise DataError(f"{path}: {name!r} has a label that is no number ({brief(error)}): encode it.") from error
+    known = column.is_valid().to_numpy()
+    values = np.full(len(known), np.nan)
+    found = column_values(path, name, column.drop_null())
+    if found.dtype.kind not in "biuf" or found.ndim != 1:
+        raise _no_values(path, name, str(column.type))
+    values[known] = found
+    return array_values(path, name, values)
+
+
+def array_values(path: Path, name: str, values: NDArray[Any]) -> Labels:
+    """The real-valued labels of an array.
+
+    Args:
+        path: the file it comes from, for messages.
+        name: its name, for messages.
+        values: [n] or [n, 1] numbers; NaN = to be predicted.
+
+    Returns:
+        The labels, [n] float32.
+
+    Raises:
+        DataError: they are no numbers, or one is larger than single precision holds.
+    """
+    if values.dtype.kind not in "biuf" or values.size != len(values):
+        raise _no_values(path, name, f"{values.dtype} and shape {list(values.shape)}")
+    y = values.reshape(len(values))
+    missing = np.isnan(y) if y.dtype.kind == "f" else np.zeros(len(y), dtype=bool)
+    single = single_precision(path, name, np.where(missing, 0, y))
+    return Labels(np.where(missing, np.float32(np.nan), single))
 
 
 def single_precision(path: Path | str, name: str, values: NDArray[Any]) -> NDArray[Any]:
@@ -239,6 +292,10 @@ def _missing(path: Path | str, name: str, place: int | str) -> DataError:
         f"{path}: {name!r} has no value (NaN or null) in {place}: fill it in, leave that row out, or leave the column "
         "out by naming the others in feature_columns."
     )
+
+
+def _no_values(path: Path, name: str, kind: str) -> DataError:
+    return DataError(f"{path}: {name!r} has labels of type {kind}, expected one number for each row (labels: values).")
 
 
 def _no_labels(path: Path, name: str, kind: str) -> DataError:

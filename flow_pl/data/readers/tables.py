@@ -16,7 +16,9 @@ from flow_pl.data.encodings.encoding import whole_numbers
 from flow_pl.data.readers.columns import (
     Labels,
     array_labels,
+    array_values,
     column_labels,
+    column_reals,
     column_values,
     is_text,
     plain_column,
@@ -41,7 +43,7 @@ class Table(NamedTuple):
 
     Attributes:
         x: [n, ...] features.
-        y: [n, ...] labels; -1 = to be predicted.
+        y: [n, ...] labels; -1 = to be predicted, or NaN where they are real values.
         client: [n] client of each row, integers or texts.
         names: [names] that integer clients are indices into, if the file has them.
         class_names: names of the classes, if the labels are texts.
@@ -56,7 +58,14 @@ class Table(NamedTuple):
     left_out: tuple[str, ...] = ()
 
 
-def read_npz(path: Path, client: str, label: str, features: Sequence[str] | None, tokens: bool | None = None) -> Table:
+def read_npz(
+    path: Path,
+    client: str,
+    label: str,
+    features: Sequence[str] | None,
+    tokens: bool | None = None,
+    real_valued: bool = False,
+) -> Table:
     """Read a `.npz` file.
 
     Args:
@@ -65,6 +74,7 @@ def read_npz(path: Path, client: str, label: str, features: Sequence[str] | None
         label: array of the labels.
         features: arrays of the features; None = `x`.
         tokens: whether whole numbers in arrays of features are tokens; None = where labels are sequences too.
+        real_valued: whether the labels are real values, not classes.
 
     Returns:
         The rows.
@@ -83,12 +93,17 @@ def read_npz(path: Path, client: str, label: str, features: Sequence[str] | None
             f"{path}: client_names has type {names.dtype} and shape {names.shape}, expected a list of texts."
         )
     _check_shapes(path, {name: arrays[name].shape for name in [client, label, *features]})
-    labels = array_labels(path, label, arrays[label])
+    labels = (array_values if real_valued else array_labels)(path, label, arrays[label])
     return _table(path, arrays, client, labels, features, tokens)._replace(names=names)
 
 
 def read_parquet(
-    path: Path, client: str, label: str, features: Sequence[str] | None, tokens: bool | None = None
+    path: Path,
+    client: str,
+    label: str,
+    features: Sequence[str] | None,
+    tokens: bool | None = None,
+    real_valued: bool = False,
 ) -> Table:
     """Read a Parquet file.
 
@@ -99,6 +114,7 @@ def read_parquet(
         features: columns of the features, of numbers or of lists of one length; None = all other columns but the row
             numbers that pandas adds.
         tokens: whether whole numbers in lists are tokens; None = where labels are sequences too.
+        real_valued: whether the labels are real values, not classes.
 
     Returns:
         The rows.
@@ -118,7 +134,7 @@ def read_parquet(
         texts = [name for name in (client, label) if is_text(schema.field(name).type)]
         columns = parquet.ParquetFile(path, read_dictionary=texts).read(columns=wanted)
         columns.validate(full=True)
-        return _from_arrow(path, columns, client, label, features, tokens, _pandas_index(schema.metadata))
+        return _from_arrow(path, columns, client, label, features, tokens, real_valued, _pandas_index(schema.metadata))
     except DataError:
         raise
     # damage shows as one of several types; what NumPy cannot hold as another one
@@ -126,7 +142,14 @@ def read_parquet(
         raise DataError(f"{path} cannot be read ({brief(error)}): write it anew as a Parquet file.") from error
 
 
-def read_csv(path: Path, client: str, label: str, features: Sequence[str] | None, tokens: bool | None = None) -> Table:
+def read_csv(
+    path: Path,
+    client: str,
+    label: str,
+    features: Sequence[str] | None,
+    tokens: bool | None = None,
+    real_valued: bool = False,
+) -> Table:
     """Read a CSV file; see `csv_table` for what it may look like.
 
     Args:
@@ -136,6 +159,7 @@ def read_csv(path: Path, client: str, label: str, features: Sequence[str] | None
         features: columns of the features, of numbers or of truth values; None = all other columns but the row numbers
             that pandas adds.
         tokens: without effect, as columns hold single numbers.
+        real_valued: whether the labels are real values, not classes.
 
     Returns:
         The rows.
@@ -148,7 +172,7 @@ def read_csv(path: Path, client: str, label: str, features: Sequence[str] | None
     try:
         columns = csv_table(path, client, label)
         _require(path, columns.column_names, [client, label, *(features or [])])
-        return _from_arrow(path, columns, client, label, features, tokens, ())
+        return _from_arrow(path, columns, client, label, features, tokens, real_valued, ())
     except DataError:
         raise
     except (arrow.ArrowException, OSError, ValueError, TypeError, OverflowError, MemoryError) as error:
@@ -175,8 +199,9 @@ def check_parquet(path: Path) -> None:
     require_bounded(path, expanded, path.stat().st_size)
 
 
-Reader = Callable[[Path, str, str, Sequence[str] | None, bool | None], Table]
-"""Reads a file by the names of its columns: client, label and features, and whether whole numbers are tokens."""
+Reader = Callable[[Path, str, str, Sequence[str] | None, bool | None, bool], Table]
+"""Reads a file by the names of its columns (client, label and features), whether whole numbers are tokens, and whether
+labels are real values."""
 
 READERS: dict[str, Reader] = {
     ".npz": read_npz,
@@ -196,6 +221,7 @@ def _from_arrow(
     label: str,
     features: Sequence[str] | None,
     tokens: bool | None,
+    real_valued: bool,
     index: Sequence[str],
 ) -> Table:
     """The rows of an Arrow table, of which `index` are the columns that pandas calls its index."""
@@ -207,7 +233,7 @@ def _from_arrow(
         if not features:
             raise DataError(f"{path} has no column for features beside {client!r} and {label!r}: add one.")
     arrays = {name: column_values(path, name, columns.column(name)) for name in features}
-    labels = column_labels(path, label, columns.column(label))
+    labels = (column_reals if real_valued else column_labels)(path, label, columns.column(label))
     arrays[client], names = _client_values(path, client, columns.column(client))
     _check_shapes(path, {name: array.shape for name, array in arrays.items()} | {label: labels.y.shape})
     table = _table(path, arrays, client, labels, features, tokens)

@@ -42,7 +42,7 @@ def check_client(name: str, x: NDArray[Any], y: NDArray[Any], heldout_rows: int,
         raise unusable(name, "has no rows", "leave it out")
     _check_features(name, x)
     _check_labels(name, y, num_classes)
-    if not (0 <= heldout_rows < len(y) and (y[: len(y) - heldout_rows] != -1).any()):
+    if not (0 <= heldout_rows < len(y) and labelled_rows(y[: len(y) - heldout_rows]).any()):
         raise unusable(
             name,
             f"has {heldout_rows} rows of {len(y)} for validation and testing",
@@ -71,9 +71,26 @@ def _check_features(name: str, x: NDArray[Any]) -> None:
             raise unusable(name, found, "rescale it, or leave that row out")
 
 
+def labelled_rows(y: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which rows have a label, [n].
+
+    Args:
+        y: [n] or [n, ...] classes, -1 = none; or [n] real values, NaN = none.
+    """
+    return _rows(~np.isnan(y) if y.dtype.kind == "f" else y != -1).any(axis=1)
+
+
 def _check_labels(name: str, y: NDArray[Any], num_classes: int | None) -> None:
+    if y.dtype == np.float32 and y.ndim == 1:  # real values
+        if np.isinf(y).any():
+            raise unusable(name, f"has an infinite label in row {int(np.argmax(np.isinf(y)))}", "clean that row")
+        _require_some_label(name, y)
+        return
     if y.dtype.kind not in "biu" or y.dtype == np.uint64:
-        raise unusable(name, f"has labels of type {y.dtype}", "encode them as integers from 0, -1 = to be predicted")
+        remedy = (
+            "encode them as integers from 0, -1 = to be predicted; real values as float32 [n], NaN = to be predicted"
+        )
+        raise unusable(name, f"has labels of type {y.dtype}", remedy)
     wrong = (y < -1) | (y > (LARGEST_LABEL if num_classes is None else num_classes - 1))
     if wrong.any():
         row = int(np.argmax(_rows(wrong).any(axis=1)))
@@ -81,7 +98,11 @@ def _check_labels(name: str, y: NDArray[Any], num_classes: int | None) -> None:
         if num_classes is None and (y > LARGEST_LABEL).any():
             expected = f"at most {LARGEST_LABEL}"
         raise unusable(name, f"has the label {y[wrong][0]} in row {row}", f"expected {expected}, -1 = to be predicted")
-    if not (y != -1).any():
+    _require_some_label(name, y)
+
+
+def _require_some_label(name: str, y: NDArray[Any]) -> None:
+    if not labelled_rows(y).any():
         raise UnusableError(
             f"client {name!r} has no labelled row: leave it out, or give it a label to learn from, or set "
             "unusable_clients to skip."

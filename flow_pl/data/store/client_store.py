@@ -6,7 +6,8 @@ and what is kept in memory does not grow with the population.
 Layout of the folder, with M clients and R rows in all:
 
 - `x.npy` [R, ...]: features, of any numeric type;
-- `y.npy` [R] or [R, ...]: labels, a signed integer type, -1 = to be predicted;
+- `y.npy` [R] or [R, ...]: labels, a signed integer type, -1 = to be predicted; or [R] real values, float32, NaN = to
+  be predicted;
 - `offsets.npy` [M + 1] int64: client i owns the rows offsets[i] to offsets[i + 1]; its labelled rows come first;
 - `labelled.npy` [M] int64: number of labelled rows;
 - `val_rows.npy` and `test_rows.npy` [M] int64: numbers of rows that are for validation and for testing by the data's
@@ -67,7 +68,7 @@ class StoreMeta:
         version: `FORMAT_VERSION` of the writer.
         clients: number of clients.
         rows: number of rows.
-        num_classes: number of classes of the labels.
+        num_classes: number of classes of the labels; 1 where they are real values.
         class_names: names of the classes in the order of their numbers, where the labels are texts; otherwise none.
     """
 
@@ -174,6 +175,11 @@ class ClientStore:
         return self._x.dtype
 
     @property
+    def real_valued(self) -> bool:
+        """Whether the labels are real values rather than classes."""
+        return bool(self._y.dtype.kind == "f")
+
+    @property
     def label_shape(self) -> tuple[int, ...]:
         """Shape of the label of one row: () for a class, (T,) for a sequence."""
         return self._y.shape[1:]
@@ -214,7 +220,7 @@ class ClientStore:
             raise DataError(_broken(self.path / "names.npy", brief(error))) from error
 
 
-_KINDS = {"x": "biuf", "names": "S"}
+_KINDS = {"x": "biuf", "y": "if", "names": "S"}
 """Types of the files; the others hold signed integers."""
 
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from flow_pl.data.store.client_checks import check_client, unusable
+from flow_pl.data.store.client_checks import check_client, labelled_rows, unusable
 from flow_pl.data.store.client_store import FORMAT_VERSION, ROLES, Role, StoreMeta
 from flow_pl.data.store.growing import GrowingArray, sync
 from flow_pl.data.store.journal import Entry, Journal
@@ -30,7 +30,8 @@ class ClientData(NamedTuple):
     Attributes:
         name: the client's name, unique in the data set.
         x: [n, ...] features, numbers of any type, finite; the same shape and type for every client.
-        y: [n] or [n, ...] integer labels, 0 or more; -1 (in every entry of the row) = to be predicted.
+        y: [n] or [n, ...] integer labels, 0 or more; -1 (in every entry of the row) = to be predicted. Or [n] real
+            values, float32; NaN = to be predicted.
         val_rows: number of rows that the data means for validation, which come before its test rows; None = it does
             not say.
         test_rows: number of rows that the data means for testing, which come last; None = it does not say.
@@ -158,7 +159,8 @@ class ClientStoreWriter:
         if name in self._names:
             raise unusable(name, "comes twice", "give every client a name of its own, and all of its rows at once")
         check_client(name, x, y, (val_rows or 0) + (test_rows or 0), self._num_classes)
-        y = y.astype(np.promote_types(y.dtype, np.int8))  # the smallest signed type that holds -1 and every label
+        if y.dtype.kind != "f":
+            y = y.astype(np.promote_types(y.dtype, np.int8))  # the smallest signed type that holds -1 and every label
         if self._x is None or self._y is None:
             self._x = GrowingArray.create(self._folder / "x.npy", x)
             self._y = GrowingArray.create(self._folder / "y.npy", y)
@@ -169,7 +171,7 @@ class ClientStoreWriter:
                     f"has {what} of shape {rows.shape[1:]} and type {rows.dtype}",
                     f"those of the clients before it have shape {file.shape} and type {file.dtype}; make them equal",
                 )
-        labelled = (y != -1).reshape(len(y), -1).any(axis=1)
+        labelled = labelled_rows(y)
         first = np.argsort(~labelled, kind="stable")
         before_test = len(y) - (test_rows or 0)
         entry = Entry(
@@ -179,7 +181,7 @@ class ClientStoreWriter:
             val_rows=-1 if val_rows is None else int(labelled[before_test - val_rows : before_test].sum()),
             test_rows=-1 if test_rows is None else int(labelled[before_test:].sum()),
             role=ROLES.index(role),
-            largest_label=int(y.max()),
+            largest_label=0 if y.dtype.kind == "f" else int(y.max()),
             x_checksum=self._x.append(x if labelled.all() else x[first]),
             y_checksum=self._y.append(y[first]),
         )

@@ -11,7 +11,6 @@ import math
 import torch
 from torch import Tensor
 
-from flow_pl.errors import ConfigurationError
 from flow_pl.methods.base import Derive, Minibatch
 from flow_pl.methods.parts.pieces import pieces
 from flow_pl.models.routed import RoutedModel
@@ -57,12 +56,12 @@ class LocalMemory:
         """Return a copy for the model and the task of a method.
 
         Raises:
-            ConfigurationError: the task is multi-label, so a neighbour has no single label to vote for.
+            ConfigurationError: the task has no classes to vote for.
         """
-        if self.share and objective.several_labels:
-            raise ConfigurationError(
-                f"neighbours vote for one label, the task {type(objective).__name__} has several for an example: set "
-                "neighbour_weight to 0, or use another method in place of kNN-Per (Interpolation, FineTuning)."
+        if self.share:
+            objective.require_one_class(
+                "neighbours vote for a class: set neighbour_weight to 0, or use another method in place of kNN-Per "
+                "(Interpolation, FineTuning)."
             )
         bound = copy.copy(self)
         bound._model, bound._objective = model, objective

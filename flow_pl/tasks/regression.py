@@ -1,0 +1,103 @@
+"""A real value for each example."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor
+
+from flow_pl.errors import ConfigurationError
+from flow_pl.tasks.base import Objective
+from flow_pl.utils.validation import require_finite, require_positive
+
+
+class Regression(Objective):
+    """A real value for each example: mean squared error.
+
+    Outputs [N] or [N, 1], y [N] float; NaN where there is no label. The model's outputs are standardized: a value is
+    `mean + std * output`, and a step minimizes the mean squared error of the standardized values, so that learning
+    rates do not depend on the unit of the labels.
+
+    The loss of an evaluation is the mean squared error in the squared unit of the labels. An accuracy of this task is
+    R², the coefficient of determination: 1 - MSE / std². It is 1 for exact predictions, 0 for the mean of the training
+    labels, and below 0 for worse ones. The variance in it is that of all training labels, for every client alike, so
+    that it is defined for a client with one example, and the figure over examples is the examples' mean.
+
+    Args:
+        mean: mean of the training labels.
+        std: standard deviation of the training labels.
+
+    Raises:
+        ConfigurationError: `mean` is not finite, or `std` not positive.
+    """
+
+    real_valued: ClassVar[bool] = True
+
+    def __init__(self, mean: float = 0.0, std: float = 1.0) -> None:
+        require_finite(mean=mean)
+        require_positive(std=std)
+        self.mean = mean
+        self.std = std
+
+    @property
+    def accuracy(self) -> str:
+        """R²."""
+        return "R²"
+
+    def counted(self, y: Tensor, mask: Tensor) -> Tensor:
+        """Every real example with a label counts."""
+        return mask.bool() & ~y.isnan()
+
+    def losses(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """Squared error of every example [N], in float32; 0 where there is no label."""
+        return (self.predictions(outputs) - y).square().nan_to_num(0.0)
+
+    def loss(self, outputs: Tensor, y: Tensor, mask: Tensor) -> Tensor:
+        """Mean squared error of the standardized values; see `Objective.loss`."""
+        return super().loss(outputs, y, mask) / self.std**2
+
+    def predictions(self, outputs: Tensor) -> Tensor:
+        """The value of every example [N], float32."""
+        return self.mean + self.std * outputs.float().reshape(outputs.shape[0])
+
+    def correct(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """The share of each label's variance that is explained [N], at most 1; its mean is R²."""
+        return 1 - self.losses(outputs, y) / self.std**2
+
+    def probabilities(self, outputs: Tensor) -> Tensor:
+        """The outputs themselves: a mixture of models is the mean of their values."""
+        return outputs.float()
+
+    def outputs(self, probabilities: Tensor) -> Tensor:
+        """The mixture itself."""
+        return probabilities
+
+    def label_shape(self, outputs: Tensor) -> tuple[int, ...]:
+        """One value; see `Objective.label_shape`."""
+        return ()
+
+    def check(self, outputs: Tensor, num_classes: int) -> None:
+        """Check for one output; see `Objective.check`."""
+        if outputs.numel() != 1:
+            raise ConfigurationError(
+                f"the backbone's outputs for one example have shape {list(outputs.shape)}, regression expects [1, 1] "
+                "or [1]: end the backbone with a linear block of one output (num_classes: 1)."
+            )
+
+    def check_labels(self, mean: float, std: float) -> None:
+        """Check that the settings are those of the labels, within a tenth of the standard deviation.
+
+        Args:
+            mean: of the training labels.
+            std: of the training labels.
+
+        Raises:
+            ConfigurationError: they are not.
+        """
+        if abs(mean - self.mean) <= self.std / 10 and abs(std - self.std) <= self.std / 10:
+            return
+        raise ConfigurationError(
+            f"the training labels have mean {mean:.6g} and standard deviation {std:.6g}, but the task has mean "
+            f"{self.mean:.6g} and std {self.std:.6g}: set model.objective.init_args.mean to {mean:.6g} and "
+            f"model.objective.init_args.std to {std:.6g}."
+        )

@@ -1,0 +1,152 @@
+"""Regression from a file to predictions: mean squared error and R² against plain computations."""
+
+import csv
+import inspect
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import r2_score
+from torch import nn
+
+from flow_pl import methods
+from flow_pl.checks import check_fit
+from flow_pl.cli import run
+from flow_pl.data import ArrayData
+from flow_pl.engine.server_round import server_groups
+from flow_pl.errors import ConfigurationError, DataError
+from flow_pl.evaluation.clients import evaluate_clients
+from flow_pl.methods import Method
+from flow_pl.tasks import Regression
+from tests.support import FEATURES, chunk, loop
+
+MEAN, STD = 100.0, 20.0
+
+
+def test_loss_and_score_are_those_of_the_plain_formulas():
+    outputs, y = torch.tensor([[0.5], [-1.0], [2.0]]), torch.tensor([112.0, 70.0, torch.nan])
+    task, mask = Regression(MEAN, STD), torch.tensor([True, True, True])
+    values = np.array([110.0, 80.0])
+    assert task.predictions(outputs)[:2].tolist() == values.tolist()
+    assert task.counted(y, mask).tolist() == [True, True, False]
+    assert task.losses(outputs, y).tolist() == [4.0, 100.0, 0.0]
+    torch.testing.assert_close(task.loss(outputs, y, mask), torch.tensor(52.0 / STD**2))
+    # R² as others define it, where the labels' own mean and deviation are those of the task
+    y = torch.tensor([80.0, 120.0])
+    expected = r2_score(y.numpy(), values)
+    assert Regression(MEAN, STD).correct(outputs[:2], y).mean().item() == pytest.approx(expected)
+
+
+def test_settings_that_are_not_those_of_the_labels_are_refused_with_the_right_ones():
+    Regression(101.0, 21.0).check_labels(MEAN, STD)
+    with pytest.raises(ConfigurationError, match=r"mean 100 and standard deviation 20.*objective.init_args.std to 20"):
+        Regression().check_labels(MEAN, STD)
+    with pytest.raises(ConfigurationError, match="std is 0"):
+        Regression(std=0.0)
+
+
+METHODS = [
+    name
+    for name, value in vars(methods).items()
+    if inspect.isclass(value) and issubclass(value, Method) and not inspect.isabstract(value)
+]
+NEED_CLASSES = {"EvidenceFlow", "FedRoD", "KNNPer"}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_each_method_takes_real_values_or_says_that_it_needs_classes(name):
+    torch.manual_seed(0)
+    backbone = nn.Sequential(nn.Linear(FEATURES, 5), nn.Tanh(), nn.Linear(5, 1))
+    if name in NEED_CLASSES:
+        with pytest.raises(ConfigurationError, match="the task Regression has a real value for an example"):
+            getattr(methods, name)().bind(backbone, Regression())
+        return
+    method = getattr(methods, name)().bind(backbone, Regression())
+    check_fit(method, torch.zeros(1, FEATURES), 1, (), real_valued=True)
+    batch = chunk((7, 5), epochs=15)  # Local takes 30
+
+    def real(part):
+        return replace(part, y=part.x.sum(-1).where(part.mask, 0.0))
+
+    batch = replace(batch, train=real(batch.train), heldout=real(batch.heldout))
+    update = loop().train_clients(method, server_groups(method), batch)
+    moved = [p for group in update.difference.values() for p in group.values()]
+    assert all(p.isfinite().all() for p in moved)
+    found = evaluate_clients(loop(), method, server_groups(method), batch)
+    # a score of each example is 1 minus its squared error, as the deviation is 1
+    torch.testing.assert_close(found.personalized, found.count - found.personalized_loss)
+    torch.testing.assert_close(found.generalized, found.count - found.generalized_loss)
+
+
+def write(folder, unlabelled=True):
+    """Labels that are linear in the features but for an offset of each client; some rows have none."""
+    random = np.random.default_rng(0)
+    client = np.repeat(np.arange(40), 20)
+    x = random.normal(size=(len(client), 4)).astype(np.float32)
+    y = MEAN + STD * (x @ [0.5, -0.5, 0.2, 0.1] + random.normal(size=40)[client] * 0.7)
+    if unlabelled:
+        y[::10] = np.nan
+    np.savez(folder / "values.npz", x=x, y=y, client=client)
+    with (folder / "values.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["client", "y", *"abcd"])
+        rows.writerows(
+            [c, "" if np.isnan(t) else repr(float(t)), *v] for c, t, v in zip(client, y, x.tolist(), strict=True)
+        )
+    return float(np.nanmean(y)), float(np.nanstd(y))
+
+
+def options(folder, mean, std, name="values.npz"):
+    return [
+        *("-c", "task/array", "-c", "method/fine_tuning", "--data.path", str(folder / name), "--data.labels", "values"),
+        *("--model.objective", "Regression", "--model.objective.mean", str(mean), "--model.objective.std", str(std)),
+        *("--trainer.max_epochs", "2", "--trainer.check_val_every_n_epoch", "2", "--trainer.accelerator", "cpu"),
+        *("--trainer.default_root_dir", str(folder / "run"), "--data.cache_dir", str(folder / "cache")),
+        *("--trainer.callbacks+=ResultsTable", "--trainer.callbacks.path", "results.csv"),
+    ]
+
+
+@pytest.mark.parametrize("name", ["values.npz", "values.csv"])
+def test_from_a_file_to_predictions(tmp_path, capsys, caplog, name):
+    mean, std = write(tmp_path)
+    settings = options(tmp_path, mean, std, name)
+    run(["fit", *settings])
+    run(["test", *settings])
+    said = capsys.readouterr().out + caplog.text
+    assert "real-valued labels" in said
+    assert "accuracy: R²" in said
+    run(["predict", *settings])
+    with (tmp_path / "run" / "predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert any(row["label"] == "" for row in rows), "rows without a label are predicted"
+    error = [
+        (float(row["prediction"]) - float(row["label"])) ** 2
+        for row in rows
+        if row["label"] and row["population"] == "seen"
+    ]
+    with (tmp_path / "run" / "results.csv").open() as file:
+        results = {row["metric"]: row["seen"] for row in csv.DictReader(file)}
+    assert float(results["personalized_loss"]) == pytest.approx(np.mean(error), rel=1e-4)
+    assert float(results["personalized_accuracy"]) == pytest.approx(1 - np.mean(error) / std**2, rel=1e-3)
+    assert float(results["personalized_accuracy"]) > float(results["generalized_accuracy"])
+
+
+def test_what_does_not_fit_is_said_in_one_line(tmp_path):
+    mean, std = write(tmp_path)
+    settings = options(tmp_path, mean, std)
+    cases = {
+        ("--data.labels", "classes"): "For real values, set labels to values",
+        ("--model.objective", "Classification"): "the labels of the data are real values, which Classification",
+        ("--model.objective.std", "1.0"): "the training labels have mean",
+        ("--model.method", "KNNPer"): "neighbours vote for a class",
+        ("--model.attack", "LabelFlip"): "LabelFlip changes an instance's class",
+    }
+    for change, expected in cases.items():
+        with pytest.raises((ConfigurationError, DataError), match=expected):
+            run(["fit", *settings, *change])
+
+
+def test_real_values_have_no_number_of_classes():
+    with pytest.raises(ConfigurationError, match="num_classes is 3, but labels is values"):
+        ArrayData("values.npz", labels="values", num_classes=3)
