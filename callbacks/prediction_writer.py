@@ -134,9 +134,11 @@ def column_types(objective: Objective, blocks: list[str], class_names: Sequence[
         The type of each column, by name, in the order of the file.
     """
     label: type
-    label, correct = (list, int) if objective.several_labels else (int, bool)
+    correct: type
     if objective.real_valued:
         label, correct = float, float
+    else:
+        label, correct = (list, int) if objective.several_labels else (int, bool)
     types: dict[str, type] = {"client": str, "population": str, "instance": int}
     types |= dict.fromkeys(objective.positions, int)
     types |= {"prediction": label, "label": label, "generalized_correct": correct, "personalized_correct": correct}

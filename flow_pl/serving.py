@@ -382,8 +382,8 @@ def _labelled(x: Tensor, y: Tensor, real_valued: bool) -> tuple[Tensor, Tensor]:
     if not there.any():
         none = "NaN" if real_valued else "-1"
         raise DataError(
-            f"none of the {len(y)} examples has a label (all of y is {none}), expected at least one: label some of them, "
-            "or serve the client with the server's model (ServerModel)."
+            f"none of the {len(y)} examples has a label (all of y is {none}), expected at least one: label some of "
+            "them, or serve the client with the server's model (ServerModel)."
         )
     check_client("to be personalized", x.detach().cpu().numpy(), y.detach().cpu().numpy(), 0, None)
     x = x[there]

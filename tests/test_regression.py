@@ -91,9 +91,8 @@ def write(folder, unlabelled=True):
     with (folder / "values.csv").open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["client", "y", *"abcd"])
-        rows.writerows(
-            [c, "" if np.isnan(t) else repr(float(t)), *v] for c, t, v in zip(client, y, x.tolist(), strict=True)
-        )
+        labels = ["" if np.isnan(label) else repr(float(label)) for label in y]
+        rows.writerows([c, label, *v] for c, label, v in zip(client, labels, x.tolist(), strict=True))
     return float(np.nanmean(y)), float(np.nanstd(y))
 
 

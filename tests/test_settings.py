@@ -60,7 +60,15 @@ EMPTY = {"MLP.hidden", "NextToken.special_tokens"}
 """Lists that may be empty: a linear model, no second accuracy."""
 
 POSITIVE = {"dirichlet_alpha", "global_lr_scale", "max_grad_norm", "personal_lr_scale"}
-POSITIVE |= {"router_lr", "router_lr_scale", "strategy_lr_scale", "temperature", "PFedMe.regularization", "weight_lr"}
+POSITIVE |= {
+    "router_lr",
+    "router_lr_scale",
+    "std",
+    "strategy_lr_scale",
+    "temperature",
+    "PFedMe.regularization",
+    "weight_lr",
+}
 AT_LEAST_ZERO = {"Ditto.regularization", "Flow.regularization", "PerFedAvg.alpha", "SyntheticData.alpha", "beta"}
 AT_LEAST_ZERO |= {
     "FedCP.regularization",
@@ -75,7 +83,7 @@ AT_LEAST_ZERO |= {
 SHARE = {"APFL.alpha", "EvidenceFlow.alpha", "Interpolation.alpha", "neighbour_weight", "shared_fraction"}
 ABOVE_ZERO_SHARE = {"client_fraction"}
 BELOW_ONE_SHARE = {"dropout", "max_rejected", "new_client_fraction", "p", "test_fraction", "val_fraction"}
-ANY = {"mean_log_size"}
+ANY = {"mean_log_size", "mean"}
 
 RANGES = [
     (POSITIVE, lambda value: value > 0),

@@ -241,8 +241,8 @@ def _multiply(difference: Groups, attackers: Tensor, factor: float) -> None:
 def _require_one_label(attack: Attack, label_shape: tuple[int, ...], num_classes: int) -> None:
     if num_classes < 2:
         raise ConfigurationError(
-            f"{type(attack).__name__} changes an instance's class, of which the data has one or, as its labels are real "
-            "values, none: take another attack."
+            f"{type(attack).__name__} changes an instance's class, but the data has a single class, or real values for "
+            "labels: take another attack."
         )
     if label_shape:
         raise ConfigurationError(

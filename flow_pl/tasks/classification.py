@@ -43,6 +43,11 @@ def cross_entropy(outputs: Tensor, y: Tensor) -> Tensor:
 
 
 def check_classes(outputs: int, num_classes: int) -> None:
+    """Check that there is an output for each class.
+
+    Raises:
+        DataError: there is not.
+    """
     if outputs < num_classes:
         raise DataError(
             f"labels run from 0 to {num_classes - 1} but the backbone has {outputs} outputs: "

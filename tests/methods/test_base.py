@@ -167,11 +167,9 @@ class Misreading(FedAvg):
 def test_a_group_that_does_not_exist_is_named_where_it_is_read(place, sizes):
     method, batch = bound(Misreading(place)), chunk(sizes, heldout=3)
     group = "rows" if place == "rows" else "globel"
+    take = partial(evaluate_clients, loop()) if place == "predict" else loop().train_clients
     with pytest.raises(ConfigurationError, match=f"Misreading reads the group '{group}', expected 'global'"):
-        if place == "predict":
-            evaluate_clients(loop(), method, server_groups(method), batch)
-        else:
-            loop().train_clients(method, server_groups(method), batch)
+        take(method, server_groups(method), batch)
 
 
 def test_a_missing_parameter_is_no_missing_group():
@@ -180,7 +178,7 @@ def test_a_missing_parameter_is_no_missing_group():
             return {}["0.weight"]
 
     method, batch = bound(Wrong()), chunk((7,), heldout=3)
-    with pytest.raises(KeyError, match="0.weight"):
+    with pytest.raises(KeyError, match="weight"):
         evaluate_clients(loop(), method, server_groups(method), batch)
 
 

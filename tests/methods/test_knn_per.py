@@ -190,7 +190,7 @@ def test_predictions_are_made_for_unlabelled_instances():
 
 
 def test_several_labels_are_refused():
-    with pytest.raises(ConfigurationError, match=r"neighbours vote for one label, the task MultiLabel.*Interpolation"):
+    with pytest.raises(ConfigurationError, match=r"the task MultiLabel has several.*neighbours vote.*Interpolation"):
         KNNPer().bind(MLP(4, 3, (5,)), MultiLabel(k=1))
     KNNPer().bind(MLP(4, 3, (5,)), NextToken())
 

@@ -77,7 +77,9 @@ def labelled_rows(y: NDArray[Any]) -> NDArray[np.bool_]:
     Args:
         y: [n] or [n, ...] classes, -1 = none; or [n] real values, NaN = none.
     """
-    return _rows(~np.isnan(y) if y.dtype.kind == "f" else y != -1).any(axis=1)
+    known: Any = ~np.isnan(y) if y.dtype.kind == "f" else y != -1
+    labelled: NDArray[np.bool_] = _rows(known).any(axis=1)
+    return labelled
 
 
 def _check_labels(name: str, y: NDArray[Any], num_classes: int | None) -> None:
