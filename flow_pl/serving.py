@@ -376,7 +376,10 @@ def _labelled(x: Tensor, y: Tensor, real_valued: bool) -> tuple[Tensor, Tensor]:
         )
     if real_valued:
         y = y.float()
-    elif y.is_floating_point() and bool((y == y.round()).all()):
+    elif y.is_floating_point():
+        if not bool((y == y.round()).all()):
+            kind = str(y.dtype).removeprefix("torch.")
+            raise DataError(f"y has labels of type {kind}: encode them as integers from 0, -1 = to be predicted.")
         y = y.long()  # whole numbers, as NumPy and pandas often hold them
     there = ~y.isnan() if real_valued else (y != -1).reshape(len(y), -1).any(1)
     if not there.any():

@@ -136,7 +136,7 @@ def test_lg_fedavg_in_a_clients_first_round_is_fedavg():
 
 def test_lg_fedavg_may_start_from_a_model_of_fedavg(tmp_path):
     """Two rounds that are FedAvg's; in the third the head alone is sent, and bodies are kept."""
-    fedavg, _ = fitted(tmp_path, FedAvg(1), rounds=2)
+    fedavg, _ = fitted(tmp_path, FedAvg(), rounds=2)
     pretrained, run = fitted(tmp_path, LGFedAvg(1, pretrain_rounds=2), rounds=2)
     assert torch.equal(module_parameters(pretrained), module_parameters(fedavg))
     assert run.callback_metrics["train/clients_with_state"] == 0

@@ -66,7 +66,7 @@ def _personal(
     backbone = make()
     x = torch.randint(4, tokens, (4, *shape)) if tokens else torch.rand(4, *shape)
     y = torch.randint(4, tokens, (4, *shape)) if tokens else torch.arange(4)
-    method: Method = FedAvg(1)
+    method: Method = FedAvg()
     if kind != "plain":
         router = {"router": SequenceRouter} if tokens else {}
         method = Flow(1, routing=kind, **router)  # type: ignore[arg-type]

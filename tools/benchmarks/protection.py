@@ -129,7 +129,7 @@ def measure(arguments: list[str], data: str, rounds: int) -> dict[str, float]:
 
 def cost() -> None:
     """Print what a round costs in seconds of the processor."""
-    method = FedAvg(1)
+    method = FedAvg()
     method.bind(EMNISTCNN(num_classes=62, in_shape=(1, 28, 28)), Classification())
     size = {"global": dict(method.modules["global"].named_parameters())}
     print(f"parameters: {sum(p.numel() for p in size['global'].values())}")

@@ -77,8 +77,8 @@ def labelled_rows(y: NDArray[Any]) -> NDArray[np.bool_]:
     Args:
         y: [n] or [n, ...] classes, -1 = none; or [n] real values, NaN = none.
     """
-    known: Any = ~np.isnan(y) if y.dtype.kind == "f" else y != -1
-    labelled: NDArray[np.bool_] = _rows(known).any(axis=1)
+    known = ~np.isnan(y) if y.dtype.kind == "f" else y != -1
+    labelled: NDArray[np.bool_] = np.logical_or.reduce(_rows(np.asarray(known)), axis=1)
     return labelled
 
 
