@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,8 +18,9 @@ from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
 from flow_pl.errors import ConfigurationError, brief
-from flow_pl.serving import ServedModel, as_tensor
+from flow_pl.serving import ServedModel, as_inputs
 from flow_pl.utils.files import write_bytes
+from flow_pl.utils.inputs import Inputs, leaves, map_inputs, names_of, take
 from flow_pl.utils.optional import import_optional
 from flow_pl.utils.validation import given, require_choice, require_count
 from flow_pl.version import __version__
@@ -37,23 +38,24 @@ TOLERANCE = 1e-5
 def export_model(
     model: ServedModel,
     path: str | os.PathLike[str],
-    example: Tensor | ArrayLike,
+    example: Tensor | ArrayLike | Mapping[str, Tensor | ArrayLike],
     format: str = "torch_export",  # noqa: A002  # what each of these libraries calls it
     max_batch: int | None = None,
 ) -> None:
     """Write a model as a file that needs no flow_pl.
 
     A program takes instances x [batch, ...] as the model does (`FederatedDataModule.transform`) and returns its
-    outputs. The batch is free; every other axis is that of the example, the length of a sequence too. Hard routing
-    computes both copies of a block and takes one of the two.
+    outputs; several features by name are one mapping, in ONNX as many inputs. The batch is free; every other axis is
+    that of the example, the length of a sequence too. Hard routing computes both copies of a block and takes one of
+    the two.
 
     Args:
         model: of `personalize`, or a `ServerModel`.
         path: the file; replaced if it is there.
-        example: some instances [n, ...], for their shape and type.
-        format: "torch_export" (`torch.export.load`), "onnx" (input "x", output "outputs"), "executorch" (method
-            "forward"), or "safetensors": the weights alone, those of a single model by the backbone's own names, others
-            as group.name.
+        example: some instances [n, ...], for their shape and type; a mapping where the model takes several features.
+        format: "torch_export" (`torch.export.load`), "onnx" (input "x", or those of the features' names; output
+            "outputs"), "executorch" (method "forward"), or "safetensors": the weights alone, those of a single model by
+            the backbone's own names, others as group.name.
         max_batch: largest batch of a program; None for 16 in ExecuTorch, which plans its memory by it, and for no
             limit that matters elsewhere.
 
@@ -63,10 +65,12 @@ def export_model(
     """
     check_format(format)
     require_count(**given(max_batch=max_batch))
-    model, x = copy.deepcopy(model).cpu(), as_tensor("example", example).cpu()
-    if not x.ndim or not len(x):
-        raise ConfigurationError(f"the example has shape {list(x.shape)}, expected at least one instance [n, ...].")
-    write_bytes(Path(path), FORMATS[format](model, x[:1], max_batch))
+    model, x = copy.deepcopy(model).cpu(), map_inputs(torch.Tensor.cpu, as_inputs("example", example))
+    for part in leaves(x):
+        if not part.ndim or not len(part):
+            shape = list(part.shape)
+            raise ConfigurationError(f"the example has shape {shape}, expected at least one instance [n, ...].")
+    write_bytes(Path(path), FORMATS[format](model, take(x, slice(1)), max_batch))
 
 
 def check_format(format: str) -> None:  # noqa: A002
@@ -80,13 +84,13 @@ def check_format(format: str) -> None:  # noqa: A002
         import_optional(package, extra, f"the format {format}")
 
 
-def _torch_export(model: ServedModel, x: Tensor, max_batch: int | None) -> bytes:
+def _torch_export(model: ServedModel, x: Inputs, max_batch: int | None) -> bytes:
     file = io.BytesIO()
     torch.export.save(_program(model, x, max_batch or LARGEST_BATCH), file)
     return file.getvalue()
 
 
-def _onnx(model: ServedModel, x: Tensor, max_batch: int | None) -> bytes:
+def _onnx(model: ServedModel, x: Inputs, max_batch: int | None) -> bytes:
     size = sum(p.numel() * p.element_size() for p in model.state_dict().values())
     if size > LARGEST_ONNX:
         raise ConfigurationError(
@@ -94,7 +98,8 @@ def _onnx(model: ServedModel, x: Tensor, max_batch: int | None) -> bytes:
         )
     program = _program(model, x, max_batch or LARGEST_BATCH)
     with _refused("onnx"), _quiet():
-        made = torch.onnx.export(program, (), dynamo=True, verbose=False, input_names=["x"], output_names=["outputs"])
+        names = list(names_of(x) or ["x"])
+        made = torch.onnx.export(program, (), dynamo=True, verbose=False, input_names=names, output_names=["outputs"])
         assert made is not None
         proto = made.model_proto
     axes = [value.type.tensor_type.shape.dim[0] for value in (*proto.graph.input, *proto.graph.output)]
@@ -107,7 +112,7 @@ def _onnx(model: ServedModel, x: Tensor, max_batch: int | None) -> bytes:
     return content
 
 
-def _executorch(model: ServedModel, x: Tensor, max_batch: int | None) -> bytes:
+def _executorch(model: ServedModel, x: Inputs, max_batch: int | None) -> bytes:
     program = _program(model, x, max_batch or PLANNED_BATCH)
     exir = import_optional("executorch.exir", "executorch", "the format executorch")
     xnnpack = import_optional("executorch.backends.xnnpack.partition.xnnpack_partitioner", "executorch")
@@ -123,7 +128,7 @@ def _executorch(model: ServedModel, x: Tensor, max_batch: int | None) -> bytes:
     return content
 
 
-def _safetensors(model: ServedModel, x: Tensor, max_batch: int | None) -> bytes:
+def _safetensors(model: ServedModel, x: Inputs, max_batch: int | None) -> bytes:
     library = import_optional("safetensors.torch", "export", "the format safetensors")
     content: bytes = library.save(model.weights(), metadata={"flow_pl": __version__, **_described(model)})
     return content
@@ -141,7 +146,7 @@ def _described(model: ServedModel) -> dict[str, str]:
     }
 
 
-FORMATS: dict[str, Callable[[ServedModel, Tensor, int | None], bytes]] = {
+FORMATS: dict[str, Callable[[ServedModel, Inputs, int | None], bytes]] = {
     "torch_export": _torch_export,
     "onnx": _onnx,
     "executorch": _executorch,
@@ -158,23 +163,28 @@ PACKAGES: dict[str, dict[str, str]] = {
 """Packages that a format needs, each with the group of optional dependencies that has it."""
 
 
-def _program(model: ServedModel, x: Tensor, largest: int) -> ExportedProgram:
+def _program(model: ServedModel, x: Inputs, largest: int) -> ExportedProgram:
     """The model as a program of tensor operations, checked against the model for several batches."""
     batch = {0: Dim("batch", min=1, max=largest)} if largest > 1 else None
-    two = x.expand(min(2, largest), *x.shape[1:]).contiguous()
+    shapes = (map_inputs(lambda t: batch, x),)
+    two = _repeated(x, min(2, largest))
     with torch.no_grad(), _quiet():
         expected = model(two)  # what cannot be computed at all fails here, in its own words
         with _refused("a program"):
-            program = torch.export.export(model, (two,), dynamic_shapes=(batch,), strict=False)
+            program = torch.export.export(model, (two,), dynamic_shapes=shapes, strict=False)
             # of a batch of three: what has taken the two for a fixed number differs
-            three = two[:1].expand(min(3, largest), *x.shape[1:]).contiguous()
-            found = program.module()(three)[: len(two)]
+            found = program.module()(_repeated(x, min(3, largest)))[: len(expected)]
     if not torch.allclose(found.double(), expected.double(), rtol=TOLERANCE, atol=TOLERANCE):
         raise ConfigurationError(
             "the exported program gives other outputs than the model: a block of the backbone draws random numbers, "
             "keeps a state or mixes the instances of a batch. Use safetensors, or a block that does not."
         )
     return program
+
+
+def _repeated(x: Inputs, times: int) -> Inputs:
+    """One instance [1, ...] several times."""
+    return map_inputs(lambda t: t.expand(times, *t.shape[1:]).contiguous(), x)
 
 
 @contextmanager

@@ -9,15 +9,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from flow_pl.data import FederatedDataModule
 from flow_pl.data.readers.npz import npz_arrays
 from flow_pl.errors import ConfigurationError, DataError, brief
 from flow_pl.export import FORMATS, check_format, export_model
 from flow_pl.module import FederatedModule
-from flow_pl.serving import ServedModel, ServerModel, as_tensor, load, load_kept, personalize
+from flow_pl.serving import ServedModel, ServerModel, as_inputs, load, load_kept, personalize
 from flow_pl.utils.arguments import Parser, home
+from flow_pl.utils.inputs import Inputs, map_inputs, take
 from flow_pl.utils.words import no_such_option
 
 DESCRIPTIONS = {
@@ -48,14 +47,15 @@ def command(args: Sequence[str], name: str) -> None:
         before = "" if value_of_option else word
     check_format(options.format)
     _check_folder(options.out)
-    arrays = _read(options.data, ("x", "y")) if name == "personalize" else {}
+    arrays = _read(options.data, ("y",)) if name == "personalize" else {}
     module, data = load(options.config, options.ckpt_path, *overrides)
     make = _personalized if name == "personalize" else _exported
     model, example = make(options, arrays, module, data)
     export_model(model, options.out, example, options.format, options.max_batch)
     size = options.out.stat().st_size
-    shape = ", ".join(map(str, example.shape[1:]))
-    print(f"{options.out}: {options.format}, {size:,} bytes; takes [batch, {shape}] of {example.dtype}.")
+    takes = map_inputs(lambda t: f"[batch, {', '.join(map(str, t.shape[1:]))}] of {t.dtype}", example)
+    named = ", ".join(f"{key} {each}" for key, each in takes.items()) if isinstance(takes, dict) else takes
+    print(f"{options.out}: {options.format}, {size:,} bytes; takes {named}.")
 
 
 export = partial(command, name="export")
@@ -119,11 +119,16 @@ def _check_folder(out: Path) -> None:
         raise ConfigurationError(f"{out} cannot be written to: give --out a file in a folder that you may write to.")
 
 
-def _read(path: Path, names: tuple[str, ...]) -> dict[str, Any]:
-    """Arrays of a `.npz` file."""
+def _read(path: Path, others: tuple[str, ...]) -> dict[str, Any]:
+    """Arrays of a `.npz` file: the features `x`, or without such an array all but the others; and the others."""
+    names = ("x", *others)
     if not path.is_file():
         raise DataError(f"there is no file {path}: write one by numpy.savez, with arrays {' and '.join(names)}.")
-    stored, arrays = npz_arrays(path, lambda name: name in names)
+    stored, found = npz_arrays(path, lambda name: True)
+    arrays: dict[str, Any] = dict(found)
+    if "x" not in arrays:
+        named = {name: array for name, array in arrays.items() if name not in others}
+        arrays = {name: arrays[name] for name in others if name in arrays} | ({"x": named} if named else {})
     missing = [name for name in names if name not in arrays]
     if missing:
         raise DataError(f"{path} has no {' and no '.join(missing)}, only {brief(stored)}: name its arrays so.")
@@ -132,22 +137,23 @@ def _read(path: Path, names: tuple[str, ...]) -> dict[str, Any]:
 
 def _personalized(
     options: argparse.Namespace, arrays: dict[str, Any], module: FederatedModule, data: FederatedDataModule
-) -> tuple[ServedModel, Tensor]:
+) -> tuple[ServedModel, Inputs]:
     """The model of the client whose examples were given."""
     kept = None if options.kept is None else load_kept(module, options.ckpt_path, options.kept)
-    x = data.transform(as_tensor("x", arrays["x"]))
+    x = map_inputs(data.transform, as_inputs("x", arrays["x"]))
     try:
-        return personalize(module, x, arrays["y"], options.seed, kept), x[:1]
+        return personalize(module, x, arrays["y"], options.seed, kept), take(x, slice(1))
     except DataError as error:
         raise DataError(f"{options.data}: {error}") from error
 
 
 def _exported(
     options: argparse.Namespace, arrays: dict[str, Any], module: FederatedModule, data: FederatedDataModule
-) -> tuple[ServedModel, Tensor]:
+) -> tuple[ServedModel, Inputs]:
     """The server's model, or that of a client of the run's data."""
     if options.client is None and options.example is not None:
-        return ServerModel(module), data.transform(as_tensor("x", _read(options.example, ("x",))["x"]))[:1]
+        x = map_inputs(data.transform, as_inputs("x", _read(options.example, ())["x"]))
+        return ServerModel(module), take(x, slice(1))
     data.prepare_data()
     data.setup()
     if options.client is None:
@@ -164,4 +170,4 @@ def _exported(
         except DataError:
             print(f"client {options.client!r} has not been sampled: it starts from the server's model.")
     x, y = data.examples(client, "train")
-    return personalize(module, x, y, kept=kept), x[:1]
+    return personalize(module, x, y, kept=kept), take(x, slice(1))

@@ -63,6 +63,7 @@ from flow_pl.round_log import log_round, prepare_log
 from flow_pl.tasks import Classification, Objective
 from flow_pl.utils.checkpoints import WholeCheckpointIO
 from flow_pl.utils.groups import Groups
+from flow_pl.utils.inputs import Inputs, take
 from flow_pl.utils.validation import require_fraction
 
 
@@ -160,7 +161,7 @@ class FederatedModule(lightning.LightningModule):
         """Return how many orderings of its examples a client needs; the data module draws as many."""
         return self.loop.orders(self.method)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Inputs) -> Tensor:
         """Compute the outputs of the global model for instances x [N, ...]."""
         outputs: Tensor = self.backbone(x)
         return outputs
@@ -237,7 +238,7 @@ class FederatedModule(lightning.LightningModule):
         if stage == "fit" and changed_parameters(self.method):
             self.method.plan()
         check_elementwise(self.loop.client_optimizer)
-        example = self.loop.lay_out(data.example()[None])[0]
+        example = take(self.loop.lay_out(take(data.example(), None)), 0)
         store = data.federation.store
         check_fit(self.method, example, data.num_classes, store.label_shape, store.real_valued)
         check_draws(self.method, example)

@@ -27,6 +27,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from flow_pl.configuration import flatten
 from flow_pl.data import FederatedDataModule
 from flow_pl.errors import ConfigurationError
+from flow_pl.utils.inputs import leaves
 
 Record = dict[str, Any]
 """Plain values: a checkpoint holds no objects."""
@@ -73,10 +74,10 @@ def data_record(data: FederatedDataModule) -> Record:
     for part in (federation.train_sizes, federation.val_sizes, federation.test_sizes, federation.seen, federation.new):
         split.update(np.asarray(part).tobytes())
     for client in np.unique(np.linspace(0, len(store) - 1, LOOKED_AT).astype(int)).tolist():
-        first = store.read(client)
+        stored = store.read(client)
         rows.update(store.name(client).encode())
-        rows.update(np.asarray(first.x[:1]).tobytes())
-        rows.update(np.asarray(first.y[:1]).tobytes())
+        for array in (*leaves(stored.x), stored.y):
+            rows.update(np.asarray(array[:1]).tobytes())
         for part in federation.split(client):
             split.update(np.asarray(part).tobytes())
     settings = {"class": type(data).__name__, **{name: getattr(data, name) for name in SPLIT}}

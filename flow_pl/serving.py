@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import keyword
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,6 +32,7 @@ from flow_pl.module import FederatedModule
 from flow_pl.shipped import find
 from flow_pl.utils.checkpoints import WholeCheckpointIO, look_at
 from flow_pl.utils.groups import Groups, Parameters
+from flow_pl.utils.inputs import Inputs, leaves, map_inputs, take
 from flow_pl.utils.rng import Stream, generator, key
 
 if TYPE_CHECKING:
@@ -185,7 +186,7 @@ class PersonalModel(ServedModel):
         needed = {name: group for name, group in groups.items() if name not in method.scratch}
         super().__init__(method, needed if personal is None else {SINGLE: personal})
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Inputs) -> Tensor:
         """Outputs for instances x [N, ...], as the backbone gives them: [N, classes] or [N, T, tokens].
 
         With hard routing by the instance, each goes through one copy of a block alone (Flow with `routing: hard`).
@@ -207,7 +208,7 @@ class ServerModel(ServedModel):
         server = server_groups(module.method)
         super().__init__(module.method, {name: server[name] for name in module.method.models})
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Inputs) -> Tensor:
         """Outputs for instances x [N, ...], as the backbone gives them: [N, classes] or [N, T, tokens]."""
         return self.method.generalized(self.tensors(), x)
 
@@ -249,7 +250,11 @@ class _Buffers(nn.Module):
 
 
 def personalize(
-    module: FederatedModule, x: Tensor | ArrayLike, y: Tensor | ArrayLike, seed: int = 0, kept: Groups | None = None
+    module: FederatedModule,
+    x: Tensor | ArrayLike | Mapping[str, Tensor | ArrayLike],
+    y: Tensor | ArrayLike,
+    seed: int = 0,
+    kept: Groups | None = None,
 ) -> PersonalModel:
     """Personalize the server's model for a client that need not have been seen in training.
 
@@ -257,7 +262,8 @@ def personalize(
 
     Args:
         module: trained; of a checkpoint, say.
-        x: the client's examples [N, ...], as a model gets them (`FederatedDataModule.transform`).
+        x: the client's examples [N, ...], as a model gets them (`FederatedDataModule.transform`); a mapping where
+            they have several features by name.
         y: their targets [N] or [N, ...], integers; -1 where an example has no label, which then has no part in it. For
             a regression [N] real values, NaN in its place.
         seed: of the order in which they are visited, and of dropout.
@@ -274,10 +280,11 @@ def personalize(
     device = next(module.parameters()).device
     method = module.method
     real_valued = method.objective.real_valued
-    x, y = _labelled(as_tensor("x", x), as_tensor("y", y), real_valued)
-    n = len(x)
+    inputs, y = _labelled(as_inputs("x", x), as_tensor("y", y), real_valued)
+    n = len(y)
     classes = 1 if real_valued else y.shape[-1] if method.objective.several_labels else int(y.max()) + 1
-    check_fit(method, x[:1].to(device), classes, tuple(y.shape[1:]), real_valued)
+    example = map_inputs(lambda t: t[:1].to(device), inputs)
+    check_fit(method, example, classes, tuple(y.shape[1:]), real_valued)
     server = server_groups(method)
     if kept is not None:
         _check_kept(method, method.initial_state(server), kept)
@@ -287,7 +294,7 @@ def personalize(
     device = next(module.parameters()).device
     batch = ClientBatch(
         client=torch.zeros(1, dtype=torch.int64),
-        train=Examples(x[None], y[None], torch.ones(1, n, dtype=torch.bool), (n,)),
+        train=Examples(take(inputs, None), y[None], torch.ones(1, n, dtype=torch.bool), (n,)),
         part=torch.from_numpy(draw_part(seed, 0, n))[None],
         order=torch.from_numpy(orders)[None],
         heldout=None,
@@ -363,15 +370,23 @@ def as_tensor(name: str, values: Tensor | ArrayLike) -> Tensor:
     return torch.from_numpy(np.require(array, array.dtype.newbyteorder("="), ["C", "W"]))
 
 
-def _labelled(x: Tensor, y: Tensor, real_valued: bool) -> tuple[Tensor, Tensor]:
+def as_inputs(name: str, values: Tensor | ArrayLike | Mapping[str, Tensor | ArrayLike]) -> Inputs:
+    """Convert a user's values to a tensor, or to several by name; see `as_tensor`."""
+    if isinstance(values, Mapping):
+        return {key: as_tensor(f"{name}[{key!r}]", each) for key, each in values.items()}
+    return as_tensor(name, values)
+
+
+def _labelled(x: Inputs, y: Tensor, real_valued: bool) -> tuple[Inputs, Tensor]:
     """Select the examples with a label, in a model's input types: float32 or int64.
 
     Raises:
         DataError: there are none, or a value cannot be used.
     """
-    if not x.ndim or not y.ndim or len(x) != len(y) or not len(x):
+    if not y.ndim or not len(y) or not leaves(x) or any(not t.ndim or len(t) != len(y) for t in leaves(x)):
+        shape = {k: list(t.shape) for k, t in x.items()} if isinstance(x, dict) else list(x.shape)
         raise DataError(
-            f"x has shape {list(x.shape)} and y {list(y.shape)}: of examples and targets, expected one for each, and "
+            f"x has shape {shape} and y {list(y.shape)}: of examples and targets, expected one for each, and "
             "at least one."
         )
     if real_valued:
@@ -388,8 +403,11 @@ def _labelled(x: Tensor, y: Tensor, real_valued: bool) -> tuple[Tensor, Tensor]:
             f"none of the {len(y)} examples has a label (all of y is {none}), expected at least one: label some of "
             "them, or serve the client with the server's model (ServerModel)."
         )
-    check_client("to be personalized", x.detach().cpu().numpy(), y.detach().cpu().numpy(), 0, None)
-    x = x[there]
-    if x.dtype not in (torch.uint8, torch.bool):
-        x = x.float() if x.is_floating_point() else x.long()
-    return x, y[there] if real_valued else y[there].long()
+    arrays = map_inputs(lambda t: t.detach().cpu().numpy(), x)
+    check_client("to be personalized", arrays, y.detach().cpu().numpy(), 0, None)
+
+    def selected(t: Tensor) -> Tensor:
+        t = t[there]
+        return t if t.dtype in (torch.uint8, torch.bool) else t.float() if t.is_floating_point() else t.long()
+
+    return map_inputs(selected, x), y[there] if real_valued else y[there].long()

@@ -13,12 +13,13 @@ from flow_pl.engine.client_draws import ClientDraws
 from flow_pl.errors import ConfigurationError, brief
 from flow_pl.kernels.functional import buffers_kept, training_mode
 from flow_pl.methods.base import Method
+from flow_pl.utils.inputs import Inputs, first, leaves, map_inputs, take
 from flow_pl.utils.unit_stream import UnitStream, UnitTable, drawing_from
 
 INSTANCES = 3
 
 
-def check_backbone(method: Method, example: Tensor, side_by_side: bool) -> None:
+def check_backbone(method: Method, example: Inputs, side_by_side: bool) -> None:
     """Call the backbone on a few instances and compare what must not depend on others, or on earlier calls.
 
     Args:
@@ -41,8 +42,21 @@ def check_backbone(method: Method, example: Tensor, side_by_side: bool) -> None:
         check_clients(method, x, outputs, calls.in_place, side_by_side)
 
 
-def instances(example: Tensor) -> Tensor:
+def instances(example: Inputs) -> Inputs:
     """A few instances [3, ...] that differ, with values as those of an example [1, ...]."""
+    return map_inputs(_moved if isinstance(example, dict) else _varied, example)
+
+
+def _moved(example: Tensor) -> Tensor:
+    """An example of several features, its positions moved alike in all of them: a token keeps its mask."""
+    if example.ndim < 2 or example.is_floating_point():
+        return _varied(example)
+    positions = torch.arange(example.shape[1], device=example.device)
+    ends = (positions >= (len(positions) + 1) // 2) * (len(positions) - 1)  # the first one, and the last one
+    return torch.cat([example, example.flip(1), example[:, ends]])
+
+
+def _varied(example: Tensor) -> Tensor:
     if not example.is_floating_point():  # tokens: no others than there are, and 0
         first = example.reshape(1, -1)
         half = first.clone()
@@ -61,13 +75,13 @@ class _Still(UnitStream):
         return torch.zeros(shape, dtype=torch.int32, device=self._key.device)  # type: ignore[call-overload,no-any-return]
 
 
-def _call(backbone: nn.Module, x: Tensor, training: bool) -> tuple[Calls, Tensor | Exception]:
+def _call(backbone: nn.Module, x: Inputs, training: bool) -> tuple[Calls, Tensor | Exception]:
     """Call the backbone on a copy of the instances."""
-    x = x.clone()
+    x = map_inputs(torch.clone, x)
     with ExitStack() as stack:
         calls = stack.enter_context(watched(backbone, x, keep=True))
         if training:
-            still = _Still(torch.zeros(2, dtype=torch.int32, device=x.device), UnitTable())
+            still = _Still(torch.zeros(2, dtype=torch.int32, device=first(x).device), UnitTable())
             stack.enter_context(drawing_from(still))
             stack.enter_context(ClientDraws(still))
         try:
@@ -76,7 +90,7 @@ def _call(backbone: nn.Module, x: Tensor, training: bool) -> tuple[Calls, Tensor
             return calls, error
 
 
-def _check_calls(method: Method, backbone: nn.Module, x: Tensor, training: bool) -> tuple[Calls, Tensor]:
+def _check_calls(method: Method, backbone: nn.Module, x: Inputs, training: bool) -> tuple[Calls, Tensor]:
     when = "in training" if training else "in evaluation"
     before = _state(backbone)
     calls, among = _call(backbone, x, training)
@@ -94,7 +108,7 @@ def _check_calls(method: Method, backbone: nn.Module, x: Tensor, training: bool)
             "something from call to call, which would go from client to client. Let every call begin from nothing."
         )
     for i in (0, INSTANCES - 1):
-        calls_alone, alone = _call(backbone, x[i : i + 1], training)
+        calls_alone, alone = _call(backbone, take(x, slice(i, i + 1)), training)
         if isinstance(alone, Exception):
             _refuse_mixing(backbone, calls_alone.inside[-1] if calls_alone.inside else None, when)
         else:
@@ -119,15 +133,15 @@ def _check_in_place(method: Method, backbone: nn.Module, calls: Calls) -> None:
             )
 
 
-def _check_copies(method: Method, x: Tensor, outputs: Tensor) -> None:
+def _check_copies(method: Method, x: Inputs, outputs: Tensor) -> None:
     """Check that the mixture of two equal copies is the model itself."""
     weights = {name: p.detach() for name, p in method.modules["global"].named_parameters()}
-    half = torch.full((INSTANCES, 2), 0.5, device=x.device)
+    half = torch.full((INSTANCES, 2), 0.5, device=outputs.device)
 
     def route(block: int, inputs: Tensor, on_global: Tensor, on_local: Tensor) -> Tensor:
         return half
 
-    mixed, _ = method.model.routed(x.clone(), weights, method.model.local_copy(weights), route)
+    mixed, _ = method.model.routed(map_inputs(torch.clone, x), weights, method.model.local_copy(weights), route)
     if _differ(mixed, outputs, x):
         raise ConfigurationError(
             f"the backbone {type(method.modules['global']).__name__} has other outputs where each of its blocks "
@@ -181,7 +195,7 @@ def _same(a: Tensor, b: Tensor) -> bool:
 
 
 def _check_alone(
-    backbone: nn.Module, among: Calls, alone: Calls, i: int, whole: Tensor, one: Tensor, x: Tensor, when: str
+    backbone: nn.Module, among: Calls, alone: Calls, i: int, whole: Tensor, one: Tensor, x: Inputs, when: str
 ) -> None:
     """Compare the outputs of every block for instance i alone with those among others."""
     if len(whole) != INSTANCES or len(one) != 1:
@@ -211,7 +225,7 @@ def _refuse_mixing(backbone: nn.Module, block: nn.Module | None, when: str) -> N
     )
 
 
-def _differ(a: Tensor, b: Tensor, x: Tensor) -> bool:
+def _differ(a: Tensor, b: Tensor, x: Inputs) -> bool:
     """Whether outputs differ by more than rounding."""
     if a.shape != b.shape:
         return True
@@ -219,5 +233,6 @@ def _differ(a: Tensor, b: Tensor, x: Tensor) -> bool:
         return not torch.equal(a, b)
     a, b = a.float().nan_to_num(), b.float().nan_to_num()
     size = float(b.abs().max()) if b.numel() else 0.0
-    noise = 1e-5 * max(1.0, float(x.abs().max())) if x.is_floating_point() and x.numel() else 1e-5
+    numbers = [float(t.abs().max()) for t in leaves(x) if t.is_floating_point() and t.numel()]
+    noise = 1e-5 * max([1.0, *numbers])
     return not torch.allclose(a, b, rtol=1e-3, atol=1e-4 * size + noise)

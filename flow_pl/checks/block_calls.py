@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
+from flow_pl.utils.inputs import Inputs, leaves
+
 
 @dataclass
 class Calls:
@@ -32,7 +34,7 @@ class Calls:
 
 
 @contextmanager
-def watched(backbone: nn.Module, data: Tensor, keep: bool = False) -> Iterator[Calls]:
+def watched(backbone: nn.Module, data: Inputs, keep: bool = False) -> Iterator[Calls]:
     """A context in which what blocks do is noted.
 
     Args:
@@ -40,14 +42,16 @@ def watched(backbone: nn.Module, data: Tensor, keep: bool = False) -> Iterator[C
         data: what it is called with.
         keep: whether to keep outputs, as copies that no later block changes.
     """
-    blocks, tops, calls, copy = set(backbone.modules()), {*backbone.children()}, Calls(), data.clone()
-    versions: list[tuple[list[Tensor], list[int], int]] = []
+    blocks, tops, calls = set(backbone.modules()), {*backbone.children()}, Calls()
+    parts = leaves(data)
+    copies = [part.clone() for part in parts]
+    versions: list[tuple[list[Tensor], list[int], list[int]]] = []
 
     def enter(module: nn.Module, args: tuple[Any, ...]) -> None:
         if module in blocks:
             tensors = [t for t in args if isinstance(t, Tensor)]
             calls.inside.append(module)
-            versions.append((tensors, [t._version for t in tensors], data._version))
+            versions.append((tensors, [t._version for t in tensors], [t._version for t in parts]))
 
     def leave(module: nn.Module, args: Any, output: Any) -> None:
         if module not in blocks:
@@ -57,7 +61,8 @@ def watched(backbone: nn.Module, data: Tensor, keep: bool = False) -> Iterator[C
         if any(t._version != version for t, version in zip(tensors, before, strict=True)):
             calls.in_place.append(module)
         # what `.data` gives does not count versions
-        if data._version != data_before or (not calls.on_data and not torch.equal(data, copy)):
+        written = [t._version for t in parts] != data_before
+        if written or (not calls.on_data and not all(map(torch.equal, parts, copies))):
             calls.on_data.append(module)
         if module in tops and not isinstance(output, Tensor):
             calls.no_tensor.append(module)

@@ -17,11 +17,12 @@ from flow_pl.methods.base import Method, Phase
 from flow_pl.models.blocks import is_chain
 from flow_pl.models.lazy import set_classes
 from flow_pl.tasks import Objective
+from flow_pl.utils.inputs import Inputs, described, map_inputs
 
 
 def check_fit(
     method: Method,
-    example: Tensor,
+    example: Inputs,
     num_classes: int,
     label_shape: tuple[int, ...] | None = None,
     real_valued: bool = False,
@@ -82,19 +83,27 @@ def check_label_moments(objective: Objective, federation: Federation) -> None:
         objective.check_labels(float(y.mean()), float(y.std()))
 
 
-def _misfit(backbone: nn.Module, example: Tensor, error: Exception) -> ConfigurationError:
+def _misfit(backbone: nn.Module, example: Inputs, error: Exception) -> ConfigurationError:
     """The error that a backbone cannot take the features, with the remedy for what is wrong with them."""
-    name, shape = type(backbone).__name__, list(example.shape[1:])
+    name = type(backbone).__name__
     with contextlib.suppress(Exception), torch.no_grad(), training_mode([backbone], False):
         with watched(backbone, example) as calls, contextlib.suppress(Exception):
             backbone(example)
         if calls.no_tensor and is_chain(backbone):
             return _no_tensor(backbone, calls.no_tensor[0])
-        backbone(torch.cat([example, example]))
+        backbone(map_inputs(lambda t: torch.cat([t, t]), example))
         return ConfigurationError(
             f"{named(backbone, calls.inside[-1] if calls.inside else None)} mixes instances: it takes several, not one "
             f"alone ({brief(error)}): {MIXES}."
         )
+    if isinstance(example, dict):
+        found = f"it asks for {error}, which is none of them" if isinstance(error, KeyError) else str(error)
+        return ConfigurationError(
+            f"the data gives several features by name ({described(example)}), which {name} cannot take ({found}): use "
+            "a backbone whose forward takes a mapping with these names, or data of one tensor (of arrays and columns, "
+            "feature_columns names them)."
+        )
+    shape = list(example.shape[1:])
     remedy = f"give {name} the features' shape, or the data module the shape that {name} expects"
     if len(shape) == 3 and shape[-1] in (1, 3, 4) and shape[0] not in (1, 3, 4):
         first = [shape[-1], *shape[:-1]]

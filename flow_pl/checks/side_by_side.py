@@ -17,13 +17,14 @@ from flow_pl.kernels.linear import REPLACED, ClientLinears
 from flow_pl.methods.base import Method
 from flow_pl.utils.counter_rng import step_keys
 from flow_pl.utils.groups import Parameters
+from flow_pl.utils.inputs import Inputs, map_inputs
 from flow_pl.utils.unit_stream import UnitStream, UnitTable, drawing_from
 
 CLIENTS = 2
 
 
 def check_clients(
-    method: Method, x: Tensor, outputs: Tensor, in_place: Sequence[nn.Module], side_by_side: bool
+    method: Method, x: Inputs, outputs: Tensor, in_place: Sequence[nn.Module], side_by_side: bool
 ) -> None:
     """Take gradients and outputs of two clients, each alone and both side by side, as the loop does.
 
@@ -51,18 +52,18 @@ def check_clients(
 class _Trial:
     """Two clients, with weights and instances of their own."""
 
-    def __init__(self, method: Method, x: Tensor, outputs: Tensor, in_place: Sequence[nn.Module]) -> None:
+    def __init__(self, method: Method, x: Inputs, outputs: Tensor, in_place: Sequence[nn.Module]) -> None:
         self.model, self.backbone, self.in_place = method.model, method.modules["global"], in_place
         parameters = dict(self.backbone.named_parameters())
         self.names = method.trained["global"]
         self.weights = [torch.stack([p.detach(), p.detach() * 0.9]) for p in (parameters[n] for n in self.names)]
-        self.x = torch.stack([x[:-1], x[1:]])
-        self.keys = step_keys(torch.arange(1, CLIENTS + 1, device=x.device), 0, 1)[0]
-        shape = outputs[: x.shape[0] - 1].shape
+        self.x = map_inputs(lambda t: torch.stack([t[:-1], t[1:]]), x)
+        self.keys = step_keys(torch.arange(1, CLIENTS + 1, device=outputs.device), 0, 1)[0]
+        shape = outputs[: outputs.shape[0] - 1].shape
         generator = torch.Generator().manual_seed(0)
         self.directions = torch.randn(shape, generator=generator).to(outputs.device)
 
-    def loss(self, weights: Sequence[Tensor], x: Tensor, stream: UnitStream, draws: ClientDraws) -> Tensor:
+    def loss(self, weights: Sequence[Tensor], x: Inputs, stream: UnitStream, draws: ClientDraws) -> Tensor:
         """The outputs in a direction: its gradient is zero nowhere in particular."""
         with drawing_from(stream), draws:
             outputs = self.model.plain(x, self.parameters(weights))
@@ -71,11 +72,15 @@ class _Trial:
     def parameters(self, weights: Sequence[Tensor]) -> Parameters:
         return dict(zip(self.names, weights, strict=True))
 
+    def _of_client(self, i: int) -> Inputs:
+        """A copy of a client's instances."""
+        return map_inputs(lambda t: t[i].clone(), self.x)
+
     def gradients_alone(self) -> list[list[Tensor]]:
         """Of each client, by autograd."""
         found = []
         for i in range(CLIENTS):
-            leaves, x = [w[i].clone().requires_grad_() for w in self.weights], self.x[i].clone()
+            leaves, x = [w[i].clone().requires_grad_() for w in self.weights], self._of_client(i)
             stream = UnitStream(self.keys[i], UnitTable())
             with watched(self.backbone, x) as calls:
                 try:
@@ -99,7 +104,7 @@ class _Trial:
         """Of both clients, as the engine takes them: [2, ...] of each parameter."""
         leaves = [w.clone().requires_grad_() for w in self.weights]
 
-        def loss(key: Tensor, weights: list[Tensor], x: Tensor) -> Tensor:
+        def loss(key: Tensor, weights: list[Tensor], x: Inputs) -> Tensor:
             stream = UnitStream(key, units)
             return self.loss(weights, x, stream, ClientDraws(stream, REPLACED))
 
@@ -135,7 +140,7 @@ class _Trial:
             except Exception as error:  # whatever a block does
                 raise self._not_together(self._culprit(calls), error) from error
         for i in range(CLIENTS):
-            alone = self.model.plain(self.x[i].clone(), self.parameters([w[i] for w in self.weights]))
+            alone = self.model.plain(self._of_client(i), self.parameters([w[i] for w in self.weights]))
             size = float(alone.float().abs().max()) if alone.numel() else 0.0
             if not torch.allclose(together[i].float(), alone.float(), 1e-3, 1e-3 * size + 1e-5, equal_nan=True):
                 raise ConfigurationError(

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor
 
+from flow_pl.utils.inputs import Inputs, take
+
 LOCAL, GLOBAL = 1, 2
 """Bits of `ClientBatch.part`: the example belongs to the local / global share of its client's training data."""
 
@@ -34,13 +36,14 @@ class Examples:
     """Holds the padded examples of a chunk of clients.
 
     Attributes:
-        x: features [C, N, ...].
+        x: features [C, N, ...]; where they are several by name, a mapping of tensors, in whose padding each client's
+            first example is repeated.
         y: targets [C, N] or [C, N, ...]; -1 where an example has no label, 0 in the padding.
         mask: [C, N] bool, True where the example is real.
         sizes: number of real examples of each client, on the host; they come first in each row.
     """
 
-    x: Tensor
+    x: Inputs
     y: Tensor
     mask: Tensor
     sizes: tuple[int, ...]
@@ -49,8 +52,8 @@ class Examples:
         """Select some of the clients, as views padded to their longest."""
         sizes = self.sizes[start:stop]
         longest = max(sizes, default=0)
-        x, y, mask = (t[start:stop, :longest] for t in (self.x, self.y, self.mask))
-        return Examples(x, y, mask, sizes)
+        some = slice(start, stop), slice(longest)
+        return Examples(take(self.x, some), self.y[some], self.mask[some], sizes)
 
 
 @dataclass
@@ -127,6 +130,8 @@ def _map(value: T, fn: Callable[[Tensor], Tensor]) -> T:
         item = getattr(value, field.name)
         if isinstance(item, Tensor):
             changed[field.name] = fn(item)
+        elif isinstance(item, dict):
+            changed[field.name] = {name: fn(each) for name, each in item.items()}
         elif isinstance(item, Examples):
             changed[field.name] = _map(item, fn)
     return replace(value, **changed)

@@ -25,8 +25,10 @@ from flow_pl.data.rounds import count_rounds
 from flow_pl.data.sampler import CohortSampler
 from flow_pl.data.store.cache import build_store, store_path
 from flow_pl.data.store.client_store import ClientStore
+from flow_pl.data.store.features import Features
 from flow_pl.data.store.writer import ClientData
 from flow_pl.errors import ConfigurationError, DataError, brief
+from flow_pl.utils.inputs import Inputs, described, map_inputs
 from flow_pl.utils.validation import given, require_choice, require_count
 
 Loader = DataLoader[ClientBatch]
@@ -165,7 +167,7 @@ class FederatedDataModule(ABC, L.LightningDataModule):
         """Turn stored features into inputs of a model; runs on the device, for any leading axes.
 
         Args:
-            x: features as stored.
+            x: features as stored; of a mapping, one of its tensors.
 
         Returns:
             float32 in 0..1 for bytes (pixels), 0 and 1 for booleans, float32 for other floats, int64 for other
@@ -305,21 +307,31 @@ class FederatedDataModule(ABC, L.LightningDataModule):
 
     @property
     def feature_shape(self) -> tuple[int, ...]:
-        """Return the shape of one example's features, as passed to a model."""
-        return tuple(self.example().shape[1:])
+        """Return the shape of one example's features, as passed to a model.
+
+        Raises:
+            ConfigurationError: they are several by name.
+        """
+        example = self.example()
+        if isinstance(example, dict):
+            raise ConfigurationError(
+                f"an example has several features ({described(example)}), thus no single shape: take them from "
+                "example()."
+            )
+        return tuple(example.shape[1:])
 
     @property
     def test_populations(self) -> tuple[Population, ...]:
         """Return the population of each test loader: seen, new, or both in this order."""
         return tuple(self._test_clients())
 
-    def example(self) -> Tensor:
+    def example(self) -> Inputs:
         """Return the features of one training example, [1, ...], as passed to a model."""
         client = int(self.federation.seen[0])
         row = self.federation.split(client).train[:1]
-        return self.transform(torch.from_numpy(self.federation.store.read(client).x[row]))
+        return self._model_inputs(self.federation.store.read(client).x, row)
 
-    def examples(self, client: int, part: Literal["train", "val", "test", "unlabelled"]) -> tuple[Tensor, Tensor]:
+    def examples(self, client: int, part: Literal["train", "val", "test", "unlabelled"]) -> tuple[Inputs, Tensor]:
         """Return a client's examples, to personalize or evaluate a model outside a Trainer.
 
         Args:
@@ -327,10 +339,11 @@ class FederatedDataModule(ABC, L.LightningDataModule):
             part: of the client's split.
 
         Returns:
-            Features [n, ...] as passed to a model, and targets [n] or [n, ...], int64; -1 where there is no label.
+            Features [n, ...] as passed to a model (a mapping, where they are several), and targets [n] or [n, ...],
+            int64; -1 where there is no label.
         """
         rows, stored = getattr(self.federation.split(client), part), self.federation.store.read(client)
-        return self.transform(torch.from_numpy(stored.x[rows])), torch.from_numpy(stored.y[rows]).long()
+        return self._model_inputs(stored.x, rows), torch.from_numpy(stored.y[rows]).long()
 
     def client_name(self, client: int) -> str:
         """Return the name of a client, as in the source data."""
@@ -348,20 +361,25 @@ class FederatedDataModule(ABC, L.LightningDataModule):
     def _store_path(self) -> Path:
         return store_path(self.cache_dir, type(self).__name__, self.options())
 
+    def _model_inputs(self, features: Features, rows: Ints) -> Inputs:
+        """Some rows of features as stored, as passed to a model."""
+        return map_inputs(lambda x: self.transform(torch.from_numpy(x[rows])), features)
+
     def _transformed(self, examples: Examples) -> Examples:
-        x = self.transform(examples.x)
+        x = map_inputs(self.transform, examples.x)
         # Lightning converts a batch to the run's precision before the transform, so it is done once more here
         return replace(examples, x=x if self.trainer is None else self.trainer.precision_plugin.convert_input(x))
 
     def _summary(self, federation: Federation) -> str:
         """Summarize the data in one line."""
         meta, client = federation.store.meta, int(federation.seen[0])
-        shape = list(self.transform(torch.from_numpy(federation.store.read(client).x[[0]])).shape[1:])
+        x = self._model_inputs(federation.store.read(client).x, np.zeros(1, dtype=np.int64))
+        shapes = {name: list(t.shape[1:]) for name, t in x.items()} if isinstance(x, dict) else list(x.shape[1:])
         names = f" ({brief(list(meta.class_names))})" if meta.class_names else ""
         what = "real-valued labels" if federation.store.real_valued else f"{meta.num_classes} classes{names}"
         return (
             f"data: {len(federation.seen)} seen and {len(federation.new)} new clients, {meta.rows} examples of shape "
-            f"{shape}, {what}"
+            f"{shapes}, {what}"
         )
 
     def _nothing(self, rows: str, setting: str, besides: str = "") -> ConfigurationError:

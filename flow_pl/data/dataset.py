@@ -13,6 +13,7 @@ from flow_pl.data.batch import GLOBAL, LOCAL, Chunk, ClientBatch, Examples, part
 from flow_pl.data.federation import Federation, Heldout, Ints, Split
 from flow_pl.data.store.client_store import ClientRows
 from flow_pl.errors import DataError
+from flow_pl.utils.inputs import leaves, map_inputs
 from flow_pl.utils.rng import Stream, client_generators, client_keys, generator
 from flow_pl.utils.validation import given, require_choice, require_count
 
@@ -103,13 +104,17 @@ class ClientDataset(Dataset[ClientBatch]):
         store = self.federation.store
         sizes = tuple(len(index) for index in chosen)
         shape = (len(rows), max(sizes, default=0))
-        x = np.zeros(shape + store.feature_shape, dtype=store.feature_dtype)
+        x = store.room(*shape)
         y = np.zeros(shape + store.label_shape, dtype=np.float32 if store.real_valued else np.int64)
         for i, (client, index) in enumerate(zip(rows, chosen, strict=True)):
-            x[i, : len(index)] = client.x.take(index, axis=0)
+            for room, features in zip(leaves(x), leaves(client.x), strict=True):
+                room[i, : len(index)] = features.take(index, axis=0)
+                if isinstance(x, dict):
+                    # an instance there is: of zeros alone, the mask of tokens among them, a model may make NaN
+                    room[i, len(index) :] = features[index[0] if len(index) else 0]
             y[i, : len(index)] = client.y.take(index, axis=0)
         mask = np.arange(shape[1]) < np.array(sizes, dtype=np.int64)[:, None]
-        return Examples(x=torch.from_numpy(x), y=torch.from_numpy(y), mask=torch.from_numpy(mask), sizes=sizes)
+        return Examples(map_inputs(torch.from_numpy, x), torch.from_numpy(y), torch.from_numpy(mask), sizes)
 
     def _plan(self, client: int) -> tuple[Split, Part]:
         """Return a client's split and parts, the same in every round and cached since drawing them is slower.

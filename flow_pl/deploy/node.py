@@ -24,6 +24,7 @@ from flow_pl.evaluation.clients import evaluate_clients
 from flow_pl.methods.base import Phase
 from flow_pl.serving import instantiate
 from flow_pl.utils.groups import Groups
+from flow_pl.utils.inputs import described, take
 from flow_pl.utils.validation import require_choice
 from flow_pl.version import __version__
 
@@ -73,9 +74,15 @@ class Node:
         self.client = self._find(node_config.get("client"))
         self._state = Path(str(node_config.get("state", STATE))).expanduser()
         self.method, self.loop = self.module.method, self.module.loop
-        self.example = self.data.example()
-        example, store = self.loop.lay_out(self.example[None])[0], self.data.federation.store
-        check_fit(self.method, example, self.data.num_classes, store.label_shape, store.real_valued)
+        example, store = self.data.example(), self.data.federation.store
+        if isinstance(example, dict):
+            raise ConfigurationError(
+                f"the data gives several features by name ({described(example)}), the network carries the shape of one "
+                "tensor: take data of one tensor, or train without the network."
+            )
+        self.example = example
+        laid_out = take(self.loop.lay_out(example[None]), 0)
+        check_fit(self.method, laid_out, self.data.num_classes, store.label_shape, store.real_valued)
         self.module.eval()
 
     def describe(self) -> RecordDict:

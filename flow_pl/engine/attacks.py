@@ -13,6 +13,7 @@ from flow_pl.data.federation import Ints
 from flow_pl.engine.counter_random import client_keys, normal, uniform
 from flow_pl.errors import ConfigurationError
 from flow_pl.utils.groups import Groups
+from flow_pl.utils.inputs import Inputs, described, first
 from flow_pl.utils.rng import Stream, generator
 from flow_pl.utils.validation import require_count, require_positive, require_share
 
@@ -69,11 +70,11 @@ class Attack:
         self._members = self._members.to(client.device)
         return self._members[client]
 
-    def check(self, example: Tensor, num_classes: int, label_shape: tuple[int, ...]) -> None:
+    def check(self, example: Inputs, num_classes: int, label_shape: tuple[int, ...]) -> None:
         """Reject data that the attack does not support.
 
         Args:
-            example: features of one instance [1, ...].
+            example: features of one instance [1, ...], or several by name.
             num_classes: of the data.
             label_shape: of the label of an instance.
 
@@ -98,7 +99,7 @@ class LabelFlip(Attack):
         share: of the clients that are trained on.
     """
 
-    def check(self, example: Tensor, num_classes: int, label_shape: tuple[int, ...]) -> None:
+    def check(self, example: Inputs, num_classes: int, label_shape: tuple[int, ...]) -> None:
         """As `Attack.check`: an instance must have one label."""
         _require_one_label(self, label_shape, num_classes)
 
@@ -182,9 +183,14 @@ class Backdoor(Attack):
         self.poisoned = poisoned
         self.size = size
 
-    def check(self, example: Tensor, num_classes: int, label_shape: tuple[int, ...]) -> None:
+    def check(self, example: Inputs, num_classes: int, label_shape: tuple[int, ...]) -> None:
         """As `Attack.check`: fractional features that have room for the patch, and one label that can be the target."""
         _require_one_label(self, label_shape, num_classes)
+        if isinstance(example, dict):
+            raise ConfigurationError(
+                f"the data gives several features by name ({described(example)}), Backdoor puts its trigger into one "
+                "tensor: take data of images or of vectors of fractions, or another attack."
+            )
         if not example.is_floating_point() or example.ndim < 2:
             raise ConfigurationError(
                 f"features of type {example.dtype} and shape {list(example.shape[1:])} have no place for the trigger "
@@ -206,7 +212,8 @@ class Backdoor(Attack):
         train = batch.train
         keys = client_keys(batch.client, self.seed, 0, POISONED)
         poisoned = (uniform(keys, train.mask.shape[1]) < self.poisoned) & self.members(batch.client)[:, None]
-        x = torch.where(poisoned.view(*poisoned.shape, *[1] * (train.x.ndim - 2)), self.stamped(train.x), train.x)
+        clean = first(train.x)  # there is one, see `check`
+        x = torch.where(poisoned.view(*poisoned.shape, *[1] * (clean.ndim - 2)), self.stamped(clean), clean)
         y = torch.where(poisoned, self.target, train.y)
         return replace(batch, train=replace(train, x=x, y=y))
 
@@ -229,7 +236,7 @@ class Backdoor(Attack):
         assert heldout is not None
         mask = heldout.mask & (heldout.y != self.target)
         target = torch.full_like(heldout.y, self.target)
-        return replace(batch, heldout=Examples(self.stamped(heldout.x), target, mask, heldout.sizes))
+        return replace(batch, heldout=Examples(self.stamped(first(heldout.x)), target, mask, heldout.sizes))
 
 
 def _multiply(difference: Groups, attackers: Tensor, factor: float) -> None:

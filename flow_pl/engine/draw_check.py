@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -15,10 +15,11 @@ from flow_pl.engine.client_draws import ClientDraws
 from flow_pl.errors import ConfigurationError
 from flow_pl.kernels.functional import buffers_kept
 from flow_pl.methods.base import Method
+from flow_pl.utils.inputs import Inputs, first, map_inputs
 from flow_pl.utils.unit_stream import UnitStream, UnitTable
 
 
-def check_draws(method: Method, example: Tensor) -> None:
+def check_draws(method: Method, example: Inputs) -> None:
     """Check that the server's modules draw nothing from torch's generators in a step, and nothing at all in evaluation.
 
     What `ClientDraws` replaces is drawn for each client by itself. Other draws would depend on the chunk size, the
@@ -33,9 +34,9 @@ def check_draws(method: Method, example: Tensor) -> None:
     """
     names = {module: f"{group}.{name}" if name else group for group, module, name in _submodules(method)}
     modes = {module: module.training for module in names}
-    rows = torch.cat([example, example])  # of one row, some blocks take no statistics
+    rows = map_inputs(lambda t: torch.cat([t, t]), example)  # of one row, some blocks take no statistics
     watch = _Watch()  # type: ignore[no-untyped-call]
-    key = torch.zeros(2, dtype=torch.int32, device=example.device)
+    key = torch.zeros(2, dtype=torch.int32, device=first(example).device)
     try:
         for training in (False, True):
             for module in method.modules.values():

@@ -26,6 +26,7 @@ from flow_pl.errors import ConfigurationError, brief
 from flow_pl.kernels.linear import REPLACED, ClientLinears
 from flow_pl.methods.base import Minibatch, Step
 from flow_pl.utils.groups import Groups
+from flow_pl.utils.inputs import from_leaves, leaves, names_of, take
 from flow_pl.utils.unit_stream import UnitStream, UnitTable, drawing_from
 from flow_pl.utils.validation import given, require_choice, require_count
 
@@ -125,12 +126,13 @@ class GradientEngine:
             units.grow(keys.device)
         names = [(group, key) for group, parameters in views.items() for key in parameters]
         tensors = [views[group][key] for group, key in names]
-        arguments = [*tensors, *minibatch, *(t for t in (scale, keys) if t is not None)]
-        options = (scale is not None, keys is not None)
+        data = (*leaves(minibatch.x), minibatch.y, minibatch.mask)
+        arguments = [*tensors, *data, *(t for t in (scale, keys) if t is not None)]
+        options, features = (scale is not None, keys is not None), names_of(minibatch.x)
 
         def gradients(*arguments: Tensor) -> list[Tensor]:
             units.drawn = units.by_functions = False
-            result = _gradients(step, names, stacked, active, arguments, options, draws, units)
+            result = _gradients(step, names, stacked, active, arguments, options, features, draws, units)
             if keys is not None:
                 self._draws[step] = _Draws(units.drawn + units.by_functions)
             return result
@@ -149,6 +151,7 @@ class GradientEngine:
             torch.is_autocast_enabled(arguments[0].device.type),
             torch.get_autocast_dtype(arguments[0].device.type),
             options,
+            features,
         )
         replay = self._replay(key, gradients, arguments)
         if replay is None:
@@ -201,13 +204,16 @@ def _gradients(
     active: int,
     arguments: Sequence[Tensor],
     options: tuple[bool, bool],
+    features: tuple[str, ...] | None,
     draws: _Draws,
     units: UnitTable,
 ) -> list[Tensor]:
     """Gradients of the moving group and the losses, for tensors given in a flat list."""
     parameters, data = arguments[: len(names)], arguments[len(names) :]
-    minibatch, (scaled, drawn) = Minibatch(*data[:3]), options
-    scale, keys = data[3] if scaled else None, data[-1] if drawn else None
+    parts, (scaled, drawn) = 1 if features is None else len(features), options
+    x, (y, mask, *others) = from_leaves(features, data[:parts]), data[parts:]
+    minibatch = Minibatch(x, y, mask)
+    scale, keys = others[0] if scaled else None, others[-1] if drawn else None
     groups: Groups = {}
     leaves = []
     for (group, key), p in zip(names, parameters, strict=True):
@@ -218,7 +224,7 @@ def _gradients(
     # One graph over all clients: their losses do not meet, so the gradient of the sum is every client's own.
     with torch.enable_grad():
         if active == 1:
-            one = Minibatch(*(t[0] for t in minibatch))
+            one = Minibatch(take(x, 0), y[0], mask[0])
             with nullcontext() if keys is None else _drawing(keys[0], units, draws):
                 losses = step.objective(groups, one).unsqueeze(0)
         elif keys is None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -26,6 +27,7 @@ from flow_pl.kernels.functional import training_mode
 from flow_pl.methods.base import Derive, Method, Minibatch, Phase, naming_missing_groups
 from flow_pl.utils.counter_rng import step_keys
 from flow_pl.utils.groups import Groups, OptimizerFactory
+from flow_pl.utils.inputs import Inputs, map_inputs
 from flow_pl.utils.validation import given, require_choice, require_count, require_positive
 
 
@@ -248,8 +250,12 @@ class FederatedLoop:
             step: StackedOptimizer(step.optimizer or self.client_optimizer, groups.stack(step.moves), step.lr_scale)
             for step in dict.fromkeys(phase.steps)
         }
-        data = {"x": batch.train.x, "y": batch.train.y} if phase.examples is None else groups.take(phase.examples)
-        x, y = data["x"].flatten(0, 1), data["y"].flatten(0, 1)
+        features: Inputs = batch.train.x
+        targets = batch.train.y
+        if phase.examples is not None:
+            taken = groups.take(phase.examples)
+            features, targets = taken["x"], taken["y"]
+        x, y = map_inputs(lambda t: t.flatten(0, 1), features), targets.flatten(0, 1)
         scales = None if loss_scale is None else loss_scale.expand(len(batch)).clone()
         total = len(schedule.active) * len(phase.steps)
         keys = step_keys(batch.key, number, total).unbind() if any(map(self.engine.draws, phase.steps)) else ()
@@ -261,12 +267,8 @@ class FederatedLoop:
                 for optimizer in optimizers.values():
                     optimizer.narrow(active)
             rows = schedule.index[t, :active].reshape(-1)
-            shape = (active, self.batch_size)
-            minibatch = Minibatch(
-                self.lay_out(x.index_select(0, rows).view(*shape, *x.shape[1:])),
-                y.index_select(0, rows).view(*shape, *y.shape[1:]),
-                schedule.mask[t, :active],
-            )
+            gather = partial(_gather, rows=rows, shape=(active, self.batch_size))
+            minibatch = Minibatch(self.lay_out(map_inputs(gather, x)), gather(y), schedule.mask[t, :active])
             for s, step in enumerate(phase.steps):
                 scale = None if scales is None else scales[:active]
                 key = keys[t * len(phase.steps) + s][:active] if keys else None
@@ -281,11 +283,18 @@ class FederatedLoop:
                 statistics.add_step(step.moves, losses, keep)
         statistics.add_rows(sum(schedule.active) * self.batch_size, schedule.examples)
 
-    def lay_out(self, x: Tensor) -> Tensor:
+    def lay_out(self, x: Inputs) -> Inputs:
         """Return instances [A, B, ...] unchanged; images [1, B, channels, height, width] in channels-last format."""
-        if not self.channels_last or x.ndim != 5 or len(x) > 1:
-            return x
-        return x[0].to(memory_format=torch.channels_last)[None]
+        return map_inputs(_channels_last, x) if self.channels_last else x
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x if x.ndim != 5 or len(x) > 1 else x[0].to(memory_format=torch.channels_last)[None]
+
+
+def _gather(t: Tensor, rows: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Pick rows [A * B] of [C * N, ...]: [A, B, ...]."""
+    return t.index_select(0, rows).view(*shape, *t.shape[1:])
 
 
 def _unscale(grads: list[Tensor], scale: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from flow_pl.evaluation.counts import ClientEvaluation, ClientPredictions, count
 from flow_pl.kernels.functional import training_mode
 from flow_pl.methods.base import Method, Minibatch, naming_missing_groups
 from flow_pl.utils.groups import Groups
+from flow_pl.utils.inputs import take
 
 
 def evaluate_clients(
@@ -91,8 +92,8 @@ def _slices(loop: FederatedLoop, examples: Examples, prefix: bool = True) -> Ite
     for start in range(0, longest, loop.evaluation_batch_size):
         end = min(start + loop.evaluation_batch_size, longest)
         active = max(i + 1 for i, n in enumerate(examples.sizes) if n > start) if prefix else len(examples.sizes)
-        x, y, mask = (t[:active, start:end] for t in (examples.x, examples.y, examples.mask))
-        yield active, Minibatch(loop.lay_out(x), y, mask)
+        piece = slice(active), slice(start, end)
+        yield active, Minibatch(loop.lay_out(take(examples.x, piece)), examples.y[piece], examples.mask[piece])
 
 
 def _heldout(batch: ClientBatch) -> Examples:

@@ -26,6 +26,7 @@ from flow_pl.kernels.functional import training_mode
 from flow_pl.methods.base import Derive, Method, Minibatch, Phase, Step
 from flow_pl.methods.parts.pieces import pieces
 from flow_pl.utils.groups import Groups, Parameters
+from flow_pl.utils.inputs import map_inputs
 
 OBSERVED = "observed"
 """Group that holds the measurements of a client of an observed method."""
@@ -181,10 +182,13 @@ class _Total:
 
 def _pieces(batch: ClientBatch) -> Iterator[Minibatch]:
     """The clients' training examples in pieces [C, n, ...]."""
-    examples = Minibatch(batch.train.x, batch.train.y, batch.train.mask)
-    transposed = Minibatch(*(t.transpose(0, 1) for t in examples))
-    for piece in pieces(transposed):
-        yield Minibatch(*(t.transpose(0, 1) for t in piece))
+    for piece in pieces(_transposed(Minibatch(batch.train.x, batch.train.y, batch.train.mask))):
+        yield _transposed(piece)
+
+
+def _transposed(examples: Minibatch) -> Minibatch:
+    x = map_inputs(lambda t: t.transpose(0, 1), examples.x)
+    return Minibatch(x, examples.y.transpose(0, 1), examples.mask.transpose(0, 1))
 
 
 def _slope(a: tuple[float, float], b: tuple[float, float]) -> float:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from flow_pl.methods.base import Derive, Method, Minibatch, Phase, Prediction, Step
 from flow_pl.utils.groups import Groups, Parameters
+from flow_pl.utils.inputs import Inputs
 from flow_pl.utils.validation import require_share
 
 
@@ -64,7 +65,7 @@ class APFL(Method):
         """Return the mixture of v and w."""
         return self._mixture(groups)
 
-    def predict(self, groups: Groups, x: Tensor) -> Prediction:
+    def predict(self, groups: Groups, x: Inputs) -> Prediction:
         """Predict with the mixture; v is the client's local model."""
         return Prediction(
             generalized=self.model.plain(x, groups["global"]),

@@ -22,6 +22,7 @@ from flow_pl.models.normalization import ClientBatchNorm
 from flow_pl.models.routed import RoutedModel
 from flow_pl.tasks import Objective
 from flow_pl.utils.groups import Groups, OptimizerFactory, Parameters
+from flow_pl.utils.inputs import Inputs
 from flow_pl.utils.validation import require_choice, require_count, require_positive
 
 if TYPE_CHECKING:
@@ -35,12 +36,12 @@ class Minibatch(NamedTuple):
     """Examples of one client.
 
     Attributes:
-        x: features [B, ...].
+        x: features [B, ...]; a mapping of tensors where they are several by name.
         y: targets [B, ...].
         mask: [B] bool, False in the padding.
     """
 
-    x: Tensor
+    x: Inputs
     y: Tensor
     mask: Tensor
 
@@ -291,7 +292,7 @@ class Method(ABC):
         """Return the server's modules besides the backbone, by group (Flow's router)."""
         return {}
 
-    def initialize(self, x: Tensor) -> None:
+    def initialize(self, x: Inputs) -> None:
         """Initialize the server's lazy modules by a forward pass on instances x [N, ...].
 
         Raises:
@@ -322,12 +323,12 @@ class Method(ABC):
         """
         return None
 
-    def personalized(self, groups: Groups, x: Tensor) -> Tensor:
+    def personalized(self, groups: Groups, x: Inputs) -> Tensor:
         """Compute the outputs of the personalized model alone, for serving it."""
         personal = self.personal(groups)
         return self.predict(groups, x).personalized if personal is None else self.model.plain(x, personal)
 
-    def generalized(self, groups: Groups, x: Tensor) -> Tensor:
+    def generalized(self, groups: Groups, x: Inputs) -> Tensor:
         """Compute the outputs of the server's model alone, from the groups of `models`."""
         return self.model.plain(x, groups["global"])
 
@@ -367,7 +368,7 @@ class Method(ABC):
         """Return the phases that make a client's personalized model from the server's groups; () if there are none."""
         return ()
 
-    def predict(self, groups: Groups, x: Tensor) -> Prediction:
+    def predict(self, groups: Groups, x: Inputs) -> Prediction:
         """Compute the outputs for one client's instances x [N, ...], in evaluation mode.
 
         `groups["global"]` is the server's model, untouched. Without a personal model, personalized = generalized.
@@ -375,7 +376,7 @@ class Method(ABC):
         outputs = self.model.plain(x, groups["global"])
         return Prediction(outputs, outputs)
 
-    def local_probability(self, groups: Groups, x: Tensor) -> Tensor | None:
+    def local_probability(self, groups: Groups, x: Inputs) -> Tensor | None:
         """Compute the router's probabilities of the local blocks for one client's instances, as `predict` does.
 
         Also called in training: a method whose `predict` needs more than a round leaves must override it.

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from flow_pl.methods.base import Minibatch
 from flow_pl.models.dropout import Dropout
 from flow_pl.utils.groups import Parameters
+from flow_pl.utils.inputs import take
 
 EXPERTS = ("global", "local", "memory")
 EVIDENCE = (
@@ -159,7 +160,7 @@ def halves(examples: Minibatch, first: Tensor) -> tuple[tuple[Minibatch, Minibat
     second = examples.mask & ~first
     picked = [(~half).byte().argsort(stable=True)[:size] for half in (first, second)]
     cut = [
-        Minibatch(examples.x[index], examples.y[index], half[index])
+        Minibatch(take(examples.x, index), examples.y[index], half[index])
         for index, half in zip(picked, (first, second), strict=True)
     ]
     place = torch.where(first, first.cumsum(0) - 1, size + second.cumsum(0) - 1).clamp_min(0)

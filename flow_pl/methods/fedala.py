@@ -12,6 +12,7 @@ from torch import Tensor
 from flow_pl.methods.base import Derive, Minibatch, Phase, Prediction, Step
 from flow_pl.methods.parts.body_and_head import BodyAndHead
 from flow_pl.utils.groups import Groups, Parameters
+from flow_pl.utils.inputs import Inputs
 from flow_pl.utils.validation import require_count, require_positive
 
 
@@ -74,7 +75,7 @@ class FedALA(BodyAndHead):
         """Return the client's model."""
         return groups["model"]
 
-    def predict(self, groups: Groups, x: Tensor) -> Prediction:
+    def predict(self, groups: Groups, x: Inputs) -> Prediction:
         """Predict with the client's model."""
         personal = self.personalized(groups, x)
         return Prediction(self.model.plain(x, groups["global"]), personal, local=personal)

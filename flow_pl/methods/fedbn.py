@@ -15,6 +15,7 @@ from flow_pl.methods.base import Derive, Minibatch, Phase, Prediction, Step
 from flow_pl.methods.parts.body_and_head import BodyAndHead
 from flow_pl.models.normalization import ClientBatchNorm, statistics_of
 from flow_pl.utils.groups import Groups, Parameters
+from flow_pl.utils.inputs import Inputs, first
 
 
 class FedBN(BodyAndHead):
@@ -61,7 +62,7 @@ class FedBN(BodyAndHead):
                 "local, or use another method, such as FedPer."
             )
 
-    def initialize(self, x: Tensor) -> None:
+    def initialize(self, x: Inputs) -> None:
         """See `Method.initialize`; also compute statistics once.
 
         Raises:
@@ -70,7 +71,8 @@ class FedBN(BodyAndHead):
         super().initialize(x)
         server = {name: p.detach() for name, p in self.modules["global"].named_parameters()}
         start = self.start({"global": {name: server[name] for name in self.trained["global"]}})
-        self._measure(start, Minibatch(x, x.new_zeros(len(x)), x.new_ones(len(x), dtype=torch.bool)))
+        one = first(x)
+        self._measure(start, Minibatch(x, one.new_zeros(len(one)), one.new_ones(len(one), dtype=torch.bool)))
 
     def start(self, server: Groups) -> Groups:
         """Return the server's model, its two parts, and its statistics."""
@@ -99,7 +101,7 @@ class FedBN(BodyAndHead):
         """Return the server's body with the client's layers."""
         return {**groups["body"], **groups["head"], **groups["statistics"]}
 
-    def predict(self, groups: Groups, x: Tensor) -> Prediction:
+    def predict(self, groups: Groups, x: Inputs) -> Prediction:
         """Predict with the server's body and the client's layers."""
         return Prediction(self.model.plain(x, groups["global"]), self.personalized(groups, x))
 

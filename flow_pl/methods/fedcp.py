@@ -13,6 +13,7 @@ from flow_pl.methods.base import Derive, Minibatch, Phase, Prediction, Step
 from flow_pl.methods.parts.body_and_head import BodyAndHead
 from flow_pl.methods.parts.regularizers import maximum_mean_discrepancy
 from flow_pl.utils.groups import Groups, Parameters
+from flow_pl.utils.inputs import Inputs
 from flow_pl.utils.validation import require_at_least_zero
 
 POLICY = "policy"
@@ -58,7 +59,7 @@ class FedCP(BodyAndHead):
         """Return the policy."""
         return {"policy": Policy()}
 
-    def initialize(self, x: Tensor) -> None:
+    def initialize(self, x: Inputs) -> None:
         """Initialize the server's lazy modules.
 
         Raises:
@@ -93,11 +94,11 @@ class FedCP(BodyAndHead):
         """Return None: two heads and a policy predict."""
         return None
 
-    def personalized(self, groups: Groups, x: Tensor) -> Tensor:
+    def personalized(self, groups: Groups, x: Inputs) -> Tensor:
         """Compute the outputs of the personal model."""
         return self._outputs(groups, self.model.features(x, groups["whole"]))
 
-    def predict(self, groups: Groups, x: Tensor) -> Prediction:
+    def predict(self, groups: Groups, x: Inputs) -> Prediction:
         """Predict with the server's model alone, and with the personal model."""
         return Prediction(self.model.plain(x, groups["global"]), self.personalized(groups, x))
 

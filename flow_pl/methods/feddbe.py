@@ -13,6 +13,7 @@ from flow_pl.methods.base import Derive, Method, Minibatch, Phase, Prediction, S
 from flow_pl.methods.parts.body_and_head import BodyAndHead
 from flow_pl.methods.parts.pieces import pieces
 from flow_pl.utils.groups import Groups, Parameters
+from flow_pl.utils.inputs import Inputs
 from flow_pl.utils.validation import require_at_least_zero
 
 BIAS = "representation_bias"
@@ -54,7 +55,7 @@ class FedDBE(BodyAndHead):
         """Return the consensus."""
         return {"consensus": Consensus()}
 
-    def initialize(self, x: Tensor) -> None:
+    def initialize(self, x: Inputs) -> None:
         """Initialize the server's lazy modules."""
         super().initialize(x)
         parameters = {name: p.detach() for name, p in self.modules["global"].named_parameters()}
@@ -85,12 +86,12 @@ class FedDBE(BodyAndHead):
         """Return None: a vector is added within the model."""
         return None
 
-    def personalized(self, groups: Groups, x: Tensor) -> Tensor:
+    def personalized(self, groups: Groups, x: Inputs) -> Tensor:
         """Compute the outputs of the personal model."""
         features = self.model.features(x, groups["whole"])
         return self.model.head(features + groups["whole"][BIAS], groups["whole"])
 
-    def predict(self, groups: Groups, x: Tensor) -> Prediction:
+    def predict(self, groups: Groups, x: Inputs) -> Prediction:
         """Predict with the server's model without a vector, and with the personal model."""
         personal = self.personalized(groups, x)
         return Prediction(self.model.plain(x, groups["global"]), personal, local=personal)

@@ -11,6 +11,7 @@ from flow_pl.methods.base import Derive, Minibatch, Phase, Prediction, Step
 from flow_pl.methods.parts.body_and_head import BodyAndHead
 from flow_pl.methods.parts.pieces import pieces
 from flow_pl.utils.groups import Groups, Parameters
+from flow_pl.utils.inputs import Inputs
 
 SMALLEST = 1e-8
 """Share of a class that a client has no example of: its logarithm must be finite."""
@@ -70,12 +71,12 @@ class FedRoD(BodyAndHead):
         """Return None: two heads predict."""
         return None
 
-    def personalized(self, groups: Groups, x: Tensor) -> Tensor:
+    def personalized(self, groups: Groups, x: Inputs) -> Tensor:
         """Compute the sum of both heads' outputs."""
         features = self.model.features(x, groups["global"])
         return self.model.head(features, groups["global"]) + self.model.head(features, groups["own"])
 
-    def predict(self, groups: Groups, x: Tensor) -> Prediction:
+    def predict(self, groups: Groups, x: Inputs) -> Prediction:
         """Predict with w_g, and with the sum of both heads."""
         personal = self.personalized(groups, x)
         return Prediction(self.model.plain(x, groups["global"]), personal, local=personal)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from flow_pl.methods.base import Derive, Method, Part, Phase, Prediction
 from flow_pl.utils.groups import Groups, Parameters
+from flow_pl.utils.inputs import Inputs
 
 
 class FineTuning(Method):
@@ -35,7 +34,7 @@ class FineTuning(Method):
         """Return the fine-tuned model."""
         return {**groups["global"], **groups["local"]}
 
-    def predict(self, groups: Groups, x: Tensor) -> Prediction:
+    def predict(self, groups: Groups, x: Inputs) -> Prediction:
         """Predict with the fine-tuned model as the personalized one."""
         local = self.model.plain(x, {**groups["global"], **groups["local"]})
         return Prediction(self.model.plain(x, groups["global"]), local, local=local)

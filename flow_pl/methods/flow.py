@@ -17,6 +17,7 @@ from flow_pl.models.fitting_router import fitting_router
 from flow_pl.models.routed import one_hot_routes
 from flow_pl.models.routers import Route, Router
 from flow_pl.utils.groups import Groups, Parameters
+from flow_pl.utils.inputs import Inputs, described, first
 from flow_pl.utils.validation import require_at_least_zero, require_choice, require_positive
 
 
@@ -110,7 +111,7 @@ class Flow(Method):
                 "only instances have: set route_by to 'instance', or use FeatureRouter."
             )
 
-    def initialize(self, x: Tensor) -> None:
+    def initialize(self, x: Inputs) -> None:
         """Route the instances once with the server's parameters, which initializes lazy modules."""
         super().initialize(x)
         w_g: Parameters = dict(self.model.backbone.named_parameters())
@@ -145,7 +146,7 @@ class Flow(Method):
             stages = (local, router) if self.adapt_router else (local,)
         return (*self._client_features(), *stages)
 
-    def predict(self, groups: Groups, x: Tensor) -> Prediction:
+    def predict(self, groups: Groups, x: Inputs) -> Prediction:
         """Predict with w_g, the routed model and the local model."""
         personalized, q = self._routed(groups, x)
         return Prediction(
@@ -160,15 +161,15 @@ class Flow(Method):
         """Return None: every instance takes its own route through two models."""
         return None
 
-    def personalized(self, groups: Groups, x: Tensor) -> Tensor:
+    def personalized(self, groups: Groups, x: Inputs) -> Tensor:
         """Compute the outputs of the routed model alone."""
         return self._routed(groups, x)[0]
 
-    def local_probability(self, groups: Groups, x: Tensor) -> Tensor:
+    def local_probability(self, groups: Groups, x: Inputs) -> Tensor:
         """See `Method.local_probability`."""
         return self._routed(groups, x)[1][..., 1]
 
-    def _routed(self, groups: Groups, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _routed(self, groups: Groups, x: Inputs) -> tuple[Tensor, Tensor]:
         """Compute the routed model's outputs in evaluation, and its routing probabilities."""
         route, hard = self._route(groups, x), self.routing == "hard"
         ahead = not self.router.sees_outputs
@@ -207,12 +208,12 @@ class Flow(Method):
 
         return Step(moves, loss, self.router_lr_scale if moves == "router" else 1.0)
 
-    def _route(self, groups: Groups, x: Tensor) -> Route:
+    def _route(self, groups: Groups, x: Inputs) -> Route:
         """Route the instances x [N, ...]."""
         if self.route_by == "instance":
             return self.router.bind(groups["router"], self.router.look(self.model, groups["global"], x))
         one = self.router.bind(groups["router"], groups["features"]["mean"].unsqueeze(0))
-        return lambda block, *tensors: one(block, *tensors).expand(x.shape[0], 2)
+        return lambda block, *tensors: one(block, *tensors).expand(first(x).shape[0], 2)
 
     def _client_features(self) -> tuple[Derive, ...]:
         """Compute the mean of the client's features, if routing is per client."""
@@ -220,8 +221,17 @@ class Flow(Method):
         def mean(groups: Groups, examples: Minibatch) -> Groups:
             weight = examples.mask.float()
             looks = [self.router.look(self.model, groups["global"], piece.x) for piece in pieces(examples)]
-            seen = torch.cat(looks).float()
+            seen = torch.cat([_one_tensor(look) for look in looks]).float()
             total = (seen * weight.reshape(-1, *[1] * (seen.ndim - 1))).sum(0)
             return {"features": {"mean": total / weight.sum().clamp_min(1.0)}}
 
         return (Derive("all", mean),) if self.route_by == "client" else ()
+
+
+def _one_tensor(look: Inputs) -> Tensor:
+    if isinstance(look, dict):
+        raise ConfigurationError(
+            f"route_by is client, whose route is that of its mean instance, but the router sees several features by "
+            f"name ({described(look)}), which have none: set it to instance, or use FeatureRouter."
+        )
+    return look

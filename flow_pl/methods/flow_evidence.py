@@ -27,6 +27,7 @@ from flow_pl.methods.fine_tuning import FineTuning
 from flow_pl.methods.parts.local_memory import LocalMemory
 from flow_pl.methods.parts.pieces import pieces
 from flow_pl.utils.groups import Groups
+from flow_pl.utils.inputs import Inputs, first
 from flow_pl.utils.validation import (
     require_at_least_zero,
     require_choice,
@@ -168,7 +169,7 @@ class EvidenceFlow(FineTuning):
         """Train the local model and fill the memory, on all the data."""
         return (*super().personalization(), *self.memory.stages())
 
-    def predict(self, groups: Groups, x: Tensor) -> Prediction:
+    def predict(self, groups: Groups, x: Inputs) -> Prediction:
         """Predict with the experts' probabilities, weighted by each instance's shares."""
         features = self.model.features(x, groups["global"])
         outputs, probabilities, rows = self._consult(groups, x, features)
@@ -182,7 +183,7 @@ class EvidenceFlow(FineTuning):
         )
 
     def _consult(
-        self, groups: Groups, x: Tensor, features: Tensor
+        self, groups: Groups, x: Inputs, features: Tensor
     ) -> tuple[tuple[Tensor, Tensor], list[Tensor], Tensor]:
         """Evaluate the experts on instances.
 
@@ -260,7 +261,7 @@ class EvidenceFlow(FineTuning):
 
         def loss(groups: Groups, minibatch: Minibatch) -> Tensor:
             *_, counted = minibatch.y.unbind(-1)
-            shares = self._shares(groups, minibatch.x)
+            shares = self._shares(groups, first(minibatch.x))
             likelihood = (shares * minibatch.y[..., : len(EXPERTS)]).sum(-1)
             mask = minibatch.mask.view(-1, *[1] * (counted.ndim - 1))
             weight = counted * mask

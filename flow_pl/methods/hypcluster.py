@@ -13,6 +13,7 @@ from flow_pl.methods.base import Derive, Minibatch, Phase, Prediction
 from flow_pl.methods.fedavg import FedAvg
 from flow_pl.methods.parts.pieces import pieces
 from flow_pl.utils.groups import Groups, Parameters
+from flow_pl.utils.inputs import Inputs
 from flow_pl.utils.validation import require_count
 
 
@@ -44,7 +45,7 @@ class HypCluster(FedAvg):
         """Return the models besides the backbone."""
         return {name: _reinitialized(self.model.backbone) for name in self.models[1:]}
 
-    def initialize(self, x: Tensor) -> None:
+    def initialize(self, x: Inputs) -> None:
         """Initialize the lazy modules of every model.
 
         Raises:
@@ -77,14 +78,14 @@ class HypCluster(FedAvg):
         """Return the picked model."""
         return groups["picked"]
 
-    def generalized(self, groups: Groups, x: Tensor) -> Tensor:
+    def generalized(self, groups: Groups, x: Inputs) -> Tensor:
         """Compute the outputs of all models together: the mean of their probabilities."""
         if len(self.models) == 1:
             return super().generalized(groups, x)
         probabilities = (self.objective.probabilities(self.model.plain(x, groups[name])) for name in self.models)
         return self.objective.outputs(reduce(torch.add, probabilities) / len(self.models))
 
-    def predict(self, groups: Groups, x: Tensor) -> Prediction:
+    def predict(self, groups: Groups, x: Inputs) -> Prediction:
         """Predict with all models together, and with the picked one."""
         picked = self.personalized(groups, x)
         return Prediction(self.generalized(groups, x), picked, local=picked)

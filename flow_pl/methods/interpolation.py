@@ -11,6 +11,7 @@ from flow_pl.methods.base import Derive, Minibatch, Phase, Prediction, Step
 from flow_pl.methods.fine_tuning import FineTuning
 from flow_pl.methods.parts.local_memory import LocalMemory
 from flow_pl.utils.groups import Groups, Parameters
+from flow_pl.utils.inputs import Inputs
 from flow_pl.utils.validation import require_choice, require_share
 
 GRID = 11
@@ -88,18 +89,18 @@ class Interpolation(FineTuning):
             return None
         return self._mean(groups, "local", self._alpha(groups))
 
-    def personalized(self, groups: Groups, x: Tensor) -> Tensor:
+    def personalized(self, groups: Groups, x: Inputs) -> Tensor:
         """Compute the outputs of the average of w_g and the fine-tuned model, mixed with the neighbours' vote."""
         return self._voted(groups, x)[0]
 
-    def predict(self, groups: Groups, x: Tensor) -> Prediction:
+    def predict(self, groups: Groups, x: Inputs) -> Prediction:
         """Predict with the average of w_g and the fine-tuned model, and the neighbours' vote if they have a share."""
         tuned = super().predict(groups, x)
         personalized, votes = self._voted(groups, x)
         memory = votes if self.memory.share else None
         return Prediction(tuned.generalized, personalized, local=tuned.local, memory=memory)
 
-    def _voted(self, groups: Groups, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _voted(self, groups: Groups, x: Inputs) -> tuple[Tensor, Tensor]:
         """Compute the outputs of the average mixed with the neighbours' vote, and of the neighbours alone."""
         return self.memory.mix(groups, x, self._mixed(groups, x, "local", self._alpha(groups)))
 
@@ -122,7 +123,7 @@ class Interpolation(FineTuning):
         w = groups["global"]
         return {**w, **{name: w[name].lerp(p, torch.as_tensor(alpha).to(p)) for name, p in groups[other].items()}}
 
-    def _mixed(self, groups: Groups, x: Tensor, other: str, alpha: float | Tensor) -> Tensor:
+    def _mixed(self, groups: Groups, x: Inputs, other: str, alpha: float | Tensor) -> Tensor:
         """Compute the outputs of the average of w_g and another group, in weights or in probabilities."""
         if self.average == "weights":
             return self.model.plain(x, self._mean(groups, other, alpha))

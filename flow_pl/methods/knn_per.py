@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from flow_pl.methods.base import Derive, Phase, Prediction
 from flow_pl.methods.fedavg import FedAvg
 from flow_pl.methods.parts.local_memory import LocalMemory
 from flow_pl.utils.groups import Groups, Parameters
+from flow_pl.utils.inputs import Inputs
 
 
 class KNNPer(FedAvg):
@@ -43,7 +42,7 @@ class KNNPer(FedAvg):
         """Return w_g if no neighbour votes."""
         return None if self.memory.share else groups["global"]
 
-    def predict(self, groups: Groups, x: Tensor) -> Prediction:
+    def predict(self, groups: Groups, x: Inputs) -> Prediction:
         """Predict with the neighbours' vote, as the local model, mixed with w_g; w_g alone if nothing is stored."""
         outputs = self.model.plain(x, groups["global"])
         mixture, votes = self.memory.mix(groups, x, outputs)

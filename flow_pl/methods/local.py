@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from types import MappingProxyType
 
-from torch import Tensor
-
 from flow_pl.methods.base import Derive, Phase, Prediction
 from flow_pl.methods.fine_tuning import FineTuning
 from flow_pl.utils.groups import Groups
+from flow_pl.utils.inputs import Inputs
 from flow_pl.utils.validation import require_count
 
 
@@ -47,7 +46,7 @@ class Local(FineTuning):
         """Train the client's model for the whole budget."""
         return (replace(self.fine_tune("all", "local"), epochs=self.epochs),)
 
-    def predict(self, groups: Groups, x: Tensor) -> Prediction:
+    def predict(self, groups: Groups, x: Inputs) -> Prediction:
         """Predict with the client's own model. The server's is never trained."""
         predicted = super().predict(groups, x)
         return Prediction(predicted.generalized, predicted.personalized)

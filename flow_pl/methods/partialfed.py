@@ -11,6 +11,7 @@ from torch.nn import functional as F  # noqa: N812 (what torch's own documentati
 
 from flow_pl.methods.base import Derive, Method, Minibatch, Phase, Prediction, Step
 from flow_pl.utils.groups import Groups, Parameters
+from flow_pl.utils.inputs import Inputs
 from flow_pl.utils.validation import require_count, require_positive
 
 
@@ -75,7 +76,7 @@ class PartialFed(Method):
         """Return the client's model, the same for all instances."""
         return groups["model"]
 
-    def predict(self, groups: Groups, x: Tensor) -> Prediction:
+    def predict(self, groups: Groups, x: Inputs) -> Prediction:
         """Predict with the client's model, the same for all instances."""
         personal = self.personalized(groups, x)
         return Prediction(self.model.plain(x, groups["global"]), personal, local=personal)

@@ -11,6 +11,7 @@ from torch import Tensor
 from flow_pl.methods.base import Derive, Minibatch, Phase, Step
 from flow_pl.methods.fine_tuning import FineTuning
 from flow_pl.utils.groups import Groups, Parameters
+from flow_pl.utils.inputs import take, zip_inputs
 from flow_pl.utils.validation import require_at_least_zero
 
 INNER_SCALE = 2.0**10
@@ -73,8 +74,13 @@ class PerFedAvg(FineTuning):
 
 def halves(minibatch: Minibatch) -> tuple[Minibatch, Minibatch]:
     """Split a minibatch, real examples first, into even and odd rows; a single example is in both halves."""
-    even, odd = (Minibatch(*(t[start::2] for t in minibatch)) for start in (0, 1))
+    every = (slice(start, None, 2) for start in (0, 1))
+    even, odd = (Minibatch(take(minibatch.x, rows), minibatch.y[rows], minibatch.mask[rows]) for rows in every)
     if not len(odd.mask):
         return even, even
     empty = ~odd.mask.any()
-    return even, Minibatch(*(torch.where(empty, a[: len(b)], b) for a, b in zip(even, odd, strict=True)))
+
+    def either(a: Tensor, b: Tensor) -> Tensor:
+        return torch.where(empty, a[: len(b)], b)
+
+    return even, Minibatch(zip_inputs(either, even.x, odd.x), either(even.y, odd.y), either(even.mask, odd.mask))

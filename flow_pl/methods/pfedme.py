@@ -7,6 +7,7 @@ from torch import Tensor
 from flow_pl.methods.base import Derive, Method, Minibatch, Phase, Prediction, Step
 from flow_pl.methods.parts.regularizers import half_squared_distance
 from flow_pl.utils.groups import Groups, Parameters
+from flow_pl.utils.inputs import Inputs
 from flow_pl.utils.validation import require_count, require_positive
 
 
@@ -63,7 +64,7 @@ class PFedMe(Method):
         """Return the personal model, theta."""
         return groups["personal"]
 
-    def predict(self, groups: Groups, x: Tensor) -> Prediction:
+    def predict(self, groups: Groups, x: Inputs) -> Prediction:
         """Predict with the personal model."""
         personal = self.personalized(groups, x)
         return Prediction(self.model.plain(x, groups["global"]), personal, local=personal)

@@ -13,6 +13,7 @@ from flow_pl.methods.fedavg import FedAvg
 from flow_pl.methods.parts.pieces import pieces
 from flow_pl.methods.per_fedavg import INNER_SCALE
 from flow_pl.utils.groups import Groups, Parameters
+from flow_pl.utils.inputs import Inputs
 
 
 class Scaffold(FedAvg):
@@ -44,7 +45,7 @@ class Scaffold(FedAvg):
         """Create a control for each trained parameter, and none for a frozen one."""
         self.trained["control"] = self.trained["global"]
 
-    def initialize(self, x: Tensor) -> None:
+    def initialize(self, x: Inputs) -> None:
         """Initialize lazy modules of the backbone and of the control; the control stays zero."""
         super().initialize(x)
         control = self.modules["control"]

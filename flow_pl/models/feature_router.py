@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +15,7 @@ from flow_pl.models.pooling import padding_token, pooled, token_mask
 from flow_pl.models.routers import InstanceRouter
 from flow_pl.models.routing import tensors_in
 from flow_pl.utils.groups import Parameters
+from flow_pl.utils.inputs import Inputs
 from flow_pl.utils.validation import given, require_count
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class FeatureRouter(InstanceRouter):
         self.submodule = submodule
         self.padding = padding
 
-    def look(self, model: RoutedModel, parameters: Parameters, x: Tensor) -> Tensor:
+    def look(self, model: RoutedModel, parameters: Parameters, x: Inputs) -> Tensor:
         """The pooled features [N, F] of instances x [N, ...], without gradients.
 
         Raises:
@@ -72,7 +73,7 @@ class _Found(Exception):  # noqa: N818 (no error: it ends a forward that has giv
         self.output = output
 
 
-def output_of(backbone: nn.Module, name: str, parameters: Parameters, x: Tensor | Mapping[str, Tensor]) -> Tensor:
+def output_of(backbone: nn.Module, name: str, parameters: Parameters, x: Inputs) -> Tensor:
     """The output of a submodule where the backbone first calls it; what follows is not computed.
 
     Args:

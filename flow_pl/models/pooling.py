@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor, nn
+
+from flow_pl.utils.inputs import Inputs
 
 MASK = "attention_mask"
 """Name, in instances of several tensors, of what is 1 for tokens and 0 for padding."""
@@ -17,7 +17,7 @@ def padding_token(backbone: nn.Module) -> int | None:
     return next((table.padding_idx for table in tables if table.padding_idx is not None), None)
 
 
-def token_mask(x: Tensor | Mapping[str, Tensor], padding: int | None) -> Tensor | None:
+def token_mask(x: Inputs, padding: int | None) -> Tensor | None:
     """Which tokens of instances are real.
 
     Args:
@@ -27,7 +27,7 @@ def token_mask(x: Tensor | Mapping[str, Tensor], padding: int | None) -> Tensor 
     Returns:
         [N, T] bool; None where nothing tells them apart.
     """
-    if isinstance(x, Mapping):
+    if isinstance(x, dict):
         return x[MASK].bool() if MASK in x else None
     if padding is None or x.ndim != 2 or x.is_floating_point():
         return None
@@ -54,6 +54,6 @@ def pooled(features: Tensor, mask: Tensor | None = None) -> Tensor:
     return (features * weight).sum(1) / weight.sum(1).clamp_min(1)
 
 
-def is_tokens(x: Tensor | Mapping[str, Tensor]) -> bool:
+def is_tokens(x: Inputs) -> bool:
     """Whether instances are token ids, or several tensors by name."""
-    return isinstance(x, Mapping) or x.dtype in (torch.int64, torch.int32)
+    return isinstance(x, dict) or x.dtype in (torch.int64, torch.int32)

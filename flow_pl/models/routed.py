@@ -18,6 +18,7 @@ from flow_pl.models.blocks import automatic_blocks, check_parameters, is_chain, 
 from flow_pl.models.routers import Route
 from flow_pl.models.routing import Routing, named, one_hot_routes, tensors_in
 from flow_pl.utils.groups import Parameters
+from flow_pl.utils.inputs import Inputs
 
 __all__ = ["RoutedModel", "one_hot_routes"]
 
@@ -87,7 +88,7 @@ class RoutedModel:
             )
         return [self._parts[name] for name in self.blocks]
 
-    def initialize(self, x: Tensor) -> None:
+    def initialize(self, x: Inputs) -> None:
         """Call the backbone on instances, which initializes lazy modules; learn where its last block stands."""
         if not self.chosen or not self.blocks:
             self.backbone(x)
@@ -104,7 +105,7 @@ class RoutedModel:
             hook.remove()
         self._ends = len(calls) == 1 and calls[0][0] and calls[0][1] is outputs
 
-    def plain(self, x: Tensor, *groups: Parameters) -> Tensor:
+    def plain(self, x: Inputs, *groups: Parameters) -> Tensor:
         """Compute the backbone's outputs under the union of parameter groups; later ones win."""
         merged = groups[0] if len(groups) == 1 else {k: v for group in groups for k, v in group.items()}
         outputs: Tensor = call(self.backbone, merged, (x,))
@@ -139,7 +140,7 @@ class RoutedModel:
             )
         return body, head
 
-    def features(self, x: Tensor, *groups: Parameters) -> Tensor:
+    def features(self, x: Inputs, *groups: Parameters) -> Tensor:
         """Compute the input of the last block: the representation, [N, ...] or [N, T, ...].
 
         Raises:
@@ -148,14 +149,15 @@ class RoutedModel:
         merged = {k: v for group in groups for k, v in group.items()}
         if self.chosen:
             return self._captured(x, {key: merged[key] for key in self._trained if key in merged})
-        h = x
+        h: Any = x
         for name, block in self._parts.items():
             if name == self.blocks[-1]:
                 break
             h = call(block, {key: merged[f"{name}.{key}"] for key in self._names[name]}, (h,))
-        return h
+        features: Tensor = h
+        return features
 
-    def _captured(self, x: Tensor, parameters: Parameters) -> Tensor:
+    def _captured(self, x: Inputs, parameters: Parameters) -> Tensor:
         (*_, last) = self.block_modules("a representation")
         found: list[list[Tensor]] = []
 
@@ -208,7 +210,7 @@ class RoutedModel:
 
     def routed(
         self,
-        x: Tensor,
+        x: Inputs,
         global_: Parameters,
         local: Parameters,
         route: Route,
@@ -246,9 +248,9 @@ class RoutedModel:
         if self.chosen:
             handlers = {self._parts[name]: partial(routing.mixed, name, *copies(name)) for name in self.blocks}
             with intercepted(handlers):
-                h: Tensor = call(self.backbone, global_, (x,))
-            return h, routing.probabilities()
-        h = x
+                outputs: Tensor = call(self.backbone, global_, (x,))
+            return outputs, routing.probabilities()
+        h: Any = x
         for name, block in self._parts.items():
             if name in self.blocks:
                 h = routing.mixed(name, *copies(name), (h,), {})

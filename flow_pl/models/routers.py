@@ -19,6 +19,7 @@ from flow_pl.models.dropout import Dropout
 from flow_pl.models.pooling import is_tokens
 from flow_pl.models.recurrent import Recurrent
 from flow_pl.utils.groups import Parameters
+from flow_pl.utils.inputs import Inputs
 from flow_pl.utils.validation import require_counts, require_fraction, require_some
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class Router(nn.Module, ABC):
 
     sees_outputs = True
 
-    def look(self, model: RoutedModel, parameters: Parameters, x: Tensor) -> Tensor:
+    def look(self, model: RoutedModel, parameters: Parameters, x: Inputs) -> Inputs:
         """What it decides by [N, ...]: the instances themselves.
 
         Args:
@@ -52,7 +53,7 @@ class Router(nn.Module, ABC):
         return x
 
     @abstractmethod
-    def bind(self, parameters: dict[str, Tensor] | None, x: Tensor) -> Route:
+    def bind(self, parameters: dict[str, Tensor] | None, x: Inputs) -> Route:
         """The route of instances through the blocks.
 
         Args:
@@ -86,18 +87,18 @@ class InstanceRouter(Router):
         super().__init__()
         self.exits = _EarlyExits(len(blocks), hidden, dropout)
 
-    def bind(self, parameters: dict[str, Tensor] | None, x: Tensor) -> Route:
+    def bind(self, parameters: dict[str, Tensor] | None, x: Inputs) -> Route:
         """Decide for all blocks from the instance alone."""
         q: Tensor = self.call(parameters, x)
         return lambda block, inputs, on_global, on_local: q[:, block]
 
-    def look(self, model: RoutedModel, parameters: Parameters, x: Tensor) -> Tensor:
+    def look(self, model: RoutedModel, parameters: Parameters, x: Inputs) -> Tensor:
         """The instances [N, ...].
 
         Raises:
             ConfigurationError: they are token ids, or several tensors by name.
         """
-        if is_tokens(x):
+        if isinstance(x, dict) or is_tokens(x):
             raise ConfigurationError(
                 f"the router is {type(self).__name__}, which takes an instance's numbers for amounts, and these are "
                 "token ids or several tensors: use FeatureRouter, which decides by features of the backbone."
@@ -148,7 +149,7 @@ class SequenceRouter(Router):
         self.cells = nn.ModuleList([_EarlyExits(1, hidden, dropout) for _ in range(self._cells)])
         self.behind = _EarlyExits(max(1, len(blocks) - self._cells), hidden_behind, dropout, "hidden_behind")
 
-    def bind(self, parameters: dict[str, Tensor] | None, x: Tensor) -> Route:
+    def bind(self, parameters: dict[str, Tensor] | None, x: Inputs) -> Route:
         """Decide per token: at every step of a cell, and once for the blocks behind."""
         decided: list[Tensor] = []
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from flow_pl.data import FederatedDataModule
 from flow_pl.data.batch import ClientBatch, Examples
+from flow_pl.data.store.features import Features
 from flow_pl.report.routes import ClientRoutes, Floats
+from flow_pl.utils.inputs import Inputs, map_inputs, take, zip_inputs
 
 
 class CommonInstances(NamedTuple):
@@ -23,7 +26,7 @@ class CommonInstances(NamedTuple):
         y: [K, ...] targets.
     """
 
-    x: Tensor
+    x: Inputs
     y: Tensor
 
 
@@ -68,13 +71,17 @@ def common_instances(data: FederatedDataModule, count: int) -> CommonInstances |
         return None
     places = np.linspace(0, len(clients) - 1, min(count, len(clients))).round().astype(int)
     each = -(-count // len(places))
-    x, y = [], []
+    x: list[Features] = []
+    y = []
     for client in (clients[place] for place in places):
         rows, chosen = federation.store.read(client), federation.split(client).test[:each]
-        x.append(rows.x[chosen])
+        x.append(take(rows.x, chosen))
         y.append(rows.y[chosen].astype(np.int64))
-    features, targets = (torch.from_numpy(np.concatenate(parts)[:count]) for parts in (x, y))
-    return CommonInstances(data.transform(features), targets)
+
+    def stacked(*parts: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(np.concatenate(parts)[:count])
+
+    return CommonInstances(map_inputs(data.transform, zip_inputs(stacked, *x)), stacked(*y))
 
 
 def with_common(batch: ClientBatch, common: CommonInstances | None) -> ClientBatch:
@@ -93,11 +100,10 @@ def with_common(batch: ClientBatch, common: CommonInstances | None) -> ClientBat
         first = first.to(second.device, second.dtype)
         return torch.cat([first.expand(len(second), *first.shape), second], dim=1)
 
-    real = torch.ones(len(common.x), dtype=torch.bool)
-    sizes = tuple(len(common.x) + size for size in own.sizes)
-    return replace(
-        batch, heldout=Examples(joined(common.x, own.x), joined(common.y, own.y), joined(real, own.mask), sizes)
-    )
+    real = torch.ones(len(common.y), dtype=torch.bool)
+    sizes = tuple(len(common.y) + size for size in own.sizes)
+    x = zip_inputs(joined, common.x, own.x)
+    return replace(batch, heldout=Examples(x, joined(common.y, own.y), joined(real, own.mask), sizes))
 
 
 def agreement(clients: Sequence[ClientRoutes]) -> Agreement | None:

@@ -12,6 +12,7 @@ from flow_pl.data import EncodedData, FederatedDataModule
 from flow_pl.data.encodings.tags import TAGS
 from flow_pl.data.encodings.vocabulary import SPECIAL, Vocabulary
 from flow_pl.tasks import Objective
+from flow_pl.utils.inputs import first
 
 Kind = Literal["image", "text", "vector"]
 
@@ -23,7 +24,7 @@ WHITE = {" ": "␣", "\n": "↵", "\r": "␍", "\t": "⇥"}
 
 def kind_of(data: FederatedDataModule, objective: Objective) -> Kind:
     """How an instance is shown: pixels, tokens, or numbers."""
-    example = data.example()
+    example = first(data.example())  # of several features, the first ones are shown
     shape = tuple(example.shape[1:])
     if objective.positions or (len(shape) == 1 and not example.is_floating_point() and token_names(data)):
         return "text"

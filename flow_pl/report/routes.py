@@ -29,7 +29,7 @@ class Instance(NamedTuple):
 
     Attributes:
         client: index of its client.
-        x: features as passed to a model.
+        x: features as passed to a model; the first ones, where they are several.
         label: [*P], or [labels] where it has several; -1 where there is none.
         generalized: whether w_g is right, in the shape of the label.
         personalized: whether the personalized model is right, in the shape of the label.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from flow_pl.errors import ConfigurationError
+from flow_pl.utils.inputs import Inputs
 
 
 class Objective(ABC):
@@ -47,7 +48,7 @@ class Objective(ABC):
         """Return which targets the loss averages over: bool, in their shape; by default those that count."""
         return self.counted(y, mask)
 
-    def to_predict(self, x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
+    def to_predict(self, x: Inputs, y: Tensor, mask: Tensor) -> Tensor:
         """Return where to predict, with or without a label: bool [N, *positions]."""
         return mask.bool()
 

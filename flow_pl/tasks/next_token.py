@@ -10,6 +10,7 @@ from torch import Tensor
 from flow_pl.errors import ConfigurationError
 from flow_pl.tasks.base import Objective
 from flow_pl.tasks.classification import check_classes, cross_entropy
+from flow_pl.utils.inputs import Inputs
 from flow_pl.utils.validation import require_count, require_counts
 
 
@@ -45,10 +46,10 @@ class NextToken(Objective):
             return None
         return torch.stack([y != token for token in self.special_tokens]).all(0)
 
-    def to_predict(self, x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
+    def to_predict(self, x: Inputs, y: Tensor, mask: Tensor) -> Tensor:
         """Positions of real sequences that are not padding [N, T]; without a label, the token read there tells."""
         real = y != self.padding
-        if x.shape == y.shape:
+        if isinstance(x, Tensor) and x.shape == y.shape:
             real = real & ((y >= 0) | (x != self.padding))
         return mask.bool().unsqueeze(-1) & real
 

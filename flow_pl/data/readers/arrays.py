@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 from flow_pl.data.datamodule import FederatedDataModule
 from flow_pl.data.readers.tables import READERS, Reader, Table
 from flow_pl.data.store.cache import file_identity
+from flow_pl.data.store.features import Features
 from flow_pl.data.store.limits import require_name
 from flow_pl.data.store.writer import ClientData
 from flow_pl.errors import ConfigurationError, DataError, brief
+from flow_pl.utils.inputs import map_inputs, take, zip_inputs
 from flow_pl.utils.validation import given, require_choice, require_count, require_counts, require_some
 
 
@@ -41,14 +43,16 @@ class ArrayData(FederatedDataModule):
             share of each client's examples is for testing.
         client_column: array or column with the client of each row, an integer or a text.
         label_column: array or column of the labels.
-        feature_columns: arrays or columns of the features, several being joined along a new last axis; null = the
-            array `x` of a `.npz` file, or all columns of another one but the client, the label, and the row numbers
-            that pandas writes as its index.
+        feature_columns: arrays or columns of the features, several being joined along a new last axis. For a model
+            that takes a mapping of tensors, a mapping from each name to its array or column, or to several that are
+            joined, such as {input_ids: ids, attention_mask: mask}. null = the array `x` of a `.npz` file, or all
+            columns of another one but the client, the label, and the row numbers that pandas writes as its index.
         feature_shape: shape that the features of a row are given, such as [1, 28, 28] for images; pictures that are
-            stored with their channels last are turned to have them first. null = as stored.
+            stored with their channels last are turned to have them first. null = as stored; so are the features of a
+            mapping.
         num_classes: number of classes; null = the largest label + 1.
         tokens: whether whole numbers in arrays or lists of features are tokens, for a model that begins with an
-            embedding; null = only where a label is a sequence as well.
+            embedding; null = in a mapping, and where a label is a sequence as well.
         labels: `classes`, or `values` for regression.
         **kwargs: settings of every data set, see `FederatedDataModule`.
 
@@ -61,7 +65,7 @@ class ArrayData(FederatedDataModule):
         path: str,
         client_column: str = "client",
         label_column: str = "y",
-        feature_columns: list[str] | None = None,
+        feature_columns: list[str] | dict[str, str | list[str]] | None = None,
         feature_shape: list[int] | None = None,
         num_classes: int | None = None,
         tokens: bool | None = None,
@@ -80,6 +84,13 @@ class ArrayData(FederatedDataModule):
         require_choice(("classes", "values"), labels=labels)
         if labels == "values" and num_classes is not None:
             raise ConfigurationError(f"num_classes is {num_classes}, but labels is values: set num_classes to null.")
+        if isinstance(feature_columns, dict):
+            require_some(**{f"feature_columns.{name}": columns for name, columns in feature_columns.items()})
+            if feature_shape is not None:
+                raise ConfigurationError(
+                    f"feature_shape is {feature_shape}, but feature_columns is a mapping, whose features have shapes "
+                    "of their own: set feature_shape to null, and store each array in its shape."
+                )
         self._real_valued = labels == "values"
         self._columns = (client_column, label_column, feature_columns, tokens, self._real_valued)
         self._row_shape = feature_shape
@@ -133,15 +144,17 @@ class ArrayData(FederatedDataModule):
             if test is None:
                 yield ClientData(name, x, y)
                 continue
-            x_test, y_test = test.pop(name, (x[:0], y[:0]))
+            x_test, y_test = test.pop(name, (take(x, slice(0)), y[:0]))
             try:
-                joined = np.concatenate([x, x_test]), np.concatenate([y, y_test])
+                x_both = zip_inputs(lambda *parts: np.concatenate(parts), x, x_test)
+                joined = np.concatenate([y, y_test])
             except ValueError as error:
+                shapes, shapes_test = (map_inputs(lambda rows: rows.shape[1:], part) for part in (x, x_test))
                 raise DataError(
-                    f"{self._paths[1]}: features have shape {x_test.shape[1:]} and labels {y_test.shape[1:]}, in "
-                    f"{self._paths[0]} they have {x.shape[1:]} and {y.shape[1:]}: make them equal."
+                    f"{self._paths[1]}: features have shape {shapes_test} and labels {y_test.shape[1:]}, in "
+                    f"{self._paths[0]} they have {shapes} and {y.shape[1:]}: make them equal."
                 ) from error
-            yield ClientData(name, *joined, test_rows=len(y_test))
+            yield ClientData(name, x_both, joined, test_rows=len(y_test))
         for name, (x, y) in (test or {}).items():
             yield ClientData(name, x, y, role="test")
 
@@ -156,13 +169,13 @@ class ArrayData(FederatedDataModule):
             )
         return table
 
-    def _grouped(self, path: Path, table: Table) -> dict[str, tuple[NDArray[Any], NDArray[Any]]]:
+    def _grouped(self, path: Path, table: Table) -> dict[str, tuple[Features, NDArray[Any]]]:
         """The features and labels of each client, by its name."""
         x = self._shaped(path, table.x)
         rows = np.argsort(table.client, kind="stable")
         values, starts = np.unique(table.client[rows], return_index=True)
         groups = zip(values.tolist(), np.split(rows, starts[1:]), strict=True)
-        return {self._name(path, value, table.names): (x[members], table.y[members]) for value, members in groups}
+        return {self._name(path, value, table.names): (take(x, members), table.y[members]) for value, members in groups}
 
     def _check_labels(self, path: Path, y: NDArray[Any]) -> None:
         if self._label_names and self._class_count and len(self._label_names) > self._class_count:
@@ -176,8 +189,8 @@ class ArrayData(FederatedDataModule):
                 "classes as 0 and 1."
             )
 
-    def _shaped(self, path: Path, x: NDArray[Any]) -> NDArray[Any]:
-        if self._row_shape is None:
+    def _shaped(self, path: Path, x: Features) -> Features:
+        if self._row_shape is None or isinstance(x, dict):
             return x
         shaped = with_shape(x, tuple(self._row_shape))
         if shaped is None:

@@ -27,6 +27,7 @@ from flow_pl.data.readers.columns import (
 )
 from flow_pl.data.readers.csv_tables import csv_table
 from flow_pl.data.readers.npz import npz_arrays
+from flow_pl.data.store.features import Features
 from flow_pl.data.store.limits import require_bounded
 from flow_pl.errors import DataError, brief
 from flow_pl.utils.optional import import_optional
@@ -42,7 +43,7 @@ class Table(NamedTuple):
     """The rows of a file, in its order.
 
     Attributes:
-        x: [n, ...] features.
+        x: [n, ...] features; a mapping where they have names.
         y: [n, ...] labels; -1 = to be predicted, or NaN where they are real values.
         client: [n] client of each row, integers or texts.
         names: [names] that integer clients are indices into, if the file has them.
@@ -50,7 +51,7 @@ class Table(NamedTuple):
         left_out: columns that hold the row numbers of a pandas table.
     """
 
-    x: NDArray[Any]
+    x: Features
     y: NDArray[Any]
     client: NDArray[Any]
     names: NDArray[Any] | None
@@ -62,7 +63,7 @@ def read_npz(
     path: Path,
     client: str,
     label: str,
-    features: Sequence[str] | None,
+    features: Columns | None,
     tokens: bool | None = None,
     real_valued: bool = False,
 ) -> Table:
@@ -72,7 +73,7 @@ def read_npz(
         path: the file.
         client: array with the client of each row; integers may be indices into an array `client_names`.
         label: array of the labels.
-        features: arrays of the features; None = `x`.
+        features: arrays of the features, joined or as a mapping; None = `x`.
         tokens: whether whole numbers in arrays of features are tokens; None = where labels are sequences too.
         real_valued: whether the labels are real values, not classes.
 
@@ -83,16 +84,17 @@ def read_npz(
         DataError: the file is damaged, an array is missing, or the arrays do not fit each other.
     """
     features = features or ["x"]
-    needed = {client, label, *features, "client_names"}
+    columns = all_columns(features)
+    needed = {client, label, *columns, "client_names"}
     stored, arrays = npz_arrays(path, lambda name: name in needed)
-    _require(path, stored, [client, label, *features])
+    _require(path, stored, [client, label, *columns])
     arrays[client] = whole_numbers(arrays[client])
     names = arrays.get("client_names") if arrays[client].dtype.kind in "iu" else None
     if names is not None and (names.ndim != 1 or names.dtype.kind not in "US"):
         raise DataError(
             f"{path}: client_names has type {names.dtype} and shape {names.shape}, expected a list of texts."
         )
-    _check_shapes(path, {name: arrays[name].shape for name in [client, label, *features]})
+    _check_shapes(path, {name: arrays[name].shape for name in [client, label, *columns]})
     labels = (array_values if real_valued else array_labels)(path, label, arrays[label])
     return _table(path, arrays, client, labels, features, tokens)._replace(names=names)
 
@@ -101,7 +103,7 @@ def read_parquet(
     path: Path,
     client: str,
     label: str,
-    features: Sequence[str] | None,
+    features: Columns | None,
     tokens: bool | None = None,
     real_valued: bool = False,
 ) -> Table:
@@ -128,7 +130,8 @@ def read_parquet(
     try:
         check_parquet(path)
         schema = parquet.read_schema(path)
-        wanted = [client, label, *(features or [name for name in schema.names if name not in (client, label)])]
+        others = [name for name in schema.names if name not in (client, label)]
+        wanted = [client, label, *(all_columns(features) if features else others)]
         _require(path, schema.names, wanted)
         # texts stay as often as they differ, however many rows have the same one
         texts = [name for name in (client, label) if is_text(schema.field(name).type)]
@@ -146,7 +149,7 @@ def read_csv(
     path: Path,
     client: str,
     label: str,
-    features: Sequence[str] | None,
+    features: Columns | None,
     tokens: bool | None = None,
     real_valued: bool = False,
 ) -> Table:
@@ -171,7 +174,7 @@ def read_csv(
     arrow = import_optional("pyarrow", "parquet")
     try:
         columns = csv_table(path, client, label)
-        _require(path, columns.column_names, [client, label, *(features or [])])
+        _require(path, columns.column_names, [client, label, *all_columns(features or [])])
         return _from_arrow(path, columns, client, label, features, tokens, real_valued, ())
     except DataError:
         raise
@@ -199,7 +202,10 @@ def check_parquet(path: Path) -> None:
     require_bounded(path, expanded, path.stat().st_size)
 
 
-Reader = Callable[[Path, str, str, Sequence[str] | None, bool | None, bool], Table]
+Columns = Sequence[str] | Mapping[str, str | Sequence[str]]
+"""Columns of the features: they are joined; or those of each name stay apart, as a mapping."""
+
+Reader = Callable[[Path, str, str, "Columns | None", bool | None, bool], Table]
 """Reads a file by the names of its columns (client, label and features), whether whole numbers are tokens, and whether
 labels are real values."""
 
@@ -219,7 +225,7 @@ def _from_arrow(
     columns: Any,
     client: str,
     label: str,
-    features: Sequence[str] | None,
+    features: Columns | None,
     tokens: bool | None,
     real_valued: bool,
     index: Sequence[str],
@@ -232,7 +238,7 @@ def _from_arrow(
         features = [name for name in candidates if name not in left_out]
         if not features:
             raise DataError(f"{path} has no column for features beside {client!r} and {label!r}: add one.")
-    arrays = {name: column_values(path, name, columns.column(name)) for name in features}
+    arrays = {name: column_values(path, name, columns.column(name)) for name in all_columns(features)}
     labels = (column_reals if real_valued else column_labels)(path, label, columns.column(label))
     arrays[client], names = _client_values(path, client, columns.column(client))
     _check_shapes(path, {name: array.shape for name, array in arrays.items()} | {label: labels.y.shape})
@@ -305,30 +311,54 @@ def _check_shapes(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
         )
 
 
+def all_columns(features: Columns) -> list[str]:
+    """The columns of the features, each once."""
+    if not isinstance(features, Mapping):
+        return list(features)
+    return list(dict.fromkeys(name for group in features.values() for name in _group(group)))
+
+
+def _group(columns: str | Sequence[str]) -> Sequence[str]:
+    return [columns] if isinstance(columns, str) else columns
+
+
 def _table(
     path: Path,
     arrays: dict[str, NDArray[Any]],
     client: str,
     labels: Labels,
-    features: Sequence[str],
+    features: Columns,
     tokens: bool | None,
 ) -> Table:
-    shapes = {name: arrays[name].shape for name in features}
     if arrays[client].ndim != 1 or arrays[client].dtype.kind not in "iuUS":
         raise DataError(
             f"{path}: {client!r} has type {arrays[client].dtype} and shape {arrays[client].shape}, expected one "
             "integer or text for each row."
         )
-    for name in features:
+    if isinstance(features, Mapping):
+        # each is what it is: whole numbers in lists beside others are tokens, their mask or their segments
+        keeps = tokens is None or tokens
+        x: Features = {name: _joined(path, arrays, _group(columns), keeps) for name, columns in features.items()}
+    else:
+        x = _joined(path, arrays, features, labels.y.ndim > 1 if tokens is None else tokens)
+    return Table(x, labels.y, arrays[client], None, labels.names)
+
+
+def _joined(path: Path, arrays: dict[str, NDArray[Any]], columns: Sequence[str], keeps_integers: bool) -> NDArray[Any]:
+    """The features of some columns, joined along a new last axis where they are several."""
+    shapes = {name: arrays[name].shape for name in columns}
+    for name in columns:
         require_numbers(path, name, arrays[name])
-        if shapes[name] != shapes[features[0]]:
-            raise DataError(f"{path}: the features {shapes} cannot be joined: they must have equal shapes.")
-    keeps_integers = labels.y.ndim > 1 if tokens is None else tokens
-    parts = [_features(path, name, arrays[name], keeps_integers) for name in features]
+        if shapes[name] != shapes[columns[0]]:
+            raise DataError(
+                f"{path}: the features {shapes} cannot be joined: they must have equal shapes. Where a model takes "
+                "several features by name, give feature_columns as a mapping from name to column."
+            )
+    parts = [_features(path, name, arrays[name], keeps_integers) for name in columns]
     if len({part.dtype for part in parts}) > 1:
         parts = [part.astype(np.float32) for part in parts]
     x = parts[0] if len(parts) == 1 else np.stack(parts, axis=-1)
-    return Table(x if x.ndim > 1 else x[:, None], labels.y, arrays[client], None, labels.names)
+    return x if x.ndim > 1 else x[:, None]
 
 
 def _features(path: Path, name: str, values: NDArray[Any], keeps_integers: bool) -> NDArray[Any]:

@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from flow_pl.data.store.features import Features, called
 from flow_pl.data.store.limits import require_name
 from flow_pl.errors import DataError
+from flow_pl.utils.inputs import leaves, names_of
 
 LARGEST_LABEL = np.iinfo(np.int32).max
 """A larger label is damage: a model has an output for each class."""
@@ -21,7 +23,7 @@ class UnusableError(DataError):
     """A client has nothing that can be learned from, and may be left out."""
 
 
-def check_client(name: str, x: NDArray[Any], y: NDArray[Any], heldout_rows: int, num_classes: int | None) -> None:
+def check_client(name: str, x: Features, y: NDArray[Any], heldout_rows: int, num_classes: int | None) -> None:
     """Check one client's arrays by themselves.
 
     Args:
@@ -36,11 +38,17 @@ def check_client(name: str, x: NDArray[Any], y: NDArray[Any], heldout_rows: int,
         DataError: they cannot be used; the message names the client, what was found and the remedy.
     """
     require_name(name, "the data")
-    if x.ndim == 0 or y.ndim == 0 or len(x) != len(y):
-        raise unusable(name, f"has features {x.shape} and labels {y.shape}", "there must be one label for each row")
-    if len(x) == 0:
+    arrays, names = leaves(x), names_of(x) or (None,)
+    if not arrays:
+        raise unusable(name, "has a mapping of no features", "give it one array, or some by name")
+    for array, part in zip(arrays, names, strict=True):
+        if array.ndim == 0 or y.ndim == 0 or len(array) != len(y):
+            found = f"has {called(part)} {array.shape} and labels {y.shape}"
+            raise unusable(name, found, "there must be one label for each row")
+    if len(y) == 0:
         raise unusable(name, "has no rows", "leave it out")
-    _check_features(name, x)
+    for array, part in zip(arrays, names, strict=True):
+        _check_features(name, array, part)
     _check_labels(name, y, num_classes)
     if not (0 <= heldout_rows < len(y) and labelled_rows(y[: len(y) - heldout_rows]).any()):
         raise unusable(
@@ -55,19 +63,21 @@ def unusable(name: str, found: str, remedy: str) -> DataError:
     return DataError(f"client {name!r} {found}: {remedy}.")
 
 
-def _check_features(name: str, x: NDArray[Any]) -> None:
+def _check_features(name: str, x: NDArray[Any], part: str | None) -> None:
+    where = "" if part is None else f" of {part!r}"
     if x.dtype.kind not in "biuf":
-        raise unusable(name, f"has features of type {x.dtype}", "encode them as numbers")
+        raise unusable(name, f"has {called(part)} of type {x.dtype}", "encode them as numbers")
     if x.dtype.kind == "f":
         finite = _rows(np.isfinite(x)).all(axis=1)
         if not finite.all():
             row = int(np.argmin(finite))
-            raise unusable(name, f"has a NaN or an infinite value in row {row}", "clean that row or leave it out")
+            found = f"has a NaN or an infinite value in row {row}{where}"
+            raise unusable(name, found, "clean that row or leave it out")
         # models get features in single precision
         fits = _rows(np.abs(x) <= LARGEST_FEATURE).all(axis=1) if x.dtype.itemsize > 4 else finite
         if not fits.all():
             row = int(np.argmin(fits))
-            found = f"has a value in row {row} that is larger than the largest float32, {LARGEST_FEATURE:.8g}"
+            found = f"has a value in row {row}{where} that is larger than the largest float32, {LARGEST_FEATURE:.8g}"
             raise unusable(name, found, "rescale it, or leave that row out")
 
 

@@ -5,7 +5,8 @@ and what is kept in memory does not grow with the population.
 
 Layout of the folder, with M clients and R rows in all:
 
-- `x.npy` [R, ...]: features, of any numeric type;
+- `x.npy` [R, ...]: features, of any numeric type; where they are several by name, `x_0.npy`, `x_1.npy`, ... in the
+  order of the names in `meta.json`;
 - `y.npy` [R] or [R, ...]: labels, a signed integer type, -1 = to be predicted; or [R] real values, float32, NaN = to
   be predicted;
 - `offsets.npy` [M + 1] int64: client i owns the rows offsets[i] to offsets[i + 1]; its labelled rows come first;
@@ -30,7 +31,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flow_pl.data.store.client_checks import check_client
+from flow_pl.data.store.features import Features, feature_files
 from flow_pl.errors import DataError, brief
+from flow_pl.utils.inputs import first, from_leaves, map_inputs, take
 
 FORMAT_VERSION = 4
 """Version of the layout; a store of another version is not read."""
@@ -46,14 +49,14 @@ class ClientRows(NamedTuple):
     """The rows of one client, not copied from the file until they are indexed.
 
     Attributes:
-        x: [n, ...] features.
+        x: [n, ...] features; a mapping where they are several by name.
         y: [n, ...] labels; -1 in the rows after the labelled ones.
         labelled: number of labelled rows, which come first.
         val_rows: number of validation rows by the data's own split; -1 = it does not say.
         test_rows: number of test rows by the data's own split, which are the last labelled ones; -1 = it does not say.
     """
 
-    x: NDArray[Any]
+    x: Features
     y: NDArray[Any]
     labelled: int
     val_rows: int
@@ -70,6 +73,8 @@ class StoreMeta:
         rows: number of rows.
         num_classes: number of classes of the labels; 1 where they are real values.
         class_names: names of the classes in the order of their numbers, where the labels are texts; otherwise none.
+        features: names of the features in the order of their files, where they are several; otherwise none, and not
+            in the file.
     """
 
     version: int
@@ -77,6 +82,7 @@ class StoreMeta:
     rows: int
     num_classes: int
     class_names: tuple[str, ...] = ()
+    features: tuple[str, ...] = ()
 
 
 class ClientStore:
@@ -94,6 +100,8 @@ class ClientStore:
         roles: [M] int8, indices into `ROLES`, memory-mapped.
     """
 
+    _x: Features
+
     def __init__(self, path: Path, meta: StoreMeta, arrays: dict[str, NDArray[Any]]) -> None:
         self.path = path
         self.meta = meta
@@ -102,7 +110,7 @@ class ClientStore:
         self.val_rows: NDArray[np.int64] = arrays["val_rows"]
         self.test_rows: NDArray[np.int64] = arrays["test_rows"]
         self.roles: NDArray[np.int8] = arrays["roles"]
-        self._x = arrays["x"]
+        self._x = from_leaves(meta.features or None, [arrays[file] for file in feature_files(meta.features)])
         self._y = arrays["y"]
         self._names = arrays["names"]
 
@@ -123,8 +131,9 @@ class ClientStore:
         meta: StoreMeta = _load(path / "meta.json", _meta)
         if meta.version != FORMAT_VERSION:
             raise DataError(_broken(path / "meta.json", f"version {meta.version} instead of {FORMAT_VERSION}"))
+        features = feature_files(meta.features)
         lengths = {
-            "x": meta.rows,
+            **dict.fromkeys(features, meta.rows),
             "y": meta.rows,
             "offsets": meta.clients + 1,
             "labelled": meta.clients,
@@ -141,7 +150,8 @@ class ClientStore:
             )
             if array.shape[:1] != (length,):
                 raise DataError(_broken(path / f"{name}.npy", f"shape {array.shape} instead of {length} entries"))
-            if array.dtype.kind not in _KINDS.get(name, "i") or (name not in ("x", "y") and array.ndim != 1):
+            kinds = "biuf" if name in features else _KINDS.get(name, "i")
+            if array.dtype.kind not in kinds or (name not in (*features, "y") and array.ndim != 1):
                 raise DataError(_broken(path / f"{name}.npy", f"shape {array.shape} and type {array.dtype}"))
             # the same mapped memory as a plain array: of numpy's memmap, every slice is slow
             arrays[name] = np.asarray(array)
@@ -166,13 +176,17 @@ class ClientStore:
 
     @property
     def feature_shape(self) -> tuple[int, ...]:
-        """Shape of the features of one row."""
-        return self._x.shape[1:]
+        """Shape of the features of one row; of the first ones, where they are several."""
+        return first(self._x).shape[1:]
 
     @property
     def feature_dtype(self) -> np.dtype[Any]:
-        """Type of the features, as stored."""
-        return self._x.dtype
+        """Type of the features, as stored; of the first ones, where they are several."""
+        return first(self._x).dtype
+
+    def room(self, *shape: int) -> Features:
+        """Zeros for the features of [*shape] rows."""
+        return map_inputs(lambda x: np.zeros((*shape, *x.shape[1:]), dtype=x.dtype), self._x)
 
     @property
     def real_valued(self) -> bool:
@@ -194,7 +208,7 @@ class ClientStore:
             Views of the memory-mapped rows: only those that are indexed are read.
         """
         start, stop = int(self.offsets[client]), int(self.offsets[client + 1])
-        x, y = self._x[start:stop], self._y[start:stop]
+        x, y = take(self._x, slice(start, stop)), self._y[start:stop]
         counts = (int(rows[client]) for rows in (self.labelled, self.val_rows, self.test_rows))
         return ClientRows(x, y, *counts)
 
@@ -220,8 +234,8 @@ class ClientStore:
             raise DataError(_broken(self.path / "names.npy", brief(error))) from error
 
 
-_KINDS = {"x": "biuf", "y": "if", "names": "S"}
-"""Types of the files; the others hold signed integers."""
+_KINDS = {"y": "if", "names": "S"}
+"""Types of the files; features are of any, the others hold signed integers."""
 
 
 _CLIENTS_AT_ONCE = 1 << 13
@@ -232,12 +246,14 @@ def _meta(file: Path) -> StoreMeta:
     counts = (meta.version, meta.clients, meta.rows, meta.num_classes)
     if not all(type(value) is int and 0 <= value < 2**62 for value in counts):
         raise ValueError(f"{counts} holds what is no count")
-    names = meta.class_names
-    if not (isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)):
-        raise ValueError("class_names is no list of texts")
-    if len(names) > meta.num_classes:
-        raise ValueError(f"{len(names)} names are given to {meta.num_classes} classes")
-    return replace(meta, class_names=tuple(names))
+    for key, names in (("class_names", meta.class_names), ("features", meta.features)):
+        if not (isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)):
+            raise ValueError(f"{key} is no list of texts")
+    if len(meta.class_names) > meta.num_classes:
+        raise ValueError(f"{len(meta.class_names)} names are given to {meta.num_classes} classes")
+    if len(set(meta.features)) != len(meta.features):
+        raise ValueError("features has a name twice")
+    return replace(meta, class_names=tuple(meta.class_names), features=tuple(meta.features))
 
 
 def _wrong_counts(arrays: dict[str, NDArray[Any]], clients: slice) -> Iterator[tuple[str, str]]:

@@ -63,8 +63,12 @@ class GrowingArray:
         """Whether an array's rows are of the type and shape of those in the file, in any byte order."""
         return (rows.dtype.newbyteorder("="), rows.shape[1:]) == (self.dtype, self.shape)
 
-    def append(self, rows: NDArray[Any]) -> int:
+    def append(self, rows: NDArray[Any], before: int = 0) -> int:
         """Append rows.
+
+        Args:
+            rows: of the type and shape of those in the file.
+            before: checksum to go on from, of the rows of another file.
 
         Returns:
             Their checksum, see `checksum`.
@@ -72,16 +76,16 @@ class GrowingArray:
         content = np.ascontiguousarray(rows, dtype=self.dtype)
         self._file.write(content.data)
         self._length += len(rows)
-        return zlib.crc32(content.data)
+        return zlib.crc32(content.data, before)
 
-    def checksum(self, start: int, count: int) -> int | None:
-        """The CRC-32 of rows in the file, or None where it ends before them."""
+    def checksum(self, start: int, count: int, before: int = 0) -> int | None:
+        """The CRC-32 of rows in the file, going on from another one's, or None where it ends before them."""
         end = self._start + (start + count) * self._row_bytes
         if not 0 <= count <= end <= os.fstat(self._file.fileno()).st_size:
             return None
         self._file.seek(self._start + start * self._row_bytes)
         content = self._file.read(count * self._row_bytes)
-        return zlib.crc32(content) if len(content) == count * self._row_bytes else None
+        return zlib.crc32(content, before) if len(content) == count * self._row_bytes else None
 
     def truncate(self, length: int) -> None:
         """Keep the first rows; further ones are appended to them."""

@@ -18,9 +18,12 @@ from numpy.typing import NDArray
 
 from flow_pl.data.store.client_checks import check_client, labelled_rows, unusable
 from flow_pl.data.store.client_store import FORMAT_VERSION, ROLES, Role, StoreMeta
+from flow_pl.data.store.features import Features
 from flow_pl.data.store.growing import GrowingArray, sync
+from flow_pl.data.store.growing_features import GrowingFeatures
 from flow_pl.data.store.journal import Entry, Journal
 from flow_pl.errors import ConfigurationError, DataError
+from flow_pl.utils.inputs import map_inputs
 from flow_pl.utils.validation import given, require_count
 
 
@@ -29,7 +32,8 @@ class ClientData(NamedTuple):
 
     Attributes:
         name: the client's name, unique in the data set.
-        x: [n, ...] features, numbers of any type, finite; the same shape and type for every client.
+        x: [n, ...] features, numbers of any type, finite; the same shape and type for every client. Or a mapping of
+            several by name, which a model gets as a mapping of tensors.
         y: [n] or [n, ...] integer labels, 0 or more; -1 (in every entry of the row) = to be predicted. Or [n] real
             values, float32; NaN = to be predicted.
         val_rows: number of rows that the data means for validation, which come before its test rows; None = it does
@@ -40,7 +44,7 @@ class ClientData(NamedTuple):
     """
 
     name: str
-    x: NDArray[Any]
+    x: Features
     y: NDArray[Any]
     val_rows: int | None = None
     test_rows: int | None = None
@@ -86,7 +90,7 @@ class ClientStoreWriter:
         self._offsets = array("q", [0])
         self._counts = {name: array("q") for name in ("labelled", "val_rows", "test_rows")}
         self._roles = array("b")
-        self._x: GrowingArray | None = None
+        self._x: GrowingFeatures | None = None
         self._y: GrowingArray | None = None
 
     @property
@@ -130,7 +134,7 @@ class ClientStoreWriter:
     def add(
         self,
         name: str,
-        x: NDArray[Any],
+        x: Features,
         y: NDArray[Any],
         val_rows: int | None = None,
         test_rows: int | None = None,
@@ -145,7 +149,7 @@ class ClientStoreWriter:
             ConfigurationError: the disk is full.
         """
         try:
-            self._add(name, np.asarray(x), np.asarray(y), val_rows, test_rows, role)
+            self._add(name, map_inputs(np.asarray, x), np.asarray(y), val_rows, test_rows, role)
         except DataError as error:
             if not source:
                 raise
@@ -154,7 +158,7 @@ class ClientStoreWriter:
             raise self._unwritable(error) from error
 
     def _add(
-        self, name: str, x: NDArray[Any], y: NDArray[Any], val_rows: int | None, test_rows: int | None, role: Role
+        self, name: str, x: Features, y: NDArray[Any], val_rows: int | None, test_rows: int | None, role: Role
     ) -> None:
         if name in self._names:
             raise unusable(name, "comes twice", "give every client a name of its own, and all of its rows at once")
@@ -162,27 +166,27 @@ class ClientStoreWriter:
         if y.dtype.kind != "f":
             y = y.astype(np.promote_types(y.dtype, np.int8))  # the smallest signed type that holds -1 and every label
         if self._x is None or self._y is None:
-            self._x = GrowingArray.create(self._folder / "x.npy", x)
+            self._x = GrowingFeatures.create(self._folder, x)
             self._y = GrowingArray.create(self._folder / "y.npy", y)
-        for what, file, rows in (("features", self._x, x), ("labels", self._y, y)):
-            if not file.fits(rows):
-                raise unusable(
-                    name,
-                    f"has {what} of shape {rows.shape[1:]} and type {rows.dtype}",
-                    f"those of the clients before it have shape {file.shape} and type {file.dtype}; make them equal",
-                )
+        misfit = self._x.misfit(x)
+        if misfit is None and not self._y.fits(y):
+            found = f"labels of shape {y.shape[1:]} and type {y.dtype}"
+            misfit = found, f"shape {self._y.shape} and type {self._y.dtype}"
+        if misfit is not None:
+            found, before = misfit
+            raise unusable(name, f"has {found}", f"those of the clients before it have {before}; make them equal")
         labelled = labelled_rows(y)
         first = np.argsort(~labelled, kind="stable")
         before_test = len(y) - (test_rows or 0)
         entry = Entry(
             name,
-            rows=len(x),
+            rows=len(y),
             labelled=int(labelled.sum()),
             val_rows=-1 if val_rows is None else int(labelled[before_test - val_rows : before_test].sum()),
             test_rows=-1 if test_rows is None else int(labelled[before_test:].sum()),
             role=ROLES.index(role),
             largest_label=0 if y.dtype.kind == "f" else int(y.max()),
-            x_checksum=self._x.append(x if labelled.all() else x[first]),
+            x_checksum=self._x.append(x, None if labelled.all() else first),
             y_checksum=self._y.append(y[first]),
         )
         self._note(entry)
@@ -203,12 +207,13 @@ class ClientStoreWriter:
         """Resume after the clients whose rows match the journal."""
         with contextlib.ExitStack() as stack:
             try:
-                x, y = (GrowingArray.reopen(self._folder / name) for name in ("x.npy", "y.npy"))
+                x = GrowingFeatures.reopen(self._folder)
+                stack.callback(x.close)
+                y = GrowingArray.reopen(self._folder / "y.npy")
+                stack.callback(y.close)
             except (OSError, ValueError):  # missing or damaged
                 journal.restart()
                 return
-            stack.callback(x.close)
-            stack.callback(y.close)
             end = 0
             for entry, entry_end in journal.entries():
                 start = self._offsets[-1]
@@ -240,9 +245,14 @@ class ClientStoreWriter:
         self._y.finish()
         classes = self._largest_label + 1 if self._num_classes is None else self._num_classes
         names = tuple(self.class_names)
-        meta = StoreMeta(FORMAT_VERSION, len(self._names), self._offsets[-1], max(classes, len(names)), names)
+        meta = StoreMeta(
+            FORMAT_VERSION, len(self._names), self._offsets[-1], max(classes, len(names)), names, self._x.names
+        )
+        described = asdict(meta)
+        if not meta.features:  # a store of one array is as it was before there were others
+            del described["features"]
         with (self._folder / "meta.json").open("w", encoding="utf-8") as file:
-            json.dump(asdict(meta), file, indent=2)
+            json.dump(described, file, indent=2)
             sync(file)
         try:
             if self._journal is None:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-from torch import Tensor
-
 from flow_pl.errors import ConfigurationError
 from flow_pl.methods.base import Derive, Method, Minibatch, Phase, Prediction, Step
 from flow_pl.utils.groups import Groups, Parameters
+from flow_pl.utils.inputs import Inputs
 from flow_pl.utils.validation import require_count, require_some
 
 
@@ -63,7 +62,7 @@ class BodyAndHead(Method):
         """Return the client's head on the client's body."""
         return {**groups["body"], **groups["head"]}
 
-    def predict(self, groups: Groups, x: Tensor) -> Prediction:
+    def predict(self, groups: Groups, x: Inputs) -> Prediction:
         """Predict with the client's head on the client's body."""
         own = self.personalized(groups, x)
         return Prediction(self.model.plain(x, groups["global"]), own, local=own if self.server_is_trained else None)

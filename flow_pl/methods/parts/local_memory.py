@@ -16,6 +16,7 @@ from flow_pl.methods.parts.pieces import pieces
 from flow_pl.models.routed import RoutedModel
 from flow_pl.tasks import Objective
 from flow_pl.utils.groups import Groups, Parameters
+from flow_pl.utils.inputs import Inputs
 from flow_pl.utils.validation import require_count, require_share
 
 BUDGET = 2**21
@@ -76,7 +77,7 @@ class LocalMemory:
 
         return (Derive("all", store),) if self.share else ()
 
-    def mix(self, groups: Groups, x: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor]:
+    def mix(self, groups: Groups, x: Inputs, outputs: Tensor) -> tuple[Tensor, Tensor]:
         """Mix the outputs of a model with the neighbours' vote.
 
         Args:
