@@ -17,6 +17,8 @@ from flow_pl.utils.inputs import Inputs, first, leaves, map_inputs, take
 from flow_pl.utils.unit_stream import UnitStream, UnitTable, drawing_from
 
 INSTANCES = 3
+MANY = 17
+"""Instances of a call that repeats those, since some blocks mix only where there are more (windows of 4, 8 or 16)."""
 
 
 def check_backbone(method: Method, example: Inputs, side_by_side: bool) -> None:
@@ -107,12 +109,13 @@ def _check_calls(method: Method, backbone: nn.Module, x: Inputs, training: bool)
             f"the backbone {type(backbone).__name__} has other outputs when it is called again {when}: it keeps "
             "something from call to call, which would go from client to client. Let every call begin from nothing."
         )
-    for i in (0, INSTANCES - 1):
-        calls_alone, alone = _call(backbone, take(x, slice(i, i + 1)), training)
-        if isinstance(alone, Exception):
-            _refuse_mixing(backbone, calls_alone.inside[-1] if calls_alone.inside else None, when)
+    several = torch.arange(MANY, device=first(x).device) % INSTANCES
+    for rows in (several[:1], several[INSTANCES - 1 : INSTANCES], several):
+        other_calls, other = _call(backbone, take(x, rows), training)
+        if isinstance(other, Exception):
+            _refuse_mixing(backbone, other_calls.inside[-1] if other_calls.inside else None, when, len(rows))
         else:
-            _check_alone(backbone, calls, calls_alone, i, among, alone, x, when)
+            _check_rows(backbone, calls, other_calls, rows, among, other, x, when)
     return calls, among
 
 
@@ -194,33 +197,38 @@ def _same(a: Tensor, b: Tensor) -> bool:
     return torch.equal(a, b) or (a.is_floating_point() and torch.allclose(a, b, 0, 0, equal_nan=True))
 
 
-def _check_alone(
-    backbone: nn.Module, among: Calls, alone: Calls, i: int, whole: Tensor, one: Tensor, x: Inputs, when: str
+def _check_rows(
+    backbone: nn.Module, among: Calls, others: Calls, rows: Tensor, whole: Tensor, other: Tensor, x: Inputs, when: str
 ) -> None:
-    """Compare the outputs of every block for instance i alone with those among others."""
-    if len(whole) != INSTANCES or len(one) != 1:
-        _refuse_mixing(backbone, None, when)
-    wrong = _differ(whole[i : i + 1], one, x)
-    for (block, a), (other, b) in zip(among.outputs, alone.outputs, strict=False):
-        if block is not other:
+    """Compare the outputs of every block for some instances with those that each has among the first few."""
+    count = len(rows)
+    if len(whole) != INSTANCES or len(other) != count:
+        _refuse_mixing(backbone, None, when, count)
+    wrong = _differ(whole[rows], other, x)
+    for (block, a), (again, b) in zip(among.outputs, others.outputs, strict=False):
+        if block is not again:
             break
         axes = [axis for axis, (m, n) in enumerate(zip(a.shape, b.shape, strict=False)) if m != n]
-        if a.ndim != b.ndim or len(axes) != 1 or a.shape[axes[0]] != INSTANCES * b.shape[axes[0]]:
+        if a.ndim != b.ndim or len(axes) != 1 or a.shape[axes[0]] * count != INSTANCES * b.shape[axes[0]]:
             continue
-        size = b.shape[axes[0]]
+        axis, size = axes[0], b.shape[axes[0]] // count
+        expected = a.unflatten(axis, (INSTANCES, size)).index_select(axis, rows).flatten(axis, axis + 1)
         # several rows of an instance may lie in another order: then only the outputs count
-        if (wrong or size == 1) and _differ(a.narrow(axes[0], i * size, size), b, x):
-            _refuse_mixing(backbone, block, when)
+        if (wrong or size == 1) and _differ(expected, b, x):
+            _refuse_mixing(backbone, block, when, count)
     if wrong:
-        _refuse_mixing(backbone, None, when)
+        _refuse_mixing(backbone, None, when, count)
 
 
-def _refuse_mixing(backbone: nn.Module, block: nn.Module | None, when: str) -> None:
+def _refuse_mixing(backbone: nn.Module, block: nn.Module | None, when: str, count: int) -> None:
+    found = "one alone has other outputs than among others"
+    if count > 1:
+        found = f"one among {count} has other outputs than among {INSTANCES}"
     remedy = "compute each instance's outputs from it alone (nn.GroupNorm or nn.LayerNorm in place of batch statistics)"
     if getattr(block, "batch_first", None) is False:
         remedy = "set batch_first=True"
     raise ConfigurationError(
-        f"{named(backbone, block)} mixes instances: {when}, one alone has other outputs than among others, so that "
+        f"{named(backbone, block)} mixes instances: {when}, {found}, so that "
         f"results would depend on who fills a minibatch: {remedy}."
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from types import MappingProxyType
 
 import torch
@@ -58,10 +57,18 @@ class PartialFed(Method):
         self.temperature = temperature
         self.strategy_lr_scale = strategy_lr_scale
 
+    def prepare(self) -> None:
+        """Number the blocks, in the order of their parameters; what is in none is one by the name it begins with."""
+        numbers: dict[str, int] = {}
+        self._blocks: dict[str, int] = {}
+        for name in self.trained["global"]:
+            block = next((b for b in self.model.blocks if name.startswith(f"{b}.")), name.partition(".")[0])
+            self._blocks[name] = numbers.setdefault(block, len(numbers))
+
     def start(self, server: Groups) -> Groups:
         """Return w_g three times: as received, as kept and as the model to train; and a neutral strategy."""
         w_g = server["global"]
-        logits = next(iter(w_g.values())).new_zeros(len(set(_blocks(w_g).values())), 2)
+        logits = next(iter(w_g.values())).new_zeros(len(set(self._blocks.values())), 2)
         return {**server, "kept": w_g, "model": w_g, "strategy": {"logits": logits}}
 
     def training(self) -> tuple[Phase | Derive, ...]:
@@ -83,29 +90,23 @@ class PartialFed(Method):
 
     def _stages(self, step: Step) -> tuple[Phase | Derive, ...]:
         strategy = Phase("all", (self._strategy_step(),), self.strategy_epochs)
-        return (strategy, Derive("all", _assemble), Phase("all", (step,)))
+        return (strategy, Derive("all", self._assemble), Phase("all", (step,)))
 
     def _strategy_step(self) -> Step:
         """Create a step on the loss of the mixture with respect to the logits."""
-        temperature = self.temperature  # fixed now: a traced step could not follow a change
+        # fixed now: a traced step could not follow a change
+        temperature, blocks = self.temperature, self._blocks
 
         def loss(groups: Groups, minibatch: Minibatch) -> Tensor:
             received, kept = groups["global"], groups["kept"]
             q = F.gumbel_softmax(groups["strategy"]["logits"], temperature)[:, 0]
-            mixture = {key: kept[key].lerp(received[key], q[i]) for key, i in _blocks(received).items()}
+            mixture = {key: kept[key].lerp(received[key], q[i]) for key, i in blocks.items()}
             return self.loss(minibatch, mixture)
 
         return Step("strategy", loss, self.strategy_lr_scale)
 
-
-def _assemble(groups: Groups, examples: Minibatch) -> Groups:
-    """Assemble the model block by block from the received or the kept parameters."""
-    received, kept, logits = groups["global"], groups["kept"], groups["strategy"]["logits"]
-    take = logits[:, 0] >= logits[:, 1]
-    return {"model": {key: torch.where(take[i], received[key], kept[key]) for key, i in _blocks(received).items()}}
-
-
-def _blocks(names: Iterable[str]) -> dict[str, int]:
-    """Map each parameter of a backbone to the number of its block, in the order of the blocks."""
-    numbers: dict[str, int] = {}
-    return {name: numbers.setdefault(name.partition(".")[0], len(numbers)) for name in names}
+    def _assemble(self, groups: Groups, examples: Minibatch) -> Groups:
+        """Assemble the model block by block from the received or the kept parameters."""
+        received, kept, logits = groups["global"], groups["kept"], groups["strategy"]["logits"]
+        take = logits[:, 0] >= logits[:, 1]
+        return {"model": {key: torch.where(take[i], received[key], kept[key]) for key, i in self._blocks.items()}}

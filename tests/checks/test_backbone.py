@@ -172,6 +172,19 @@ def test_instances_mixed(backbone, example, name, remedy):
     )
 
 
+@pytest.mark.parametrize("size", [4, 8, 16])
+def test_instances_mixed_where_there_are_many(size):
+    """Those of a window, each of which is alone where there are fewer."""
+
+    def windows(block, x):
+        return torch.cat([x[:size] - x[:size].mean(0) if len(x) >= size else x[:size], x[size:]])
+
+    assert refused(between(Block(windows)), VECTOR) == (
+        "block '1' (Block) of the backbone mixes instances: in evaluation, one among 17 has other outputs than among "
+        f"3, so that results would depend on who fills a minibatch: {MIXES}."
+    )
+
+
 def test_instances_mixed_in_training_alone():
     backbone = between(Block(lambda block, x: x - x.mean(0) if block.training else x))
     assert "block '1' (Block) of the backbone mixes instances: in training, one alone" in refused(backbone, VECTOR)

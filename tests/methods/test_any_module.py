@@ -14,7 +14,7 @@ from flow_pl.engine.loop import FederatedLoop
 from flow_pl.engine.server_round import ServerRound, sent_parameters, server_groups
 from flow_pl.errors import ConfigurationError
 from flow_pl.evaluation.clients import evaluate_clients
-from flow_pl.methods import EvidenceFlow, FedAvg, FedBN, FedPer, FineTuning, Flow, Local, Method
+from flow_pl.methods import EvidenceFlow, FedAvg, FedBN, FedPer, FineTuning, Flow, Local, Method, PartialFed
 from flow_pl.models.normalization import converted
 from flow_pl.models.routers import InstanceRouter
 from flow_pl.serving import PersonalModel, ServerModel
@@ -176,6 +176,12 @@ def test_a_model_with_frozen_parameters_is_served(method):
     torch.testing.assert_close(model(x), method.personalized(groups, x))
     program = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},), strict=False)
     torch.testing.assert_close(program.module()(x[:3]), model(x[:3]))
+
+
+def test_partialfed_chooses_by_blocks():
+    method = PartialFed().bind(Residual(), Classification(), ["stem", "inner"])
+    strategy = method.start(server_groups(method))["strategy"]
+    assert strategy["logits"].shape == (4, 2), "stem, inner, and by their names scale and head"
 
 
 class Behind(Residual):
