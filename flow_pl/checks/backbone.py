@@ -212,7 +212,8 @@ def _check_rows(
         if a.ndim != b.ndim or len(axes) != 1 or a.shape[axes[0]] * count != INSTANCES * b.shape[axes[0]]:
             continue
         axis, size = axes[0], b.shape[axes[0]] // count
-        expected = a.unflatten(axis, (INSTANCES, size)).index_select(axis, rows).flatten(axis, axis + 1)
+        index = rows.unsqueeze(1) * size + torch.arange(size, device=rows.device)
+        expected = a.index_select(axis, index.flatten())
         # several rows of an instance may lie in another order: then only the outputs count
         if (wrong or size == 1) and _differ(expected, b, x):
             _refuse_mixing(backbone, block, when, count)
