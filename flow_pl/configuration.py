@@ -21,7 +21,7 @@ SECTIONS = ("seed_everything", "trainer", "data", "model")
 """What makes a run; the other settings are a command's own (a checkpoint, say)."""
 
 KEY = "configuration"
-"""Key of a run's settings in its checkpoints; absent where the run was put together in Python."""
+"""Key of a run's settings in its checkpoints; absent where the run was set up in Python."""
 
 
 def make(cls: type[T], settings: Mapping[str, Any], given: Mapping[str, Any]) -> T:

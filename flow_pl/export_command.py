@@ -78,7 +78,7 @@ def _make_parser(name: str) -> Parser:
         action="append",
         required=True,
         metavar="NAME",
-        help="configuration of the run, or each of those that it was put together from",
+        help="configuration of the run, or each of its files",
     )
     parser.add_argument("--ckpt_path", required=True, type=home, metavar="FILE", help="checkpoint of the run")
     if name == "personalize":
@@ -89,7 +89,7 @@ def _make_parser(name: str) -> Parser:
             metavar="FILE",
             help=".npz file with the client's examples x, as the run's data has them, and their labels y (-1: none)",
         )
-        parser.add_argument("--kept", metavar="NAME", help="client of the run that goes on with what it kept")
+        parser.add_argument("--kept", metavar="NAME", help="client of the run whose kept state is used")
         parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the examples' order (default: 0)")
     else:
         parser.add_argument(

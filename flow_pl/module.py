@@ -203,7 +203,7 @@ class FederatedModule(lightning.LightningModule):
         settings = saved.get(KEY) if hparams_file is None else read_settings(hparams_file)
         if not settings and not {"backbone", "method"} <= kwargs.keys():
             raise ConfigurationError(
-                f"the checkpoint {checkpoint_path} holds no configuration, since its run was put together in Python: "
+                f"the checkpoint {checkpoint_path} holds no configuration, since its run was set up in Python: "
                 "give the arguments of that run, as in load_from_checkpoint(path, backbone=..., method=...)."
             )
         with torch.random.fork_rng(devices=[]):  # initial weights are drawn, and replaced at once
@@ -562,7 +562,7 @@ class FederatedModule(lightning.LightningModule):
         """
         if self.trainer.state.fn == "fit" and "optimizer_states" not in checkpoint:
             raise ConfigurationError(
-                "the checkpoint holds weights alone (save_weights_only), and a fit goes on with the state of the "
+                "the checkpoint holds weights alone (save_weights_only), and a fit continues from the state of the "
                 "server's optimizer as well: give one that is whole, such as checkpoints/last.ckpt, or test this one."
             )
         check_checkpoint(

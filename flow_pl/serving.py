@@ -79,7 +79,7 @@ def _saved_settings(saved: dict[str, Any], checkpoint: str | os.PathLike[str]) -
     settings: dict[str, Any] = saved.get(KEY, {})
     if not {"model", "data"} <= settings.keys():
         raise ConfigurationError(
-            f"the checkpoint {checkpoint} holds no configuration, since its run was put together in Python: give the "
+            f"the checkpoint {checkpoint} holds no configuration, since its run was set up in Python: give the "
             "configuration's file."
         )
     return {section: settings[section] for section in ("model", "data")}

@@ -1,6 +1,6 @@
 """The configurations that come with the package: found by bare name, listed, copied.
 
-A run is put together from small files, `flow-pl fit -c task/digits -c method/ditto`. A name is the path of a file
+A run is composed of small files, `flow-pl fit -c task/digits -c method/ditto`. A name is the path of a file
 below `configs/` without its ending; a file of that path in the working folder comes first.
 """
 
@@ -114,7 +114,7 @@ def expand(args: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def run_name(files: Iterable[str | os.PathLike[str]]) -> str:
-    """The name of a run, which its folder has, by the files it is put together from.
+    """The name of a run, which its folder has, by the files it is composed of.
 
     Task and method make `digits/flow`; an ablation is added as in `digits/flow-routing_hard`, a division or a model
     likewise; loggers do not count, and a file of another folder counts with its own name.

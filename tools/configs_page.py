@@ -16,7 +16,7 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "configs.md"
 
 INTRODUCTION = """# Configurations
 
-A run is put together from files that come with the package. A name finds the shipped file where there is no such path:
+A run is composed of files that come with the package. A name finds the shipped file where there is no such path:
 
     flow-pl configs
     flow-pl configs copy task/digits .

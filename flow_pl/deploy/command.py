@@ -93,7 +93,7 @@ def deploy(args: Sequence[str]) -> None:
         action="append",
         required=True,
         metavar="NAME",
-        help="configuration of the run, or each of those that it is put together from",
+        help="configuration of the run, or each of its files",
     )
     parser.add_argument("--out", required=True, type=home, metavar="FOLDER", help="where the app is written")
     parser.add_argument("--publisher", default="local", help="Flower's name of who publishes the app (default: local)")

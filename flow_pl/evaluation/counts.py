@@ -108,7 +108,7 @@ class ClientPredictions(_OnDevice):
 
 
 def concatenate(parts: Sequence[T]) -> T:
-    """Pieces of a chunk of clients put together; examples are padded to the longest client of all.
+    """Concatenate pieces of a chunk of clients; examples are padded to the longest client of all.
 
     Args:
         parts: at least one, of the same kind.

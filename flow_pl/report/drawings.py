@@ -129,7 +129,7 @@ DRAWINGS = (
         "routes",
         "Do clients route alike?",
         "All clients' own models are asked about the same instances. Each point is a pair of clients: the share of "
-        "decisions on which both take the same way.",
+        "equal decisions.",
         lambda evidence: None if evidence.agreement is None else route_figures.agreement_matrix(evidence.agreement),
     ),
     Drawing(

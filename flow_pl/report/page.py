@@ -25,9 +25,9 @@ ROUTES = (
 )
 
 AGREEMENT = (
-    "To compare clients, all their models are asked about the same {common} test instances. Same way: mean share, over "
-    "pairs of clients, of decisions that fall the same way; by chance: what clients that go local as often, but on "
-    "instances of their own choice, would have; beyond chance: the share of what is left that they agree on. A router "
+    "To compare clients, all their models are asked about the same {common} test instances. Agreement: the share "
+    "of equal decisions, mean over pairs of clients; by chance: the agreement of clients that route local as often, but "
+    "on random instances; beyond chance: the share of the rest that they agree on. A router "
     "that is not adapted to clients agrees on everything, where it looks at the instance alone."
 )
 

@@ -68,7 +68,7 @@ class ClientRoutes(NamedTuple):
 
 
 class Routes:
-    """Decisions of clients; what several processes have counted can be put together.
+    """Decisions of clients; counts of several processes can be added.
 
     Args:
         blocks: number of routed blocks (B).

@@ -51,7 +51,7 @@ def block_table(evidence: Evidence) -> Table:
         return Table(columns, [])
     values = [routes.mean, routes.share, routes.decision_entropy, *routes.explained]
     if found is not None:
-        columns += ["same way, pairs of clients", "same way by chance", "beyond chance", "distance of probabilities"]
+        columns += ["agreement, pairs of clients", "agreement by chance", "beyond chance", "distance of probabilities"]
         values += [found.same, found.chance, found.beyond_chance, found.difference]
     rows = [[block, *(_defined(value[i]) for value in values)] for i, block in enumerate(evidence.blocks)]
     return Table(columns, rows)

@@ -143,7 +143,7 @@ LISTED = ("--help", "--config", "--print_config")
 
 OWN = {
     "--seed_everything": "seed of the run (default 0)",
-    "--ckpt_path": "checkpoint to start from; `last` goes on with the run in its folder",
+    "--ckpt_path": "checkpoint to start from; `last` resumes the run in its folder",
     "--weights_only": "Lightning's; checkpoints are always loaded without running code",
     "--verbose": "whether Lightning prints its own table of metrics",
     "--return_predictions": "whether predictions are kept in memory as well",

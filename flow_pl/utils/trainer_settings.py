@@ -145,7 +145,7 @@ def _check_strategy(strategy: Any) -> None:
                 f"{', '.join(known)}."
             )
         raise ConfigurationError(
-            f"trainer.strategy is {name}, which there is not.{nearest(name, known)} Known are {', '.join(known)}."
+            f"trainer.strategy is {name}, expected one of {', '.join(known)}.{nearest(name, known)}"
         )
 
 

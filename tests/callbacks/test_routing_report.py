@@ -139,7 +139,7 @@ def test_a_router_that_is_not_adapted_agrees_with_itself(tmp_path):
     assert evidence.agreement.same == pytest.approx([1, 1])
     assert evidence.agreement.difference == pytest.approx([0, 0])
     table = block_table(evidence)
-    assert [row[table.columns.index("same way, pairs of clients")] for row in table.rows] == [1, 1]
+    assert [row[table.columns.index("agreement, pairs of clients")] for row in table.rows] == [1, 1]
 
 
 def test_one_way_per_client_is_explained_by_the_client(tmp_path):

@@ -293,7 +293,7 @@ def test_after_a_full_disk_the_writer_goes_on(tmp_path, whole, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Journal, "append", full)
         message = (
-            r"store .* cannot be written \(.*No space left.*What is written stays in .*\.s\.partial, to go on with"
+            r"store .* cannot be written \(.*No space left.*What is written stays in .*\.s\.partial, to resume from"
         )
         with pytest.raises(ConfigurationError, match=message):
             write(tmp_path / "s")

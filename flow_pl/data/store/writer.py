@@ -59,14 +59,14 @@ class ClientStoreWriter:
     killed leaves no store; where another process has finished the same store first, that one is kept.
 
     With `resume`, what a writer has written stays in the folder `.<name>.partial` beside the target, unless a client
-    cannot be used, and the next writer goes on behind it, if that is of the same `resume` and number of classes. While
+    cannot be used, and the next writer continues there, if it has the same `resume` and number of classes. While
     one process writes there, another one with the same target writes elsewhere.
 
     Args:
         target: folder of the store; must not exist.
         num_classes: number of classes; None = the largest label + 1.
-        resume: what else identifies the clients, if those that an interrupted writer has written are to be gone on
-            with, see `written`; None = start anew.
+        resume: what else identifies the clients, to resume from those that an interrupted writer has written, see
+            `written`; None = start anew.
 
     Raises:
         ConfigurationError: the folder cannot be made, or the disk is full.
@@ -272,7 +272,7 @@ class ClientStoreWriter:
                     file.close()
 
     def _unwritable(self, error: OSError) -> ConfigurationError:
-        stays = f" What is written stays in {self._folder}, to go on with." if self._journal and self._names else ""
+        stays = f" What is written stays in {self._folder}, to resume from." if self._journal and self._names else ""
         return ConfigurationError(
             f"the client store {self._target} cannot be written ({error}): set cache_dir, or the environment variable "
             f"FLOW_PL_CACHE, to a folder that can be written to, on a disk with room for the data.{stays}"

@@ -143,7 +143,7 @@ class Accountant:
         if len(kinds) > 1:
             raise ConfigurationError(
                 "the checkpoint's rounds and those to come draw their cohorts in different ways (data.sampling "
-                f"{' and '.join(kinds)}), whose neighbouring relations differ: go on with data.sampling "
+                f"{' and '.join(kinds)}), whose neighbouring relations differ: continue with data.sampling "
                 f"{ledger.entries[0].sampling.kind}."
             )
         accountant = self._fresh(ledger.entries[0].sampling)
