@@ -184,8 +184,8 @@ def check_server(saved: Record, now: Record) -> bool:
             lines.append(f"model.server_{role} has other settings")
     if lines:
         warnings.warn(
-            f"the run continues with settings other than the checkpoint's: {', '.join(lines)}. What this command says is "
-            "used from here on"
+            f"the run continues with settings other than the checkpoint's: {', '.join(lines)}. Those of this command "
+            "are used from here on"
             + (", the schedule as if it had been from the first round." if "scheduler" in now else "."),
             ChangedSettingWarning,
             stacklevel=2,
@@ -237,8 +237,8 @@ def warn_of_changes(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     if names:
         told = [f"{key} is {after.get(key)}, was {before.get(key)}".replace(".init_args.", ".") for key in names]
         warnings.warn(
-            f"the run continues with settings other than those it began with: {'; '.join(told)}. What this command says is "
-            "used from here on.",
+            f"the run continues with settings other than those it began with: {'; '.join(told)}. Those of this "
+            "command are used from here on.",
             ChangedSettingWarning,
             stacklevel=2,
         )

@@ -26,7 +26,7 @@ ROUTES = (
 
 AGREEMENT = (
     "To compare clients, all their models are asked about the same {common} test instances. Agreement: the share "
-    "of equal decisions, mean over pairs of clients; by chance: the agreement of clients that route local as often, but "
+    "of equal decisions, mean over pairs of clients; by chance: that of clients that route local as often, but "
     "on random instances; beyond chance: the share of the rest that they agree on. A router "
     "that is not adapted to clients agrees on everything, where it looks at the instance alone."
 )
