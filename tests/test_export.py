@@ -17,9 +17,11 @@ from flow_pl.export import export_model
 from flow_pl.methods import FedAvg, FineTuning, Flow
 from flow_pl.methods.flow_evidence import EvidenceFlow
 from flow_pl.models import EMNISTCNN, MLP, NextCharacterLSTM, NextWordLSTM, ResNet18, VisionTransformer
+from flow_pl.models.normalization import converted
 from flow_pl.models.routers import InstanceRouter, SequenceRouter
 from flow_pl.serving import ServerModel, load, load_kept, personalize
 from flow_pl.tasks import Classification, NextToken
+from tests.models.nets import ResNet as ResidualNet
 from tests.test_module import module as trained
 from tests.test_serving import METHODS, X, Y, every_method
 
@@ -46,6 +48,10 @@ BACKBONES = {
 }
 
 
+RESIDUAL = (lambda: converted(ResidualNet(3, 3, layers=(1, 1, 1, 1)), "frozen"), lambda: pictures(3, 8, 8))
+"""A module that is no Sequential."""
+
+
 def routed(backbone, **settings):
     if backbone in ("words", "characters"):
         return Flow(router=lambda blocks: SequenceRouter(blocks, (5,), (4,)), **settings)
@@ -61,7 +67,7 @@ KINDS = {
 
 
 def personal(backbone, kind):
-    make, examples = BACKBONES[backbone]
+    make, examples = BACKBONES.get(backbone, RESIDUAL)
     x, y = examples()
     torch.manual_seed(0)
     task = NextToken() if y.ndim > 1 else Classification()
@@ -131,6 +137,11 @@ def test_onnx_of_every_method(tmp_path, make):
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_every_backbone_kind_and_format(tmp_path, backbone, kind, form):
     check(tmp_path, *personal(backbone, kind), form)
+
+
+@pytest.mark.slow
+def test_a_module_that_is_no_sequential_runs_elsewhere(tmp_path):
+    check(tmp_path, *personal("residual", "hard"), "onnx")
 
 
 @pytest.mark.parametrize("make", [lambda: FedAvg(), METHODS["hypcluster"]], ids=["fedavg", "hypcluster"])

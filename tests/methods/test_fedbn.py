@@ -13,6 +13,7 @@ from flow_pl.errors import ConfigurationError
 from flow_pl.evaluation.clients import evaluate_clients
 from flow_pl.methods import FedBN
 from flow_pl.models.normalization import converted
+from flow_pl.serving import PersonalModel
 from flow_pl.tasks import Classification
 from tests.methods.helpers import client_of, copied, next_server
 from tests.support import CLASSES, FEATURES, chunk, delta, flat, loop, select, snapshot, train_alone
@@ -128,3 +129,18 @@ def test_a_layer_that_is_called_twice_has_no_one_mean():
     method = FedBN().bind(converted(copy.deepcopy(Twice()), "local"), Classification())
     with pytest.raises(ConfigurationError, match=r"block 'bn1' of the backbone is called several times in a forward"):
         check_fit(method, torch.zeros(1, FEATURES), CLASSES)
+
+
+def test_a_served_model_has_the_clients_layers_and_statistics():
+    method, batch = bound(), chunk(SIZES[:1])
+    model = PersonalModel(method, loop().personalize(method, snapshot(method), batch))
+    plain = client_net(snapshot(method)["global"], {}, batch, 0)
+    norms = [p for name, p in plain.named_parameters() if is_norm(name)]
+    sgd = torch.optim.SGD(norms, lr=0.1, momentum=0.9, weight_decay=0.01)
+    train_alone(plain, batch, 0, 2, 4, optimizer=lambda _: sgd)
+    measured(plain, batch.train.x[0, : SIZES[0]])
+    x = batch.heldout.x[0]
+    torch.testing.assert_close(model(x), plain(x), rtol=1e-3, atol=1e-4)
+    weights = model.weights()
+    for name in ("bn1.weight", "bn2.running_mean", "bn2.running_var"):
+        torch.testing.assert_close(weights[name], plain.state_dict()[name], rtol=1e-3, atol=1e-4)
