@@ -99,6 +99,7 @@ class Node:
                 "feature_shape": [1, *self.example.shape[1:]],
                 "label_shape": [1, *federation.store.label_shape],
                 "tokens": int(not self.example.is_floating_point()),
+                "real_valued": int(federation.store.real_valued),
             },
         )
         described[TEXTS] = ConfigRecord(

@@ -43,6 +43,7 @@ class NodeClient:
         feature_shape: shape of an example, as a model gets it.
         label_shape: shape of a label.
         tokens: whether the features are integers.
+        real_valued: whether the labels are real values.
     """
 
     node: int
@@ -54,13 +55,15 @@ class NodeClient:
     feature_shape: tuple[int, ...]
     label_shape: tuple[int, ...]
     tokens: bool
+    real_valued: bool
 
     def fits(self, other: NodeClient) -> bool:
         """Whether one model can be trained on both."""
-        return (self.feature_shape, self.label_shape, self.tokens) == (
+        return (self.feature_shape, self.label_shape, self.tokens, self.real_valued) == (
             other.feature_shape,
             other.label_shape,
             other.tokens,
+            other.real_valued,
         )
 
 
@@ -164,6 +167,7 @@ class Nodes:
             shape(reply, "feature_shape"),
             shape(reply, "label_shape"),
             bool(number(reply, "tokens", least=0)),
+            bool(number(reply, "real_valued", least=0)),
         )
         other = next(iter(self.clients.values()), known)
         if not known.fits(other):

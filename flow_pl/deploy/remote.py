@@ -68,7 +68,10 @@ class RemoteFederation:
         self.new: Ints = np.zeros(0, dtype=np.int64)
         self.validation: Ints = np.zeros(0, dtype=np.int64)
         self.store = SimpleNamespace(
-            meta=SimpleNamespace(num_classes=classes, class_names=()), label_shape=some.label_shape, name=self.name
+            meta=SimpleNamespace(num_classes=classes, class_names=()),
+            label_shape=some.label_shape,
+            real_valued=some.real_valued,
+            name=self.name,
         )
 
     def name(self, client: int) -> str:
