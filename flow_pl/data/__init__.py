@@ -8,6 +8,7 @@ from flow_pl.data.encodings.encoded import EncodedData
 from flow_pl.data.encodings.encoding import Encoding, Images, Vectors
 from flow_pl.data.encodings.tags import TagPrediction
 from flow_pl.data.encodings.text import NextCharacter, NextWord
+from flow_pl.data.encodings.tokenized import TokenizedTexts
 from flow_pl.data.encodings.vocabulary import BOS, EOS, OOV, PAD, Vocabulary
 from flow_pl.data.federation import Federation, Split
 from flow_pl.data.readers.arrays import ArrayData
@@ -69,6 +70,7 @@ __all__ = [
     "SyntheticData",
     "TagPrediction",
     "TokenSequences",
+    "TokenizedTexts",
     "Vectors",
     "Vocabulary",
     "part_sizes",

@@ -33,6 +33,9 @@ def kind_of(data: FederatedDataModule, objective: Objective) -> Kind:
 
 def token_names(data: FederatedDataModule) -> list[str] | None:
     """The tokens by their numbers, special ones included; None where the data module has no vocabulary of its rows."""
+    own = data.token_names() if isinstance(data, EncodedData) else ()
+    if own:
+        return list(own)
     vocabularies = data.vocabularies if isinstance(data, EncodedData) else {}
     tokens = next((vocabulary for name, vocabulary in vocabularies.items() if name != TAGS), None)
     return None if tokens is None else _numbered(tokens)

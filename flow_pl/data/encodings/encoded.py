@@ -21,6 +21,7 @@ from flow_pl.data.store.client_checks import UnusableError
 from flow_pl.data.store.counting import kept_vocabularies
 from flow_pl.data.store.writer import ClientData
 from flow_pl.errors import ConfigurationError, DataError
+from flow_pl.utils.inputs import zip_inputs
 from flow_pl.utils.validation import given, require_count
 
 _TRAIN: tuple[Part] = ("train",)
@@ -41,7 +42,7 @@ class EncodedData(FederatedDataModule):
 
     Args:
         encoding: how a client's examples become rows, by its class: `Images`, `Vectors`, `NextWord`, `NextCharacter`,
-            `CharacterAfterWindow`, `TokenSequences`, `TagPrediction`.
+            `CharacterAfterWindow`, `TokenSequences`, `TagPrediction`, `TokenizedTexts`.
         max_examples: largest number of examples of a client that are read, in each part of the data; the first ones
             count; null = all.
         client_fraction: share of the clients that are read, drawn by `split_seed`.
@@ -126,6 +127,10 @@ class EncodedData(FederatedDataModule):
         """Unpack the features and turn them into inputs of a model; see `FederatedDataModule.transform`."""
         return super().transform(self._encoding.unpack(x))
 
+    def token_names(self) -> Sequence[str]:
+        """The tokens of the encoding's own tokenizer in the order of their numbers; none where it has none."""
+        return self._encoding.token_names()
+
     @cached_property
     def vocabularies(self) -> dict[str, Vocabulary]:
         """The vocabularies of the encoding by name; kept beside the client store, so that they are counted once.
@@ -206,7 +211,8 @@ class EncodedData(FederatedDataModule):
             raise _unusable(record.train, "has only tokens that are not in the vocabulary")
         val, val_rows = self._heldout(record.validation)
         test, test_rows = self._heldout(record.test)
-        x, y = (np.concatenate(arrays) for arrays in zip(train, *val, *test, strict=True))
+        xs, ys = zip(train, *val, *test, strict=True)
+        x, y = zip_inputs(lambda *parts: np.concatenate(parts), *xs), np.concatenate(ys)
         role = "test" if record.role == "train" and record.name in self._new_clients else record.role
         return ClientData(record.name, x, y, val_rows, test_rows, role, record.train.source)
 
@@ -218,7 +224,7 @@ class EncodedData(FederatedDataModule):
             rows = self._rows(client)
         except UnusableError:  # the client can still be trained on
             return [], 0
-        return [rows], len(rows.x)
+        return [rows], len(rows.y)
 
     def _rows(self, client: RawClient) -> Rows:
         if not all(len(column) for column in client.columns.values()):

@@ -7,7 +7,7 @@ mean. Any reader goes with any encoding.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flow_pl.data.encodings.vocabulary import Vocabulary
+from flow_pl.data.store.features import Features
 from flow_pl.errors import DataError, brief
 from flow_pl.utils.validation import given, require_count, require_some
 
@@ -29,11 +30,11 @@ class Rows(NamedTuple):
     """A client's examples as they are stored.
 
     Attributes:
-        x: [n, ...] features; the number of rows need not be that of the examples.
+        x: [n, ...] features, or several by name; the number of rows need not be that of the examples.
         y: [n] or [n, ...] targets.
     """
 
-    x: NDArray[Any]
+    x: Features
     y: NDArray[Any]
 
 
@@ -105,11 +106,15 @@ class Encoding(ABC):
         """Names of the classes in the order of their numbers; none where they have none."""
         return getattr(self, "classes", None) or ()
 
+    def token_names(self) -> Sequence[str]:
+        """The tokens in the order of their numbers, where they are not in a vocabulary of `vocabularies`; else none."""
+        return ()
+
     def unpack(self, x: Tensor) -> Tensor:
         """Undo what saves room in the store; runs on the device.
 
         Args:
-            x: features as stored, with any leading axes.
+            x: features as stored, with any leading axes; of several by name, one.
 
         Returns:
             The features; `FederatedDataModule.transform` makes inputs of a model of them.
@@ -188,14 +193,16 @@ class Images(Encoding):
         elif images.min() < 0 or images.max() > 255:
             raise DataError(f"has pixels from {images.min()} to {images.max()}, expected bytes from 0 to 255.")
         pixels = images.astype(np.uint8).reshape(-1, *shape).transpose(0, 3, 1, 2)
-        return Rows(pixels, _labels(columns[self.label], self.label, self.classes))
+        return Rows(pixels, class_numbers(columns[self.label], self.label, self.classes))
 
 
 class Vectors(Encoding):
     """Rows of numbers with a label, stored in single precision.
 
     Args:
-        features: column of the features; or several columns of numbers, which are joined.
+        features: column of the features; or several columns of numbers, which are joined. For a model that takes a
+            mapping of tensors, a mapping from each name to its column, or to several that are joined, such as
+            {input_ids: ids, attention_mask: mask}; in it, lists of whole numbers stay what they are (tokens).
         label: column of the labels.
         num_classes: number of classes; null = the largest label + 1.
         classes: names of the classes in the order of their numbers, where labels are texts; null = labels are numbers.
@@ -203,13 +210,16 @@ class Vectors(Encoding):
 
     def __init__(
         self,
-        features: str | list[str] = "x",
+        features: str | list[str] | dict[str, str | list[str]] = "x",
         label: str = "y",
         num_classes: int | None = None,
         classes: list[str] | None = None,
     ) -> None:
         require_count(**given(num_classes=num_classes))
-        require_some(features=features, **given(classes=classes))
+        groups = {f"features.{name}": each for name, each in features.items()} if isinstance(features, dict) else {}
+        require_some(
+            features=features if isinstance(features, str) else list(features), **groups, **given(classes=classes)
+        )
         self.features = features
         self.label = label
         self.num_classes = num_classes
@@ -218,11 +228,9 @@ class Vectors(Encoding):
     @property
     def columns(self) -> tuple[str, ...]:
         """The features and the labels."""
-        return *self._features, self.label
-
-    @property
-    def _features(self) -> tuple[str, ...]:
-        return (self.features,) if isinstance(self.features, str) else tuple(self.features)
+        groups = self.features.values() if isinstance(self.features, dict) else [self.features]
+        names = [name for group in groups for name in ([group] if isinstance(group, str) else group)]
+        return *dict.fromkeys(names), self.label
 
     def class_count(self, vocabularies: Vocabularies) -> int | None:
         """The number of classes given, if one is."""
@@ -230,14 +238,12 @@ class Vectors(Encoding):
 
     def encode(self, columns: Columns, vocabularies: Vocabularies) -> Rows:
         """Features [n, ...] in single precision and labels [n]; see `Encoding.encode`."""
-        found = [_single(columns[name], name) for name in self._features]
-        if len({part.shape for part in found}) > 1:
-            raise DataError(
-                f"has {dict(zip(self._features, [part.shape for part in found], strict=True))}, which "
-                "cannot be joined: they must have equal shapes."
-            )
-        x = found[0] if isinstance(self.features, str) else np.stack(found, axis=-1)
-        return Rows(x, _labels(columns[self.label], self.label, self.classes))
+        if isinstance(self.features, dict):
+            found = {name: _joined(columns, group, _tokens_kept) for name, group in self.features.items()}
+            x: Features = {name: each if each.ndim > 1 else each[:, None] for name, each in found.items()}
+        else:
+            x = _joined(columns, self.features, _single)
+        return Rows(x, class_numbers(columns[self.label], self.label, self.classes))
 
 
 def texts(columns: Columns, name: str) -> list[str]:
@@ -277,6 +283,51 @@ def whole_numbers(labels: NDArray[Any]) -> NDArray[Any]:
     return labels
 
 
+def class_numbers(column: Sequence[Any], name: str, classes: Sequence[str] | None = None) -> NDArray[Any]:
+    """A column of labels as whole numbers.
+
+    Args:
+        column: of numbers, or of texts.
+        name: name of the column, for messages.
+        classes: names of the classes in the order of their numbers; None = labels are numbers.
+
+    Returns:
+        [n] or [n, ...] classes; -1 = to be predicted.
+
+    Raises:
+        DataError: a label is none.
+    """
+    if classes is not None or (len(column) and isinstance(column[0], str | bytes)):
+        return _numbered(column, name, classes)
+    labels = _array(column, name)
+    if labels.dtype.kind == "f" and np.isnan(labels).any():
+        row = int(np.argwhere(np.isnan(labels))[0][0])
+        raise DataError(f"has the label NaN in row {row} of {name!r}: expected 0 or more, -1 = to be predicted.")
+    labels = whole_numbers(labels)  # JSON files may write 3.0 for 3
+    # files of one label a row may hold it as [n, 1]
+    return labels.reshape(len(labels)) if labels.size == len(labels) else labels
+
+
+def _joined(
+    columns: Columns, names: str | list[str], read: Callable[[Sequence[Any], str], NDArray[Any]]
+) -> NDArray[Any]:
+    """A column, or several that are joined along a new last axis."""
+    if isinstance(names, str):
+        return read(columns[names], names)
+    found = {name: read(columns[name], name) for name in names}
+    shapes = {name: part.shape for name, part in found.items()}
+    if len(set(shapes.values())) > 1:
+        raise DataError(f"has {shapes}, which cannot be joined: they must have equal shapes.")
+    return np.stack(list(found.values()), axis=-1)
+
+
+def _tokens_kept(column: Sequence[Any], name: str) -> NDArray[Any]:
+    values = _array(column, name)
+    if values.ndim > 1 and values.dtype.kind in "iu":
+        return values.astype(np.int64)  # of one type for every client
+    return _single(column, name)
+
+
 def _array(column: Sequence[Any], name: str) -> NDArray[Any]:
     try:
         values = np.asarray(column)
@@ -314,15 +365,3 @@ def _single(column: Sequence[Any], name: str) -> NDArray[Any]:
             f"{float(np.finfo(np.float32).max):.8g}: rescale it, or leave that row out."
         )
     return single
-
-
-def _labels(column: Sequence[Any], name: str, classes: Sequence[str] | None = None) -> NDArray[Any]:
-    if classes is not None or (len(column) and isinstance(column[0], str | bytes)):
-        return _numbered(column, name, classes)
-    labels = _array(column, name)
-    if labels.dtype.kind == "f" and np.isnan(labels).any():
-        row = int(np.argwhere(np.isnan(labels))[0][0])
-        raise DataError(f"has the label NaN in row {row} of {name!r}: expected 0 or more, -1 = to be predicted.")
-    labels = whole_numbers(labels)  # JSON files may write 3.0 for 3
-    # files of one label a row may hold it as [n, 1]
-    return labels.reshape(len(labels)) if labels.size == len(labels) else labels

@@ -98,7 +98,7 @@ class TagPrediction(Encoding):
 
     def can_be_learned_from(self, rows: Rows) -> bool:
         """Whether a word is one of the vocabulary."""
-        return bool((rows.x >= SPECIAL).any())
+        return bool((np.asarray(rows.x) >= SPECIAL).any())
 
     def unpack(self, x: Tensor) -> Tensor:
         """Numbers of words [..., length] to their shares [..., vocab_size], float32."""
