@@ -1,6 +1,7 @@
 """The documentation says what the code does: its code runs, its commands parse, its names are those of the code."""
 
 import inspect
+import json
 import os
 import re
 import runpy
@@ -114,6 +115,36 @@ def test_the_method_shown_takes_its_gradient_elsewhere(folder):
     first, same, other = norms.values()
     torch.testing.assert_close(first, same)
     assert abs(other - first) > 0.01 * first
+
+
+@pytest.mark.slow
+def test_several_inputs_and_texts_are_trained_on_as_shown(folder):
+    """The page's own files and commands: arrays by name, and texts with a small encoder in the place of a real one."""
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    text = (DOCS / "data.md").read_text()
+    data, backbone = CODE.findall(text)
+    (settings,) = re.findall(r"^```yaml\n# my_texts.yaml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    named, texts = [shlex.split(command) for command in COMMAND.findall(text) if "my_" in command]
+    exec(compile(data, "data.md", "exec"), {})
+    (folder / "my_encoder.py").write_text(backbone)
+    few = [*SMALL, "--trainer.devices=1", "--data.val_clients=2", "--model.loop.local_epochs=1"]
+    metrics = run([*named, *few]).trainer.callback_metrics
+    assert {"val/routed_local/hidden", "val/routed_local/head"} <= metrics.keys()
+
+    (folder / "my_texts.yaml").write_text(settings)
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "how", "sort", "call", "it"]
+    (folder / "vocab.txt").write_text("\n".join(words))
+    transformers.BertTokenizerFast("vocab.txt").save_pretrained("my_model")
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    config = transformers.BertConfig(vocab_size=len(words), **sizes)
+    transformers.BertModel(config).save_pretrained("my_model")
+    posts = {f"user_{i}": {"x": ["how sort it", "call it"] * 5, "kind": "qa" * 5} for i in range(8)}
+    leaf = {"users": list(posts), "num_samples": [10] * 8, "user_data": posts}
+    (folder / "posts.json").write_text(json.dumps(leaf))
+    metrics = run(
+        [*texts, *few, "--data.cohort_size=4", "--data.min_examples=5", "--data.client_fraction=1"]
+    ).trainer.callback_metrics
+    assert 0 <= metrics["val/generalized_accuracy"] <= 1
 
 
 @pytest.mark.slow
