@@ -63,8 +63,8 @@ class LoRA(nn.Module):
                 f"target_modules is {targets}, and no adapters can be made for these layers of "
                 f"{type(backbone).__name__} ({brief(error)}): name linear or convolution layers of it."
             ) from error
-        for module in whole:
-            module.requires_grad_(True)
+        for p in (p for module in whole for p in module.parameters()):
+            p.requires_grad = True  # not requires_grad_, which a layer without a shape refuses
         self.backbone = adapted
 
     def forward(self, x: Tensor | Mapping[str, Tensor]) -> Tensor:

@@ -87,6 +87,7 @@ def _load(model: str, pretrained: bool, dropout: float | None) -> nn.Module:
             f"model is {model}, and that encoder cannot be loaded ({brief(error)}): give a folder with config.json and "
             "the weights, as save_pretrained writes it, or the name of a model on the Hugging Face hub."
         ) from error
+    made.train()  # as any new module; read from a folder it comes in evaluation mode
     if isinstance(getattr(made, "pooler", None), nn.Module):
         made._modules["pooler"] = None  # not called by a mean over the tokens
     return made

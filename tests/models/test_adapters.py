@@ -116,7 +116,7 @@ def test_blocks_are_those_of_the_backbone():
 
 @pytest.mark.parametrize("method", [routed(), EvidenceFlow(neighbours=2), FineTuning()], ids=lambda m: type(m).__name__)
 def test_it_passes_the_checks_of_a_backbone(method):
-    backbone = LoRA(VisionTransformer(CLASSES, 1, depth=1, width=8, heads=2), dropout=0.2)
+    backbone = LoRA(VisionTransformer(depth=1, width=8, heads=2), dropout=0.2)  # patches and head get shapes from data
     method, example = method.bind(backbone, Classification()), torch.rand(1, 8, 8)
     check_fit(method, example, CLASSES)
     check_draws(method, example)
