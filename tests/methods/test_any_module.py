@@ -17,10 +17,12 @@ from flow_pl.evaluation.clients import evaluate_clients
 from flow_pl.methods import EvidenceFlow, FedAvg, FedBN, FedPer, FineTuning, Flow, Local, Method, PartialFed
 from flow_pl.models.normalization import converted
 from flow_pl.models.routers import InstanceRouter
+from flow_pl.module import FederatedModule
 from flow_pl.serving import PersonalModel, ServerModel
 from flow_pl.tasks import Classification
 from tests.models.nets import Residual, ResNet
 from tests.support import CLASSES, FEATURES, chunk, delta, flat, loop, minibatches, select, sgd, train_alone
+from tests.test_module import data, trainer
 
 METHODS = [
     m for m in vars(flow_pl.methods).values() if isinstance(m, type) and issubclass(m, Method) and m is not Method
@@ -159,6 +161,16 @@ def test_frozen_parameters_are_neither_stacked_nor_sent(make):
     stacked = sum(p.numel() for name in groups.stacked for p in groups.groups[name].values())
     assert stacked <= 2 * (2 * trained + psi)
     assert all(torch.equal(p, before[name]) for name, p in net.inner.state_dict().items())
+
+
+def test_bytes_of_a_round_are_those_of_what_is_trained(tmp_path):
+    net = Residual(8, 3, hidden=5)
+    net.inner.requires_grad_(False)
+    run = trainer(1)
+    run.fit(FederatedModule(net, FedAvg()), datamodule=data(tmp_path / "cache"))
+    trained = 5 + 8 * 5 + 5 + 5 * 3 + 3
+    assert run.callback_metrics["train/bytes_up"] == 6 * 4 * trained
+    assert run.callback_metrics["train/bytes_down"] == 6 * 4 * trained
 
 
 @pytest.mark.parametrize("method", [FineTuning(), Flow(router=router), Flow(router=router, routing="hard")])

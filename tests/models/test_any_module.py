@@ -10,6 +10,7 @@ from flow_pl.errors import ConfigurationError
 from flow_pl.models import EMNISTCNN, MLP, NextWordLSTM
 from flow_pl.models.blocks import automatic_blocks
 from flow_pl.models.routed import RoutedModel
+from flow_pl.models.routers import SequenceRouter
 from tests.models.nets import Residual, ResNet
 from tests.models.test_routed import given
 
@@ -108,6 +109,39 @@ def test_a_sequential_with_its_blocks_by_name_has_the_same_numbers():
         found, again = named.routed(x, g, w, given(q.flip(1)), **options)
         assert torch.equal(found, expected)
         assert torch.equal(decided, again.flip(1))
+
+
+class Words(nn.Module):
+    """`NextWordLSTM` as a module that calls its layers itself."""
+
+    def __init__(self, chain):
+        super().__init__()
+        for name, child in chain.named_children():
+            setattr(self, name, child)
+
+    def forward(self, x):
+        return self.head(self.linear(self.lstm(self.embedding(x))))
+
+
+def test_a_recurrent_block_of_any_module_mixes_its_state_at_every_step():
+    torch.manual_seed(0)
+    chain = NextWordLSTM(9, 4, 5, 4)
+    x, g = torch.randint(9, (3, 6)), group(chain)
+    w = moved(g)
+    found = []
+    for net in (chain, Words(chain)):
+        model = RoutedModel(net)
+        assert model.blocks == ["lstm", "linear", "head"]
+        torch.manual_seed(1)
+        router = SequenceRouter(model.block_modules("a test"), (5,), (4,), dropout=0.0)
+        model.routed(x, g, w, router.bind(None, x))  # lazy layers take their shapes
+        torch.manual_seed(2)
+        for p in router.parameters():
+            nn.init.normal_(p)
+        found += model.routed(x, g, w, router.bind(None, x))
+    assert found[1].shape == (3, 6, 3, 2)
+    assert torch.equal(found[0], found[2])
+    assert torch.equal(found[1], found[3])
 
 
 def test_features_and_head_of_any_module():
