@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import subprocess
 import sys
 
@@ -11,7 +12,7 @@ import torch
 import wandb
 import yaml
 
-from flow_pl.__main__ import main
+from flow_pl.__main__ import let_threads_sleep, main
 from flow_pl.cli import run
 
 TINY = """
@@ -324,6 +325,17 @@ def test_help_and_version(args, words, capsys):
         main(args)
     assert stop.value.code == 0
     assert words in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("setting", [None, "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"])
+def test_threads_sleep_while_they_wait_unless_the_environment_says_how(monkeypatch, setting):
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"):
+        monkeypatch.delenv(name, raising=False)
+    if setting:
+        monkeypatch.setenv(setting, "ACTIVE")
+    let_threads_sleep()
+    assert os.environ.get("OMP_WAIT_POLICY") == {None: "PASSIVE", "OMP_WAIT_POLICY": "ACTIVE"}.get(setting)
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)  # what is set in a test is unset behind it
 
 
 def test_python_m_is_the_same_command():
