@@ -94,7 +94,8 @@ class HypCluster(FedAvg):
         """Pick the model with the lowest loss on the examples, the first of equals; mark it by 1, the others by 0."""
         losses = torch.stack([self._summed_loss(groups, name, examples) for name in self.models])
         choice = losses.argmin()
-        picked = {key: torch.stack([groups[name][key] for name in self.models])[choice] for key in groups["global"]}
+        models = {key: torch.stack([groups[name][key] for name in self.models]) for key in groups["global"]}
+        picked = {key: p.index_select(0, choice.view(1)).squeeze(0) for key, p in models.items()}
         return {
             "picked": picked,
             "participation": {name: (choice == i).to(losses.dtype) for i, name in enumerate(self.models)},

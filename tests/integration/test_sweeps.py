@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 from wandb import wandb_agent
-from wandb.apis.public.sweeps import _validate_config_and_fill_distribution
+from wandb.apis.public import sweeps
 from wandb.sdk.launch.sweeps.utils import load_sweep_config
 
 from flow_pl.cli import run
@@ -18,6 +18,10 @@ from flow_pl.shipped import find, names
 from tests.test_cli import TINY
 from tests.test_configs import ROOT
 from tests.wandb_files import offline_runs
+
+_validate_config_and_fill_distribution = getattr(sweeps, "_validate_config_and_fill_distribution", None)
+if _validate_config_and_fill_distribution is None:
+    pytest.skip("this version of W&B does not check a sweep by itself", allow_module_level=True)
 
 SWEEPS = sorted((ROOT / "configs" / "sweep").glob("*.yaml"))
 FAST = ["--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.fast_dev_run=true"]
