@@ -1,1 +1,1 @@
-"""`flow-pl compare`: several configurations, trained and tested with several seeds, in one table and a few figures."""
+"""`flow-pl compare`: train and test several configurations with several seeds; one table and a few figures."""

@@ -24,8 +24,8 @@ from flow_pl.utils.optional import import_optional
 
 STATES: dict[State, str] = {
     "done": "done, skipped",
-    "interrupted": "not at its end, resumed",
-    "changed": "of other settings or another version of flow_pl, run again",
+    "interrupted": "interrupted, resumed",
+    "changed": "made with other settings or another version of flow_pl, run again",
 }
 
 
@@ -33,13 +33,13 @@ def compare(args: Sequence[str]) -> int:
     """Run the command.
 
     Args:
-        args: what follows `flow-pl compare`.
+        args: the arguments after `flow-pl compare`.
 
     Returns:
         The exit status: 0, 1 if a run failed, 130 if the user stopped it.
 
     Raises:
-        ConfigurationError: the options or configurations cannot work; nothing was run.
+        ConfigurationError: the options or configurations are invalid; nothing was run.
     """
     options = parse(args)
     import_optional("matplotlib", "compare", "flow-pl compare")
@@ -48,7 +48,7 @@ def compare(args: Sequence[str]) -> int:
     if different and not options.allow_different:
         raise ConfigurationError(
             f"the configurations cannot be compared, since these settings differ:\n{different}\n"
-            "Give such an option to every run (as in --data.cohort_size 10), mend the configurations, or add "
+            "Give such an option to every run (as in --data.cohort_size 10), correct the configurations, or add "
             "--allow-different."
         )
     runs = _plan(options, settings)
@@ -56,7 +56,7 @@ def compare(args: Sequence[str]) -> int:
     console = get_console()
     failures = _run(runs, options.jobs, console)
     if failures is None:
-        console.print("Stopped. The same command goes on from here.")
+        console.print("Stopped. Run the same command again to resume.")
         return 130
     notes = [f"Settings that differ:\n{different}"] if different else []
     comparison = _collect(options, runs, notes, budgets(settings))
@@ -68,7 +68,7 @@ def compare(args: Sequence[str]) -> int:
 
 
 def _plan(options: Options, settings: Mapping[str, Settings]) -> list[Run]:
-    """All runs, those of all methods with the first split and seed first: so soon there is a table."""
+    """Return all runs, ordered by split, then seed, then method, so that a first table is available early."""
     runs = []
     for split in options.split_seeds or (None,):
         splits = settings if split is None else {name: with_split(each, split) for name, each in settings.items()}
@@ -83,13 +83,13 @@ def _check_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigurationError(f"{folder} cannot be made: {error}. Choose another folder with --out.") from error
+        raise ConfigurationError(f"{folder} cannot be created: {error}. Choose another folder with --out.") from error
     if not os.access(folder, os.W_OK):
         raise ConfigurationError(f"{folder} cannot be written to. Choose another folder with --out.")
 
 
 def _run(runs: Sequence[Run], jobs: int, console: Console) -> dict[Run, str] | None:
-    """Make the runs that are not done; why runs failed, or None where the user stopped them."""
+    """Execute the runs that are not done; return the failures, or None if the user stopped them."""
     states = {run: run.state() for run in runs}
     for run, state in states.items():
         if state in STATES:
@@ -107,7 +107,7 @@ def _run(runs: Sequence[Run], jobs: int, console: Console) -> dict[Run, str] | N
 
 
 def _collect(options: Options, runs: Sequence[Run], notes: list[str], own: dict[str, str]) -> Comparison | None:
-    """What the runs that are done measured; None where none is."""
+    """Return the results of the runs that are done; None if there are none."""
     done = [read_run(run) for run in runs if run.state() == "done"]
     methods = {method: [run for run in done if run.method == method] for method in options.methods}
     seeds, splits = len(options.seeds), len(options.split_seeds or [])
@@ -127,8 +127,8 @@ def _collect(options: Options, runs: Sequence[Run], notes: list[str], own: dict[
 
 
 def _publish(comparison: Comparison, runs: Sequence[Run], folder: Path, console: Console) -> None:
-    """Show the tables, write everything, and log it where the runs are logged."""
-    from flow_pl.results.figures import draw  # matplotlib is imported by nothing else
+    """Print the tables, write all files, and log them where the runs are logged."""
+    from flow_pl.results.figures import draw  # nothing else imports matplotlib
 
     tables = {"table": folder / "table.csv", "runs": folder / "runs.csv"}
     write_text(tables["table"], method_csv(comparison))

@@ -1,4 +1,4 @@
-"""What people see while the runs go on: which run of how many, how far each one is, and the time left."""
+"""Show progress while the runs execute: the run's number, how far each one is, and the time left."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from flow_pl.compare.runs import Run
 
 
 class Display:
-    """Live lines on a terminal; elsewhere a line when a run starts and one when it ends. A context manager.
+    """Shows live lines on a terminal, and elsewhere one line at the start and end of each run. A context manager.
 
     Args:
-        console: where to write.
-        waiting: the runs that are to be made.
-        done: how many others are done already.
-        seconds: time that runs of a method took, as far as it is known.
-        jobs: how many run side by side.
+        console: the console to write to.
+        waiting: the runs to execute.
+        done: the number of other runs, which are done already.
+        seconds: the known durations of each method's runs.
+        jobs: the number of parallel runs.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Display:
             self._live.stop()
 
     def start(self, run: Run) -> None:
-        """A run has started."""
+        """Record that a run has started."""
         self._waiting.remove(run)
         self._running[run] = time.monotonic()
         if self._live is None:
@@ -66,11 +66,11 @@ class Display:
             self._print(f"run {number} of {self._total}: {run.name}{self._time_left()}")
 
     def end(self, run: Run, failure: str | None) -> None:
-        """A run has ended.
+        """Record that a run has ended.
 
         Args:
-            run: which one.
-            failure: why it failed; None where it did not.
+            run: the run.
+            failure: the reason for its failure; None if it succeeded.
         """
         seconds = time.monotonic() - self._running.pop(run)
         self._ended += 1
@@ -85,7 +85,7 @@ class Display:
         self._console.print(text, soft_wrap=True, highlight=False, markup=False)
 
     def _time_left(self) -> str:
-        """Of all runs, by the time that those of the same method took, or else an average one; empty at first."""
+        """Estimate the remaining time from runs of the same method, or from all runs; empty while none has ended."""
         known = [seconds for runs in self._seconds.values() for seconds in runs]
         if not known:
             return ""
@@ -109,7 +109,7 @@ def _duration(seconds: float) -> str:
 
 
 def _last_line(log: Path) -> str:
-    """The last thing that a run said."""
+    """Return the last nonempty line of a run's log."""
     try:
         with log.open("rb") as file:
             file.seek(max(os.fstat(file.fileno()).st_size - 4096, 0))

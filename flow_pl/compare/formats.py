@@ -1,4 +1,4 @@
-"""The table of a comparison: one row per method, on the screen, in Markdown and in CSV."""
+"""Format the table of a comparison for the terminal, as Markdown and as CSV: one row per method."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from flow_pl.results.statistics import LEVEL, Spread, spread
 from flow_pl.utils.files import csv_text
 
 MARK = "†"
-"""Behind a figure that differs significantly from the reference."""
+"""Follows a value that differs significantly from the reference."""
 
 TIED = "="
-"""Behind a figure that is the best of its column, but not alone."""
+"""Follows a value that ties for the best of its column."""
 
 
 def caption(comparison: Comparison) -> list[str]:
-    """What the tables mean, in sentences."""
+    """Return the sentences that explain the tables."""
     over = f"mean ± standard deviation over {comparison.over}" if comparison.repeats > 1 else "one seed"
     return [
         f"Test accuracy in percent, gain (personalized - generalized) in percentage points; {over}.",
-        "Over all held-out examples, as a mean over clients, and its 10th percentile over clients.",
+        "Each over all held-out examples, as the mean over clients, and as the 10th percentile over clients.",
         f"Bold: the best accuracy of its column; {TIED}: several methods share it.",
         *equalities(comparison),
         *_test_caption(comparison),
-        "Train time is that of all rounds, without evaluation and thus without personalization there.",
+        "Train time covers all rounds, without evaluation and the personalization in it.",
         *(
-            ["Own budget: epochs, steps and learning rates that not all methods have."]
+            ["Own budget: epochs, steps and learning rates that are not common to all methods."]
             if _has_budgets(comparison)
             else []
         ),
@@ -41,31 +41,32 @@ def caption(comparison: Comparison) -> list[str]:
 
 
 def _test_caption(comparison: Comparison) -> list[str]:
-    """What the mark means; nothing where there is one method alone."""
+    """Explain the mark; nothing if there is only one method."""
     comparisons = len(comparison.methods) - 1
     if not comparisons:
         return []
     if comparison.reference is None:
-        against = "the best of its column, as no reference was named (--reference)"
+        against = "the best of its column, as no --reference was given"
     elif comparison.reference in comparison.methods:
         against = f"the reference, {comparison.reference}"
     else:
         return [f"Nothing is tested: the reference, {comparison.reference}, has no results."]
     within = " within each run" if comparison.repeats > 1 else ""
-    # a method that is equal to the reference on every client is not tested, nor counted
+    # a method that equals the reference on every client is neither tested nor counted
     corrected = f", with Holm's correction for up to {comparisons} comparisons in a column" if comparisons > 1 else ""
     return [
-        f"{MARK}: differs significantly from {against}: p < {LEVEL} in a randomization test of the difference that the "
-        f"column shows, which pairs the two methods on each client{within} and flips the signs of clients{corrected}."
+        f"{MARK}: differs significantly from {against}: p < {LEVEL} in a randomization test of the difference that "
+        f"the column shows, which pairs the two methods on each client{within} and flips the signs of "
+        f"clients{corrected}."
     ]
 
 
 def rich_tables(comparison: Comparison, console: Console) -> Iterable[Table]:
-    """A table for each population, for the screen; in two parts where the screen is not wide enough."""
+    """Yield a table for each population, in two parts if the terminal is too narrow."""
     for population in comparison.populations:
         rows, title = population_rows(comparison, population), _title(comparison, population)
         whole = _rich_table(comparison, rows, title, COLUMNS)
-        # a console measures no wider than itself, unless it is told to
+        # by default a console measures no wider than its own width
         if console.measure(whole, options=console.options.update_width(1000)).maximum <= console.width:
             yield whole
         else:
@@ -82,7 +83,7 @@ def _rich_table(comparison: Comparison, rows: Rows, title: str, columns: Sequenc
     timed = COLUMNS[-1] in columns
     if timed:
         table.add_column("train\ntime", justify="right")
-    # where the table is in two parts, in the first, which is narrower
+    # if the table is in two parts, this goes into the first, which is narrower
     budget = COLUMNS[0] in columns and _has_budgets(comparison)
     if budget:
         table.add_column("own\nbudget")
@@ -96,7 +97,7 @@ def _rich_table(comparison: Comparison, rows: Rows, title: str, columns: Sequenc
 
 
 def markdown(comparison: Comparison) -> str:
-    """The same for a document."""
+    """Format a comparison as Markdown."""
     lines = [f"# Comparison: {comparison.name}", ""]
     header = ["method", *(f"{column.group}, {column.label}" for column in COLUMNS), "train time"]
     header += ["own budget"] * _has_budgets(comparison)
@@ -118,7 +119,7 @@ def markdown(comparison: Comparison) -> str:
 
 
 def method_csv(comparison: Comparison) -> str:
-    """One row per method: mean, standard deviation and p-value of each figure, as shares."""
+    """Format one row per method as CSV: mean, standard deviation and p-value of each column, as fractions."""
     rows = []
     tables = {population: population_rows(comparison, population) for population in comparison.populations}
     for method, runs in comparison.methods.items():
@@ -137,7 +138,7 @@ def method_csv(comparison: Comparison) -> str:
 
 
 def run_csv(comparison: Comparison) -> str:
-    """One row per run: every metric of its test."""
+    """Format one row per run as CSV: every metric of its test."""
     rows = []
     for runs in comparison.methods.values():
         for run in runs:

@@ -1,4 +1,4 @@
-"""The command line of `flow-pl compare`."""
+"""Parse the command line of `flow-pl compare`."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ from flow_pl.utils.words import check_options
 GIVEN = {
     "--seed_everything": "use --seeds",
     "--trainer.default_root_dir": "use --out",
-    "--ckpt_path": "runs that were interrupted are resumed by themselves",
+    "--ckpt_path": "interrupted runs are resumed automatically",
     "--print_config": "use `flow-pl fit --print_config`",
 }
-"""Options of a run that this command sets, and what to do instead."""
+"""Options of a run that this command sets, each with what to do instead."""
 
 CONTROL = "interpolation_votes"
-"""Method that the others are tested against where no other is named: the average of global, local and memory."""
+"""The default reference method: the average of global model, local model and memory."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What was asked for.
+    """Options of `flow-pl compare`.
 
     Attributes:
-        common: configurations of every run, such as the task's, in their order.
-        methods: a configuration for each method, by its name.
-        seeds: of the runs.
-        split_seeds: of the splits of the federation, each with all seeds; None for the task's split alone.
-        reference: method that the others are tested against; None for the best of each column.
-        folder: where the results go.
-        name: of the comparison.
-        populations: clients to show; None for all.
-        checkpoint: which one is tested, "last" or "best".
-        jobs: runs side by side.
-        allow_different: whether runs may differ in what must be equal.
-        passed_on: options for every run.
+        common: configurations of every run, such as the task's, in order.
+        methods: the configuration of each method, by name.
+        seeds: seeds of the runs.
+        split_seeds: seeds of the federation's splits, each run with all `seeds`; None for the task's split only.
+        reference: the method that the others are tested against; None for the best of each column.
+        folder: output folder.
+        name: name of the comparison.
+        populations: client populations to show; None for all.
+        checkpoint: the checkpoint to test, "last" or "best".
+        jobs: number of parallel runs.
+        allow_different: whether to compare runs whose data, evaluation or budgets differ.
+        passed_on: options passed on to every run.
     """
 
     common: Sequence[Path]
@@ -60,13 +60,13 @@ class Options:
 
 
 def parse(args: Sequence[str]) -> Options:
-    """Read the command line.
+    """Parse the command line.
 
     Args:
-        args: what follows `flow-pl compare`.
+        args: the arguments after `flow-pl compare`.
 
     Raises:
-        ConfigurationError: an option cannot work.
+        ConfigurationError: an option is invalid.
     """
     parser = _make_parser()
     given, passed_on = parser.parse_known_args(args)
@@ -91,12 +91,12 @@ def parse(args: Sequence[str]) -> Options:
 
 
 def _make_parser() -> Parser:
-    """The command line."""
+    """Return the parser of the command line."""
     parser = Parser(
         prog="flow-pl compare",
-        description="Train and test several methods on one task with several seeds; tables and figures of all of them.",
-        epilog="Any other option is given to every run, as to `flow-pl fit`: --trainer.max_epochs 20, say, or "
-        "--data.path x.npz. The same command goes on where it was interrupted, and skips the runs that are done.",
+        description="Train and test several methods on one task with several seeds, and compare them.",
+        epilog="Any other option is passed on to every run, as to `flow-pl fit`, for example --trainer.max_epochs "
+        "20. The same command resumes where it was interrupted and skips the runs that are done.",
     )
     parser.add_argument(
         "-c",
@@ -104,14 +104,14 @@ def _make_parser() -> Parser:
         action="append",
         default=[],
         metavar="NAME",
-        help="configuration of every run, such as task/digits; may be given several times",
+        help="configuration of every run, such as task/digits; can be repeated",
     )
     parser.add_argument(
         "--methods",
         nargs="+",
         required=True,
         metavar="NAME",
-        help="a configuration for each method, such as method/*.yaml; a method is called as its file",
+        help="a configuration for each method, such as method/*.yaml; a method is named after its file",
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N", help="seeds of the runs (default: 0)")
     parser.add_argument(
@@ -119,26 +119,26 @@ def _make_parser() -> Parser:
         nargs="+",
         type=int,
         metavar="N",
-        help="repeat everything over splits of the federation: new clients, what is held out, a drawn partition; of "
-        "generated data also the clients (default: the task's split)",
+        help="repeat everything over splits of the federation: new clients, held-out examples, a drawn partition; for "
+        "generated data also the clients (default: the task's split only)",
     )
     parser.add_argument(
         "--reference",
         metavar="METHOD",
-        help=f"method that the others are tested against (default: {CONTROL} if it is there, or else the best of each "
+        help=f"method that the others are tested against (default: {CONTROL} if it is compared, else the best of each "
         "column)",
     )
     parser.add_argument(
-        "--out", type=home, metavar="FOLDER", help="where the results go (default: runs/compare/ and the task's name)"
+        "--out", type=home, metavar="FOLDER", help="output folder (default: runs/compare/ and the task's name)"
     )
     parser.add_argument(
-        "--populations", nargs="+", metavar="NAME", help="clients to show, such as seen (default: all that are tested)"
+        "--populations", nargs="+", metavar="NAME", help="clients to show, such as seen (default: all that were tested)"
     )
     parser.add_argument(
-        "--checkpoint", choices=("last", "best"), default="last", help="which one is tested (default: last)"
+        "--checkpoint", choices=("last", "best"), default="last", help="checkpoint to test (default: last)"
     )
     parser.add_argument(
-        "--jobs", type=int, default=1, metavar="N", help="runs side by side, each in one thread if N > 1"
+        "--jobs", type=int, default=1, metavar="N", help="number of parallel runs, each in one thread if N > 1"
     )
     parser.add_argument(
         "--allow-different",
@@ -153,7 +153,7 @@ def _check(options: argparse.Namespace, passed_on: Sequence[str], own: Sequence[
     require_positive(jobs=options.jobs)
     for setting, seeds in (("--seeds", options.seeds), ("--split-seeds", options.split_seeds or [])):
         if len(set(seeds)) < len(seeds):
-            raise ConfigurationError(f"{setting} is {seeds}, expected different ones.")
+            raise ConfigurationError(f"{setting} is {seeds}, expected distinct seeds.")
     for seed in options.split_seeds or []:
         require_count(0, **{"--split-seeds": seed})
     for option in passed_on:
@@ -161,20 +161,20 @@ def _check(options: argparse.Namespace, passed_on: Sequence[str], own: Sequence[
         if name == "--data.split_seed" and options.split_seeds:
             raise ConfigurationError("--data.split_seed and --split-seeds are both given: leave one of them out.")
         if name in GIVEN:
-            raise ConfigurationError(f"{name} cannot be given to the runs of a comparison: {GIVEN[name]}.")
+            raise ConfigurationError(f"{name} cannot be set for the runs of a comparison: {GIVEN[name]}.")
     if passed_on and not passed_on[0].startswith("-"):
-        raise ConfigurationError(f"{passed_on[0]!r} is no option: see `flow-pl compare --help`.")
+        raise ConfigurationError(f"{passed_on[0]!r} is not an option: see `flow-pl compare --help`.")
     check_options(["fit", *passed_on], "flow-pl compare", own)
 
 
 def find_methods(patterns: Sequence[str]) -> dict[str, Path]:
-    """The configurations of the methods by their names.
+    """Return the configurations of the methods by name.
 
     Args:
-        patterns: names, files or patterns; see `flow_pl.shipped.match`.
+        patterns: names, files or glob patterns; see `flow_pl.shipped.match`.
 
     Raises:
-        ConfigurationError: there is no such file, or two have the same name.
+        ConfigurationError: a file does not exist, or two have the same name.
     """
     methods: dict[str, Path] = {}
     for path in chain.from_iterable(map(shipped.match, patterns)):
@@ -187,14 +187,14 @@ def find_methods(patterns: Sequence[str]) -> dict[str, Path]:
 
 
 def find_reference(name: str | None, methods: Collection[str]) -> str | None:
-    """The method that the others are tested against; None for the best of each column.
+    """Return the method that the others are tested against; None for the best of each column.
 
     Args:
-        name: as given; None for the control, if it is there.
+        name: the given name; None for `CONTROL`, if it is compared.
         methods: names of the compared methods.
 
     Raises:
-        ConfigurationError: it is not compared.
+        ConfigurationError: the named method is not compared.
     """
     if name is None:
         return CONTROL if CONTROL in methods else None
@@ -204,16 +204,16 @@ def find_reference(name: str | None, methods: Collection[str]) -> str | None:
 
 
 def comparison_name(common: Sequence[Path], methods: Iterable[Path]) -> str:
-    """The name of a comparison: that of what all runs have in common, or else of the methods' folder.
+    """Return the name of a comparison: that of the common configurations, or else of the methods' folder.
 
     Args:
         common: configurations of every run.
-        methods: of each method.
+        methods: the configuration of each method.
 
     Raises:
-        ConfigurationError: there is nothing in common, and the methods are in several folders.
+        ConfigurationError: there are no common configurations, and the methods are in several folders.
     """
     folders = {path.resolve().parent.name for path in methods}
     if not common and len(folders) > 1:
-        raise ConfigurationError("the configurations are in several folders: say where the results go with --out.")
+        raise ConfigurationError("the configurations are in several folders: choose the output folder with --out.")
     return shipped.run_name(common) or folders.pop()

@@ -1,4 +1,4 @@
-"""Runs side by side, each in a process of its own: one that fails, or crashes, leaves the others alone."""
+"""Execute runs in parallel, each in a process of its own, so that a failure or crash does not affect the others."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from flow_pl.compare.worker import work
 from flow_pl.errors import FlowError
 
 GRACE_S = 30.0
-"""Time that a run has to stop once it is told to."""
+"""Seconds that a run may take to stop once asked to."""
 
 # A fork server imports everything once and forks a fresh process for each run; forking is unsafe on other systems.
 _CONTEXT = (
@@ -31,8 +31,8 @@ class RunProcess:
     """The process of a run.
 
     Args:
-        run: prepared.
-        one_thread: compute in one thread.
+        run: the run, prepared.
+        one_thread: whether to compute in one thread.
     """
 
     def __init__(self, run: Run, one_thread: bool) -> None:
@@ -46,11 +46,11 @@ class RunProcess:
 
     @property
     def seconds(self) -> float:
-        """Since it was started."""
+        """Seconds since the start."""
         return time.monotonic() - self.started
 
     def failure(self) -> str | None:
-        """Take note of its end: why it failed, or None with its results in place."""
+        """Handle the end of the process: return why the run failed, or None after writing its results."""
         self.process.join()
         self._alive.close()
         assert self.process.exitcode is not None
@@ -63,29 +63,29 @@ class RunProcess:
         return None
 
     def ask_to_stop(self) -> None:
-        """Let it stop; its last checkpoint is that of the last round."""
+        """Ask the run to stop; its last checkpoint is that of its last finished round."""
         self._alive.close()
 
     def stop(self, grace_s: float) -> None:
-        """See to it that it has stopped, with all that it has started."""
+        """Wait until the process has stopped, then kill it and its children if it has not."""
         self.process.join(grace_s)
         if self.process.is_alive() and self.process.pid is not None and hasattr(os, "killpg"):
-            with contextlib.suppress(ProcessLookupError):  # not a group of its own yet
+            with contextlib.suppress(ProcessLookupError):  # not yet a process group of its own
                 os.killpg(self.process.pid, signal.SIGKILL)
         self.process.kill()
         self.process.join()
 
 
 def execute(runs: Sequence[Run], jobs: int, display: Display) -> dict[Run, str]:
-    """Run everything, in order; what is interrupted by the user is stopped cleanly.
+    """Execute the runs in order; if the user interrupts, stop the active ones cleanly.
 
     Args:
-        runs: not done yet.
-        jobs: how many at a time; with more than one, each computes in one thread.
-        display: is told of everything.
+        runs: runs that are not done.
+        jobs: number of parallel runs; with more than one, each computes in one thread.
+        display: receives the start and end of each run.
 
     Returns:
-        Why runs failed, for those that did.
+        The reason for each failure, by run.
     """
     if _CONTEXT.get_start_method() == "forkserver":
         _CONTEXT.set_forkserver_preload(["flow_pl.compare.worker"])

@@ -1,4 +1,4 @@
-"""One run of a comparison, and what its folder tells of it."""
+"""One run of a comparison: its folder, its state and its results."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from flow_pl.utils.files import write_text
 from flow_pl.version import __version__
 
 State = Literal["new", "changed", "interrupted", "done"]
-"""Nothing is there; of other settings or another version; not at its end, or tested with another checkpoint; done."""
+"""Not started; made with other settings or another version; unfinished or tested with another checkpoint; done."""
 
 
 @dataclass(frozen=True, eq=False)
 class Run:
     """A method trained and tested with one seed.
 
-    The folder holds, beside checkpoints and logs: `started.json`, which says of which settings it is; `config.yaml`,
-    the settings, from which the run can be repeated; `log.txt`, what it said; and what it measured. `results.json`
-    is written last: a run is done when it is there and of the same settings.
+    Besides checkpoints and logs, the folder holds `started.json`, a digest of the settings; `config.yaml`, the
+    settings, from which the run can be repeated; `log.txt`, its output; and its measurements. `results.json` is written
+    last: a run is done when that file exists and its digest matches the settings.
 
     Attributes:
-        method: name of the method: the stem of its configuration.
-        seed: of everything random but the split.
-        folder: of this run alone.
-        settings: of the method.
-        checkpoint: which one is tested, "last" or "best".
+        method: name of the method, the stem of its configuration file.
+        seed: seed of everything random except the split.
+        folder: folder of this run only.
+        settings: settings of the method.
+        checkpoint: the checkpoint to test, "last" or "best".
         group: name of the comparison.
-        split: seed of the split of the federation, which is in the settings; None where it is the task's.
+        split: seed of the federation's split, also contained in `settings`; None for the task's own.
     """
 
     method: str
@@ -51,32 +51,32 @@ class Run:
 
     @property
     def name(self) -> str:
-        """What it is called on the screen."""
+        """Name of the run for display."""
         split = "" if self.split is None else f", split {self.split}"
         return f"{self.method}{split}, seed {self.seed}"
 
     @property
     def config(self) -> Path:
-        """The settings of this run."""
+        """File with the settings of this run."""
         return self.folder / "config.yaml"
 
     @property
     def log(self) -> Path:
-        """What it said."""
+        """File with the output of this run."""
         return self.folder / "log.txt"
 
     @property
     def digest(self) -> str:
-        """Of all that decides its numbers, wherever it is kept: settings, seed and version."""
+        """Hash of everything that determines the results, whatever the folder: settings, seed and version."""
         trainer = {key: value for key, value in self.settings["trainer"].items() if key != "default_root_dir"}
         identity = {**self.settings, "trainer": trainer, "seed_everything": self.seed, "version": __version__}
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
     def state(self) -> State:
-        """What is there of it.
+        """Return how far the run is, from the files in its folder.
 
         Raises:
-            ConfigurationError: its folder has files, but not of a run.
+            ConfigurationError: the folder holds files that are not from a run.
         """
         done, started = _read(self.folder / "results.json"), _read(self.folder / "started.json")
         if (done.get("digest"), done.get("checkpoint")) == (self.digest, self.checkpoint):
@@ -87,16 +87,16 @@ class Run:
             return "changed"
         if self.folder.exists() and any(self.folder.iterdir()):
             raise ConfigurationError(
-                f"{self.folder} has files, but none of `flow-pl compare`: choose another folder with --out."
+                f"{self.folder} holds files that `flow-pl compare` did not write: choose another folder with --out."
             )
         return "new"
 
     def prepare(self) -> None:
-        """Make its folder ready; what is there of other settings is removed."""
+        """Prepare the folder; results of other settings are removed."""
         if self.state() == "changed":
             shutil.rmtree(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        # of the last attempt, or of another checkpoint
+        # left by the last attempt, or by a test of another checkpoint
         for name in ("results.json", "test.json", "clients.csv", "log.txt"):
             (self.folder / name).unlink(missing_ok=True)
         write_text(self.folder / "started.json", json.dumps({"digest": self.digest}) + "\n")
@@ -105,17 +105,17 @@ class Run:
         write_text(self.config, f"{CONFIG_HEADER}\n# {self.name}\n{yaml.safe_dump(settings, sort_keys=False)}")
 
     def finish(self, seconds: float) -> None:
-        """Write its results, as the last thing of all.
+        """Write the results, as the last step of the run.
 
         Args:
-            seconds: that the run, or what was left of it, took.
+            seconds: duration of the run, or of its resumed part.
 
         Raises:
-            ConfigurationError: its test has left none.
+            ConfigurationError: the test has written no results.
         """
         tested = _read(self.folder / "test.json")
         if not tested or not (self.folder / "clients.csv").exists():
-            raise ConfigurationError(f"the run ended without results of a test; see {self.log}.")
+            raise ConfigurationError(f"the run ended without test results; see {self.log}.")
         identity = {"method": self.method, "seed": self.seed, "digest": self.digest, "checkpoint": self.checkpoint}
         run = {**identity, "version": __version__, "seconds": round(seconds, 1)}
         run |= {"round": tested["round"], "results": tested["results"]}
@@ -124,32 +124,32 @@ class Run:
         write_text(self.folder / "results.json", json.dumps(run, indent=2) + "\n")
 
     def results(self) -> dict[str, Any]:
-        """What `finish` wrote."""
+        """Return what `finish` wrote."""
         return _read(self.folder / "results.json")
 
     def check_tables(self) -> None:
-        """Look whether its tables are those that `finish` has seen.
+        """Check that the tables are unchanged since `finish`.
 
         Raises:
-            ConfigurationError: one was truncated, changed or removed since.
+            ConfigurationError: a table was truncated, changed or removed.
         """
         remedies = {"clients.csv": self.folder / "results.json", "curve.csv": self.folder}
         for name, checksum in self.results().get("checksums", {}).items():
             path = self.folder / name
             if not path.exists() or zlib.crc32(path.read_bytes()) != checksum:
                 raise ConfigurationError(
-                    f"{path} is not what {self.name} has written, it was damaged or changed: delete {remedies[name]}, "
-                    "and the same command makes it again."
+                    f"{path} was damaged or changed since {self.name} wrote it: delete {remedies[name]} "
+                    "and run the same command to create it again."
                 )
 
     def complaint(self, exitcode: int) -> str:
-        """Why it failed: the message of the last error in its log.
+        """Return why the run failed: the message of the last error in its log.
 
         Args:
-            exitcode: of its process; negative for the signal that ended it.
+            exitcode: exit code of the process; negative if a signal ended it.
         """
         if exitcode < 0:
-            killed = " (is there enough memory?)" if exitcode == -9 else ""
+            killed = " (out of memory?)" if exitcode == -9 else ""
             return f"ended by signal {-exitcode}{killed}"
         lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines() if self.log.exists() else []
         said = [line for line in lines if line.strip()]
@@ -158,7 +158,7 @@ class Run:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """What a file written here says; nothing where it is not there, or was damaged."""
+    """Read a JSON file; return an empty mapping if it is missing or damaged."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -167,10 +167,10 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def read_run(run: Run) -> RunResults:
-    """What a run that is done measured.
+    """Return the results of a run that is done.
 
     Raises:
-        ConfigurationError: its tables were damaged.
+        ConfigurationError: a table was damaged.
     """
     run.check_tables()
     written = run.results()

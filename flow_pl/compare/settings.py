@@ -1,4 +1,4 @@
-"""The settings of the compared runs: as a run resolves them, and whether they can be compared."""
+"""Resolve the settings of the compared runs, and check that they are comparable."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ from flow_pl.errors import ConfigurationError
 from flow_pl.resume import NO_EFFECT
 
 Settings = dict[str, Any]
-"""The whole of a configuration, as `flow-pl fit --print_config` shows it."""
+"""A complete configuration, as `flow-pl fit --print_config` shows it."""
 
 BUDGET = ("trainer.max", "data.cohort_size", "model.loop", "model.server")
-"""How the options begin that say how much, and how fast, a method trains."""
+"""Prefixes of the options that set how much and how fast a method trains."""
 
 SENT = (".local_epochs", ".weighting")
-"""How the options of the loop end that mean nothing to a method that communicates nothing."""
+"""Suffixes of the loop's options that have no effect on a method that communicates nothing."""
 
 ROUNDS = ("max_epochs", "max_steps", "max_time", "check_val_every_n_epoch", "val_check_interval")
-"""Settings of the trainer that say how many rounds there are and which of them are evaluated."""
+"""Trainer settings that set the number of rounds and which of them are evaluated."""
 
 AMOUNTS = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "overfit_batches", "precision")
-"""Settings of the trainer that change how much is trained and evaluated, and how exactly."""
+"""Trainer settings that change how much is trained and evaluated, and in which precision."""
 
 
 def resolve(configs: Sequence[Path], options: Sequence[str]) -> Settings:
-    """What configurations and options come to, with every default.
+    """Resolve configurations and options to complete settings, with every default.
 
     Args:
-        configs: the files, later ones win.
-        options: of the command line of `flow-pl fit`.
+        configs: the files; later ones override earlier ones.
+        options: command-line options of `flow-pl fit`.
 
     Raises:
-        ConfigurationError: they are not valid.
+        ConfigurationError: the settings are invalid.
     """
     printed, complaint = io.StringIO(), io.StringIO()
     try:
@@ -54,23 +54,23 @@ def resolve(configs: Sequence[Path], options: Sequence[str]) -> Settings:
             message = complaint.getvalue().strip().partition("error: ")[2] or complaint.getvalue().strip()
             raise ConfigurationError(f"{configs[-1]} with the options given: {message}") from None
     settings: Settings = yaml.safe_load(printed.getvalue())
-    if settings["model"]["loop"] is None:  # its defaults, to be compared with what others say
+    if settings["model"]["loop"] is None:  # make its defaults explicit, to compare them with other settings
         return resolve(configs, [*options, "--model.loop=FederatedLoop"])
     return {key: settings[key] for key in ("trainer", "data", "model")}
 
 
 def differences(settings: Mapping[str, Settings]) -> dict[str, dict[str, Any]]:
-    """Find what differs between runs that are to be compared, although it must not.
+    """Find the settings that must be equal in all compared runs, but differ.
 
-    Data (but for what has no effect on numbers), rounds, cohort, backbone, task, evaluation and the budget (the loop,
-    with its epochs, batch size, client optimizer and weighting, and all of the server) must be equal. The rounds and
-    the server of a method that communicates nothing do not matter.
+    Data (except settings without effect on results), rounds, cohort, backbone, task, evaluation and the budget (the
+    loop with its epochs, batch size, client optimizer and weighting, and everything on the server) must be equal. The
+    rounds and the server do not matter for a method that communicates nothing.
 
     Args:
-        settings: of each method.
+        settings: settings of each method.
 
     Returns:
-        The values by method, by the name of each option that differs.
+        For each option that differs, by name, the value of each method.
     """
     found = {method: _decisive(each) for method, each in settings.items()}
     values = {
@@ -85,13 +85,13 @@ def differences(settings: Mapping[str, Settings]) -> dict[str, dict[str, Any]]:
 
 
 def check_comparable(settings: Mapping[str, Settings]) -> str:
-    """Tell what differs between runs that are to be compared, although it must not; see `differences`.
+    """List the settings that must be equal in all compared runs, but differ; see `differences`.
 
     Args:
-        settings: of each method.
+        settings: settings of each method.
 
     Returns:
-        One line for each setting that differs, with the values; empty where all are equal.
+        One line for each setting that differs, with its values; empty if all are equal.
     """
     lines = []
     for key, found in differences(settings).items():
@@ -103,14 +103,15 @@ def check_comparable(settings: Mapping[str, Settings]) -> str:
 
 
 def budgets(settings: Mapping[str, Settings]) -> dict[str, str]:
-    """What each method trains with that not all of them do: a column of the table.
+    """Return the part of each method's budget that is not common to all methods: a column of the table.
 
     Args:
-        settings: of each method.
+        settings: settings of each method.
 
     Returns:
-        Its own epochs, steps and learning rates, and where other budgets are allowed those; empty texts where there are
-        none.
+        Each method's own epochs, steps and learning rates, and the differing budgets if those are allowed; an empty
+        string if
+            there are none.
     """
     different = {key: each for key, each in differences(settings).items() if key.startswith(BUDGET)}
     found = {}
@@ -125,7 +126,7 @@ def budgets(settings: Mapping[str, Settings]) -> dict[str, str]:
 
 
 def _is_budget(key: str, value: Any) -> bool:
-    """Whether an argument of a method says how much or how fast it trains, beyond what the loop says for all."""
+    """Return whether an argument of a method sets how much or how fast it trains, beyond the loop's settings."""
     if key.endswith("lr_scale"):
         return bool(value != 1)
     if key.endswith("rounds"):
@@ -134,24 +135,24 @@ def _is_budget(key: str, value: Any) -> bool:
 
 
 def with_split(settings: Settings, seed: int) -> Settings:
-    """The settings of a method with another split of the federation.
+    """Return the settings of a method with another split of the federation.
 
-    The seed decides who is new and what is held out, of generated data also the clients, and how a partitioner that
-    draws divides the rows.
+    The seed determines the new clients and the held-out examples, for generated data also the clients, and the
+    assignment of rows by a random partitioner.
 
     Args:
-        settings: of the method.
-        seed: of the split.
+        settings: settings of the method.
+        seed: seed of the split.
 
     Raises:
-        ConfigurationError: the data have no such seed.
+        ConfigurationError: the data module has no split seed.
     """
     settings = copy.deepcopy(settings)
     data = settings["data"]["init_args"]
     if "split_seed" not in data:
         raise ConfigurationError(
-            f"--split-seeds: {settings['data']['class_path']} has no argument split_seed, so it has one split alone. "
-            "Leave the option out, or let the class take split_seed and hand it to FederatedDataModule."
+            f"--split-seeds: {settings['data']['class_path']} has no argument split_seed, so it has a single split. "
+            "Leave the option out, or let the class accept split_seed and pass it to FederatedDataModule."
         )
     data["split_seed"] = seed
     partitioner = data.get("partitioner")
@@ -161,13 +162,13 @@ def with_split(settings: Settings, seed: int) -> Settings:
 
 
 def run_settings(settings: Settings, name: str, seed: int, folder: Path, group: str) -> Settings:
-    """The settings of one run: those of its method, a seed, a folder, and what the comparison has to know of it.
+    """Return the settings of one run: those of its method, a seed, a folder, and callbacks that record its results.
 
     Args:
-        settings: of the method.
-        name: of the run.
-        seed: of the run.
-        folder: of the run.
+        settings: settings of the method.
+        name: name of the run.
+        seed: seed of the run.
+        folder: folder of the run.
         group: name of the comparison.
     """
     settings = {"seed_everything": seed, **copy.deepcopy(settings)}
@@ -176,7 +177,7 @@ def run_settings(settings: Settings, name: str, seed: int, folder: Path, group: 
     listed = trainer["callbacks"] or []
     trainer["callbacks"] = [
         *(listed if isinstance(listed, list) else [listed]),
-        # callbacks use flow_pl, never the reverse: the command line finds them by name
+        # callbacks import flow_pl, never the reverse: the command line finds them by name
         {"class_path": "flow_pl.callbacks.LearningCurves", "init_args": {"path": "curve.csv", "figure": None}},
         {"class_path": "flow_pl.callbacks.ClientResults", "init_args": {"path": "clients.csv"}},
         {"class_path": "flow_pl.callbacks.ResultsTable", "init_args": {"path": "test.json"}},
@@ -188,7 +189,7 @@ def run_settings(settings: Settings, name: str, seed: int, folder: Path, group: 
 
 
 def wandb_loggers(settings: Settings) -> Iterator[dict[str, Any]]:
-    """The arguments of each W&B logger of a run."""
+    """Yield the arguments of each W&B logger of a run."""
     loggers = settings["trainer"]["logger"]
     for logger in loggers if isinstance(loggers, list) else [loggers]:
         if isinstance(logger, dict) and logger["class_path"].endswith("WandbLogger"):
@@ -196,7 +197,7 @@ def wandb_loggers(settings: Settings) -> Iterator[dict[str, Any]]:
 
 
 def _decisive(settings: Settings) -> dict[str, Any]:
-    """What must be equal, by the name of its option."""
+    """Return the settings that must be equal in all runs, by option name."""
     trainer, data, model = (settings[section] for section in ("trainer", "data", "model"))
     communicates = _communicates(model["method"]["class_path"])
     found = {"data": data["class_path"]}
@@ -218,7 +219,7 @@ def _text(value: Any) -> str:
 
 
 def _options(name: str, setting: Any) -> dict[str, Any]:
-    """A setting by the names of its options: an object's class by the name of the object."""
+    """Flatten a setting to its option names; an object's class goes by the name of the object."""
     if not isinstance(setting, dict) or "class_path" not in setting:
         return {name: setting}
     arguments = flatten(setting.get("init_args", {}), name)
@@ -229,6 +230,6 @@ def _options(name: str, setting: Any) -> dict[str, Any]:
 
 
 def _communicates(class_path: str) -> bool:
-    """Whether clients send anything."""
+    """Return whether clients of this method send anything to the server."""
     module, _, name = class_path.rpartition(".")
     return bool(getattr(importlib.import_module(module), name).shared)

@@ -1,4 +1,4 @@
-"""The figures of a comparison: what stands in its table."""
+"""Compute the values in the table of a comparison."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from flow_pl.results.statistics import LEVEL, Spread, holm, sign_flip_p_values, 
 
 
 class Column(NamedTuple):
-    """A figure of every method.
+    """A column of the table.
 
     Attributes:
-        metric: of the test.
-        group: what it is of.
-        label: what it is over.
-        tested: model whose accuracies on clients tell whether methods differ; None where that is not asked.
-        over_clients: whether it is a mean over clients rather than over their examples.
-        signed: whether it is a difference; then the largest is not the best: it may come of a poor model to start with.
+        metric: name of the test metric.
+        group: first line of the heading: the model, or the gain.
+        label: second line of the heading: what the metric is computed over.
+        tested: the model whose accuracies on clients are tested for a difference; None for no test.
+        over_clients: whether the metric is a mean over clients rather than over their examples.
+        signed: whether the metric is a difference; then the largest is not the best, since it may result from a poor
+            generalized model.
     """
 
     metric: str
@@ -43,13 +44,13 @@ COLUMNS = (*_accuracies("generalized"), *_accuracies("personalized"), Column("ga
 
 
 class Cell(NamedTuple):
-    """A figure of one method.
+    """A value of one method.
 
     Attributes:
-        value: over the runs; None where it is not defined.
-        best: whether it has the largest mean, alone.
-        p_value: of the difference from the reference, corrected; None where it was not tested.
-        tied: whether it has the largest mean together with others.
+        value: mean and deviation over the runs; None if undefined.
+        best: whether this is the only largest mean of the column.
+        p_value: corrected p-value of the difference from the reference; None if not tested.
+        tied: whether several methods share the largest mean.
     """
 
     value: Spread | None
@@ -59,22 +60,22 @@ class Cell(NamedTuple):
 
     @property
     def differs(self) -> bool:
-        """Whether it differs significantly from the reference."""
+        """Whether the method differs significantly from the reference."""
         return self.p_value is not None and self.p_value < LEVEL
 
 
 Rows = dict[str, list[Cell]]
-"""A cell for each of `COLUMNS`, by method."""
+"""For each method, one cell per column of `COLUMNS`."""
 
 
 def population_rows(comparison: Comparison, population: str) -> Rows:
-    """The figures of one population of clients."""
+    """Return the table's cells for one population of clients."""
     columns = [_cells(comparison, population, column) for column in COLUMNS]
     return {method: list(cells) for method, cells in zip(comparison.methods, zip(*columns, strict=True), strict=True)}
 
 
 def equalities(comparison: Comparison) -> list[str]:
-    """Which accuracies are equal on every client shown, in every run: those of the same model, under several names."""
+    """List the accuracies that are equal on every client shown, in every run, because the models are the same."""
     generalized: dict[object, list[str]] = {}
     plain = []
     for method, runs in comparison.methods.items():
@@ -98,7 +99,7 @@ def equalities(comparison: Comparison) -> list[str]:
 def _cells(comparison: Comparison, population: str, column: Column) -> list[Cell]:
     values = {method: spread(comparison.values(method, population, column.metric)) for method in comparison.methods}
     known = [value.mean for value in values.values() if value is not None]
-    # means that are equal on paper may differ in the last digit
+    # means that are equal in exact arithmetic may differ in the last digit
     leading = [method for method, value in values.items() if value is not None and value.mean > max(known) - 1e-12]
     best = [] if column.signed else leading
     p_values: dict[str, float] = {}
@@ -113,7 +114,7 @@ def _cells(comparison: Comparison, population: str, column: Column) -> list[Cell
 
 
 def _p_values(comparison: Comparison, population: str, column: Column, reference: str) -> dict[str, float]:
-    """Of each method's difference from the reference; none of a method that is equal to it on every client."""
+    """Test each method's difference from the reference; skip a method that equals it on every client."""
     assert column.tested is not None
     found = {}
     for method in comparison.methods:

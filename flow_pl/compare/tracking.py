@@ -1,4 +1,4 @@
-"""The comparison as a run of its own in Weights & Biases, beside those of its methods."""
+"""Log the comparison as a Weights & Biases run of its own, beside those of its methods."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from flow_pl.compare.settings import wandb_loggers
 
 
 def log_comparison(runs: Iterable[Run], tables: Mapping[str, Path], figures: Mapping[str, Path], group: str) -> None:
-    """Log tables and figures where the runs log to W&B, into the same project; offline if they are.
+    """Log tables and figures to the W&B project of the runs, if they log to W&B; offline if they are offline.
 
-    The same results go to the same run of W&B.
+    The same results always go to the same W&B run.
 
     Args:
-        runs: of the comparison.
+        runs: runs of the comparison.
         tables: CSV files by name.
         figures: PNG files by name.
         group: name of the comparison.

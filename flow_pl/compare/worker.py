@@ -1,6 +1,6 @@
-"""A run in a process of its own: fit, from where it was interrupted, then test.
+"""Execute a run in a process of its own: fit, resuming if it was interrupted, then test.
 
-The other processes of a run on several devices are started by Lightning, as `python -m flow_pl.compare.worker FOLDER
+Lightning starts the other processes of a run on several devices, as `python -m flow_pl.compare.worker FOLDER
 CHECKPOINT`.
 """
 
@@ -24,11 +24,11 @@ from flow_pl.utils.told import told
 
 
 def train_and_test(folder: str, checkpoint: str) -> None:
-    """Fit to the end, and test a checkpoint; see `flow_pl.compare.runs.Run` for the files.
+    """Fit to the end and test a checkpoint; see `flow_pl.compare.runs.Run` for the files.
 
     Args:
-        folder: of the run, with its settings.
-        checkpoint: which one is tested, "last" or "best".
+        folder: folder of the run, with its settings.
+        checkpoint: the checkpoint to test, "last" or "best".
     """
     config = ["--config", str(Path(folder, "config.yaml"))]
     checkpoints = Path(folder, "checkpoints")
@@ -41,29 +41,29 @@ def train_and_test(folder: str, checkpoint: str) -> None:
 def work(
     folder: str, checkpoint: str, log: str, environment: dict[str, str], one_thread: bool, alive: Connection
 ) -> None:
-    """What the process of a run does.
+    """Execute a run in the current process.
 
     Args:
-        folder: of the run.
-        checkpoint: which one is tested.
-        log: file that gets everything it says.
-        environment: variables of the command's own process: a fork server has those of its start.
-        one_thread: compute in one thread, beside other runs.
-        alive: the run stops when the other end is closed, also because the process that had it is no more.
+        folder: folder of the run.
+        checkpoint: the checkpoint to test.
+        log: file that receives all output.
+        environment: environment variables of the command's process; a fork server still has those of its start.
+        one_thread: whether to compute in one thread, beside other runs.
+        alive: the run stops when the other end is closed, also by the end of the process that held it.
     """
     os.environ.clear()
     os.environ.update(environment)
     if hasattr(os, "setsid"):
-        os.setsid()  # Ctrl-C in the terminal is for the command, which stops its runs; they end as a group
+        os.setsid()  # Ctrl-C should reach only the command, which stops its runs as groups
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     os.dup2(output, 1)
     os.dup2(output, 2)
     if one_thread:
         os.environ["OMP_NUM_THREADS"] = "1"
         torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a command in the background of a shell ignores it
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell makes background commands ignore it
     threading.Thread(target=_stop_with, args=(alive,), daemon=True).start()
-    # what Lightning starts again for other devices
+    # what Lightning launches for other devices
     sys.argv = [__file__, folder, checkpoint]
     sys.modules["__main__"].__spec__ = importlib.util.find_spec("flow_pl.compare.worker")
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
@@ -75,7 +75,7 @@ def _stop_with(alive: Connection) -> None:
         alive.recv()
     except (EOFError, OSError):
         while True:
-            # again and again: one may be lost where exceptions are ignored; Lightning, once told, ignores the others
+            # repeat: an interrupt is lost where exceptions are ignored; Lightning ignores all after the first
             _thread.interrupt_main()
             time.sleep(0.2)
 

@@ -139,7 +139,7 @@ def test_done_runs_are_skipped_and_changed_ones_run_again(done, capsys):
     main(["compare", "--methods", *methods, "--seeds", "0", "--allow-different"])
     said = capsys.readouterr().out
     assert "flow, seed 0: done, skipped" in said
-    assert "fedavg, seed 0: of other settings or another version of flow_pl, run again" in said
+    assert "fedavg, seed 0: made with other settings or another version of flow_pl, run again" in said
     assert "run 2 of 2: fedavg, seed 0" in said
     after = {path: path.stat().st_mtime_ns for path in before}
     assert {path.parts[-3] for path in before if after[path] != before[path]} == {"fedavg"}
@@ -161,7 +161,7 @@ def test_another_checkpoint_is_tested_without_training_again(done, capsys):
     curve = done / "runs" / "fedavg" / "seed0" / "curve.csv"
     trained = curve.stat().st_mtime_ns
     main(["compare", "--methods", "configs/tiny/fedavg.yaml", "--checkpoint", "best"])
-    assert "fedavg, seed 0: not at its end, resumed" in capsys.readouterr().out
+    assert "fedavg, seed 0: interrupted, resumed" in capsys.readouterr().out
     assert results_of(done, "fedavg", 0)["round"] == 2
     assert curve.stat().st_mtime_ns == trained
 
@@ -176,9 +176,9 @@ def test_a_table_that_was_damaged_is_refused_and_made_again(done, capsys, name):
     assert fails(*command) == 1
     error = capsys.readouterr().err.replace(f"{Path.cwd()}/", "")
     path = path.relative_to(Path.cwd())
-    assert f"{path} is not what fedavg, seed 0 has written" in error
+    assert f"{path} was damaged or changed since fedavg, seed 0 wrote it" in error
     doomed = path.parent if name == "curve.csv" else path.with_name("results.json")
-    assert f"delete {doomed}, and the same command makes it again" in error
+    assert f"delete {doomed} and run the same command to create it again" in error
     shutil.rmtree(doomed) if doomed.is_dir() else doomed.unlink()
     main([*command])
     after = path.read_text().splitlines()
@@ -191,7 +191,7 @@ def test_a_run_whose_results_are_damaged_is_made_again(done, capsys):
     path = done / "runs" / "fedavg" / "seed0" / "results.json"
     path.write_text(path.read_text()[:-20])
     main(["compare", "--methods", "configs/tiny/fedavg.yaml", "--seeds", "0"])
-    assert "fedavg, seed 0: not at its end, resumed" in capsys.readouterr().out
+    assert "fedavg, seed 0: interrupted, resumed" in capsys.readouterr().out
     assert json.loads(path.read_text())["round"] == 3
 
 
@@ -253,13 +253,13 @@ def test_what_was_interrupted_goes_on(tmp_path, monkeypatch, capsys, request):
     assert fails(*args) == 130
     said = capsys.readouterr().out
     assert "fedavg, seed 0: done, skipped" in said
-    assert "fedavg, seed 1: not at its end, resumed" in said
-    assert "The same command goes on from here" in said
+    assert "fedavg, seed 1: interrupted, resumed" in said
+    assert "Run the same command again to resume" in said
     assert rounds < rounds_of(second) < ROUNDS
     assert not (second / "results.json").exists()
 
     main(args)
-    assert "fedavg, seed 1: not at its end, resumed" in capsys.readouterr().out
+    assert "fedavg, seed 1: interrupted, resumed" in capsys.readouterr().out
     main([*ALONE[:-1], "whole", "--seeds", "1"])
     for name in ("clients.csv", "test.json"):
         assert (second / name).read_text() == (tmp_path / "whole" / "runs" / "fedavg" / "seed1" / name).read_text()
@@ -310,7 +310,7 @@ def test_failures_are_reported_and_leave_the_others_alone(tmp_path, monkeypatch,
     assert not (tmp_path / "out" / "routes.png").exists()
     change(tmp_path / "their_methods.py", 'raise RuntimeError("this one cannot train")', "return super().training()")
     assert fails(*args) == 1
-    assert "raising, seed 0: not at its end, resumed" in capsys.readouterr().out
+    assert "raising, seed 0: interrupted, resumed" in capsys.readouterr().out
     assert [row["method"] for row in table(tmp_path / "out" / "table.csv")] == ["raising", "fedavg"]
 
 

@@ -119,8 +119,8 @@ def test_rounds_that_are_another_methods_are_told():
     [
         (["--methods", "nowhere.yaml"], "there is no configuration nowhere.yaml"),
         (["--methods", "configs/none/*.yaml"], "matches no file"),
-        (["--methods", str(FLOW), "--seeds", "1", "1"], "expected different ones"),
-        (["--methods", str(FLOW), "--split-seeds", "2", "2"], "--split-seeds is [2, 2], expected different ones"),
+        (["--methods", str(FLOW), "--seeds", "1", "1"], "expected distinct seeds"),
+        (["--methods", str(FLOW), "--split-seeds", "2", "2"], "--split-seeds is [2, 2], expected distinct seeds"),
         (["--methods", str(FLOW), "--split-seeds", "-1"], "--split-seeds is -1"),
         (["--methods", str(FLOW), "--split-seeds", "1", "--data.split_seed", "2"], "both given"),
         (["--methods", str(FLOW), "--reference", "ditto"], "--reference is ditto, expected one of --methods: flow"),
@@ -128,9 +128,9 @@ def test_rounds_that_are_another_methods_are_told():
         (["--methods", str(FLOW), "--seed_everything", "1"], "use --seeds"),
         (["--methods", str(FLOW), "--trainer.default_root_dir=x"], "use --out"),
         (["--methods", str(FLOW), "--model.method.no_such_setting", "1"], "no_such_setting"),
-        (["--methods", str(FLOW), "--out", str(FLOW)], "cannot be made"),
+        (["--methods", str(FLOW), "--out", str(FLOW)], "cannot be created"),
         (["--methods", str(FLOW), "copy/flow.yaml"], "would both be called flow"),
-        (["--methods", str(FLOW), "copy/other.yaml"], "say where the results go with --out"),
+        (["--methods", str(FLOW), "copy/other.yaml"], "choose the output folder with --out"),
     ],
 )
 def test_bad_options_end_with_one_clear_message(capsys, args, message):

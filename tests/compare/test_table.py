@@ -138,7 +138,7 @@ def test_the_caption_says_what_was_tested_and_corrected_for(by_hand):
     """Three methods: two comparisons with the best of a column; two methods: one, and nothing to correct for."""
     (said,) = [line for line in caption(by_hand) if line.startswith(MARK)]
     assert said == (
-        f"{MARK}: differs significantly from the best of its column, as no reference was named (--reference): p < 0.05 "
+        f"{MARK}: differs significantly from the best of its column, as no --reference was given: p < 0.05 "
         "in a randomization test of the difference that the column shows, which pairs the two methods on each client "
         "within each run and flips the signs of clients, with Holm's correction for up to 2 comparisons in a column."
     )
