@@ -76,13 +76,13 @@ def test_the_best_checkpoint_is_taken_and_named(config, root, capsys, name):  # 
 def test_an_untrained_model_is_refused(config, capsys, name, word):  # noqa: F811
     code, error = fails(capsys, name, "--config", config, *([] if word is None else ["--ckpt_path", word]))
     assert code == 1
-    assert "there is no trained model to take: " in error
+    assert "no trained model found: " in error
     assert "train it first with `flow-pl fit`" in error
 
 
 def test_a_fit_from_the_best_round_needs_one(config, root, capsys):  # noqa: F811
     code, error = fails(capsys, "fit", "--config", config, "--ckpt_path", "best")
-    assert (code, "there is no trained model" in error) == (1, True)
+    assert (code, "no trained model found" in error) == (1, True)
     command(config, "fit")
     cli = command(config, "fit", "--ckpt_path", "best", "--trainer.max_epochs", 3)
     assert cli.trainer.global_step == 3

@@ -1,1 +1,1 @@
-"""What a test found out about clients and routes: collected, drawn, and put on one page."""
+"""Collect what a test found about clients and routes, draw it, and write it to one page."""

@@ -1,4 +1,4 @@
-"""Do clients route alike? All are asked about the same instances, each through its own personalized model."""
+"""Measure whether clients route alike: all personalized models are evaluated on the same instances."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from flow_pl.utils.inputs import Inputs, map_inputs, take, zip_inputs
 
 
 class CommonInstances(NamedTuple):
-    """Instances that all clients are asked about.
+    """Instances on which all clients are evaluated.
 
     Attributes:
-        x: [K, ...] features as a model gets them.
+        x: [K, ...] features, as passed to a model.
         y: [K, ...] targets.
     """
 
@@ -31,15 +31,15 @@ class CommonInstances(NamedTuple):
 
 
 class Agreement(NamedTuple):
-    """How alike the routes of clients are on common instances; n clients, B blocks.
+    """Agreement between the routes of n clients through B blocks on common instances.
 
     Attributes:
-        same: [B] mean, over all pairs of clients, of the share of decisions on which both take the same branch.
-        chance: [B] what that would be if each client went local as often as it does, but on instances of its own
-            choice.
-        difference: [B] mean, over all pairs and decisions, of the distance of the probabilities.
-        pairs: [n, n] share of the same decisions of each pair, over all blocks.
-        order: [n] the clients' places in what was given, the least local first, as in `pairs`.
+        same: [B] share of decisions on which two clients take the same branch, averaged over all pairs of clients.
+        chance: [B] the expected value of `same` if each client routed locally as often as it does, but on random
+                    instances.
+        difference: [B] absolute difference of the probabilities, averaged over all pairs and decisions.
+        pairs: [n, n] share of equal decisions of each pair, over all blocks.
+        order: [n] indices into the given clients, the least local first, as in `pairs`.
     """
 
     same: Floats
@@ -50,20 +50,20 @@ class Agreement(NamedTuple):
 
     @property
     def beyond_chance(self) -> Floats:
-        """[B] share of what chance leaves open on which the clients agree (Cohen's kappa); NaN where it leaves none."""
+        """[B] agreement beyond chance as a share of the possible (Cohen's kappa); NaN if none is possible."""
         room = 1 - self.chance
         return np.where(room > 1e-9, (self.same - self.chance) / np.where(room > 1e-9, room, 1.0), np.nan)
 
 
 def common_instances(data: FederatedDataModule, count: int) -> CommonInstances | None:
-    """Test instances of clients from all over the seen population, one of each, or more where there are fewer clients.
+    """Choose test instances of clients spread over the seen population: one per client, more if clients are few.
 
     Args:
-        data: set up.
-        count: how many (K); fewer, where there are fewer.
+        data: the data module, set up.
+        count: number of instances (K), if there are as many.
 
     Returns:
-        The instances; None where no seen client has any.
+        The instances; None if no seen client has test instances.
     """
     federation = data.federation
     clients = [int(client) for client in federation.seen if federation.test_sizes[client] > 0]
@@ -85,10 +85,10 @@ def common_instances(data: FederatedDataModule, count: int) -> CommonInstances |
 
 
 def with_common(batch: ClientBatch, common: CommonInstances | None) -> ClientBatch:
-    """A chunk whose clients are evaluated on common instances first, and then on their own.
+    """Return a chunk whose clients are evaluated on the common instances first, and then on their own.
 
     Args:
-        batch: of an evaluation.
+        batch: a chunk of clients in an evaluation.
         common: K instances; None for none.
     """
     own = batch.heldout
@@ -107,23 +107,23 @@ def with_common(batch: ClientBatch, common: CommonInstances | None) -> ClientBat
 
 
 def agreement(clients: Sequence[ClientRoutes]) -> Agreement | None:
-    """Compare the clients' routes on the common instances; None for fewer than two clients, or without instances.
+    """Compare the clients' routes on the common instances; None for fewer than two clients or no instances.
 
     Args:
-        clients: all asked about the same.
+        clients: routes of clients on the same common instances.
     """
     if len(clients) < 2 or not len(clients[0].common):
         return None
     q = np.stack([client.common for client in clients])  # [n, D, B]
     order = np.argsort(q.mean((1, 2)), kind="stable")
     q = q[order]
-    ways = (q > 0.5).astype(np.float64)
+    branches = (q > 0.5).astype(np.float64)
     clients_, decisions, blocks = q.shape
-    pairs = np.stack([w @ w.T + (1 - w) @ (1 - w).T for w in np.moveaxis(ways, 2, 0)]) / decisions
+    pairs = np.stack([w @ w.T + (1 - w) @ (1 - w).T for w in np.moveaxis(branches, 2, 0)]) / decisions
     others = ~np.eye(clients_, dtype=bool)
-    share = ways.mean(1)  # [n, B]
+    share = branches.mean(1)  # [n, B]
     expected = [np.outer(p, p) + np.outer(1 - p, 1 - p) for p in share.T]
-    # mean distance of all pairs, from the ordered values: see Gini's coefficient
+    # mean absolute difference over all pairs, from the sorted values (as in the Gini coefficient)
     rank = 2 * np.arange(clients_) - clients_ + 1
     distance = (rank[:, None, None] * np.sort(q, axis=0)).sum(0) / (clients_ * (clients_ - 1) / 2)
     return Agreement(

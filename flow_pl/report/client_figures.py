@@ -1,4 +1,4 @@
-"""How clients fare: gains, accuracies from the worst client to the best, accuracy by size."""
+"""Draw clients' gains, their accuracies from the worst to the best, and accuracy by client size."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ Clients = Mapping[str, Sequence[Client]]
 """Clients by population."""
 
 GROUPS = 5
-"""Most groups of clients by size."""
+"""Largest number of groups of clients by size."""
 
 DASHES = ("-", (0, (4, 2)), (0, (1, 1.2)))
-"""Of the populations, where the colours are those of the models."""
+"""Line styles of the populations in figures where colours denote the models."""
 
 
 def gain_histogram(clients: Clients) -> Figure:
-    """How many clients gain how much: personalized less generalized accuracy, in percentage points."""
+    """Draw the distribution of clients' gains (personalized - generalized accuracy), in percentage points."""
     figure = Figure(figsize=SIZE, layout="constrained")
     axes = figure.subplots()
     gains = {population: _gains(members) for population, members in clients.items()}
     largest = max(1.0, *(float(np.abs(gain).max()) for gain in gains.values()))
     width = _round_width(2 * largest / 20)
-    # zero is in the middle of a bin: who does not change is neither helped nor harmed
+    # zero is in the middle of a bin: an unchanged client is neither helped nor harmed
     half = np.ceil(largest / width - 0.5)
     edges = width * (np.arange(-half, half + 2) - 0.5)
     weights = [np.full(len(gain), 100 / len(gain)) for gain in gains.values()]
@@ -43,14 +43,14 @@ def gain_histogram(clients: Clients) -> Figure:
 
 
 def accuracy_ranks(clients: Clients) -> Figure:
-    """Accuracies from the worst client to the best, for both models; the worst tenth is shaded."""
+    """Draw the accuracies of both models from the worst client to the best; the worst tenth is shaded."""
     figure = Figure(figsize=SIZE, layout="constrained")
     axes = figure.subplots()
     axes.axvspan(0, 10, color="#F2D9CC", linewidth=0)
     for (population, members), dashes in zip(clients.items(), DASHES, strict=False):
         for model, color in MODEL_COLORS.items():
             values = np.sort([100 * getattr(client, model) for client in members])
-            # a client is a step of its width, so that the shaded tenth holds a tenth of them
+            # each client is one step of equal width, so that the shaded tenth holds a tenth of the clients
             edges = np.linspace(0, 100, len(values) + 1)
             axes.stairs(values, edges, baseline=None, color=color, linewidth=1.5, linestyle=dashes)
             axes.plot([], [], color=color, linestyle=dashes, label=f"{model}, {population}")
@@ -61,7 +61,7 @@ def accuracy_ranks(clients: Clients) -> Figure:
 
 
 def accuracy_by_size(clients: Clients) -> Figure:
-    """Accuracy of clients by their number of training examples: mean and quartiles of up to five groups."""
+    """Draw accuracy by clients' number of training examples: mean and quartiles of up to `GROUPS` groups."""
     members = sorted((client for group in clients.values() for client in group), key=lambda client: client.examples)
     groups = size_groups([client.examples for client in members])
     figure = Figure(figsize=SIZE, layout="constrained")
@@ -83,10 +83,10 @@ def accuracy_by_size(clients: Clients) -> Figure:
 
 
 def size_groups(sizes: Sequence[int]) -> list[list[int]]:
-    """Places of ascending sizes in groups of about as many clients; clients of one size are in one group.
+    """Group the indices of ascending sizes into similarly large groups; equal sizes share a group.
 
     Args:
-        sizes: ascending, one or more.
+        sizes: the sizes in ascending order, at least one.
     """
     bounds = np.quantile(sizes, np.linspace(0, 1, GROUPS + 1)[1:-1])
     group_of = np.searchsorted(bounds, sizes, side="left")
@@ -94,11 +94,11 @@ def size_groups(sizes: Sequence[int]) -> list[list[int]]:
 
 
 def _gains(clients: Sequence[Client]) -> Floats:
-    # rounded: accuracies that are equal on paper may differ in the last digit
+    # rounded: accuracies that are equal in exact arithmetic may differ in the last digit
     return np.round([100 * (client.personalized - client.generalized) for client in clients], 9)
 
 
 def _round_width(width: float) -> float:
-    """The next of 1, 2, 5, 10, ... and their tenths."""
+    """Round up to the next of 1, 2, 5, 10, ... and their tenths."""
     scale = 10 ** np.floor(np.log10(width))
     return float(next(step * scale for step in (1, 2, 5, 10) if step * scale >= width))

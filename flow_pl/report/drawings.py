@@ -1,4 +1,4 @@
-"""The figures of the report: what each of them is called, shows and means."""
+"""List the figures of the report, with their titles and captions."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class Drawing(NamedTuple):
     """A figure of the report.
 
     Attributes:
-        name: of its file.
-        section: that it is in.
-        title: above it.
+        name: stem of its file name.
+        section: the section that shows it.
+        title: title above it.
         caption: how to read it.
-        make: draws it; None where there is nothing to draw.
+        make: draws the figure; returns None if there is nothing to draw.
     """
 
     name: str
@@ -47,62 +47,62 @@ def _most(name: Literal["most_local", "most_global"], evidence: Evidence) -> Fig
 
 _INSTANCES = (
     "Above each: its class and the mean probability of the local branch over the blocks. Below: whether the server's "
-    "model (g) and the client's own model (p) are right. At most three are of the same client."
+    "model (g) and the client's own model (p) are right. At most three belong to the same client."
 )
 
-ROUTED_LOCAL = "Routed local: the share of decisions for which the local branch has a probability above a half."
-"""What is meant by it, wherever it is shown."""
+ROUTED_LOCAL = "Routed locally: the share of decisions for which the local branch has a probability above one half."
+"""Definition shown with every figure of this share."""
 
 DRAWINGS = (
     Drawing(
         "curves",
         "rounds",
         "Accuracy over the rounds",
-        "Lines: mean over the validated clients. Bands: from their 10th to their 90th percentile.",
+        "Lines: mean over the validated clients. Bands: their 10th to 90th percentile.",
         lambda evidence: curves.accuracy_curves(evidence.curve, evidence.rounds),
     ),
     Drawing(
         "route_rounds",
         "rounds",
-        "Routed local over the rounds",
-        f"{ROUTED_LOCAL} Here of the validated clients.",
+        "Routed locally, over the rounds",
+        f"{ROUTED_LOCAL} Mean over the validated clients.",
         lambda evidence: curves.route_curves(evidence.curve, evidence.blocks, evidence.rounds),
     ),
     Drawing(
         "gains",
         "clients",
-        "Who gains how much",
-        "Accuracy of the client's own model less that of the server's model. The bar at zero is of clients for whom "
-        "nothing changes.",
+        "Personalization gain",
+        "Accuracy of the client's own model minus that of the server's model. The bar at zero counts the clients "
+        "whose accuracy does not change.",
         lambda evidence: client_figures.gain_histogram(evidence.clients),
     ),
     Drawing(
         "clients",
         "clients",
         "Client by client",
-        "A dot is a client; above the line its own model is better than the server's. Areas grow with the client's "
-        "training examples.",
+        "Each dot is a client; above the line, its own model is better than the server's. Areas grow with the "
+        "number of training examples.",
         lambda evidence: compared.client_scatter(evidence.comparison),
     ),
     Drawing(
         "ranks",
         "clients",
         "From the worst client to the best",
-        "Each line sorts the clients by that model's accuracy: the flatter, the fairer. The shaded tenth is what "
-        "'worst tenth' is the mean of.",
+        "Each line sorts the clients by that model's accuracy: the flatter, the fairer. The mean over the shaded "
+        "tenth is the 'worst tenth' of the table.",
         lambda evidence: client_figures.accuracy_ranks(evidence.clients),
     ),
     Drawing(
         "sizes",
         "clients",
         "Accuracy by client size",
-        "Dots: mean of the clients of that size, seen and new together. Bars: the middle half of them.",
+        "Dots: mean of the clients of that size, seen and new together. Bars: their interquartile range.",
         lambda evidence: client_figures.accuracy_by_size(evidence.clients),
     ),
     Drawing(
         "routes",
         "routes",
-        "Routed local, by block",
+        "Routed locally, by block",
         f"{ROUTED_LOCAL} Mean over all clients.",
         lambda evidence: compared.routes(evidence.comparison),
     ),
@@ -110,8 +110,8 @@ DRAWINGS = (
         "route_probabilities",
         "routes",
         "How sure the router is",
-        "Distribution of the probability of the local branch. Mass at both ends: sure decisions; one peak: the same "
-        "mixture for everything. Right of the dotted line, above a half, is what is routed local.",
+        "Distribution of the probability of the local branch. Mass at both ends: confident decisions; one peak: "
+        "the same mixture for every instance. Decisions right of the dotted line, above one half, are routed locally.",
         lambda evidence: (
             route_figures.probability_histogram(evidence.routes, evidence.blocks) if evidence.all_routes else None
         ),
@@ -120,23 +120,24 @@ DRAWINGS = (
         "route_clients",
         "routes",
         "Routes, client by client",
-        "Routed local of each client, sorted for each line. A level line: all clients are routed alike; a steep "
-        "one: they differ.",
+        "Share routed locally of each client, sorted for each line. A flat line: all clients are routed alike; a "
+        "steep line: they differ.",
         lambda evidence: route_figures.client_ranks(evidence.shares, evidence.blocks) if evidence.blocks else None,
     ),
     Drawing(
         "route_agreement",
         "routes",
         "Do clients route alike?",
-        "All clients' own models are asked about the same instances. Each point is a pair of clients: the share of "
-        "equal decisions.",
+        "All clients' own models are evaluated on the same instances. Each point is a pair of clients: the share "
+        "of equal decisions.",
         lambda evidence: None if evidence.agreement is None else route_figures.agreement_matrix(evidence.agreement),
     ),
     Drawing(
         "route_classes",
         "routes",
         "By class",
-        "Mean probability of the local branch, in percent, of the most frequent classes; in brackets their decisions.",
+        "Mean probability of the local branch, in percent, for the most frequent classes; in brackets, their "
+        "decisions.",
         lambda evidence: (
             None
             if evidence.all_routes is None
@@ -149,11 +150,11 @@ DRAWINGS = (
 
 
 def draw(evidence: Evidence, folder: Path) -> dict[str, Path]:
-    """Draw all figures for which there is something to draw.
+    """Draw all figures that have something to show.
 
     Args:
-        evidence: what was found out.
-        folder: where the files go.
+        evidence: the content of the report.
+        folder: output folder.
 
     Returns:
         The PNG files by name.

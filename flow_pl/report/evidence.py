@@ -1,4 +1,4 @@
-"""All that the report is about."""
+"""The content of the report."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from flow_pl.results.runs import Client, Comparison, Metrics, RunResults
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a test found out.
+    """Everything that the report shows of a test.
 
     Attributes:
-        method: its name.
-        backbone: its name.
+        method: name of the method.
+        backbone: name of the backbone.
         data: name of the data module.
-        rounds: of the model that was tested.
-        blocks: names of the routed blocks; none for a method that does not route.
-        clients: those with evaluated targets, by population.
-        shares: for each of them the share of decisions for the local block, by block.
-        routes: decisions of the clients that were looked at instance by instance, by population; empty for a method
-            without routes.
-        common: how many instances all of them were asked about.
-        curve: metrics of the fit's validations by round; empty where they were not written.
+        rounds: training rounds of the tested model.
+        blocks: names of the routed blocks; empty for a method that does not route.
+        clients: clients with evaluated targets, by population.
+        shares: for each of these clients, the share of decisions routed locally, by block.
+        routes: decisions of the clients inspected instance by instance, by population; empty for a method that does
+            not route.
+        common: number of instances on which all inspected clients were evaluated.
+        curve: validation metrics of the fit by round; empty if they were not recorded.
         kind: how an instance is shown.
         classes: names of the classes.
-        tokens: names of the tokens; None where they have none.
-        names: of the clients that were looked at instance by instance, by their indices.
+        tokens: names of the tokens; None if they have no names.
+        names: names of the inspected clients, by client index.
     """
 
     method: str
@@ -62,12 +62,12 @@ class Evidence:
 
     @cached_property
     def agreement(self) -> Agreement | None:
-        """How alike the clients' routes are; None where nothing can be compared."""
+        """How alike the clients' routes are; None if nothing can be compared."""
         return None if self.all_routes is None else agreement(self.all_routes.clients)
 
     @cached_property
     def comparison(self) -> Comparison:
-        """The run as a comparison of one method, for the figures that both have."""
+        """The run as a comparison of one method, for the figures shared with `flow-pl compare`."""
         metrics = {
             population: {
                 f"routed_local/{block}": sum(share[index] for share in shares) / len(shares)

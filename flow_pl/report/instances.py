@@ -1,4 +1,4 @@
-"""The instances that go most local or most global, as pictures: pixels, coloured tokens, or numbers."""
+"""Draw the most local and the most global instances: pixels, coloured tokens, or numbers."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from flow_pl.results.curves import SIZE
 RIGHT, WRONG = "#1B7F3B", "#B3261E"
 
 COLUMNS = 4
-"""Pictures in a row."""
+"""Instances per row."""
 
 LINE = 44
-"""Characters in a line of a picture of text."""
+"""Characters per line of a drawn text."""
 
 
 def picture(instances: Sequence[Instance], kind: Kind, classes: Sequence[str], tokens: Sequence[str] | None) -> Figure:
-    """A picture of instances, each with its class and its mean probability of the local branch.
+    """Draw instances, each with its class and its mean probability of the local branch.
 
     Args:
-        instances: one or more.
-        kind: how they look.
+        instances: at least one instance.
+        kind: how to draw an instance.
         classes: names of the classes.
         tokens: names of the tokens, for texts.
     """
@@ -53,7 +53,7 @@ def picture(instances: Sequence[Instance], kind: Kind, classes: Sequence[str], t
 
 
 def label_of(instance: Instance, classes: Sequence[str]) -> str:
-    """The class of an instance, or its classes; a question mark where it is not known."""
+    """Return the class name(s) of an instance; a question mark if unknown."""
     label = np.atleast_1d(instance.label)
     if (label < 0).all():
         return "?"
@@ -62,21 +62,21 @@ def label_of(instance: Instance, classes: Sequence[str]) -> str:
 
 
 def token_ways(instance: Instance) -> Floats:
-    """[T] mean probability of the local branch of each token, over the blocks; NaN in the padding."""
-    ways = np.where(instance.mask, instance.local.mean(-1), np.nan)
-    return np.full(len(np.ravel(instance.x)), ways) if ways.ndim == 0 else ways
+    """Return, for each token, the mean probability [T] of the local branch over the blocks; NaN for padding."""
+    probabilities = np.where(instance.mask, instance.local.mean(-1), np.nan)
+    return np.full(len(np.ravel(instance.x)), probabilities) if probabilities.ndim == 0 else probabilities
 
 
 def way_range(instances: Sequence[Instance]) -> tuple[float, float]:
-    """The probabilities from which to which the colours of tokens run: those of nearly all tokens shown."""
-    ways = np.concatenate([token_ways(instance) for instance in instances])
-    low, high = np.nanquantile(ways, (0.02, 0.98))
+    """Return the probabilities at both ends of the colour scale, which covers nearly all tokens shown."""
+    probabilities = np.concatenate([token_ways(instance) for instance in instances])
+    low, high = np.nanquantile(probabilities, (0.02, 0.98))
     return (float(low), float(high)) if high - low > 1e-6 else (0.0, 1.0)
 
 
-def way_color(way: float, low: float, high: float) -> str:
-    """Colour of a probability of the local branch, as #rrggbb."""
-    red, green, blue, _ = (round(255 * float(part)) for part in WAYS(0.15 + 0.7 * (way - low) / (high - low)))
+def way_color(probability: float, low: float, high: float) -> str:
+    """Return the colour of a probability of the local branch, as #rrggbb."""
+    red, green, blue, _ = (round(255 * float(part)) for part in WAYS(0.15 + 0.7 * (probability - low) / (high - low)))
     return f"#{red:02x}{green:02x}{blue:02x}"
 
 
@@ -93,20 +93,20 @@ def _show(axes: Axes, instance: Instance, kind: Kind) -> None:
 
 
 def _texts(instances: Sequence[Instance], names: Sequence[str] | None) -> Figure:
-    """Coloured tokens in lines of a fixed width; a figure cannot flow as a page does."""
+    """Draw coloured tokens in lines of a fixed width, since a figure does not reflow."""
     low, high = way_range(instances)
     words = names is None or max(map(len, names[4:]), default=0) > 1
     cells: list[tuple[int, int, str, str]] = []
     line = 0
     for instance in instances:
         column = 0
-        for token, way in zip(tokens_of(instance.x, names), token_ways(instance), strict=True):
-            if np.isnan(way):
+        for token, probability in zip(tokens_of(instance.x, names), token_ways(instance), strict=True):
+            if np.isnan(probability):
                 continue
             text = visible(token) + (" " if words else "")
             if column + len(text) > LINE:
                 line, column = line + 1, 0
-            cells.append((line, column, text, way_color(float(np.clip(way, low, high)), low, high)))
+            cells.append((line, column, text, way_color(float(np.clip(probability, low, high)), low, high)))
             column += len(text)
         line += 2
     figure = Figure(figsize=(SIZE[0], 0.17 * line))

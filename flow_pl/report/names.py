@@ -1,4 +1,4 @@
-"""How instances look and what classes are called: by what the data module knows, and by the shape of the features."""
+"""Choose how to show instances, and name classes and tokens, from the data module and the features' shape."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ Kind = Literal["image", "text", "vector"]
 SPECIAL_NAMES = ("<pad>", "<oov>", "<bos>", "<eos>")
 
 WHITE = {" ": "␣", "\n": "↵", "\r": "␍", "\t": "⇥"}
-"""Signs for tokens that could not be seen."""
+"""Visible signs for white space."""
 
 
 def kind_of(data: FederatedDataModule, objective: Objective) -> Kind:
-    """How an instance is shown: pixels, tokens, or numbers."""
-    example = first(data.example())  # of several features, the first ones are shown
+    """Return how an instance is shown: as pixels, tokens, or numbers."""
+    example = first(data.example())  # of several inputs, the first is shown
     shape = tuple(example.shape[1:])
     if objective.positions or (len(shape) == 1 and not example.is_floating_point() and token_names(data)):
         return "text"
@@ -32,7 +32,7 @@ def kind_of(data: FederatedDataModule, objective: Objective) -> Kind:
 
 
 def token_names(data: FederatedDataModule) -> list[str] | None:
-    """The tokens by their numbers, special ones included; None where the data module has no vocabulary of its rows."""
+    """Return the token names by index, including special ones; None if the data module has no vocabulary."""
     own = data.token_names() if isinstance(data, EncodedData) else ()
     if own:
         return list(own)
@@ -42,7 +42,7 @@ def token_names(data: FederatedDataModule) -> list[str] | None:
 
 
 def class_names(data: FederatedDataModule, objective: Objective) -> list[str]:
-    """What the classes are called; their numbers, where the data module does not say."""
+    """Return the class names; their numbers if the data module does not name them."""
     vocabularies = data.vocabularies if isinstance(data, EncodedData) else {}
     names: Sequence[str] = ()
     if TAGS in vocabularies:
@@ -53,12 +53,12 @@ def class_names(data: FederatedDataModule, objective: Objective) -> list[str]:
 
 
 def visible(token: str) -> str:
-    """A token with a sign for each white space."""
+    """Replace each white-space character of a token by a visible sign."""
     return "".join(WHITE.get(character, character) for character in token)
 
 
 def tokens_of(x: NDArray[Any], names: Sequence[str] | None) -> list[str]:
-    """The tokens of a row, [T]; their numbers where they have no names."""
+    """Return the T tokens of a row by name; their numbers if they have no names."""
     numbers = np.asarray(x).reshape(-1).tolist()
     return [names[int(n)] if names is not None and 0 <= n < len(names) else str(int(n)) for n in numbers]
 

@@ -1,4 +1,4 @@
-"""The report as one page of HTML that needs no other file: page.html.j2 and page.css say how it looks."""
+"""Render the report as one self-contained HTML page; page.html.j2 and page.css define its look."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from flow_pl.report.evidence import Evidence
 from flow_pl.report.tables import Table, block_table, worst_clients
 from flow_pl.report.tokens import TokenLists, token_lists
 
-NO_CURVE = "There is no record of the fit's validations: add the callback LearningCurves to the fit to see them here."
+NO_CURVE = "The validations of the fit were not recorded: add the callback LearningCurves to the fit to see them here."
 
 ROUTES = (
-    "The router gives every instance, for each block, a probability of the local branch. "
-    f"{ROUTED_LOCAL} Entropy of a decision: 0 bits where it is sure, 1 where it is undecided.",
-    "Explained by the client: how many bits one learns about the route by knowing whose instance it is; explained by "
-    "the instance: how many more by knowing which one it is. Both are 0 where everything takes the same branch.",
+    "For each instance and block, the router gives a probability of the local branch. "
+    f"{ROUTED_LOCAL} Entropy of a decision: 0 bits if the router is certain, 1 bit if it is undecided.",
+    "Explained by the client: the information in bits that the client gives about the branch taken; explained by the "
+    "instance: the further information that the instance gives. Both are 0 if everything takes the same branch.",
 )
 
 AGREEMENT = (
-    "To compare clients, all their models are asked about the same {common} test instances. Agreement: the share "
-    "of equal decisions, mean over pairs of clients; by chance: that of clients that route local as often, but "
-    "on random instances; beyond chance: the share of the rest that they agree on. A router "
-    "that is not adapted to clients agrees on everything, where it looks at the instance alone."
+    "To compare clients, all their models are evaluated on the same {common} test instances. Agreement: the share of "
+    "equal decisions, averaged over pairs of clients; by chance: the agreement of clients that route locally as often, "
+    "but on random instances; beyond chance: the share of the remaining decisions on which they agree. Clients "
+    "agree on everything if the router is not adapted to them and looks only at the instance."
 )
 
 
 class Grid(NamedTuple):
-    """A table: its header, its rows by the name of their group ("" for none), and the text above it."""
+    """A table: its header, its rows by group name ("" for no group), and the caption above it."""
 
     header: Sequence[str]
     groups: Mapping[str, Sequence[Sequence[str]]]
@@ -50,17 +50,17 @@ class Picture(NamedTuple):
 
 @dataclass(frozen=True)
 class Part:
-    """A section of the page; one without any content is left out.
+    """A section of the page; omitted if it has no content.
 
     Attributes:
-        anchor: where links lead.
-        title: above it.
-        table: at the top.
-        note: a paragraph below it.
-        explanations: paragraphs that are shown when they are asked for.
-        figures: side by side where there is room.
-        texts: with coloured tokens.
-        figures_first: whether they come before the table.
+        anchor: target of links to the section.
+        title: heading of the section.
+        table: table at the top.
+        note: paragraph below the table.
+        explanations: paragraphs that the reader can unfold.
+        figures: figures, side by side if there is space.
+        texts: texts with coloured tokens.
+        figures_first: whether the figures precede the table.
     """
 
     anchor: str
@@ -82,13 +82,13 @@ def report(
     results: Mapping[str, Sequence[Sequence[str]]],
     highlights: Mapping[str, Mapping[str, str]],
 ) -> str:
-    """The page.
+    """Render the page.
 
     Args:
-        evidence: what was found out.
+        evidence: the content of the report.
         figures: PNG files by name.
-        results: rows of the table of results by group, each a label and a cell for each population.
-        highlights: key figures by what they are and by population.
+        results: rows of the results table by group, each a label and one cell per population.
+        highlights: key figures, by name and population.
     """
     populations = list(evidence.clients)
     note = "" if evidence.curve else NO_CURVE
@@ -96,7 +96,7 @@ def report(
     rounds = Part("rounds", "Over the rounds", note=note, figures=_figures("rounds", figures))
     clients = Part("clients", "Clients", _worst(evidence), figures=_figures("clients", figures), figures_first=True)
     sections = (
-        # a figure is on the first screen; the key figures above it say what the long table says
+        # show a figure on the first screen; the key figures above it summarize the long table
         *((rounds, table, clients) if rounds.figures else (clients, table, rounds)),
         _routes(evidence, figures),
         _instances(evidence, figures),
@@ -129,7 +129,7 @@ def _worst(evidence: Evidence) -> Grid | None:
     rows = [[row[column] for column in columns] for row in found.rows]
     for short, row in zip(rows, found.rows, strict=True):
         short[0] = f"{short[0]} ({row[population]})"
-    caption = f"The {len(rows)} clients whose own models do worst, of all populations; shares in percent"
+    caption = f"The {len(rows)} clients with the least accurate own models, over all populations; shares in percent"
     return Grid(shown, {"": _texts(Table(list(shown), rows), signed=("gain",))}, caption)
 
 
@@ -140,12 +140,12 @@ def _routes(evidence: Evidence, figures: Mapping[str, Path]) -> Part:
         return part
     found = block_table(evidence)
     bits = [name for name in found.columns if "bits" in name]
-    # on a phone there is room for more rows, not for more columns
+    # a phone has space for more rows, not for more columns
     columns = zip(*_texts(found, plain=bits), strict=True)
     blocks, *measures = zip(found.columns, columns, strict=True)
     caption = (
-        f"{len(routes.clients)} clients, looked at instance by instance: {routes.decisions} decisions in each block; "
-        "in percent, but for bits"
+        f"{len(routes.clients)} clients, inspected instance by instance: {routes.decisions} decisions in each "
+        "block; in percent, except for bits"
     )
     table = Grid(["", *blocks[1]], {"": [[name, *values] for name, values in measures]}, caption)
     agreed = [AGREEMENT.format(common=evidence.common)] if evidence.agreement is not None else []
@@ -165,7 +165,7 @@ def _instances(evidence: Evidence, figures: Mapping[str, Path]) -> Part:
 
 
 def _texts(found: Table, signed: Sequence[str] = (), plain: Sequence[str] = ()) -> list[list[str]]:
-    """Rows as texts: shares in percent, but for columns that are `plain`."""
+    """Format rows as texts: shares in percent, except in the `plain` columns."""
 
     def text(name: str, value: object) -> str:
         if isinstance(value, float):

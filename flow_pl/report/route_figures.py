@@ -1,4 +1,4 @@
-"""How the router decides: by block, by client, by class, and how alike clients are."""
+"""Draw the router's decisions by block, by client and by class, and the agreement between clients."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from flow_pl.results.plotting import COLORS, POPULATION_COLORS, grid, line_style
 GLOBAL_COLOR, LOCAL_COLOR = COLORS[0], COLORS[1]
 
 WAYS = LinearSegmentedColormap.from_list("ways", [GLOBAL_COLOR, "#FFFFFF", LOCAL_COLOR])
-"""From global through undecided to local."""
+"""Colours from global through undecided to local."""
 
 MOST_CLASSES = 30
-"""Classes that are shown: the most frequent ones."""
+"""Largest number of classes shown, the most frequent ones."""
 
 
 def probability_histogram(routes: Mapping[str, Routes], blocks: Sequence[str]) -> Figure:
-    """Distribution of the probability of the local branch, by block and population.
+    """Draw the distribution of the probability of the local branch, by block and population.
 
     Args:
-        routes: by population.
+        routes: decisions by population.
         blocks: names of the routed blocks.
     """
     figure, panels = grid(len(blocks), 2, SIZE[0] / 2, 1.9)
@@ -49,7 +49,7 @@ def probability_histogram(routes: Mapping[str, Routes], blocks: Sequence[str]) -
 
 
 def client_ranks(shares: Mapping[str, Sequence[Sequence[float]]], blocks: Sequence[str]) -> Figure:
-    """Share routed local of each client, from the least local client to the most, by block.
+    """Draw each client's share routed locally, from the least to the most local client, by block.
 
     Args:
         shares: for each population, the clients' shares by block.
@@ -71,12 +71,12 @@ def client_ranks(shares: Mapping[str, Sequence[Sequence[float]]], blocks: Sequen
 
 
 def by_class(routes: Routes, blocks: Sequence[str], names: Sequence[str]) -> Figure | None:
-    """Mean probability of the local branch by class and block, the most local class on top.
+    """Draw the mean probability of the local branch by class and block, the most local class on top.
 
     Args:
-        routes: of all populations.
+        routes: decisions of all populations.
         blocks: names of the routed blocks.
-        names: of the classes.
+        names: names of the classes.
     """
     common = np.argsort(-routes.class_count, kind="stable")[:MOST_CLASSES]
     common = common[routes.class_count[common] > 0]
@@ -103,11 +103,11 @@ def by_class(routes: Routes, blocks: Sequence[str], names: Sequence[str]) -> Fig
 
 
 def agreement_matrix(found: Agreement) -> Figure:
-    """Share of the same decisions of each pair of clients on the common instances."""
+    """Draw the share of equal decisions of each pair of clients on the common instances."""
     figure = Figure(figsize=(SIZE[0], 3.6), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(100 * found.pairs, cmap="viridis", vmin=min(50.0, 100 * float(found.pairs.min())), vmax=100)
-    figure.colorbar(image, ax=axes, label="same decisions (%)", shrink=0.85)
+    figure.colorbar(image, ax=axes, label="equal decisions (%)", shrink=0.85)
     axes.grid(visible=False)
     axes.set(xlabel="clients, the least local first", ylabel="clients, the least local first", xticks=[], yticks=[])
     return figure

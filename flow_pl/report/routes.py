@@ -1,4 +1,4 @@
-"""Counts the routing decisions of a set of clients, as the report shows them."""
+"""Count the routing decisions of a set of clients, as the report shows them."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.signedinteger[Any]]
 
 BINS = 20
-"""Of the histogram of probabilities, from 0 to 1."""
+"""Number of bins in the histogram of probabilities, from 0 to 1."""
 
 OF_A_CLIENT = 3
-"""Most instances of one client among the most local or the most global ones."""
+"""Largest number of instances of one client among the most local or the most global ones."""
 
 TINY = 1e-12
 """Smallest probability whose logarithm is taken."""
@@ -29,12 +29,12 @@ class Instance(NamedTuple):
 
     Attributes:
         client: index of its client.
-        x: features as passed to a model; the first ones, where they are several.
-        label: [*P], or [labels] where it has several; -1 where there is none.
+        x: features as passed to a model; the first of several inputs.
+        label: [*P], or [labels] for a task with several labels; -1 if missing.
         generalized: whether w_g is right, in the shape of the label.
         personalized: whether the personalized model is right, in the shape of the label.
-        mask: [*P] where something is predicted.
-        local: [*P, blocks] probabilities of the local blocks.
+        mask: [*P], true where a target is predicted.
+        local: [*P, blocks] probabilities of the local branch.
     """
 
     client: int
@@ -55,10 +55,10 @@ class ClientRoutes(NamedTuple):
     """The decisions of one client.
 
     Attributes:
-        client: its index.
-        decisions: number of them in each block.
+        client: index of the client.
+        decisions: number of decisions in each block.
         local: [blocks] mean probability of the local branch.
-        common: [D, blocks] probabilities on the instances that all clients are asked about.
+        common: [D, blocks] probabilities on the common instances.
     """
 
     client: int
@@ -73,18 +73,18 @@ class Routes:
     Args:
         blocks: number of routed blocks (B).
         classes: number of classes.
-        kept: how many of the most local and of the most global instances are kept.
+        kept: number of most local and of most global instances to keep.
 
     Attributes:
-        histogram: [B, BINS] decisions by their probability of the local branch.
+        histogram: [B, BINS] number of decisions by their probability of the local branch.
         entropy: [B] sum of the decisions' entropies, in bits.
         total: [B] sum of the probabilities.
-        local: [B] decisions for the local branch.
-        decisions: number of them in each block.
-        class_count: [classes] decisions in each block by the class to be predicted.
+        local: [B] number of decisions for the local branch.
+        decisions: number of decisions in each block.
+        class_count: [classes] number of decisions in each block, by target class.
         class_total: [classes, B] sums of their probabilities.
-        clients: in the order they were added.
-        most_local: the instances with the largest `share`, the largest first, a few at most of one client.
+        clients: routes of the clients, in the order in which they were added.
+        most_local: the instances with the largest `share`, the largest first, at most `OF_A_CLIENT` of one client.
         most_global: those with the smallest, the smallest first.
     """
 
@@ -105,10 +105,10 @@ class Routes:
 
         Args:
             predictions: of a method with routes.
-            features: [C, N, ...] instances that they are of.
-            common: how many of the first instances are asked of every client, and are none of its own.
+            features: [C, N, ...] features of the predicted instances.
+            common: number of leading instances that are common to all clients and not the client's own.
         """
-        if predictions.local_probability is None:  # no client has anything to predict
+        if predictions.local_probability is None:  # no client has a target to predict
             return
         found = {
             name: value.numpy(force=True)
@@ -129,7 +129,7 @@ class Routes:
                 self._keep(client, features[row, common:], mask, q, columns)
 
     def merge(self, others: Iterable[Routes]) -> None:
-        """Add what other processes have counted."""
+        """Add the counts of other processes."""
         for other in others:
             for name in ("histogram", "entropy", "total", "local", "class_count", "class_total"):
                 getattr(self, name).__iadd__(getattr(other, name))
@@ -144,12 +144,12 @@ class Routes:
 
     @property
     def share(self) -> Floats:
-        """[B] share of the decisions for the local branch."""
+        """[B] share of decisions routed locally."""
         return self.local / max(self.decisions, 1)
 
     @property
     def decision_entropy(self) -> Floats:
-        """[B] mean entropy of a decision in bits: 0 where the router is sure, 1 where it halves."""
+        """[B] mean entropy of a decision in bits: 0 if the router is certain, 1 if it is undecided."""
         return self.entropy / max(self.decisions, 1)
 
     @property
@@ -157,8 +157,8 @@ class Routes:
         """Compute the bits [B] of the route explained by the client, and the further bits explained by the instance.
 
         The entropy of the mean route is the sum of both and of the decisions' mean entropy (the chain rule of mutual
-        information). Both are 0 where all go alike; the second is 1 where half of every client's instances go surely
-        local and half surely global.
+        information). Both are 0 if all instances are routed alike; the second is 1 if half of every client's instances
+        are routed locally and half globally, with certainty.
         """
         of_clients = np.zeros_like(self.total)
         for client in self.clients:
@@ -176,12 +176,12 @@ class Routes:
         self.decisions += len(decided)
         if label.ndim > mask.ndim:  # several labels: a decision counts for each of them
             rows, classes = np.nonzero((label > 0) & mask[..., None])
-            ways = q[rows]
+            probabilities = q[rows]
         else:
             labelled = mask & (label >= 0)
-            classes, ways = label[labelled], q[labelled]
+            classes, probabilities = label[labelled], q[labelled]
         np.add.at(self.class_count, classes, 1)
-        np.add.at(self.class_total, classes, ways)
+        np.add.at(self.class_total, classes, probabilities)
 
     def _keep(
         self, client: int, features: NDArray[Any], mask: NDArray[np.bool_], q: Floats, columns: dict[str, NDArray[Any]]
@@ -200,7 +200,7 @@ class Routes:
         self._rank(map(instance, rows[-self.kept :]), map(instance, rows[: self.kept]))
 
     def _rank(self, local: Iterable[Instance], global_: Iterable[Instance]) -> None:
-        # among equals the first client's come first, however they were shared over processes
+        # break ties by client, so that the order does not depend on the processes
         self.most_local = self._first(sorted([*self.most_local, *local], key=lambda i: (-i.share, i.client)))
         self.most_global = self._first(sorted([*self.most_global, *global_], key=lambda i: (i.share, i.client)))
 

@@ -1,4 +1,4 @@
-"""The tables of the report, for its page and for loggers."""
+"""Build the tables of the report, for its page and for loggers."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from flow_pl.results.runs import Client
 Value = str | int | float | None
 
 WORST = 15
-"""Most clients in the list of the worst."""
+"""Largest number of clients in the list of the worst."""
 
 
 class Table(NamedTuple):
-    """Columns and rows of values; shares as fractions, None where one is not defined."""
+    """Columns and rows of values; shares are fractions, undefined values are None."""
 
     columns: list[str]
     rows: list[list[Value]]
 
 
 def client_table(evidence: Evidence) -> Table:
-    """A row for each client, by population."""
+    """Return one row per client, by population."""
     columns = ["client", "population", "examples", "w_g", "own model", "gain"]
     columns += [f"local: {block}" for block in evidence.blocks]
     rows = [
@@ -35,7 +35,7 @@ def client_table(evidence: Evidence) -> Table:
 
 
 def worst_clients(evidence: Evidence) -> Table:
-    """The clients whose own models do worst: a tenth of them, at least three where there are as many."""
+    """Return the tenth of clients with the least accurate own models; at least three if there are as many."""
     table = client_table(evidence)
     wanted = min(max(3, -(-len(table.rows) // 10)), WORST)
     personalized = table.columns.index("own model")
@@ -43,7 +43,7 @@ def worst_clients(evidence: Evidence) -> Table:
 
 
 def block_table(evidence: Evidence) -> Table:
-    """A row for each routed block: its decisions, how sure they are, and how alike the clients'."""
+    """Return one row per routed block: its decisions, their entropy, and the agreement between clients."""
     columns = ["block", "mean probability local", "routed local", "entropy of a decision (bits)"]
     columns += ["explained by the client (bits)", "explained by the instance (bits)"]
     routes, found = evidence.all_routes, evidence.agreement
@@ -58,7 +58,7 @@ def block_table(evidence: Evidence) -> Table:
 
 
 def class_table(evidence: Evidence) -> Table:
-    """A row for each class with a decision: how many, and the mean probability of the local branch by block."""
+    """Return one row per class that occurs: its decisions, and by block their mean probability of the local branch."""
     routes = evidence.all_routes
     columns = ["class", "decisions", *evidence.blocks]
     if routes is None:

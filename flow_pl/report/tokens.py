@@ -1,4 +1,4 @@
-"""Texts whose tokens are coloured by their routes, as the page shows them."""
+"""Prepare texts for the page, with tokens coloured by their routes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from flow_pl.report.routes import Instance
 
 
 class Token(NamedTuple):
-    """A token with a sign for white space, and the colour (#rrggbb) of its probability."""
+    """A token, with visible white space, and the colour (#rrggbb) of its probability."""
 
     text: str
     color: str
@@ -30,10 +30,10 @@ class TokenLists(NamedTuple):
     """Texts with coloured tokens.
 
     Attributes:
-        lists: the most local and the most global texts, by their titles.
-        range: probabilities of the local branch at both ends of the scale of colours.
+        lists: the most local and the most global texts, by title.
+        range: probabilities of the local branch at both ends of the colour scale.
         scale: colours at its start, middle and end.
-        words: whether tokens are words; characters stand without room between them.
+        words: whether tokens are words; characters are shown without spaces between them.
     """
 
     lists: dict[str, list[Text]]
@@ -45,13 +45,13 @@ class TokenLists(NamedTuple):
 def token_lists(
     local: Sequence[Instance], global_: Sequence[Instance], names: Sequence[str] | None, clients: Mapping[int, str]
 ) -> TokenLists:
-    """The most local and the most global texts.
+    """Colour the most local and the most global texts.
 
     Args:
-        local: the most local first.
-        global_: the most global first.
-        names: of the tokens; None for their numbers.
-        clients: names by index.
+        local: instances, the most local first.
+        global_: instances, the most global first.
+        names: names of the tokens; None for their numbers.
+        clients: client names by index.
     """
     low, high = way_range([*local, *global_])
     lists = {
@@ -64,9 +64,9 @@ def token_lists(
 
 def _text(instance: Instance, names: Sequence[str] | None, client: str, low: float, high: float) -> Text:
     tokens = [
-        Token(visible(token), way_color(float(np.clip(way, low, high)), low, high))
-        for token, way in zip(tokens_of(instance.x, names), token_ways(instance), strict=True)
-        if not np.isnan(way)
+        Token(visible(token), way_color(float(np.clip(probability, low, high)), low, high))
+        for token, probability in zip(tokens_of(instance.x, names), token_ways(instance), strict=True)
+        if not np.isnan(probability)
     ]
     right = f"{instance.generalized[instance.mask].sum()} with w_g and {instance.personalized[instance.mask].sum()}"
     caption = f"{client}: {100 * instance.share:.0f} % local; {right} with its own model of {instance.mask.sum()} right"

@@ -1,1 +1,1 @@
-"""What finished runs measured, read from disk; statistics and figures that compare and report share."""
+"""Read the results of finished runs from disk; the statistics and figures that compare and report share."""

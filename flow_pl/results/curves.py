@@ -1,4 +1,4 @@
-"""What is drawn over the rounds of one run: both accuracies, and the share routed local."""
+"""Draw the accuracies and the share routed locally over the rounds of one run."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from flow_pl.results.plotting import COLORS, line_style
 from flow_pl.results.runs import Metrics
 
 SIZE = (3.9, 2.9)
-"""Of a figure in inches: read on a phone without zooming."""
+"""Size of a figure in inches, readable on a phone without zooming."""
 
 MODEL_COLORS = {"generalized": COLORS[6], "personalized": COLORS[1]}
-"""Of the server's model and of the clients' models, in every figure that has both."""
+"""Colours of the server's model and the clients' models, in every figure that shows both."""
 
 
 def accuracy_curves(curve: Mapping[int, Metrics], tested: int | None = None) -> Figure | None:
-    """Validation accuracy of both models over the rounds: mean over clients, and a band for most of them.
+    """Draw the validation accuracy of both models over the rounds: mean over clients, and a band.
 
-    The band is from the 10th to the 90th percentile of the clients that were validated in that round.
+    The band covers the 10th to the 90th percentile of the clients validated in that round.
 
     Args:
-        curve: metrics of the validations by round.
-        tested: round whose model was tested, which is marked; None for none.
+        curve: validation metrics by round.
+        tested: round of the tested model, which is marked; None for no mark.
     """
     if not any(f"{model}_accuracy_client_mean" in metrics for model in MODEL_COLORS for metrics in curve.values()):
         return None
@@ -47,12 +47,12 @@ def accuracy_curves(curve: Mapping[int, Metrics], tested: int | None = None) -> 
 
 
 def route_curves(curve: Mapping[int, Metrics], blocks: Sequence[str], tested: int | None = None) -> Figure | None:
-    """Share of the decisions for the local block over the rounds, by block.
+    """Draw the share of decisions routed locally over the rounds, by block.
 
     Args:
-        curve: metrics of the validations by round.
+        curve: validation metrics by round.
         blocks: names of the routed blocks.
-        tested: round whose model was tested, which is marked; None for none.
+        tested: round of the tested model, which is marked; None for no mark.
     """
     shares = {
         block: {n: value for n, m in curve.items() if (value := m.get(f"routed_local/{block}")) is not None}

@@ -1,4 +1,4 @@
-"""The figures of a comparison: learning curves, clients, routes, bars (Figures 2 to 6 of Panchal et al., 2023)."""
+"""Draw the figures of a comparison: learning curves, clients, routes, bars (Panchal et al., 2023, Figures 2 to 6)."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ MODELS = {"generalized": "generalized (server's model)", "personalized": "person
 
 
 def learning_curves(comparison: Comparison) -> Figure | None:
-    """Validation accuracy over rounds of both models: the mean over runs, and a band of one standard deviation.
+    """Draw the validation accuracy of both models over the rounds: mean and standard deviation over runs.
 
-    A method that is evaluated once, because it has no rounds, is a level line.
+    A method without rounds is evaluated once and drawn as a horizontal line.
     """
     if not any(comparison.curves(method, f"{model}_accuracy") for method in comparison.methods for model in MODELS):
         return None
     figure = Figure(figsize=(11.5, 4.6))
-    room = 0.3 + 0.019 * max(map(len, comparison.methods))  # for the labels, in widths of a panel
+    room = 0.3 + 0.019 * max(map(len, comparison.methods))  # space for the labels, in panel widths
     panels = figure.subplots(1, 2, gridspec_kw={"wspace": room})
     for axes, (model, title) in zip(panels, MODELS.items(), strict=True):
         ends = []
@@ -57,7 +57,7 @@ def learning_curves(comparison: Comparison) -> Figure | None:
 
 
 def _curve(axes: Axes, curve: Mapping[int, list[float]], look: Mapping[str, Any]) -> float:
-    """Draw a curve with its band; returns where it ends, in percent."""
+    """Draw a curve with its band; return its last value in percent."""
     values = [_required(spread(found)) for found in curve.values()]
     mean = 100 * np.array([value.mean for value in values])
     band = 100 * np.array([value.deviation or 0.0 for value in values])
@@ -70,7 +70,7 @@ def _curve(axes: Axes, curve: Mapping[int, list[float]], look: Mapping[str, Any]
 
 
 def client_scatter(comparison: Comparison) -> Figure | None:
-    """Each client's accuracy with w_g and with its own model, one panel per method; areas grow with its examples."""
+    """Draw each client's accuracy with w_g and with its own model, one panel per method; areas grow with its data."""
     shown = {
         client_key(run, client): client.examples
         for runs in comparison.methods.values()
@@ -114,12 +114,12 @@ def client_scatter(comparison: Comparison) -> Figure | None:
 
 
 def _area(examples: int, largest: int) -> float:
-    """Of a point, in square points."""
+    """Return the area of a client's dot, in square points."""
     return 4 + 66 * examples / largest
 
 
 def routes(comparison: Comparison) -> Figure | None:
-    """The share of decisions for the local block, per block, one panel for each method that routes."""
+    """Draw the share of decisions routed locally, per block, one panel for each method that routes."""
     prefix = "routed_local/"
     blocks: dict[str, list[str]] = {}
     for method, runs in comparison.methods.items():
@@ -146,7 +146,7 @@ def routes(comparison: Comparison) -> Figure | None:
 
 
 def accuracy_bars(comparison: Comparison) -> Figure | None:
-    """Personalized test accuracy per method, the best on top, with w_g's as a line; error bars over runs."""
+    """Draw the personalized test accuracy of each method, best on top, with w_g's as a line; error bars over runs."""
     metric = {model: f"{model}_accuracy" for model in MODELS}
     values = {
         method: [spread(comparison.values(method, p, metric["personalized"])) for p in comparison.populations]
@@ -195,15 +195,15 @@ FIGURES: dict[str, Callable[[Comparison], Figure | None]] = {
     "routes": routes,
     "accuracy": accuracy_bars,
 }
-"""By the name of their files."""
+"""Drawing functions by file name."""
 
 
 def draw(comparison: Comparison, folder: Path) -> dict[str, Path]:
-    """Draw all figures for which there is something to draw.
+    """Draw all figures that have something to show.
 
     Args:
-        comparison: what was measured.
-        folder: where the files go.
+        comparison: the results to draw.
+        folder: output folder.
 
     Returns:
         The files, by name.

@@ -1,4 +1,4 @@
-"""What the figures share: colours, styles, labels that do not overlap, and PNG files."""
+"""Shared parts of the figures: colours, styles, labels that do not overlap, and PNG files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from flow_pl.results.statistics import Spread
 from flow_pl.utils.files import write_bytes
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Told apart by colour-blind people too (Okabe and Ito, Color Universal Design, 2008), without the yellow."""
+"""Colour-blind-safe palette of Okabe and Ito (Color Universal Design, 2008), without the yellow."""
 
 DASHES = ("-", (0, (5, 2)), (0, (1, 1.2)), (0, (6, 2, 1, 2)))
 
@@ -40,30 +40,30 @@ _STYLE: dict[Any, Any] = {
 
 @contextmanager
 def style() -> Iterator[None]:
-    """The look of all figures, while they are made."""
+    """Apply the common figure style within the context."""
     with matplotlib.rc_context(_STYLE):
         yield
 
 
 def line_style(index: int) -> dict[str, Any]:
-    """Colour and dashes of the method at a place: no two of the first 28 are alike."""
+    """Return colour and dashes of the method with this index; the first 28 are distinct."""
     styles = [(color, dashes) for dashes, color in product(DASHES, COLORS)]
     color, dashes = styles[index % len(styles)]
     return {"color": color, "linestyle": dashes}
 
 
 def label_heights(values: Sequence[float], low: float, high: float, gap: float) -> list[float]:
-    """Heights as near to the values as can be, a gap or more apart, for labels behind the ends of lines.
+    """Return label heights as close to the values as possible, at least a gap apart.
 
     Args:
-        values: where the lines end.
-        low: least height.
-        high: largest height; passed only where there are too many labels.
-        gap: least distance.
+        values: heights of the lines' ends.
+        low: smallest height.
+        high: largest height; exceeded only if there are too many labels.
+        gap: smallest distance between labels.
     """
     order = sorted(range(len(values)), key=values.__getitem__)
-    # Labels that would overlap form a block around the mean of their values, less the gaps below them; a block that
-    # comes too near to the one below joins it.
+    # Labels that would overlap form a block around the mean of their values, minus the gaps below them; a block that
+    # comes too close to the one below merges with it.
     blocks: list[tuple[float, int]] = []
     for place, index in enumerate(order):
         start, size = values[index] - place * gap, 1
@@ -79,12 +79,12 @@ def label_heights(values: Sequence[float], low: float, high: float, gap: float) 
 
 
 def label_ends(axes: Axes, ends: Sequence[tuple[str, float, dict[str, Any]]], font_size: float = 8.5) -> None:
-    """Label lines behind their right ends, outside the axes: a thin line to a sample of the line, and its text.
+    """Label lines at their right ends, outside the axes: a thin connector, a sample of the line, and the text.
 
     Args:
-        axes: with its final limits.
-        ends: text, height and look of each line.
-        font_size: in points.
+        axes: the axes, with their final limits.
+        ends: text, height and line style of each line.
+        font_size: font size in points.
     """
     figure = axes.get_figure(root=True)
     assert figure is not None
@@ -92,7 +92,7 @@ def label_ends(axes: Axes, ends: Sequence[tuple[str, float, dict[str, Any]]], fo
     height_points = axes.get_position().height * figure.get_figheight() * 72
     gap = 1.25 * font_size * (high - low) / height_points
     heights = label_heights([height for _, height, _ in ends], low, high, gap)
-    across = axes.get_yaxis_transform()  # x in widths of the axes, y in values
+    across = axes.get_yaxis_transform()  # x in axes widths, y in data coordinates
     for (text, value, look), height in zip(ends, heights, strict=True):
         pieces = (((1.0, value), (1.05, height), {"color": look["color"], "linewidth": 0.6}),
                   ((1.05, height), (1.13, height), {**look, "linewidth": 1.6}))  # fmt: skip
@@ -105,13 +105,13 @@ def label_ends(axes: Axes, ends: Sequence[tuple[str, float, dict[str, Any]]], fo
 
 
 def grid(panels: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
-    """A figure of equal panels with common axes; places without a panel stay empty.
+    """Create a figure of equal panels with shared axes; cells without a panel stay empty.
 
     Args:
-        panels: how many.
-        columns: at most.
-        width: of a panel, in inches.
-        height: of a panel, in inches.
+        panels: number of panels.
+        columns: largest number of columns.
+        width: width of a panel in inches.
+        height: height of a panel in inches.
     """
     columns = min(columns, panels)
     if panels == 1:
@@ -127,11 +127,11 @@ def grid(panels: int, columns: int, width: float, height: float) -> tuple[Figure
 
 
 def horizontal_bars(axes: Axes, rows: Mapping[str, Sequence[Spread | None]], number: str) -> None:
-    """Groups of bars, the first group on top, with error bars and their values behind them.
+    """Draw groups of horizontal bars, the first on top, with error bars and values.
 
     Args:
-        axes: to draw in.
-        rows: shares by the name of the group, one for each population; None leaves a gap.
+        axes: the axes to draw in.
+        rows: shares by group name, one for each population; None leaves a gap.
         number: format of the values, in percent.
     """
     bars = max(map(len, rows.values()))
@@ -159,20 +159,20 @@ def horizontal_bars(axes: Axes, rows: Mapping[str, Sequence[Spread | None]], num
 
 
 def bar_place(row: int, place: int, bars: int) -> tuple[float, float]:
-    """Centre and height of a bar: the `place`-th of the bars of a group."""
+    """Return centre and height of the `place`-th bar of a group."""
     height = 0.8 / bars
     return row + (place - (bars - 1) / 2) * height, 0.92 * height
 
 
 def save(make: Callable[[], Figure | None], path: Path) -> bool:
-    """Draw a figure into a PNG file; where there is nothing to draw, an older file is removed.
+    """Draw a figure to a PNG file; if there is nothing to draw, remove an older file.
 
     Args:
-        make: makes the figure; None where there is nothing to draw.
-        path: of the file.
+        make: makes the figure; returns None if there is nothing to draw.
+        path: path of the file.
 
     Returns:
-        Whether there is a figure.
+        Whether a figure was written.
     """
     with style():
         figure = make()

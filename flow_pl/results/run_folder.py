@@ -1,4 +1,4 @@
-"""The folder of a run: which of its checkpoints a command takes, and what becomes of an earlier run that lies there."""
+"""Find a checkpoint in the folder of a run, and move an earlier run in that folder aside."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from flow_pl.utils.checkpoints import HPC
 from flow_pl.utils.files import unwritable
 
 CHECKPOINTS = "checkpoints"
-"""Folder of best.ckpt and last.ckpt in that of the run."""
+"""Subfolder of a run's folder with best.ckpt and last.ckpt."""
 
 LOGS = "logs"
-"""Folder of the CSV logs in that of the run, one below it for each command."""
+"""Subfolder of a run's folder with the CSV logs, one folder per command."""
 
 CONFIG = "config.yaml"
 """Name of the file with the settings of the run."""
 
 CONFIG_HEADER = "# The settings of the run in this folder, with every default; written by flow_pl."
-"""First line of that file; one of another hand is never replaced."""
+"""First line of that file; a file without it is never replaced."""
 
 EARLIER = "earlier"
-"""Folder of the runs that others have followed in the same folder, numbered from 1."""
+"""Subfolder for earlier runs in the same folder, numbered from 1."""
 
 RESULTS = (
     CHECKPOINTS,
@@ -36,28 +36,28 @@ RESULTS = (
     "report.html",
     "figures",
 )
-"""What a run writes into its folder; its logs are numbered by themselves."""
+"""Files that a run writes into its folder, except its logs, which are numbered."""
 
 
 def best_checkpoint(root: Path) -> Path:
-    """Where the checkpoint of the best round is, or would be."""
+    """Return the path of the best round's checkpoint, whether or not it exists."""
     return root / CHECKPOINTS / "best.ckpt"
 
 
 def newest(paths: list[Path]) -> Path | None:
-    """The file that was written last; None where there is none."""
+    """Return the file that was written last; None if there are none."""
     return max(paths, key=lambda path: path.stat().st_mtime_ns, default=None)
 
 
 def find_checkpoint(root: Path, word: str | None) -> Path:
-    """The checkpoint that is meant where no file is named.
+    """Return the checkpoint to use if no file is named.
 
     Args:
         root: folder of the run.
-        word: "best", "last" or "hpc" (of SLURM); None = the best one, or the last one where no round was validated.
+        word: "best", "last" or "hpc" (of SLURM); None for the best, or the last if no round was validated.
 
     Raises:
-        ConfigurationError: there is none.
+        ConfigurationError: there is no such checkpoint.
     """
     folder = root / CHECKPOINTS
     best = best_checkpoint(root)
@@ -69,16 +69,16 @@ def find_checkpoint(root: Path, word: str | None) -> Path:
         names = {None: "neither best.ckpt nor last.ckpt", "best": "no best.ckpt", "last": "no last.ckpt"}
         where = f"no {HPC}*.ckpt in {root}" if word == "hpc" else f"{names[word]} in {folder}"
         there = newest([*folder.glob("*.ckpt"), *root.glob(f"{HPC}*.ckpt")])
-        remedy = "train it first with `flow-pl fit`" if there is None else f"there is {there}"
+        remedy = "train it first with `flow-pl fit`" if there is None else f"found {there}"
         raise ConfigurationError(
-            f"there is no trained model to take: {where}; {remedy}, or name a file with --ckpt_path, or the folder of "
+            f"no trained model found: {where}; {remedy}, or name a file with --ckpt_path, or the folder of "
             "the run with --trainer.default_root_dir."
         )
     return found
 
 
 def is_ours(config: Path) -> bool:
-    """Whether a file of settings may be replaced: it is not there, or was written by a run."""
+    """Return whether a settings file may be replaced: it does not exist, or a run wrote it."""
     if not config.exists():
         return True
     with config.open(encoding="utf-8", errors="replace") as file:
@@ -94,16 +94,16 @@ def goes_on(root: Path, checkpoint: str | os.PathLike[str] | None) -> bool:
 
 
 def put_aside(root: Path) -> Path | None:
-    """Move what an earlier run has left in a folder to one of its own, so that nothing of it is replaced or mixed up.
+    """Move an earlier run's files in a folder to a subfolder, so that they are neither replaced nor mixed up.
 
     Args:
-        root: folder of the run that begins.
+        root: folder of the new run.
 
     Returns:
-        Where it is now; None where there was nothing.
+        The subfolder; None if there was nothing to move.
 
     Raises:
-        FlowError: it cannot be moved.
+        FlowError: the files cannot be moved.
     """
     found = [path for pattern in RESULTS for path in sorted(root.glob(pattern)) if _holds_files(path)]
     config = root / CONFIG

@@ -1,4 +1,4 @@
-"""What the runs of a comparison measured, read from their folders."""
+"""Read the results of the runs of a comparison from their folders."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from statistics import fmean
 from typing import NamedTuple
 
 Metrics = Mapping[str, float | None]
-"""Figures by name; None where one is not defined."""
+"""Metric values by name; None if undefined."""
 
 
 class Client(NamedTuple):
     """A client in the test of a run.
 
     Attributes:
-        name: of the client.
+        name: name of the client.
         population: seen or new.
         examples: number of training examples.
         generalized: accuracy of w_g.
         personalized: accuracy of the client's own model.
-        evaluated: number of held-out targets that both are of, the client's weight in a mean over examples.
+        evaluated: number of held-out targets of both accuracies, the client's weight in a mean over examples.
     """
 
     name: str
@@ -35,19 +35,19 @@ class Client(NamedTuple):
 
 @dataclass(frozen=True)
 class RunResults:
-    """What one run measured.
+    """Results of one run.
 
     Attributes:
         method: name of the method.
-        seed: of the run.
-        folder: of the run.
-        rounds: of the model that was tested.
-        train_seconds: time in training, without validation; None where it is not known.
-        train_rounds: rounds made in that time.
-        populations: metrics of the test by population.
-        clients: those with evaluated targets.
-        curve: metrics of the validations, by round.
-        split: seed of the split of the federation, where the comparison repeats over splits.
+        seed: seed of the run.
+        folder: folder of the run.
+        rounds: training rounds of the tested model.
+        train_seconds: training time, without validation; None if unknown.
+        train_rounds: rounds trained in that time.
+        populations: test metrics by population.
+        clients: clients with evaluated targets.
+        curve: validation metrics by round.
+        split: seed of the federation's split, if the comparison repeats over splits.
     """
 
     method: str
@@ -64,17 +64,17 @@ class RunResults:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All that was measured.
+    """Results of a comparison.
 
     Attributes:
-        name: of the comparison.
-        methods: the runs that are done, by splits and seeds, by method, in the order of the configurations.
-        populations: which clients are shown.
-        seeds: how many a method ought to have, with each split.
-        notes: what a reader has to know.
-        budgets: what each method trains with that not all of them do; empty texts, or none, where that is nothing.
-        splits: over how many splits of the federation the runs are repeated; 0 where the split is the task's.
-        reference: method that the others are tested against; None for the best of each column.
+        name: name of the comparison.
+        methods: the finished runs of each method, in the order of splits and seeds; methods in the order given.
+        populations: client populations to show.
+        seeds: number of seeds of each method and split.
+        notes: remarks for the reader.
+        budgets: the part of each method's budget that is not common to all; empty or absent if there is none.
+        splits: number of splits of the federation; 0 for the task's split only.
+        reference: the method that the others are tested against; None for the best of each column.
     """
 
     name: str
@@ -88,28 +88,28 @@ class Comparison:
 
     @property
     def repeats(self) -> int:
-        """How many runs a method ought to have."""
+        """Number of runs per method."""
         return self.seeds * max(self.splits, 1)
 
     @property
     def over(self) -> str:
-        """What a mean is over, in words."""
+        """Description of the runs that a mean is over."""
         seeds = f"{self.seeds} seed{'s' if self.seeds > 1 else ''}"
         if not self.splits:
             return seeds
         return f"{self.splits} split{'s' if self.splits > 1 else ''} x {seeds}"
 
     def values(self, method: str, population: str, metric: str) -> list[float]:
-        """A metric of the test, of each run for which it is defined."""
+        """Return a test metric of each run for which it is defined."""
         found = (run.populations.get(population, {}).get(metric) for run in self.methods[method])
         return [value for value in found if value is not None]
 
     def client_accuracies(self, method: str, population: str, model: str) -> dict[str, float]:
-        """Each client's accuracy, averaged over the seeds; with several splits, a client is one in each of them.
+        """Return each client's accuracy, averaged over the seeds; with several splits, a client counts once per split.
 
         Args:
             method: name of the method.
-            population: which clients.
+            population: population of the clients.
             model: "generalized" or "personalized".
         """
         found: dict[str, list[float]] = {}
@@ -122,16 +122,16 @@ class Comparison:
     def client_differences(
         self, method: str, other: str, population: str, model: str, over_clients: bool
     ) -> dict[str, float]:
-        """What each client adds to the difference of two methods in an accuracy; the sum is the difference.
+        """Return each client's contribution to the difference of two methods in an accuracy; the sum is the difference.
 
         Clients are paired within each run (split and seed) that both methods have.
 
         Args:
             method: name of the method.
-            other: of the one that is subtracted.
-            population: which clients.
+            other: name of the method to subtract.
+            population: population of the clients.
             model: "generalized" or "personalized".
-            over_clients: whether the accuracy is a mean over clients, not over their examples.
+            over_clients: whether the accuracy is a mean over clients rather than over their examples.
         """
         others = {(run.split, run.seed): run for run in self.methods[other]}
         pairs = [(run, others[run.split, run.seed]) for run in self.methods[method] if (run.split, run.seed) in others]
@@ -147,7 +147,7 @@ class Comparison:
         return found
 
     def curves(self, method: str, metric: str) -> dict[int, list[float]]:
-        """A metric of the validations, of each run, by round."""
+        """Return a validation metric of all runs, by round."""
         found: dict[int, list[float]] = {}
         for run in self.methods[method]:
             for number, metrics in run.curve.items():
@@ -158,12 +158,12 @@ class Comparison:
 
 
 def client_key(run: RunResults, client: Client) -> str:
-    """A name for a client in the split of a run: with another one, other examples are held out."""
+    """Return a name for a client within a run's split, since every split holds out other examples."""
     return client.name if run.split is None else f"{client.name}, split {run.split}"
 
 
 def read_curve(path: Path) -> dict[int, Metrics]:
-    """The metrics of the validations of a fit, by round; none where there is no file, as of a run without a round.
+    """Read the validation metrics of a fit, by round; empty if there is no file, as for a run without rounds.
 
     Args:
         path: the file that the callback `LearningCurves` wrote.
@@ -173,23 +173,23 @@ def read_curve(path: Path) -> dict[int, Metrics]:
 
 
 def read_log(folder: Path) -> dict[int, Metrics]:
-    """The metrics of the validations of a run's last fit, by round, from its CSV log; none where there is no such log.
+    """Read the validation metrics of a run's last fit, by round, from its CSV log; empty if there is no such log.
 
     Args:
-        folder: the one with a `version_<n>` for each command of the run.
+        folder: the log folder, with a `version_<n>` for each command of the run.
     """
     versions = [path for path in folder.glob("version_*/metrics.csv") if path.parent.name[8:].isdecimal()]
     for path in sorted(versions, key=lambda path: int(path.parent.name[8:]), reverse=True):
         rows = read_table(path)
-        if rows and any(name.startswith("train/") for name in rows[0]):  # of a fit, not of a test
-            # a round has a row of its training and one of its validation
+        if rows and any(name.startswith("train/") for name in rows[0]):  # from a fit, not from a test
+            # a round has one row for training and one for validation
             measured = ((int(row["step"]), _validation(row)) for row in rows)
             return {round_: metrics for round_, metrics in measured if metrics}
     return {}
 
 
 def _validation(row: Mapping[str, str]) -> Metrics:
-    """The metrics of a validation in a row of the log, by their names without their prefix."""
+    """Return the validation metrics in a row of the log, by name without prefix."""
     prefix = "val/"
     return {name.removeprefix(prefix): float(text) for name, text in row.items() if text and name.startswith(prefix)}
 

@@ -1,4 +1,4 @@
-"""Means over runs, and whether two methods differ over clients."""
+"""Compute means over runs, and test whether two methods differ over clients."""
 
 from __future__ import annotations
 
@@ -10,45 +10,46 @@ import numpy as np
 from numpy.typing import NDArray
 
 LEVEL = 0.05
-"""Probability of an error of the first kind, over all comparisons of a column."""
+"""Probability of a type I error over all comparisons of a column."""
 
 EXACT = 13
-"""Clients for whom all choices of signs are tried: 8,192 at most."""
+"""Largest number of clients for which all sign assignments are tried: at most 8,192."""
 
 DRAWS = 9999
-"""Choices of signs that are drawn for more clients."""
+"""Number of sign assignments drawn for more clients."""
 
 
 class Spread(NamedTuple):
-    """Mean and sample standard deviation; None for one value."""
+    """Mean and sample standard deviation; the deviation of a single value is None."""
 
     mean: float
     deviation: float | None
 
 
 def spread(values: Sequence[float]) -> Spread | None:
-    """Mean and sample standard deviation of the runs' values; None where there are none."""
+    """Return mean and sample standard deviation of the runs' values; None if there are none."""
     if not values:
         return None
     return Spread(fmean(values), stdev(values) if len(values) > 1 else None)
 
 
 def sign_flip_p_values(differences: NDArray[np.float64]) -> list[float]:
-    """Two-sided p-values of the sums of paired differences, when each client's may as well have the other sign.
+    """Return two-sided p-values of sums of paired differences, under random signs of each client's difference.
 
-    Fisher's randomization test (The Design of Experiments, 1935, section 21): the p-value is the share of choices of
-    signs whose sum is as far from zero as the one observed. What is tested is the sum itself, not ranks, and nothing is
-    assumed of the differences' distribution. All choices for up to 13 clients; for more, `DRAWS` of them and the one
-    observed, always the same draws (Phipson and Smyth, Permutation P-values Should Never Be Zero, 2010).
+    Fisher's randomization test (The Design of Experiments, 1935, section 21): the p-value is the share of sign
+    assignments whose sum is at least as far from zero as the observed one. The test is of the sum itself, not of ranks,
+    and assumes nothing about the differences' distribution. It uses all assignments for up to 13 clients; for more, the
+    observed one and `DRAWS` random ones, always the same draws (Phipson and Smyth, Permutation P-values Should Never Be
+    Zero, 2010).
 
     Args:
-        differences: [clients, tests], one test in each column; a client's sign is that of all columns.
+        differences: [clients, tests], one test per column; a client's sign is shared by all columns.
 
     Returns:
-        For each column; 1 where it is zero for all clients.
+        The p-value of each column; 1 for a column of zeros.
     """
     clients, tests = differences.shape
-    # sums that are equal on paper may differ in the last digits
+    # sums that are equal in exact arithmetic may differ in the last digits
     limit = np.abs(differences.sum(0)) - 1e-9 * np.abs(differences).sum(0)
     counted, as_far = 0, np.zeros(tests)
     for signs in _signs(clients):
@@ -59,7 +60,7 @@ def sign_flip_p_values(differences: NDArray[np.float64]) -> list[float]:
 
 
 def _signs(clients: int) -> Iterator[NDArray[np.float64]]:
-    """Choices of signs, [choices, clients] of -1 and 1 at a time."""
+    """Yield sign assignments in chunks [assignments, clients] of -1 and 1."""
     if clients <= EXACT:
         negative = np.arange(1 << clients)[:, None] >> np.arange(clients) & 1
         yield np.where(negative, -1.0, 1.0)
@@ -71,13 +72,13 @@ def _signs(clients: int) -> Iterator[NDArray[np.float64]]:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """P-values corrected for their number (Holm, A Simple Sequentially Rejective Multiple Test Procedure, 1979).
+    """Correct p-values for multiple testing (Holm, A Simple Sequentially Rejective Multiple Test Procedure, 1979).
 
     Args:
-        p_values: of several tests.
+        p_values: p-values of several tests.
 
     Returns:
-        In the same order; those below a level may be rejected together at that level.
+        The corrected p-values in the same order; those below a level may be rejected together at that level.
     """
     corrected, largest = [0.0] * len(p_values), 0.0
     for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):

@@ -37,7 +37,7 @@ def two():
 
 
 def test_shares_and_histogram(two):
-    """0.5 is not routed local; a probability of 1 is in the last bin."""
+    """0.5 is not routed locally; a probability of 1 is in the last bin."""
     assert two.decisions == 3
     assert two.share.tolist() == pytest.approx([1 / 3, 1 / 3])
     assert two.mean.tolist() == pytest.approx([1.25 / 3, 1.5 / 3])
