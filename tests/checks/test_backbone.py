@@ -180,7 +180,7 @@ def test_instances_mixed_where_there_are_many(size):
         return torch.cat([x[:size] - x[:size].mean(0) if len(x) >= size else x[:size], x[size:]])
 
     assert refused(between(Block(windows)), VECTOR) == (
-        "block '1' (Block) of the backbone mixes instances: in evaluation, one among 17 has other outputs than among "
+        "block '1' (Block) of the backbone mixes instances: in training, one among 17 has other outputs than among "
         f"3, so that results would depend on who fills a minibatch: {MIXES}."
     )
 
