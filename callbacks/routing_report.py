@@ -129,7 +129,7 @@ class RoutingReport(EvaluationCallback[ClientCounts], ResultsCallback):
             assert asked.heldout is not None
             with trainer.precision_plugin.test_step_context():
                 predictions = federated_module(pl_module).predict_step(asked, batch_idx, dataloader_idx)
-            shared = 0 if self._common is None else len(self._common.x)
+            shared = 0 if self._common is None else len(self._common.y)
             self._routes[dataloader_idx].add(predictions, first(asked.heldout.x).numpy(force=True), shared)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -59,13 +59,14 @@ def named_chunk(sizes: Sequence[int], epochs: int = 2, seed: int = 0) -> ClientB
 
 
 def write_npz(path: str, clients: int = 6, seed: int = 0, **changed: np.ndarray) -> str:
-    """A file of clients, each with its own number of sentences; the label is told by the first token."""
+    """A file of clients, each with its own number of sentences; the label is told by the mean token."""
     random = np.random.default_rng(seed)
     sizes = random.integers(8, 20, clients)
     rows = int(sizes.sum())
     lengths = random.integers(1, LENGTH + 1, (rows, 1))
     mask = np.arange(LENGTH) < lengths
     ids = random.integers(1, TOKENS, (rows, LENGTH)) * mask
-    arrays = {"ids": ids, "mask": mask, "y": ids[:, 0] % CLASSES, "client": np.repeat(np.arange(clients), sizes)}
+    y = np.digitize(ids.sum(1) / mask.sum(1), [4.5, 6.5])
+    arrays = {"ids": ids, "mask": mask, "y": y, "client": np.repeat(np.arange(clients), sizes)}
     np.savez(path, **{**arrays, **changed})
     return path
