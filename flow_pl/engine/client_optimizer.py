@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,11 +32,12 @@ class StackedOptimizer:
         self._active = len(tensors[0])
         for group in self._optimizer.param_groups:
             group["lr"] *= lr_scale
-            if not group.get("fused") and group.get("foreach", True) is None:
-                group["foreach"] = True  # one call for all tensors; torch's default on CPU is one call per tensor
+            _take_fastest(group)
         # What torch puts around a step, for profilers, hooks and its compiler, takes longer than a small model's step.
         # The loop takes no gradients of steps, and nobody has put a hook on an optimizer that was made here.
         self._step = inspect.unwrap(type(self._optimizer).step)
+        self._fused = any(group.get("fused") for group in self._optimizer.param_groups)
+        self._parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
 
     def narrow(self, active: int) -> None:
         """Go on with the first clients alone."""
@@ -48,6 +50,7 @@ class StackedOptimizer:
                 if p in state:
                     self._optimizer.state[q] = {k: v[:active] if _like(v, p) else v for k, v in state[p].items()}
             group["params"] = cut
+        self._parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
         self._active = active
 
     def step(self, grads: Sequence[Tensor], keep: Tensor | None = None) -> None:
@@ -58,14 +61,14 @@ class StackedOptimizer:
             keep: [A] bool, False for clients that skip this step; their parameters and state stay as they are, but
                 for a count of steps that the optimizer keeps for all of them.
         """
-        parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
+        parameters = self._parameters
         before: dict[int, Tensor] = {}
         if keep is not None:
             grads = [torch.where(_align(keep, g), g, 0) for g in grads]
             before = {id(t): t.clone() for t in (*parameters, *self._state(parameters))}
         if len({g.data_ptr() for g in grads}) < len(grads):
             grads = [g.clone() for g in grads]  # one tensor for two parameters: optimizers may write to gradients
-        if any(group.get("fused") for group in self._optimizer.param_groups):
+        if self._fused:
             grads = [g.contiguous() for g in grads]  # torch's fused kernels on CPU take no notice of strides
         for p, g in zip(parameters, grads, strict=True):
             p.grad = g
@@ -134,6 +137,20 @@ def check_numbers(optimizer: Optimizer, setting: str) -> None:
                 for number in numbers:
                     if isinstance(number, int | float | Tensor):
                         require_finite(**{f"{setting}.{key}": float(number)})
+
+
+def _take_fastest(group: dict[str, Any]) -> None:
+    """Choose how an optimizer walks through its tensors, unless the user has: torch's default on CPU is the slowest.
+
+    Fused, a step reads and writes each number once, where one operation after the other waits for the memory.
+    """
+    if group.get("fused") or group.get("foreach", True) is not None:
+        return
+    fits = all(p.device.type == "cpu" and p.is_floating_point() for p in group["params"])
+    if fits and group.get("fused", True) is None and not group.get("differentiable"):
+        group["fused"] = True
+    else:
+        group["foreach"] = True
 
 
 def _like(value: object, p: Tensor) -> bool:

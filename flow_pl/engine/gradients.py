@@ -104,63 +104,18 @@ class GradientEngine:
         scale: Tensor | None,
         keys: Tensor | None = None,
     ) -> tuple[list[Tensor], Tensor]:
-        """Gradients and losses of the active clients.
+        """Gradients and losses of the active clients: `bind`, for a single minibatch."""
+        return self.bind(step, views, stacked)(minibatch, scale, keys)
+
+    def bind(self, step: Step, views: Groups, stacked: set[str]) -> BoundStep:
+        """A step of the active clients, for as many minibatches as they make with the same tensors.
 
         Args:
             step: the step.
             views: groups of the active clients, from `ClientGroups.prefix`.
             stacked: names of the groups with a client axis.
-            minibatch: of the active clients [A, B, ...].
-            scale: [A] factor on each client's loss (16-mixed), or None.
-            keys: [A, 2] int32, of what the clients draw in this step (`counter_rng.step_keys`); None where nothing is
-                drawn.
-
-        Returns:
-            Gradients of the moving group's tensors [A, ...] and losses [A], unscaled.
         """
-        active, units = len(minibatch.mask), self._units
-        draws = self._draws.get(step, _Draws.BY_FUNCTIONS)
-        if not self.draws(step):
-            keys = None
-        if keys is not None:
-            units.grow(keys.device)
-        names = [(group, key) for group, parameters in views.items() for key in parameters]
-        tensors = [views[group][key] for group, key in names]
-        data = (*leaves(minibatch.x), minibatch.y, minibatch.mask)
-        arguments = [*tensors, *data, *(t for t in (scale, keys) if t is not None)]
-        options, features = (scale is not None, keys is not None), names_of(minibatch.x)
-
-        def gradients(*arguments: Tensor) -> list[Tensor]:
-            units.drawn = units.by_functions = False
-            result = _gradients(step, names, stacked, active, arguments, options, features, draws, units)
-            if keys is not None:
-                self._draws[step] = _Draws(units.drawn + units.by_functions)
-            return result
-
-        # A client alone gains nothing by a trace, but something by the compiler. Anomaly detection asks for the values
-        # of gradients, which a trace has none of, and for the very call that a gradient comes from.
-        alone = active == 1 and self.compile_mode is None
-        if self.trace_after is None or alone or torch.is_anomaly_enabled():
-            *grads, losses = gradients(*arguments)
-            return grads, losses
-        key = (
-            step,
-            tuple(sorted(stacked)),
-            tuple((a.shape, a.stride(), a.dtype) for a in arguments),
-            arguments[0].device,
-            torch.is_autocast_enabled(arguments[0].device.type),
-            torch.get_autocast_dtype(arguments[0].device.type),
-            options,
-            features,
-        )
-        replay = self._replay(key, gradients, arguments)
-        if replay is None:
-            *grads, losses = gradients(*arguments)
-            return grads, losses
-        # The casts of autocast are part of the trace.
-        with torch.no_grad(), torch.autocast(arguments[0].device.type, enabled=False):
-            *grads, losses = replay(*arguments)
-        return grads, losses
+        return BoundStep(self, step, views, stacked)
 
     def _replay(
         self, key: Any, gradients: Callable[..., list[Tensor]], arguments: Sequence[Tensor]
@@ -187,6 +142,97 @@ class GradientEngine:
         if len(self._traces) > MAX_TRACES:
             self._traces.popitem(last=False)
         return self._traces[key]
+
+
+class BoundStep:
+    """A step with the groups of the clients that make it; made by `GradientEngine.bind`."""
+
+    def __init__(self, engine: GradientEngine, step: Step, views: Groups, stacked: set[str]) -> None:
+        self._engine, self._step, self._stacked = engine, step, stacked
+        self._names = [(group, key) for group, parameters in views.items() for key in parameters]
+        self._tensors = [views[group][key] for group, key in self._names]
+        self._kind: Any = None
+        self._known: Callable[..., list[Tensor]] | None = None  # trace for minibatches of this kind
+
+    def __call__(
+        self, minibatch: Minibatch, scale: Tensor | None, keys: Tensor | None = None
+    ) -> tuple[list[Tensor], Tensor]:
+        """Gradients and losses of the clients.
+
+        Args:
+            minibatch: of the active clients [A, B, ...].
+            scale: [A] factor on each client's loss (16-mixed), or None.
+            keys: [A, 2] int32, of what the clients draw in this step (`counter_rng.step_keys`); None where nothing is
+                drawn.
+
+        Returns:
+            Gradients of the moving group's tensors [A, ...] and losses [A], unscaled.
+        """
+        engine = self._engine
+        if keys is not None and not engine.draws(self._step):
+            keys = None
+        data = [*leaves(minibatch.x), minibatch.y, minibatch.mask, *(t for t in (scale, keys) if t is not None)]
+        arguments = [*self._tensors, *data]
+        # A client alone gains nothing by a trace, but something by the compiler. Anomaly detection asks for the values
+        # of gradients, which a trace has none of, and for the very call that a gradient comes from.
+        alone = len(minibatch.mask) == 1 and engine.compile_mode is None
+        if engine.trace_after is None or alone or torch.is_anomaly_enabled():
+            *grads, losses = self._gradients(minibatch, scale, keys)(*arguments)
+            return grads, losses
+        kind = ((scale is not None, keys is not None), names_of(minibatch.x), [_layout(t) for t in data])
+        if self._known is None or kind != self._kind:
+            self._kind, self._known = kind, self._replay(kind, minibatch, scale, keys, arguments)
+        if self._known is None:
+            *grads, losses = self._gradients(minibatch, scale, keys)(*arguments)
+        elif torch.is_grad_enabled() or torch.is_autocast_enabled(arguments[0].device.type):
+            # The casts of autocast are part of the trace.
+            with torch.no_grad(), torch.autocast(arguments[0].device.type, enabled=False):
+                *grads, losses = self._known(*arguments)
+        else:
+            *grads, losses = self._known(*arguments)
+        return grads, losses
+
+    def _replay(
+        self, kind: Any, minibatch: Minibatch, scale: Tensor | None, keys: Tensor | None, arguments: Sequence[Tensor]
+    ) -> Callable[..., list[Tensor]] | None:
+        options, features, layouts = kind
+        device = arguments[0].device
+        key = (
+            self._step,
+            tuple(sorted(self._stacked)),
+            (*map(_layout, self._tensors), *layouts),
+            device,
+            torch.is_autocast_enabled(device.type),
+            torch.get_autocast_dtype(device.type),
+            options,
+            features,
+        )
+        return self._engine._replay(key, self._gradients(minibatch, scale, keys), arguments)
+
+    def _gradients(
+        self, minibatch: Minibatch, scale: Tensor | None, keys: Tensor | None
+    ) -> Callable[..., list[Tensor]]:
+        """The function of tensors, in a flat list, that makes gradients and losses of a minibatch of this kind."""
+        engine, step, units = self._engine, self._step, self._engine._units
+        draws = engine._draws.get(step, _Draws.BY_FUNCTIONS)
+        if keys is not None:
+            units.grow(keys.device)
+        active, options = len(minibatch.mask), (scale is not None, keys is not None)
+        features = names_of(minibatch.x)
+
+        def gradients(*arguments: Tensor) -> list[Tensor]:
+            units.drawn = units.by_functions = False
+            result = _gradients(step, self._names, self._stacked, active, arguments, options, features, draws, units)
+            if options[1]:
+                engine._draws[step] = _Draws(units.drawn + units.by_functions)
+            return result
+
+        return gradients
+
+
+def _layout(t: Tensor) -> tuple[torch.Size, tuple[int, ...], torch.dtype]:
+    """What a trace depends on in one of its arguments."""
+    return t.shape, t.stride(), t.dtype
 
 
 @contextmanager

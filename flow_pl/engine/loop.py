@@ -89,8 +89,8 @@ class FederatedLoop:
         client_optimizer: any element-wise torch optimizer; a fresh one for every client, phase and step.
         weighting: a client's weight in the server's mean: its number of training examples, or 1.
         evaluation_batch_size: how many of a client's examples are evaluated at once.
-        trace_after: steps of a kind after which the step is traced once and replayed (a trace costs some hundred
-            times what it saves on each step); null to never trace.
+        trace_after: steps of a kind after which the step is traced once and replayed (a trace costs fifty
+            to a hundred times what it saves on each step); null to never trace.
         channels_last: store the images of a client that is trained alone in channels-last format. Makes
             convolutions and pooling faster, and group normalization slower; the numbers stay the same up to rounding.
             Blocks must then flatten or reshape a convolution's output, not `view` it.
@@ -109,7 +109,7 @@ class FederatedLoop:
         client_optimizer: OptimizerFactory = lambda params: torch.optim.SGD(params, lr=0.05, momentum=0.9),
         weighting: Literal["examples", "uniform"] = "examples",
         evaluation_batch_size: int = 256,
-        trace_after: int | None = 200,
+        trace_after: int | None = 50,
         channels_last: bool = False,
         compile_mode: CompileMode | None = None,
         max_grad_norm: float | None = None,
@@ -264,6 +264,7 @@ class FederatedLoop:
             if now != active:
                 active = now
                 views = groups.prefix(active)
+                bound = {step: self.engine.bind(step, views, groups.stacked) for step in optimizers}
                 for optimizer in optimizers.values():
                     optimizer.narrow(active)
             rows = schedule.index[t, :active].reshape(-1)
@@ -272,7 +273,7 @@ class FederatedLoop:
             for s, step in enumerate(phase.steps):
                 scale = None if scales is None else scales[:active]
                 key = keys[t * len(phase.steps) + s][:active] if keys else None
-                grads, losses = self.engine(step, views, groups.stacked, minibatch, scale, key)
+                grads, losses = bound[step](minibatch, scale, key)
                 keep = None if scale is None else _unscale(grads, scale)
                 if self.max_grad_norm is not None:
                     grads = clipped(grads, self.max_grad_norm)
