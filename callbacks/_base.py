@@ -37,7 +37,7 @@ class EvaluationCallback(Callback, ABC, Generic[M]):
     """
 
     model: ClassVar[str] = ""
-    """Put before the names of the metric's figures, behind the prefix of the dataloader."""
+    """Prefix of the metric names, after that of the dataloader."""
 
     def __init__(self) -> None:
         self._metrics: list[M] = []
@@ -51,11 +51,11 @@ class EvaluationCallback(Callback, ABC, Generic[M]):
         """Add the counts of a chunk of clients."""
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start from nothing."""
+        """Reset the metrics."""
         self._start(trainer, pl_module)
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start from nothing."""
+        """Reset the metrics."""
         self._start(trainer, pl_module)
 
     def on_validation_batch_end(
@@ -83,11 +83,11 @@ class EvaluationCallback(Callback, ABC, Generic[M]):
         self._update(outputs, dataloader_idx)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the figures of the clients of all processes."""
+        """Log the metrics over the clients of all processes."""
         self._log(trainer, pl_module)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the figures of the clients of all processes."""
+        """Log the metrics over the clients of all processes."""
         self._log(trainer, pl_module)
 
     def _start(self, trainer: Trainer, pl_module: LightningModule) -> None:

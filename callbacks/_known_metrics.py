@@ -1,4 +1,4 @@
-"""The names that a fit's metrics will have, known before it begins: for callbacks that wait for one of them."""
+"""Predict the names of a fit's metrics, to check the callbacks that monitor one of them."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from flow_pl.methods.base import Phase
 from flow_pl.utils.words import nearest
 
 LOCAL_MODEL = ("global_or_local_accuracy", "best_mixture_accuracy", "gain_over_mixture")
-"""What `PersonalizationGain` adds where the method has a local model."""
+"""Metrics that `PersonalizationGain` adds for a method with a local model."""
 
 ROUND = ("clients", "rejected_clients", "examples", "update_norm", "bytes_up", "bytes_down", "padding")
-"""What every round tells of itself, beside its losses."""
+"""Metrics of every round, besides its losses."""
 
 SOMETIMES = (
     "skipped_steps",
@@ -35,23 +35,23 @@ SOMETIMES = (
     "clients_with_state",
     "state_bytes",
 )
-"""What rounds tell of themselves by what is configured."""
+"""Metrics of a round that depend on the configuration."""
 
 
 def check_monitors(trainer: Trainer, pl_module: LightningModule) -> None:
-    """Reject a callback that waits for a metric that no round of the fit will log.
+    """Reject a callback that monitors a metric that no round of the fit will log.
 
-    Nothing is rejected if a callback that is neither Lightning's nor this project's may log it.
+    Nothing is rejected if some callback is neither Lightning's nor this project's, since it may log the metric.
 
     Args:
         trainer: the trainer with all of its callbacks.
         pl_module: the module to be trained.
 
     Raises:
-        ConfigurationError: there is no such metric; names the known ones.
+        ConfigurationError: there is no such metric; the message lists the known ones.
     """
     callbacks: Sequence[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    pl_module.trainer = trainer  # as Lightning does at the start of a stage: a callback may ask for it
+    pl_module.trainer = trainer  # as Lightning does at the start of a stage: a callback may use it
     known = _validation_metrics(trainer, callbacks, pl_module)
     trained, told = _losses(pl_module), [f"train/{name}" for name in ROUND]
     foreign = [callback for callback in callbacks if not _known(callback)]
@@ -64,13 +64,12 @@ def check_monitors(trainer: Trainer, pl_module: LightningModule) -> None:
             continue
         if monitor.startswith("val/") and not known:
             raise ConfigurationError(
-                f"{type(callback).__name__} waits for the metric {monitor}, but nothing is validated: "
-                "trainer.limit_val_batches is 0, or no callback measures, as in trainer.barebones."
+                f"{type(callback).__name__} monitors {monitor}, but nothing is validated: "
+                "trainer.limit_val_batches is 0, or no callback logs metrics, as with trainer.barebones."
             )
         raise ConfigurationError(
-            f"{type(callback).__name__} waits for the metric {monitor}, which no round has."
-            f"{nearest(monitor, [*known, *trained, *told])} There are {', '.join([*trained, *told])}, and "
-            f"{', '.join(known)}."
+            f"{type(callback).__name__} monitors {monitor}, which no round logs."
+            f"{nearest(monitor, [*known, *trained, *told])} Known metrics: {', '.join([*trained, *told, *known])}."
         )
 
 

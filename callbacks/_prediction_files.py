@@ -1,4 +1,4 @@
-"""Tables of predictions on disk, written batch by batch: CSV and Parquet."""
+"""Write tables of predictions batch by batch, as CSV or Parquet."""
 
 from __future__ import annotations
 

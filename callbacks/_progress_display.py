@@ -52,7 +52,7 @@ class ProgressDisplay:
     """Shows progress: live bars on a terminal or in a notebook, lines at most every few seconds elsewhere.
 
     Args:
-        console: where to write.
+        console: the console to write to.
         interval_s: minimum number of seconds between two lines when there is no terminal.
     """
 
@@ -71,7 +71,7 @@ class ProgressDisplay:
         """Draw or redraw a bar; without a terminal, do nothing.
 
         Args:
-            bar: which bar.
+            bar: name of the bar.
             label: text before it.
             status: text after it.
             position: current position.

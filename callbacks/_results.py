@@ -14,7 +14,7 @@ from flow_pl.callbacks._base import metric_prefixes
 from flow_pl.callbacks._federated import federated_data
 
 Results = dict[str, dict[str, float | None]]
-"""For each population, its metrics by name; None where one is not defined."""
+"""For each population, its metrics by name; None if undefined."""
 
 
 class ResultsCallback(Callback, ABC):
@@ -51,7 +51,7 @@ def figures(metrics: Mapping[str, Tensor], prefix: str) -> dict[str, float | Non
 
 
 def metric_rows(results: Results) -> list[list[str | float | None]]:
-    """Return a row for each metric: its name, and its value for each population."""
+    """Return a row for each metric: its name and its value for each population."""
     names = dict.fromkeys(name for metrics in results.values() for name in metrics)
     return [[name, *(metrics.get(name) for metrics in results.values())] for name in names]
 

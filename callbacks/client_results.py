@@ -18,7 +18,7 @@ from flow_pl.evaluation.metrics import ClientMetric
 from flow_pl.utils.files import write_text
 
 _BASE = 1 << 12
-"""An index of a client travels as two digits of this base: single precision would round one above 2^24."""
+"""A client index is stored as two digits of this base, since single precision would round one above 2^24."""
 
 
 class ClientCounts(ClientMetric):
@@ -70,7 +70,7 @@ class ClientResults(EvaluationCallback[ClientCounts]):
 
     Columns: `client` (name), `population` (`seen` or `new`), `train_examples`, `evaluated` (targets: held-out examples,
     or tokens), `generalized_accuracy`, `personalized_accuracy`, for a method that has a local model
-    `global_or_local_accuracy` (one of w_g and it is right), and `routed_local/<block>` for each routed block. The
+    `global_or_local_accuracy` (w_g or the local model is right), and `routed_local/<block>` for each routed block. The
     file appears only once it is complete.
 
     Args:

@@ -1,4 +1,4 @@
-"""The quantities of Flow's convergence analysis on a run: gradients, dissimilarity, progress, routing probabilities."""
+"""Measure the quantities of Flow's convergence analysis: gradients, dissimilarity, progress, routing probabilities."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from flow_pl.utils.rng import Stream, generator
 from flow_pl.utils.validation import given, require_count
 
 PROGRESS = ("global_progress", "local_progress", "deviation")
-"""Squared distances that the clients of a round measure, where their method has such models."""
+"""Squared distances that the clients of a round measure, if their method has such models."""
 
 
 class ConvergenceDiagnostics(Callback):
@@ -65,15 +65,15 @@ class ConvergenceDiagnostics(Callback):
 
     Args:
         every_n_rounds: number of rounds between two measurements.
-        clients: number of clients whose gradient is taken, over all of their examples once; null = as many as a round
-            has. The more their gradients differ, the more clients are needed to distinguish ||grad F|| from 0.
+        clients: number of clients whose gradient is computed, once over all of their examples; null for as many as in a
+            round. The more their gradients differ, the more clients are needed to distinguish ||grad F|| from 0.
         path: a table with a row for each measurement (.csv), in the run's folder; null for none.
-        figure: a figure of it (.png) in the run's folder, drawn at the end of the fit, where `WandbResults` finds it;
-            null for none.
+        figure: a figure of the measurements (.png) in the run's folder, drawn at the end of the fit, where
+            `WandbResults` finds it; null for none.
 
     Raises:
-        ConfigurationError: a number is not positive or a path's ending wrong; at the start of a fit, a file cannot be
-            written, or matplotlib, which draws the figure, is not installed.
+        ConfigurationError: a number is not positive or a path has another ending; at the start of a fit, a file cannot
+            be written, or matplotlib, which draws the figure, is not installed.
     """
 
     def __init__(
@@ -132,13 +132,13 @@ class ConvergenceDiagnostics(Callback):
         if trainer.is_global_zero and self.path is not None:
             write_text(Path(trainer.default_root_dir) / self.path, csv_text(self.rows))
         logged = {f"diagnostics/{name}": torch.tensor(value) for name, value in figures.items()}
-        # already reduced: tells Lightning that every process has the same value
+        # already reduced: every process has the same value
         pl_module.log_dict(logged, on_step=False, on_epoch=True, batch_size=1, sync_dist=True, rank_zero_only=True)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the figure."""
         if trainer.is_global_zero and self.figure is not None and self.rows:
-            from flow_pl.callbacks._convergence_figure import draw  # which needs matplotlib
+            from flow_pl.callbacks._convergence_figure import draw  # needs matplotlib
 
             draw(self.rows, Path(trainer.default_root_dir) / self.figure)
 
@@ -183,7 +183,7 @@ class ConvergenceDiagnostics(Callback):
             found += list(group["q_local"].unbind(1)) if blocks else []
             for place, measured in enumerate(found):
                 if measured is not None:
-                    finite = measured.isfinite()  # a client that diverged is left out, as in the server's mean
+                    finite = measured.isfinite()  # exclude clients that diverged, as in the server's mean
                     progress[place] += torch.stack([measured.where(finite, 0).sum(), finite.sum()])
         sums = trainer.strategy.reduce(torch.cat([progress.flatten(), self._gradients]), reduce_op="sum")
         totals, counts = sums[: progress.numel()].view(-1, 2).unbind(1)

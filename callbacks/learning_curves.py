@@ -32,8 +32,8 @@ class LearningCurves(Callback):
         figure: the figure (.png), in the run's folder; null for none.
 
     Raises:
-        ConfigurationError: a name ends otherwise; at the start of a fit, a file cannot be written, or matplotlib, which
-            draws the figure, is not installed.
+        ConfigurationError: a path has another ending; at the start of a fit, a file cannot be written, or matplotlib,
+            which draws the figure, is not installed.
     """
 
     def __init__(self, path: str = "curve.csv", figure: str | None = "figures/curves.png") -> None:
@@ -61,7 +61,7 @@ class LearningCurves(Callback):
                     check_writable(Path(trainer.default_root_dir) / file)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock, leaving out the time between two rounds."""
+        """Start the clock, excluding the time between two rounds."""
         self._clock = time.monotonic()
 
     def on_train_batch_end(
@@ -82,7 +82,7 @@ class LearningCurves(Callback):
         self._add(trainer, figures)
         if trainer.is_global_zero and self.figure is not None:
             from flow_pl.results.curves import accuracy_curves
-            from flow_pl.results.plotting import save  # which needs matplotlib
+            from flow_pl.results.plotting import save  # needs matplotlib
 
             curve = {int(row["round"]): row for row in self._rows}
             save(partial(accuracy_curves, curve), Path(trainer.default_root_dir) / self.figure)

@@ -29,7 +29,7 @@ class MetricsLog(Callback):
         logger = None if self._trainer is None else _logger(self._trainer)
         if logger is None or self._trainer is None:
             return {}
-        logged = self._trainer.logged_metrics if self._ended else {}  # in every process: it may be collective
+        logged = self._trainer.logged_metrics if self._ended else {}  # in every process: reading them may be collective
         last = {name: float(value) for name, value in logged.items() if name.startswith(("train/", "privacy/"))}
         if not self._trainer.is_global_zero:
             return {}
@@ -57,7 +57,7 @@ def continue_log(trainer: Trainer, ckpt_path: str | os.PathLike[str] | None) -> 
 
     Args:
         trainer: trainer of the fit.
-        ckpt_path: as given on the command line.
+        ckpt_path: the value given on the command line.
 
     Raises:
         ConfigurationError: the checkpoint cannot be used.

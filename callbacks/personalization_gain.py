@@ -1,4 +1,4 @@
-"""Personalization gain: what personalization gains or costs the clients."""
+"""Personalization gain: the difference that personalization makes for clients."""
 
 from __future__ import annotations
 

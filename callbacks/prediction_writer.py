@@ -22,16 +22,16 @@ from flow_pl.evaluation.counts import ClientPredictions
 from flow_pl.tasks import Objective
 
 
-class PredictionWriter(Callback):  # not a BasePredictionWriter, which asks the dataloader for indices of examples
+class PredictionWriter(Callback):  # not a BasePredictionWriter, which needs example indices from the dataloader
     """Writes the results of `predict`: one row per instance of each client, or per token if tokens are predicted.
 
     Columns: `client` (name), `population` (`seen` or `new`), `instance` (index within the client's held-out
     examples), for tokens `position` (in the sequence, from 0; padding has no row), `prediction`, `label`,
     `generalized_correct`, `personalized_correct` (these three are empty if there is no label), and
     `route_<block>` (`local` or `global`) for each routed block. If the classes have names, as text labels
-    do, `predicted_class` and `true_class` give them.
+    do, `predicted_class` and `true_class` contain them.
 
-    In a regression, `prediction` and `label` are real values, and the other two the share of the label's variance that
+    In regression, `prediction` and `label` are real values, and the other two the share of the label's variance that
     each model explains (`Regression.correct`).
     In multi-label tasks, `prediction` lists the predicted labels, the most probable first, `label` the true
     ones, and the other two count the true labels that the models find.
@@ -89,11 +89,11 @@ class PredictionWriter(Callback):  # not a BasePredictionWriter, which asks the 
         trainer.strategy.barrier("predictions joined")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Remove what is incomplete."""
+        """Remove an incomplete part."""
         self._discard()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Remove what is incomplete."""
+        """Remove an incomplete part."""
         self._discard()
 
     def _part_path(self, rank: int) -> Path:
@@ -153,7 +153,7 @@ def prediction_rows(
 
     Args:
         predictions: output of `predict_step`, with at least one prediction.
-        data: knows the clients' names and populations.
+        data: data module with the clients' names and populations.
         objective: the task.
         blocks: names of the routed blocks.
 

@@ -1,4 +1,4 @@
-"""Handles signals that end a run early between two steps rather than within one."""
+"""Handle signals that end a run early between two steps rather than within one."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from lightning.pytorch.callbacks import Callback
 class Preemption(Callback):
     """Lets Lightning act on SIGTERM and on SLURM's requeue signal when all processes are at the same point.
 
-    Lightning acts within the handler: it could save a model in the middle of the server's step, and its messages to the
-    other processes could mix with those of a round and hang. Here a signal to any of the processes is only noted.
+    Lightning acts within the signal handler, which could save a model in the middle of the server's step, and its
+    messages to other processes could interleave with those of a round and hang. Here a signal to any process is only
+    recorded.
 
     On SIGTERM the run stops after the current chunk of clients, or after the validation; its last checkpoint is
     that of the last completed round. On the requeue signal (SIGUSR1, if not set otherwise) it continues to
     the end of the round, saves `hpc_ckpt_<n>.ckpt` in `trainer.default_root_dir` and calls `scontrol requeue`; the same
-    command, restarted by SLURM, resumes from there. So let SLURM send it a round and a validation ahead
+    command, restarted by SLURM, resumes from there. So let SLURM send it early enough for a round and a validation
     (`#SBATCH --signal=USR1@<seconds>`).
     """
 
@@ -31,11 +32,11 @@ class Preemption(Callback):
         self._noted: set[int] = set()
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take over from Lightning's handlers."""
+        """Replace Lightning's handlers."""
         self._take_over(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take over from Lightning's handlers."""
+        """Replace Lightning's handlers."""
         self._take_over(trainer)
 
     def on_train_batch_end(

@@ -68,11 +68,11 @@ MAIN = (
     Row("clients_harmed", "clients harmed"),
     Row("routed_local", "routed local"),
 )
-"""The rows that a test is summed up in."""
+"""Rows of the summary of a test."""
 
 
 class ResultsTable(ResultsCallback):
-    """Prints the metrics of a test at its end, with a column for each population; rows without values are left out.
+    """Prints the metrics of a test at its end, with a column for each population; rows without values are omitted.
 
     Replaces the trainer's list of all metrics, also at the end of `validate`.
 
@@ -150,8 +150,8 @@ def main_table(title: str, results: Results) -> Table:
     """Build the table that summarizes a test.
 
     Args:
-        title: its title.
-        results: for each population, its metrics by name; None where one is not defined.
+        title: title of the table.
+        results: for each population, its metrics by name; None if undefined.
 
     Returns:
         A table with a row for each available metric of `MAIN`, and a column for each population, in percent.
@@ -175,8 +175,8 @@ def results_table(title: str, results: Results, blocks: list[str]) -> Table:
     """Build the full table of a test.
 
     Args:
-        title: its title.
-        results: for each population, its metrics by name; None where one is not defined.
+        title: title of the table.
+        results: for each population, its metrics by name; None if undefined.
         blocks: names of the routed blocks, which follow the rows of `GROUPS`.
 
     Returns:
@@ -195,7 +195,7 @@ def result_rows(results: Results, blocks: Sequence[str]) -> dict[str, list[list[
     """Return the rows of the test table that have values, by group.
 
     Args:
-        results: for each population, its metrics by name; None where one is not defined.
+        results: for each population, its metrics by name; None if undefined.
         blocks: names of the routed blocks.
 
     Returns:
@@ -214,7 +214,7 @@ def result_rows(results: Results, blocks: Sequence[str]) -> dict[str, list[list[
 
 
 def percent(value: float | None, signed: bool = False) -> str:
-    """Format a share in percent; a dash if it is not defined."""
+    """Format a share in percent; a dash if undefined."""
     return "-" if value is None else f"{100 * value:{'+' if signed else ''}.2f}"
 
 

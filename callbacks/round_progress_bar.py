@@ -19,7 +19,7 @@ ACCURACIES = {
     "val/personalized_accuracy": "personalized",
     "privacy/epsilon": "epsilon",
 }
-"""Metrics shown behind the training losses of a fit, as they come, and what they are called there."""
+"""Metrics shown after the training losses of a fit, when available, with their labels."""
 
 
 def _served(loader: Any, batch: Sized, batch_idx: int) -> int:
@@ -27,12 +27,12 @@ def _served(loader: Any, batch: Sized, batch_idx: int) -> int:
     sampler = getattr(loader, "sampler", None)
     if not isinstance(sampler, CohortSampler):
         return len(batch)
-    # only this process knows which of its clients cannot be used
+    # the unusable clients of other processes are not known here
     return sampler.served[batch_idx] - len(getattr(batch, "unusable", ()))
 
 
 def _evaluated(trainer: Trainer, dataloader_idx: int) -> Any:
-    """Identifies the dataloader of an evaluation."""
+    """Return the dataloader of an evaluation."""
     if trainer.predicting:
         loaders = trainer.predict_dataloaders
     else:
@@ -115,7 +115,7 @@ class RoundProgressBar(ProgressBar):
             self._stop()  # stop before the trainer prints that it is done, in the middle of the bar
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave the last state."""
+        """Leave the last state on screen."""
         self._stop()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -174,11 +174,11 @@ class RoundProgressBar(ProgressBar):
     on_predict_epoch_end = on_test_epoch_end
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Give the terminal back."""
+        """Release the terminal."""
         self._stop()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Give the terminal back."""
+        """Release the terminal."""
         self._stop()
 
     def _start(self) -> None:

@@ -36,21 +36,21 @@ class RoutingReport(EvaluationCallback[ClientCounts], ResultsCallback):
     The HTML page is self-contained and also suits phones. It has the table of results; accuracies and
     routes over the rounds, from `LearningCurves` or the run's CSV log; the clients' gains, accuracies from worst
     to best and by size, and the worst clients; and for a method that routes the distribution of the routing
-    probabilities by block, their entropy, the shares by client and by class, how far clients agree on common instances,
-    and the instances that go most local and most global. Figures are PNG files too, where `WandbResults` finds them;
-    with a `WandbLogger` its tables are logged as `report/clients`, `report/blocks` and `report/classes`.
+    probabilities by block, their entropy, the shares by client and by class, the agreement of clients on common
+    instances, and the most local and most global instances. Figures are also written as PNG files, where `WandbResults`
+    finds them; with a `WandbLogger` its tables are logged as `report/clients`, `report/blocks` and `report/classes`.
 
-    Accuracies and shares are those of the test, of all clients. For what is counted instance by instance, some clients,
-    of all sizes, are personalized once more, with the minibatches and dropout masks of the test. Clients' routes are
+    Accuracies and shares are those of the test, over all clients. For statistics of single instances, some clients of
+    all sizes are personalized once more, with the minibatches and dropout masks of the test. Clients' routes are
     compared on common instances, which each client's own model routes.
 
     Args:
         path: path of the page (.html), in the run's folder.
         figures: folder for the figures, in the run's folder.
         curve: the table that `LearningCurves` wrote, in the run's folder; if missing, the run's CSV log is used.
-        clients: maximum clients of each population that are analysed instance by instance, in whole chunks, but one
-            chunk at least.
-        common: number of instances that all of these clients route; 0 = do not compare clients.
+        clients: maximum number of clients of each population that are analysed instance by instance, in whole chunks;
+            at least one chunk.
+        common: number of instances that all of these clients route; 0 to not compare clients.
         instances: number of most local and of most global instances shown.
 
     Raises:
@@ -142,10 +142,10 @@ class RoutingReport(EvaluationCallback[ClientCounts], ResultsCallback):
         routes = _gathered(self._routes)
         self._metrics, self._routes, self._common = [], [], None
         if trainer.is_global_zero:
-            from flow_pl.report.drawings import draw  # which needs matplotlib
+            from flow_pl.report.drawings import draw  # needs matplotlib
 
             self._evidence = self._collect(trainer, pl_module, counts, routes)
-            # now rather than at the end of the test, when WandbResults looks for them
+            # before the end of the test, when WandbResults looks for them
             self._drawn = draw(self._evidence, Path(trainer.default_root_dir) / self.figures)
 
     def report(self, trainer: Trainer, pl_module: LightningModule, rounds: int, results: Results) -> None:

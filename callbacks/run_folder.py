@@ -1,4 +1,4 @@
-"""The folder of a run: its checkpoints, the files of an earlier run, and a summary of where everything is."""
+"""Manage the folder of a run: its checkpoints, the files of an earlier run, and a final summary."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ class LastCheckpoint(ModelCheckpoint):
 
 
 class RunFolder(Callback):
-    """Keeps the files of a single run in its folder, and reports at the end what is where.
+    """Keeps the files of a single run in its folder, and reports their locations at the end.
 
-    A fit that starts anew moves aside what an earlier run left in its folder (`trainer.default_root_dir`): to
+    A new fit moves the files of an earlier run in its folder (`trainer.default_root_dir`) to
     `earlier/1`, `earlier/2` and so on. Nothing is lost, and `best.ckpt` and `last.ckpt` always belong to one run. A fit
     that resumes from a checkpoint in the folder leaves everything in place. A trial (`fast_dev_run`) changes
     nothing.
@@ -62,7 +62,7 @@ class RunFolder(Callback):
         if trainer.is_global_zero:
             aside = put_aside(root)
             if aside is not None:
-                _say(f"{root} had an earlier run, which is now in {aside}")
+                _say(f"an earlier run in {root} was moved to {aside}")
         trainer.strategy.barrier("an earlier run put aside")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

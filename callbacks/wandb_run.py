@@ -16,7 +16,7 @@ from flow_pl.loggers import NOTE, Note, read_note, wandb_loggers
 from flow_pl.utils.files import write_text
 
 SLACK = 10
-"""Rows that a process which was killed may have logged after it last wrote the note; a round logs two."""
+"""Rows that a killed process may have logged since it last wrote the note; a round logs two."""
 
 
 class WandbRun(Callback):

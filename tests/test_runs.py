@@ -123,7 +123,7 @@ def test_a_second_fit_puts_the_first_run_aside_whole(config, root, capsys):  # n
     capsys.readouterr()
     # without a validation there is no best.ckpt: the old one must not stand in for it
     command(config, "fit", "--seed_everything", 5, "--trainer.check_val_every_n_epoch", 9)
-    assert f"{root} had an earlier run, which is now in {root / 'earlier' / '1'}" in capsys.readouterr().out
+    assert f"an earlier run in {root} was moved to {root / 'earlier' / '1'}" in capsys.readouterr().out
     kept = {path.name: path.read_bytes() for path in (root / "earlier" / "1").rglob("*") if path.is_file()}
     assert kept == before
     assert [path.name for path in (root / "checkpoints").iterdir()] == ["last.ckpt"]

@@ -50,7 +50,7 @@ def test_a_checkpoint_with_a_pickled_object_is_refused_and_the_object_is_not_mad
     status, message = fails(capsys, stage, "--config", config, "--ckpt_path", last)
     assert status == 1
     assert f"the checkpoint {last} " in message
-    assert "it holds Python objects, which may run any code: posix.system" in message
+    assert "it holds Python objects, which may run arbitrary code: posix.system" in message
     assert not trap.exists()
 
 
@@ -69,7 +69,7 @@ def test_a_checkpoint_that_lightning_finds_itself_is_refused_as_well(trained, ca
         shutil.move(last, config.parent / "run" / "hpc_ckpt_1.ckpt")
     status, message = fails(capsys, "fit", "--config", config, "--ckpt_path", path, "--trainer.max_epochs=2")
     assert status == 1
-    assert "it holds Python objects, which may run any code: posix.system" in message
+    assert "it holds Python objects, which may run arbitrary code: posix.system" in message
     assert not trap.exists()
 
 
@@ -89,7 +89,7 @@ def test_settings_in_a_checkpoint_are_not_put_over_the_configuration(trained, ca
     poison(last, hyper_parameters={"server_optimizer": "torch.optim.Adam"})
     status, message = fails(capsys, "test", "--config", config, "--ckpt_path", last)
     assert status == 1
-    assert "it holds settings, which are for the configuration alone" in message
+    assert "it holds settings, which belong only in the configuration" in message
 
 
 def test_a_compressed_checkpoint_is_refused(trained, capsys):

@@ -1,1 +1,1 @@
-"""Personalizes clients and evaluates both models on them: counts, metrics, convergence."""
+"""Personalize clients and evaluate both models on them: counts, metrics, convergence."""

@@ -1,4 +1,4 @@
-"""Clients of a chunk, personalized and evaluated side by side."""
+"""Personalize and evaluate the clients of a chunk side by side."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ from flow_pl.utils.inputs import take
 def evaluate_clients(
     loop: FederatedLoop, method: Method, server: Groups, batch: ClientBatch, kept: Groups | None = None
 ) -> ClientEvaluation:
-    """Personalize a chunk of clients and evaluate w_g and their models on the held-out examples.
+    """Personalize a chunk of clients, and evaluate w_g and the personalized models on the held-out examples.
 
     Args:
-        loop: how clients train.
+        loop: the loop that trains clients.
         method: the algorithm.
         server: the server's groups; not changed.
         batch: the clients, with held-out examples.
-        kept: what the clients kept [C, ...], by the group they start with; None where they keep nothing yet.
+        kept: groups [C, ...] that the clients kept, by the name of the group they initialize; None if they keep nothing
+            yet.
 
     Raises:
         ConfigurationError: the batch has no held-out examples.
@@ -45,7 +46,7 @@ def evaluate_clients(
                 if name not in totals:
                     totals[name] = zeros.view(-1, *[1] * (value.ndim - 1)).repeat(1, *value.shape[1:])
                 totals[name][:active] += value
-    if method.route_names:  # also where no client has anything to evaluate
+    if method.route_names:  # also if no client has examples to evaluate
         totals.setdefault("routed", zeros)
         totals.setdefault("routed_local", zeros.new_zeros(len(batch), len(method.route_names)))
     names = ["count", "generalized", "personalized", "both", "generalized_loss", "personalized_loss", "loss_count"]
@@ -58,14 +59,15 @@ def evaluate_clients(
 def predict_clients(
     loop: FederatedLoop, method: Method, server: Groups, batch: ClientBatch, kept: Groups | None = None
 ) -> ClientPredictions:
-    """Personalize a chunk of clients and predict their held-out and unlabelled examples, one by one.
+    """Personalize a chunk of clients and predict each held-out or unlabelled example.
 
     Args:
-        loop: how clients train.
+        loop: the loop that trains clients.
         method: the algorithm.
         server: the server's groups; not changed.
         batch: the clients, with examples to predict.
-        kept: what the clients kept [C, ...], by the group they start with; None where they keep nothing yet.
+        kept: groups [C, ...] that the clients kept, by the name of the group they initialize; None if they keep nothing
+            yet.
 
     Raises:
         ConfigurationError: the batch has no held-out examples.
@@ -87,7 +89,7 @@ def predict_clients(
 
 
 def _slices(loop: FederatedLoop, examples: Examples, prefix: bool = True) -> Iterator[tuple[int, Minibatch]]:
-    """Pieces of the examples along N that bound the memory, each with the clients that reach it."""
+    """Yield slices of the examples along N, to bound memory, each with its number of active clients."""
     longest = max(examples.sizes, default=0)
     for start in range(0, longest, loop.evaluation_batch_size):
         end = min(start + loop.evaluation_batch_size, longest)

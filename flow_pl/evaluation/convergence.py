@@ -1,9 +1,10 @@
-"""The quantities of Flow's convergence analysis, measured on clients (Panchal et al., NeurIPS 2023, Appendix E).
+"""Measure the quantities of Flow's convergence analysis on clients (Panchal et al., NeurIPS 2023, Appendix E).
 
-Two measurements. `gradient_sums` takes the full gradient of the loss at w_g on each client, which gives ||grad F||, the
-gradient diversity (Definition E.5) and the (G, B)-dissimilarity. `observed` is a method whose clients, at the end of
-their round, measure how far they came: the local model (Lemma E.6), their copy of w_g (Lemma E.7) and the personalized
-model (Lemma E.8), with the routing probabilities. Neither changes what is trained, nor asks the device for a value.
+There are two measurements. `gradient_sums` computes the full gradient of the loss at w_g on each client, which gives
+||grad F||, the gradient diversity (Definition E.5) and the (G, B)-dissimilarity. `observed` returns a method whose
+clients measure their distance from w_g at the end of the round: of the local model (Lemma E.6), of their copy of w_g
+(Lemma E.7) and of the personalized model (Lemma E.8), with the routing probabilities. Neither changes the training or
+synchronizes with the device.
 """
 
 from __future__ import annotations
@@ -29,34 +30,34 @@ from flow_pl.utils.groups import Groups, Parameters
 from flow_pl.utils.inputs import map_inputs
 
 OBSERVED = "observed"
-"""Group that holds the measurements of a client of an observed method."""
+"""Group with a client's measurements in an observed method."""
 
 HEAD = 5
-"""Scalars in front of the summed gradient in `gradient_sums`."""
+"""Number of scalars before the summed gradient in `gradient_sums`."""
 
 
 def has_global_model(method: Method) -> bool:
-    """Whether there is one w_g that the clients send: not with `Local`, nor with the several of `HypCluster`."""
+    """Return whether clients send a single w_g, unlike in `Local` (none) and `HypCluster` (several)."""
     return "global" in method.shared and (method.participation is None or len(method.shared) == 1)
 
 
 def gradient_sums(
     method: Method, server: Groups, batch: ClientBatch, weighting: Literal["examples", "uniform"]
 ) -> Tensor:
-    """Sums over clients of the gradients of f_m at w_g, from which `gradient_figures` are made.
+    """Sum the gradients of f_m at w_g over clients, as input of `gradient_figures`.
 
-    f_m is the task's loss of w_g over all training examples of a client, without dropout. The gradient is with respect
-    to the parameters of w_g that clients send.
+    f_m is the task's loss of w_g over all training examples of a client, without dropout. Gradients are with respect to
+    the parameters of w_g that clients send.
 
     Args:
         method: the algorithm, with one global model.
         server: the server's groups.
         batch: the clients, at least one.
-        weighting: a client's weight p_m in F = sum_m p_m f_m, as in the server's mean.
+        weighting: the weights p_m in F = sum_m p_m f_m, as in the server's mean.
 
     Returns:
-        [5 + P] float32: number of clients, sum of weights p, of p^2, of p f_m, of p ||grad f_m||^2, and of p grad f_m.
-        Sums of different clients may be added.
+        [5 + P] float32: number of clients, and the sums of p, p^2, p f_m, p ||grad f_m||^2 and p grad f_m. Sums over
+        disjoint sets of clients may be added.
     """
     engine, groups = GradientEngine(trace_after=None), ClientGroups(dict(server), len(batch))
     groups.stack("global")
@@ -84,15 +85,15 @@ def gradient_sums(
 
 
 def gradient_figures(sums: Tensor, population: int) -> dict[str, Tensor]:
-    """Estimates for a population from `gradient_sums` over a sample of its clients.
+    """Estimate the quantities of a population from `gradient_sums` over a sample of its clients.
 
-    The mean gradient of a sample is longer than that of the population, by the sampling error of its mean: its square
-    is corrected for that, which makes it unbiased (for equal weights). Where the correction exceeds it, the estimate
-    of ||grad F|| is 0: the sample cannot tell it from 0. No correction is made where all clients are in the sample.
+    The squared norm of a sample's mean gradient exceeds that of the population by the sampling error of the mean. A
+    correction makes it unbiased (for equal weights). If the correction exceeds the squared norm, the estimate of
+    ||grad F|| is 0: the sample cannot distinguish it from 0. There is no correction if the sample contains all clients.
 
     Args:
-        sums: of the sampled clients of all processes.
-        population: number of clients that they were drawn from, without replacement.
+        sums: sums over the sampled clients of all processes.
+        population: number of clients from which the sample was drawn without replacement.
 
     Returns:
         Scalars: `loss` F(w_g), `gradient_norm` ||grad F(w_g)||, `sample_gradient_norm` (without the correction),
@@ -103,7 +104,7 @@ def gradient_figures(sums: Tensor, population: int) -> dict[str, Tensor]:
     mean_square, sample = squares / weight, (sums[HEAD:] / weight).square().sum()
     share = squared_weight / weight.square()  # 1 / S for equal weights
     diversity = (mean_square - sample).clamp_min(0) / (1 - share).clamp_min(torch.finfo(torch.float32).eps)
-    # of one client alone nothing can be said about the spread
+    # a single client gives no information about the spread
     error = torch.where(clients > 1, diversity * share * (1 - clients / population).clamp_min(0), 0.0)
     square = sample - error
     return {
@@ -116,19 +117,19 @@ def gradient_figures(sums: Tensor, population: int) -> dict[str, Tensor]:
 
 
 def observed(method: Method, server: Groups) -> Method:
-    """A method that trains as another one does, and leaves in the clients' group `OBSERVED` what they measured.
+    """Return a method that trains like the given one and stores the clients' measurements in the group `OBSERVED`.
 
-    A stage is added behind the last one of the round; it draws no random numbers. The group is among those that
+    It adds a stage at the end of the round, which draws no random numbers. The group is among those that
     `FederatedLoop.train_clients` returns as kept.
 
     Args:
         method: the algorithm, with one global model.
-        server: the server's groups, with which the round began.
+        server: the server's groups at the start of the round.
 
     Returns:
-        The method; its clients measure `global_progress` ||w_g,m - w_g||^2 and, where the method trains a local model,
-        `local_progress` ||w_l - w_g||^2, and where it routes `q_local` [blocks], the mean over the client's training
-        examples of the probability of each local block, and `deviation`, that of ||w_p - w_g||^2.
+        The method. Its clients measure `global_progress` ||w_g,m - w_g||^2; if the method trains a local model,
+            `local_progress` ||w_l - w_g||^2; and if it routes, the means over the client's training examples of the
+            probability of each local block, `q_local` [blocks], and of ||w_p - w_g||^2, `deviation`.
     """
     watching = copy.copy(method)
     measure = partial(_measure, method, server["global"], _local_group(method, server))
@@ -138,12 +139,12 @@ def observed(method: Method, server: Groups) -> Method:
 
 
 def dissimilarity_bound(gradients: Sequence[float], clients: Sequence[float]) -> tuple[float, float]:
-    """The pair (G, B) with mean_m ||grad f_m||^2 <= G^2 + B^2 ||grad F||^2 at all points, the tightest on average.
+    """Return the pair (G, B) with mean_m ||grad f_m||^2 <= G^2 + B^2 ||grad F||^2 at all points, tightest on average.
 
     B is at least 1: the left side is never smaller than ||grad F||^2.
 
     Args:
-        gradients: ||grad F||^2 at some w, at least one.
+        gradients: ||grad F||^2 at one or more w.
         clients: the mean of ||grad f_m||^2 at the same w.
 
     Returns:
@@ -160,14 +161,14 @@ def dissimilarity_bound(gradients: Sequence[float], clients: Sequence[float]) ->
     def offset(slope: float) -> float:
         return max(y - slope * x for x, y in hull)
 
-    # the best line goes along an edge of the upper hull, or has the least slope
+    # the best line contains an edge of the upper hull or has the smallest slope
     slopes = [1.0, *(slope for slope in (_slope(a, b) for a, b in pairwise(hull)) if 1 < slope < float("inf"))]
     best = min(slopes, key=lambda slope: offset(slope) + slope * mean)
     return float(offset(best) ** 0.5), float(best**0.5)
 
 
 class _Total:
-    """Sums of lists of tensors, in place."""
+    """Accumulates sums of lists of tensors in place."""
 
     def __init__(self) -> None:
         self.tensors: list[Tensor] = []
@@ -181,7 +182,7 @@ class _Total:
 
 
 def _pieces(batch: ClientBatch) -> Iterator[Minibatch]:
-    """The clients' training examples in pieces [C, n, ...]."""
+    """Yield the clients' training examples in pieces [C, n, ...]."""
     for piece in pieces(_transposed(Minibatch(batch.train.x, batch.train.y, batch.train.mask))):
         yield _transposed(piece)
 
@@ -196,7 +197,7 @@ def _slope(a: tuple[float, float], b: tuple[float, float]) -> float:
 
 
 def _local_group(method: Method, server: Groups) -> str | None:
-    """The group that is trained in a round beside the one that is sent: the local model, or the one kept."""
+    """Return the group that is trained in a round but not sent: the local model, or the one kept."""
     start, moved = method.start(server), [s for p in method.phases if isinstance(p, Phase) for s in p.steps]
     sent, whole = set(method.shared.values()), server["global"].keys()
     for step in moved:
@@ -206,7 +207,7 @@ def _local_group(method: Method, server: Groups) -> str | None:
 
 
 def _measure(method: Method, w_g: Parameters, local: str | None, groups: Groups, examples: Minibatch) -> Groups:
-    """How far one client came in its round."""
+    """Measure a client's progress in its round."""
     figures = {"global_progress": _squares(groups[method.shared["global"]], w_g)}
     if local is not None:
         figures["local_progress"] = _squares(groups[local], w_g)
@@ -220,11 +221,11 @@ def _measure(method: Method, w_g: Parameters, local: str | None, groups: Groups,
 
 
 def _routes(method: Method, groups: Groups, examples: Minibatch, blocks: Tensor) -> dict[str, Tensor]:
-    """Means over a client's training examples: q_local [blocks], and the deviation sum_b q_b^2 ||w_l,b - w_g,b||^2."""
+    """Average q_local [blocks] and the deviation sum_b q_b^2 ||w_l,b - w_g,b||^2 over a client's training examples."""
     total = _Total()
     for piece in pieces(examples):
         q = method.local_probability(groups, piece.x)
-        assert q is not None, "a method with routes tells their probabilities"
+        assert q is not None, "a method with routes returns their probabilities"
         counted = method.objective.counted(piece.y, piece.mask)
         weight = (counted if counted.shape == q.shape[:-1] else piece.mask).float().flatten()
         q = q.flatten(0, -2)
@@ -234,5 +235,5 @@ def _routes(method: Method, groups: Groups, examples: Minibatch, blocks: Tensor)
 
 
 def _squares(parameters: Mapping[str, Tensor], base: Parameters) -> Tensor:
-    """||w - base||^2 over the parameters of w."""
+    """Return ||w - base||^2 over the parameters of w."""
     return torch.stack([(p - base[name]).square().sum() for name, p in parameters.items()]).sum()

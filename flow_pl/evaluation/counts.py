@@ -1,4 +1,4 @@
-"""What evaluating a chunk of clients yields: counts per client, from which every metric is made."""
+"""Count predictions per client when evaluating a chunk; every metric is computed from these counts."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from flow_pl.utils.groups import Groups
 T = TypeVar("T", bound="_OnDevice")
 
 MIXTURE_STEPS = 5
-"""Shares of a fixed mixture are multiples of a fifth: 6 mixtures of two models, 21 of three."""
+"""Shares of a fixed mixture are multiples of 1/5: 6 mixtures of two models, 21 of three."""
 
 
 class _OnDevice:
-    """Tensors that move together; Lightning moves what a step returns."""
+    """Tensors that move to a device together; Lightning moves a step's results."""
 
     def to(self: T, *args: Any, **kwargs: Any) -> T:
         """Move every tensor, as `torch.Tensor.to` does."""
@@ -33,7 +33,7 @@ class _OnDevice:
 
 @dataclass(frozen=True)
 class ClientEvaluation(_OnDevice):
-    """Counts of one chunk of clients, on the device; C may be 0 (a process with nothing left to do).
+    """Counts of one chunk of clients, on the device; C may be 0 on a process without clients.
 
     Every reported accuracy follows from these counts.
 
@@ -45,18 +45,18 @@ class ClientEvaluation(_OnDevice):
         both: [C] float, targets that both get right.
         generalized_loss: [C] float, summed loss of w_g.
         personalized_loss: [C] float, summed loss of the personalized model.
-        loss_count: [C] float, targets that these sums are over, which need not be those that count in an accuracy.
+        loss_count: [C] float, targets in these sums, which may differ from those that count in an accuracy.
         global_or_local: [C] float, targets that w_g or the client's local model gets right; None for a method without
             a local model.
-        mixtures: [C, K] float, targets that fixed mixtures of the probabilities of w_g, the local model and, where the
-            method has one, the client's memory get right, one for each of `mixture_shares`; None for a method without
-            a local model.
+        mixtures: [C, K] float, targets that fixed mixtures of the probabilities of w_g, the local model and the
+            client's memory (if the method has one) get right, one for each of `mixture_shares`; None for a method
+            without a local model.
         routed: [C] float, number of routing decisions per block; None for a method without routes.
-        routed_local: [C, blocks] float, decisions that chose the local block; None for a method without routes.
-        subset_count: [C] float, evaluated targets of the task's second accuracy (`Objective.subset`); None, as the
-            next two, for a task with one accuracy.
-        subset_generalized: [C] float, those that w_g gets right.
-        subset_personalized: [C] float, those that the personalized model gets right.
+        routed_local: [C, blocks] float, decisions for the local branch; None for a method without routes.
+        subset_count: [C] float, evaluated targets of the task's second accuracy (`Objective.subset`); None for a task
+            with one accuracy, like the next two.
+        subset_generalized: [C] float, such targets that w_g gets right.
+        subset_personalized: [C] float, such targets that the personalized model gets right.
     """
 
     client: Tensor
@@ -80,21 +80,20 @@ class ClientEvaluation(_OnDevice):
 class ClientPredictions(_OnDevice):
     """Predictions of one chunk of clients, for `predict`; N is padded to the longest client.
 
-    P stands for the positions of an example at which something is predicted: no axis where that is one thing for the
-    example, T for the tokens of a sequence. Where it is several labels, those have an axis of their own behind.
+    P stands for the positions of an example at which something is predicted: no axis for one prediction per example, T
+    for the tokens of a sequence. Several labels have an additional last axis.
 
     Attributes:
         client: [C] int64, indices into the client store.
-        mask: [C, N, *P] bool, True where there is a prediction; [C, N] where no client has any.
-        label: [C, N, *P] or [C, N, labels] int64 as in the data, -1 where there is none; real values [C, N] float32,
-            NaN where there is none.
+        mask: [C, N, *P] bool, True where there is a prediction; [C, N] if no client has any.
+        label: [C, N, *P] or [C, N, labels] int64 as in the data, -1 if missing; real values [C, N] float32, NaN if
+            missing.
         prediction: [C, N, *P] or [C, N, k] int64, of the personalized model; real values [C, N] float32.
-        generalized_correct: in the shape of `label`, `Objective.correct` of w_g; meaningless where there is no label.
+        generalized_correct: in the shape of `label`, `Objective.correct` of w_g; undefined without a label.
         personalized_correct: in the shape of `label`, the same of the personalized model.
-        routes: [C, N, *P, blocks] bool, True where the local block was chosen; None for a method without
-            routes.
-        local_probability: [C, N, *P, blocks] float, the router's probabilities of the local blocks; None for a method
-            without routes, and where no client has any prediction.
+        routes: [C, N, *P, blocks] bool, True where the local branch was chosen; None for a method without routes.
+        local_probability: [C, N, *P, blocks] float, the router's probabilities of the local branches; None for a method
+            without routes, or if no client has any prediction.
     """
 
     client: Tensor
@@ -108,10 +107,10 @@ class ClientPredictions(_OnDevice):
 
 
 def concatenate(parts: Sequence[T]) -> T:
-    """Concatenate pieces of a chunk of clients; examples are padded to the longest client of all.
+    """Concatenate pieces of a chunk of clients; examples are padded to the longest client.
 
     Args:
-        parts: at least one, of the same kind.
+        parts: one or more pieces of the same type.
     """
     if len(parts) == 1:
         return parts[0]
@@ -126,12 +125,12 @@ def concatenate(parts: Sequence[T]) -> T:
 
 
 def count_client(method: Method, groups: Groups, examples: Minibatch) -> dict[str, Tensor]:
-    """Counts of one client, by field of `ClientEvaluation`; fields the method does not have are left out.
+    """Count one client's predictions, by field of `ClientEvaluation`; fields that the method lacks are omitted.
 
     Args:
         method: the algorithm.
         groups: the client's groups, personalized.
-        examples: to evaluate on [N, ...].
+        examples: examples to evaluate on [N, ...].
     """
     predicted = method.predict(groups, examples.x)
     counted = method.objective.counted(examples.y, examples.mask)
@@ -165,7 +164,7 @@ def count_client(method: Method, groups: Groups, examples: Minibatch) -> dict[st
         experts = [predicted.generalized, predicted.local, *([] if predicted.memory is None else [predicted.memory])]
         counts["mixtures"] = torch.stack([right(outputs).sum() for outputs in _mixtures(method.objective, experts)])
     if predicted.routes is not None:
-        # per token where blocks are routed per token, else per instance, however many labels it has
+        # per token if blocks are routed per token, otherwise per instance, whatever its number of labels
         decided = counted if counted.shape == predicted.routes.shape[:-1] else examples.mask
         counts["routed"] = decided.sum()
         counts["routed_local"] = (predicted.routes & decided.unsqueeze(-1)).flatten(0, -2).sum(0)
@@ -173,24 +172,24 @@ def count_client(method: Method, groups: Groups, examples: Minibatch) -> dict[st
 
 
 def _both(generalized: Tensor, personalized: Tensor) -> Tensor:
-    """Which targets both models get right; NaN for scores in place of truth values."""
+    """Return which targets both models get right; NaN for scores instead of truth values."""
     if generalized.dtype == torch.bool:
         return generalized & personalized
     return torch.full_like(generalized, torch.nan)
 
 
 def mixture_shares(experts: int) -> list[tuple[int, ...]]:
-    """Shares of experts in a fixed mixture, in units of 1 / `MIXTURE_STEPS`: all possible divisions.
+    """Return all possible shares of experts in a fixed mixture, in units of 1 / `MIXTURE_STEPS`.
 
     Args:
-        experts: how many there are.
+        experts: number of experts.
     """
     shares = itertools.product(range(MIXTURE_STEPS + 1), repeat=experts)
     return [share for share in shares if sum(share) == MIXTURE_STEPS]
 
 
 def _mixtures(objective: Objective, experts: Sequence[Tensor]) -> Iterator[Tensor]:
-    """Outputs of each fixed mixture of the experts' probabilities, one at a time: a vocabulary takes much memory."""
+    """Yield the outputs of each fixed mixture of the experts' probabilities, one at a time to save memory."""
     probabilities = [objective.probabilities(outputs) for outputs in experts]
     for shares in mixture_shares(len(experts)):
         mixed = (p * (share / MIXTURE_STEPS) for p, share in zip(probabilities, shares, strict=True) if share)
@@ -198,12 +197,12 @@ def _mixtures(objective: Objective, experts: Sequence[Tensor]) -> Iterator[Tenso
 
 
 def predict_client(method: Method, groups: Groups, examples: Minibatch) -> dict[str, Tensor]:
-    """Predictions for one client's instances, by field of `ClientPredictions`.
+    """Predict one client's instances, by field of `ClientPredictions`.
 
     Args:
         method: the algorithm.
         groups: the client's groups, personalized.
-        examples: instances [N, ...]; the label is -1 where there is none.
+        examples: instances [N, ...]; a missing label is -1.
     """
     predicted = method.predict(groups, examples.x)
     mask = method.objective.to_predict(*examples)
@@ -217,6 +216,6 @@ def predict_client(method: Method, groups: Groups, examples: Minibatch) -> dict[
     for name in ("routes", "local_probability"):
         decided: Tensor | None = getattr(predicted, name)
         if decided is not None:
-            # a decision per instance holds at each of its positions
+            # a decision per instance applies to all of its positions
             columns[name] = decided if decided.ndim > mask.ndim else decided.unsqueeze(1).expand(*mask.shape, -1)
     return columns

@@ -1,8 +1,8 @@
-"""Metrics over clients: accuracy, personalization gain and the share routed locally.
+"""Compute metrics over clients: accuracy, personalization gain and the share routed locally.
 
-Each metric keeps one row of counts per client, on the device, and reduces them when the epoch is over. The rows of
-all processes are gathered first, so the figures do not depend on how the clients were divided among processes, and
-every process gets the same ones. A client without evaluated examples never counts.
+Each metric keeps one row of counts per client on the device and reduces the rows at the end of the epoch. The rows of
+all processes are gathered first, so the values are the same on every process and do not depend on the assignment of
+clients to processes. Clients without evaluated examples do not count.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from torchmetrics import Metric
 from flow_pl.evaluation.counts import mixture_shares
 
 MAX_MIXTURES = len(mixture_shares(3))
-"""Columns for fixed mixtures: of w_g, a local model and a memory."""
+"""Number of columns for fixed mixtures of w_g, a local model and a memory."""
 
 PERCENTILES = (10, 50, 90)
-"""Percentiles over clients that are reported beside each mean."""
+"""Percentiles over clients reported with each mean."""
 
 
 class ClientMetric(Metric):
     """Collects a table with one row of numbers per client, gathered over the processes; a base class.
 
-    The table travels as one flat list, because torchmetrics stands in for a process that saw no client with an
-    empty tensor of ONE dimension, which cannot be gathered with tables of two.
+    The table is stored as a flat list, because torchmetrics represents a process without clients by an empty tensor of
+    ONE dimension, which cannot be gathered with two-dimensional tables.
 
     Args:
         columns: number of columns.
@@ -48,7 +48,7 @@ class ClientMetric(Metric):
             columns: one tensor [C] per column of the table.
         """
         assert len(columns) == self.columns, f"{len(columns)} columns in a table of {self.columns}"
-        # float32 whatever the precision of the run: the placeholder of a process without clients has this type
+        # always float32, the type of the placeholder of a process without clients
         rows = torch.stack([column.detach().float() for column in columns], dim=1)
         assert isinstance(self.rows, list), "a synchronised metric cannot be updated"
         self.rows.append(rows.flatten())
@@ -67,18 +67,18 @@ class ClientMetric(Metric):
 class ClientAccuracy(ClientMetric):
     """Measures accuracy and mean loss of one model over a set of clients.
 
-    `compute` returns scalars, NaN where no client has an evaluated example:
+    `compute` returns scalars, NaN if no client has an evaluated example:
 
     - `accuracy` (mean over examples), and over clients `accuracy_client_mean`, `accuracy_p10`, `accuracy_p50`,
       `accuracy_p90`;
-    - how evenly it is spread: `accuracy_worst_decile` (mean of the tenth of the clients, at least one, with the
-      lowest), `accuracy_client_std` (standard deviation over clients) and `accuracy_client_gini` (Gini's coefficient:
-      half the mean absolute difference of two clients, over the mean; 0 where all are equal, NaN where all are 0);
-    - `loss` (mean over what it was summed over);
+    - fairness: `accuracy_worst_decile` (mean over the worst tenth of the clients, at least one), `accuracy_client_std`
+      (standard deviation over clients) and `accuracy_client_gini` (Gini coefficient: half the mean absolute difference
+      of two clients, divided by the mean; 0 if all are equal, NaN if all are 0);
+    - `loss` (mean over the targets in the loss);
     - for a task with a second accuracy also `accuracy_<subset>`, `accuracy_<subset>_client_mean` and so on.
 
     Args:
-        subset: `Objective.subset` of the task: the second accuracy's name; empty for none.
+        subset: `Objective.subset` of the task, the name of the second accuracy; empty for none.
     """
 
     higher_is_better = True
@@ -103,14 +103,14 @@ class ClientAccuracy(ClientMetric):
             correct: [C] examples the model gets right.
             loss: [C] summed loss of the model.
             loss_count: [C] number of losses in the sum.
-            subset_count: [C] evaluated examples of the second accuracy; None where there is none.
-            subset_correct: [C] those that the model gets right; None where there is none.
+            subset_count: [C] evaluated examples of the second accuracy; None for none.
+            subset_correct: [C] such examples that the model gets right; None for none.
         """
         second = [column for column in (subset_count, subset_correct) if column is not None]
         self.append((count, correct, loss, loss_count, *second))
 
     def compute(self) -> dict[str, Tensor]:
-        """Figures over all clients of all processes."""
+        """Compute the metrics over all clients of all processes."""
         count, correct, loss, loss_count, *second = self.table()
         figures = {**_accuracies("accuracy", count, correct), "loss": loss.sum() / loss_count.sum()}
         if second:
@@ -119,18 +119,18 @@ class ClientAccuracy(ClientMetric):
 
 
 class ClientGain(ClientMetric):
-    """What personalization changes, for clients and for examples.
+    """Measures what personalization changes, for clients and for examples.
 
-    `compute` returns scalars, NaN where they are not defined:
+    `compute` returns scalars, NaN if undefined:
 
     - `gain`, `gain_client_mean`: personalized minus generalized accuracy, over examples and over clients;
     - `clients_helped`, `clients_unchanged`, `clients_harmed`: shares of clients;
     - `examples_both_right`, `examples_only_generalized`, `examples_only_personalized`, `examples_neither`: shares of
       examples;
-    - for a method with a local model: `global_or_local_accuracy`, w_g or w_l right (no bound of what both can reach
-      together: a mixture may be right where neither is); `best_mixture_accuracy`, of the best of the fixed mixtures of
-      the method's models, the same one for all clients, chosen on these very examples; and `gain_over_mixture`,
-      personalized accuracy minus that, which is what deciding by the instance is worth.
+    - for a method with a local model: `global_or_local_accuracy`, w_g or w_l right (not an upper bound for mixtures,
+      which may be right where both models are wrong); `best_mixture_accuracy`, the accuracy of the best fixed mixture
+      of the method's models, the same for all clients and chosen on these very examples; and `gain_over_mixture`,
+      personalized accuracy minus that, the value of deciding per instance.
     """
 
     higher_is_better = True
@@ -158,14 +158,14 @@ class ClientGain(ClientMetric):
                 model.
             mixtures: [C, K] examples that each fixed mixture gets right; None for a method without a local model.
         """
-        # the columns are always there, so that a process that cannot know of a local model gathers the same table
+        # always add these columns, so that a process without clients gathers a table of the same width
         unknown = torch.full_like(count, torch.nan, dtype=torch.float32)
         mixed = () if mixtures is None else mixtures.unbind(1)
         known = [unknown if global_or_local is None else global_or_local, *mixed]
         self.append((count, generalized, personalized, both, *known, *[unknown] * (MAX_MIXTURES - len(mixed))))
 
     def compute(self) -> dict[str, Tensor]:
-        """Figures over all clients of all processes."""
+        """Compute the metrics over all clients of all processes."""
         table = self.table()
         count, generalized, personalized, both, either, *mixtures = table[:, table[0] > 0]
         gain = personalized - generalized
@@ -192,9 +192,9 @@ class ClientGain(ClientMetric):
 
 
 class RoutedShare(ClientMetric):
-    """Share of routing decisions that chose the local block, per block and overall.
+    """Measures the share of decisions routed locally, per block and overall.
 
-    `compute` returns scalars, NaN where no decision was made: `routed_local` (over all decisions),
+    `compute` returns scalars, NaN if no decision was made: `routed_local` (over all decisions),
     `routed_local_p10`, `routed_local_p50`, `routed_local_p90` (of the share of each client) and
     `routed_local/<block>` for each block.
 
@@ -211,12 +211,12 @@ class RoutedShare(ClientMetric):
 
         Args:
             routed: [C] number of decisions per block.
-            routed_local: [C, blocks] decisions that chose the local block.
+            routed_local: [C, blocks] decisions for the local branch.
         """
         self.append((routed, *routed_local.unbind(dim=1)))
 
     def compute(self) -> dict[str, Tensor]:
-        """Figures over all clients of all processes."""
+        """Compute the metrics over all clients of all processes."""
         table = self.table()
         routed, *routed_local = table[:, table[0] > 0]
         per_client = torch.stack(routed_local).mean(dim=0) / routed
@@ -231,7 +231,7 @@ class RoutedShare(ClientMetric):
 
 
 def _accuracies(name: str, count: Tensor, correct: Tensor) -> dict[str, Tensor]:
-    """Accuracy over examples and over clients, from counts [clients]; NaN where nothing was evaluated."""
+    """Compute accuracy over examples and over clients from counts [clients]; NaN if nothing was evaluated."""
     count, correct = count[count > 0], correct[count > 0]
     return {
         name: correct.sum() / count.sum(),
@@ -242,10 +242,10 @@ def _accuracies(name: str, count: Tensor, correct: Tensor) -> dict[str, Tensor]:
 
 
 def _fairness(name: str, value: Tensor) -> dict[str, Tensor]:
-    """How unevenly a figure [clients] is spread over the clients; NaN where there is no client."""
+    """Compute how unevenly a value [clients] is spread over clients; NaN without clients."""
     clients = len(value)
     ordered = value.sort().values
-    # Sum of |a - b| over all pairs: the i-th of the ordered values is subtracted clients - 1 - i times, added i times.
+    # Sum of |a - b| over all pairs: the i-th smallest value is added i times and subtracted clients - 1 - i times.
     rank = torch.arange(clients, dtype=value.dtype)
     differences = ((2 * rank - clients + 1) * ordered).sum()
     return {
@@ -256,7 +256,7 @@ def _fairness(name: str, value: Tensor) -> dict[str, Tensor]:
 
 
 def _percentiles(name: str, value: Tensor) -> dict[str, Tensor]:
-    """Percentiles of a figure [clients] over the clients; NaN where there is no client."""
+    """Compute percentiles of a value [clients] over the clients; NaN without clients."""
     if not len(value):
         value = value.new_full((1,), torch.nan)
     levels = value.quantile(value.new_tensor(PERCENTILES) / 100)
@@ -264,5 +264,5 @@ def _percentiles(name: str, value: Tensor) -> dict[str, Tensor]:
 
 
 def _rounded(figures: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Single precision: not every device can log doubles."""
+    """Convert to single precision, since not every device can log doubles."""
     return {name: figure.float() for name, figure in figures.items()}

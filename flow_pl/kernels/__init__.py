@@ -1,1 +1,1 @@
-"""Fast pieces that torch lacks: linear layers and LSTMs of many clients, calls of modules under given parameters."""
+"""Kernels that torch lacks: linear layers, LSTMs and attention of many clients, and calls with given parameters."""

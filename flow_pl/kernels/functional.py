@@ -1,4 +1,4 @@
-"""Modules called under parameters that are not their own, and operations of our own under vmap."""
+"""Call modules with given parameters, and help custom operations work under vmap."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from torch.func import functional_call
 def call(
     module: nn.Module, parameters: dict[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
 ) -> Any:
-    """Call a module under the given parameters.
+    """Call a module with the given parameters.
 
-    No two of them are one (`RoutedModel` refuses such backbones); that is not looked for anew at every step.
+    `RoutedModel` refuses backbones with tied parameters, so they are not searched for at every step.
     """
     return functional_call(module, parameters, args, kwargs, tie_weights=False)
 
 
 @contextmanager
 def intercepted(handlers: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
-    """A context in which the calls of modules are answered by handlers, wherever in a forward they are made.
+    """Replace the calls of modules by handlers within the context, wherever in a forward pass they are made.
 
-    While a handler runs, its module is called as it is.
+    While a handler runs, its own module is not intercepted.
 
     Args:
         handlers: for each module a function of its (positional arguments, keyword arguments).
@@ -59,19 +59,19 @@ def intercepted(handlers: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[No
 
 
 def mapped_first(t: Tensor, dim: int | None, size: int) -> Tensor:
-    """A tensor in a vmap rule with its mapped axis, of the given size, first; one not mapped is seen by all."""
+    """Move the mapped axis of a tensor in a vmap rule to the front; expand an unmapped tensor to the given size."""
     return t.expand(size, *t.shape) if dim is None else t.movedim(dim, 0)
 
 
 @contextmanager
 def training_mode(modules: Iterable[nn.Module], training: bool) -> Iterator[None]:
-    """Modules in training or evaluation mode, and back in their own afterwards.
+    """Put modules into training or evaluation mode within the context.
 
     Args:
-        modules: each with all that is in it.
-        training: whether they train (dropout drops, say).
+        modules: modules, with all submodules.
+        training: whether to use training mode, in which dropout is active.
     """
-    # one by one: a part may be held in evaluation mode by its owner
+    # restore one by one: an owner may keep a submodule in evaluation mode
     before = [(part, part.training) for module in modules for part in module.modules()]
     for part, _ in before:
         part.training = training
@@ -84,7 +84,7 @@ def training_mode(modules: Iterable[nn.Module], training: bool) -> Iterator[None
 
 @contextmanager
 def buffers_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """A context after which the buffers of modules are the tensors, with the values, that they were before."""
+    """Restore the buffers of modules, both tensors and values, at the end of the context."""
     before = [
         (part, name, buffer, buffer.clone())
         for module in modules

@@ -1,7 +1,7 @@
-"""Linear layers of many clients at once, with gradients laid out as the weights are.
+"""Compute linear layers of many clients at once, with gradients in the memory layout of the weights.
 
-Torch's own gradient of a batch of weights is a transposed product. An optimizer then walks through memory in two
-orders, which on a CPU takes longer than the product itself, and its `foreach` kernels fall back to a tensor at a time.
+Torch's own gradient of a batch of weights is a transposed product. An optimizer then traverses memory in two orders,
+which on a CPU takes longer than the product itself, and its `foreach` kernels fall back to one tensor at a time.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from flow_pl.kernels.functional import mapped_first
 
 
 class ClientLinears(TorchFunctionMode):
-    """A context in which `torch.nn.functional.linear`, and so `torch.nn.Linear`, is that of this module.
+    """A context that replaces `torch.nn.functional.linear`, and so `torch.nn.Linear`, by the version of this module.
 
-    Embeddings are those of `flow_pl.kernels.embedding`, attention that of `flow_pl.kernels.attention`. Linear layers
-    have reverse-mode derivatives of any order, and none in forward mode (`torch.func.jvp`).
+    It also replaces embeddings (`flow_pl.kernels.embedding`) and attention (`flow_pl.kernels.attention`). The linear
+    layers have reverse-mode derivatives of any order, but no forward-mode ones (`torch.func.jvp`).
     """
 
     def __torch_function__(
@@ -34,16 +34,16 @@ class ClientLinears(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Replace linear layers, embeddings and attention; leave everything else."""
+        """Replace linear layers, embeddings and attention; pass everything else through."""
         if func is functional.multi_head_attention_forward:
-            with self:  # which is left while it replaces a function
+            with self:  # the mode is inactive while it handles a function
                 return open_attention(*args, **(kwargs or {}))
         return REPLACED.get(func, func)(*args, **(kwargs or {}))
 
 
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:  # noqa: A002  # torch's own name
     if weight.ndim != 2 or (bias is not None and bias.shape != weight.shape[:1]):
-        return functional.linear(input, weight, bias)  # not of a layer
+        return functional.linear(input, weight, bias)  # not a layer's call
     device = input.device.type
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
@@ -58,20 +58,20 @@ REPLACED: Mapping[Callable[..., Any], Callable[..., Any]] = {
     torch.embedding: raw_embedding,
     functional.scaled_dot_product_attention: attention,
 }
-"""What is replaced."""
+"""The replaced functions."""
 
 
 def _cast(t: Tensor, dtype: torch.dtype) -> Tensor:
-    """A tensor as torch's autocast has it: float64 and whole numbers are left alone."""
+    """Cast a tensor like torch's autocast, which leaves float64 and integers unchanged."""
     return t.to(dtype) if t.is_floating_point() and t.dtype != torch.float64 else t
 
 
 class _Linear(torch.autograd.Function):
-    """x [..., in], weight [out, in], bias [out] or None to [..., out]; under vmap each with clients [C] in front."""
+    """x [..., in], weight [out, in], bias [out] or None to [..., out]; under vmap each with a leading client axis."""
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """One product, of all clients."""
+        """Compute one product for all clients."""
         rows = _rows(x, weight)
         if weight.ndim == 2:
             out = functional.linear(rows, weight, bias)
@@ -79,18 +79,18 @@ class _Linear(torch.autograd.Function):
             out = torch.bmm(rows, weight.mT)
         else:
             out = torch.baddbmm(bias.unsqueeze(1), rows, weight.mT)
-        # to autograd not a view: what follows may change it in place
+        # not a view for autograd: later operations may change it in place
         shaped: Tensor = torch.ops.aten._unsafe_view(out, [*x.shape[:-1], weight.shape[-2]])
         return shaped
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
-        """Keep what the backward pass needs."""
+        """Save the tensors that the backward pass needs."""
         ctx.save_for_backward(*inputs[:2])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of what needs one."""
+        """Compute the gradients that are needed."""
         x, weight = ctx.saved_tensors
         product = torch.mm if weight.ndim == 2 else torch.bmm
         rows, needs = _rows(grad, weight), ctx.needs_input_grad
@@ -104,22 +104,22 @@ class _Linear(torch.autograd.Function):
     def vmap(
         info: Any, in_dims: tuple[int | None, ...], x: Tensor, weight: Tensor, bias: Tensor | None
     ) -> tuple[Tensor, int]:
-        """All clients' products at once, where each has weights of its own."""
+        """Compute the products of all clients at once, each with its own weights."""
         size = info.batch_size
         x = mapped_first(x, in_dims[0], size)
         if in_dims[1] is None and weight.ndim == 2 and in_dims[2] is None:
-            return functional.linear(x, weight, bias), 0  # of a layer that all share
+            return functional.linear(x, weight, bias), 0  # a layer shared by all clients
         weight = mapped_first(weight, in_dims[1], size)
         bias = None if bias is None else mapped_first(bias, in_dims[2], size)
         if weight.ndim == 3:
             return _apply(x, weight, bias), 0
-        # a vmap inside a vmap: its axis becomes a part of the axis of clients
+        # nested vmap: merge its axis into the client axis
         out = _apply(x.flatten(0, 1), weight.flatten(0, 1), None if bias is None else bias.flatten(0, 1))
         return out.view(size, len(out) // size, *out.shape[1:]), 0
 
 
 def _rows(t: Tensor, weight: Tensor) -> Tensor:
-    """Vectors [..., size] as rows of a matrix, of one for each client that has weights of its own."""
+    """Reshape vectors [..., size] to the rows of a matrix, one matrix per client with its own weights."""
     clients = weight.shape[:-2]
     return t.reshape(*clients, math.prod(t.shape[len(clients) : -1]), t.shape[-1])
 

@@ -1,7 +1,7 @@
-"""The recurrence of an LSTM for many clients at once, with a backward pass written by hand.
+"""Compute the recurrence of an LSTM for many clients at once, with a hand-written backward pass.
 
-Autograd through the steps makes the gradient of the recurrent weights by one outer product, as large as the weights,
-at every step; here one matrix product over all steps makes it. Under vmap all clients run in one batched product.
+Autograd through the steps computes the gradient of the recurrent weights as one outer product, as large as the weights,
+per step; here one matrix product over all steps replaces them. Under vmap all clients run in one batched product.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from flow_pl.kernels.functional import mapped_first
 
 
 def recur(gates: Tensor, weight: Tensor) -> Tensor:
-    """Hidden states of an LSTM that starts at zero.
+    """Compute the hidden states of an LSTM with zero initial state.
 
     Args:
-        gates: the inputs' share of the gates [T, C, N, 4 H], in torch's order: input, forget, cell, output.
-        weight: recurrent weights [C, 4 H, H]. C is an axis of clients, each with its own; vmap adds to it.
+        gates: contribution of the inputs to the gates [T, C, N, 4 H], in torch's order: input, forget, cell, output.
+        weight: recurrent weights [C, 4 H, H] of C clients; vmap extends the client axis.
 
     Returns:
         The hidden states [T, C, N, H].
@@ -28,7 +28,7 @@ def recur(gates: Tensor, weight: Tensor) -> Tensor:
 
 
 class _Recurrence(torch.autograd.Function):
-    """`recur`, which for the backward pass also returns the gates [T, C, N, 4 H], tanh(c) and c [T, C, N, H]."""
+    """`recur`; also returns the gates [T, C, N, 4 H], tanh(c) and c [T, C, N, H] for the backward pass."""
 
     @staticmethod
     def forward(gates: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
@@ -55,18 +55,18 @@ class _Recurrence(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
-        """Keep what the backward pass needs."""
+        """Save the tensors that the backward pass needs."""
         h, active, tanh_c, c = output
         ctx.mark_non_differentiable(active, tanh_c, c)
         ctx.save_for_backward(h, active, tanh_c, c, inputs[1])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Gradients of the gates' inputs and of the recurrent weights."""
+        """Compute the gradients of the gates' inputs and of the recurrent weights."""
         h, active, tanh_c, c, weight = ctx.saved_tensors
         steps, clients, _, hidden = h.shape
         delta = torch.empty_like(active)
-        later: Tensor | None = None  # what the step behind asks of c
+        later: Tensor | None = None  # gradient of c from the next time step
         with torch.autocast(grad.device.type, enabled=False):
             for t in range(steps - 1, -1, -1):
                 i, f, g, o = active[t].chunk(4, dim=-1)
@@ -86,7 +86,7 @@ class _Recurrence(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], gates: Tensor, weight: Tensor) -> tuple[Any, Any]:
-        """A mapped axis becomes a part of the axis of clients."""
+        """Merge the mapped axis into the client axis."""
         size = info.batch_size
         gates = mapped_first(gates, in_dims[0], size).movedim(0, 1)  # [T, size, C, N, 4 H]
         weight = mapped_first(weight, in_dims[1], size)  # [size, C, 4 H, H]

@@ -1,1 +1,1 @@
-"""What every room uses and has no subject of its own."""
+"""Helpers shared by all packages."""

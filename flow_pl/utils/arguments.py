@@ -1,4 +1,4 @@
-"""The parser of the commands that are not Lightning's: a mistake gets one line."""
+"""Parse the commands that are not Lightning's; report a mistake in one line."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ KINDS = {"int": "a whole number", "float": "a number"}
 
 
 def home(text: str) -> Path:
-    """A path, with the home folder in place of `~`."""
+    """Return a path with `~` expanded to the home folder."""
     return Path(text).expanduser()
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors fit in a line, with the nearest name that there is.
+    """A parser with one-line errors that suggest the nearest known name.
 
-    Options have to be written in full: what is short for one today may be short for two tomorrow.
+    Options must be written in full, since an abbreviation may become ambiguous when an option is added.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -35,16 +35,16 @@ class Parser(argparse.ArgumentParser):
         self.words: list[str] = []
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
-        """As argparse does; keeps the words for the message of an error."""
+        """Parse as argparse does, and keep the words for error messages."""
         self.words = list(sys.argv[1:] if args is None else args)
         return super().parse_known_args(self.words, namespace)
 
     def options(self) -> list[str]:
-        """The options that there are."""
+        """Return the known options."""
         return [option for option in self._option_string_actions if option.startswith("--")]
 
     def error(self, message: str) -> NoReturn:
-        """End with one line and status 2."""
+        """Exit with a one-line message and status 2."""
         sys.stderr.write(f"error: {self._explain(message)}\n")
         raise SystemExit(2)
 
@@ -73,6 +73,6 @@ class Parser(argparse.ArgumentParser):
         return message
 
     def _unknown(self) -> list[str]:
-        """The words that look like options, and are none."""
+        """Return the words that look like options but are unknown."""
         words = [word.partition("=")[0] for word in self.words]
         return [word for word in words if word.startswith("--") and word not in self._option_string_actions]

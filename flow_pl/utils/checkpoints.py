@@ -1,4 +1,4 @@
-"""Checkpoint files: written whole or not at all, looked through before they are used, refused by name."""
+"""Write checkpoint files atomically, and check them before they are used."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ from flow_pl.errors import ConfigurationError
 from flow_pl.utils.files import replacing, unwritable
 
 MARK = "flow_pl"
-"""Key that every checkpoint of this project has; see `FederatedModule.on_save_checkpoint`."""
+"""Key in every checkpoint of this project; see `FederatedModule.on_save_checkpoint`."""
 
 HPC = "hpc_ckpt_"
-"""How the names begin of checkpoints that Lightning writes when SLURM takes the machine away."""
+"""Prefix of the checkpoints that Lightning writes when SLURM preempts a job."""
 
 HANDED_OVER = ".temp.ckpt"
-"""Name of the file in which Lightning hands the weights alone from forked processes to the one that forked them."""
+"""Name of the file in which Lightning passes weights from forked processes to their parent."""
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
-    """Writes checkpoints beside their place and renames them, and loads only those that are whole.
+    """Writes checkpoints to a temporary file in the same folder and renames them; loads only intact ones.
 
-    Lightning's own writes to the system's temporary folder, from where a file on another disk is copied: a kill in that
-    moment leaves half a checkpoint in the place of the last one. Here the file goes to the disk as it is made, without
-    a second copy in memory. Files at other places than the local file system are left to Lightning.
+    Lightning writes to the system's temporary folder and copies the file from there to another disk, so that a kill
+    during the copy leaves half a checkpoint in place of the last one. Here the file is streamed to its own disk,
+    without a second copy in memory. Lightning handles files outside the local file system.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         """Write a checkpoint.
 
         Raises:
-            FlowError: the disk is full, or the folder cannot be written to; an earlier file of that name is intact.
+            FlowError: the disk is full or the folder is not writable; an earlier file of that name stays intact.
         """
         if storage_options is not None or _remote(path):
             super().save_checkpoint(checkpoint, path, storage_options)
@@ -53,7 +53,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise unwritable(path, error) from error
-        # Lightning takes every file whose name has HPC in it for a checkpoint
+        # Lightning treats every file with HPC in its name as a checkpoint
         with replacing(path, f".{path.name.replace(HPC, 'hpc-')}.part") as file:
             _save(checkpoint, file)
 
@@ -66,17 +66,19 @@ class WholeCheckpointIO(TorchCheckpointIO):
         """Load a checkpoint; nothing in it is executed.
 
         Raises:
-            ConfigurationError: it is not there, damaged, or none of this project; names others that can be used.
+            ConfigurationError: the file is missing, damaged, or not a checkpoint of this project; names one that can be
+                used.
         """
         if weights_only is False:
             raise ConfigurationError(
-                "weights_only is false, expected true: a checkpoint that is loaded without it may run any code."
+                "weights_only is false, expected true: loading a checkpoint without it may run arbitrary code."
             )
         if _remote(path):
             try:
                 return super().load_checkpoint(path, map_location, weights_only=True)
             except pickle.UnpicklingError as error:
-                raise _refused(Path(path), f"holds Python objects, which may run any code ({_brief(error)})") from error
+                what = f"holds Python objects, which may run arbitrary code ({_brief(error)})"
+                raise _refused(Path(path), what) from error
         path = Path(path).expanduser()
         if path.name != HANDED_OVER:
             look_at(path)
@@ -84,20 +86,21 @@ class WholeCheckpointIO(TorchCheckpointIO):
             with zipfile.ZipFile(path) as archive:
                 damaged = archive.testzip()  # torch itself compares no checksums
             if damaged is not None:
-                raise zipfile.BadZipFile(f"{damaged} has another checksum")
+                raise zipfile.BadZipFile(f"{damaged} has a wrong checksum")
             return super().load_checkpoint(path, map_location, weights_only=True)
         except Exception as error:
             raise _refused(Path(path), f"is damaged or truncated ({_brief(error)})") from error
 
 
 def look_at(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Everything a checkpoint says, but its tensors, which are read when they are used.
+    """Load a checkpoint; its tensors are memory-mapped and read when used.
 
     Args:
-        path: of the file.
+        path: path of the file.
 
     Raises:
-        ConfigurationError: it is not there, damaged, or none of this project; names others that can be used.
+        ConfigurationError: the file is missing, damaged, or not a checkpoint of this project; names one that can be
+            used.
     """
     path = Path(path).expanduser()
     if not path.exists():
@@ -111,15 +114,15 @@ def look_at(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def resumed_checkpoint(trainer: Trainer, ckpt_path: str | os.PathLike[str] | None) -> Path | None:
-    """The file that a fit goes on from.
+    """Return the checkpoint from which a fit resumes.
 
     Args:
-        trainer: of the run.
-        ckpt_path: as given on the command line: a path, "last", "hpc", or None, which is "hpc" where SLURM has started
-            the run again, and else "last" for a trainer with an OnExceptionCheckpoint, as Lightning takes it.
+        trainer: trainer of the run.
+        ckpt_path: the value given on the command line: a path, "last", "hpc" or None. As in Lightning, None means "hpc"
+            if SLURM has requeued the run, and otherwise "last" for a trainer with an OnExceptionCheckpoint.
 
     Returns:
-        The file; None where the fit starts anew.
+        The file; None if the fit starts from scratch.
     """
     root = Path(trainer.default_root_dir)
     crashed = [Path(c.ckpt_path) for c in getattr(trainer, "callbacks", ()) if isinstance(c, OnExceptionCheckpoint)]
@@ -139,24 +142,24 @@ def resumed_checkpoint(trainer: Trainer, ckpt_path: str | os.PathLike[str] | Non
 
 def _header(path: Path) -> dict[str, Any]:
     with zipfile.ZipFile(path) as archive:
-        # as torch writes them; compressed ones could expand to any size
+        # torch stores them uncompressed; compressed ones could expand to any size
         if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
             raise ValueError("its parts are compressed")
     objects = get_unsafe_globals_in_checkpoint(path)
     if objects:
-        raise ValueError(f"it holds Python objects, which may run any code: {', '.join(objects)}")
+        raise ValueError(f"it holds Python objects, which may run arbitrary code: {', '.join(objects)}")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch, on what is refused in the next line
+        warnings.simplefilter("ignore")  # torch's warning about what the next lines refuse
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     if not isinstance(checkpoint, dict) or MARK not in checkpoint or "state_dict" not in checkpoint:
         raise ValueError(f"it has no entry '{MARK}'")
-    if checkpoint.get("hyper_parameters"):  # Lightning would put them, class paths included, over the configuration's
-        raise ValueError("it holds settings, which are for the configuration alone")
+    if checkpoint.get("hyper_parameters"):  # Lightning would override the configuration with them, class paths included
+        raise ValueError("it holds settings, which belong only in the configuration")
     return checkpoint
 
 
 def _refused(path: Path, what: str) -> ConfigurationError:
-    """The error, with the last good checkpoint of the same run."""
+    """Return the error, which names the last intact checkpoint of the same run."""
     folders = [path.parent, path.parent.parent] if path.parent.name == "checkpoints" else [path.parent]
     others = [other for folder in folders for other in folder.glob("*.ckpt") if other.resolve() != path.resolve()]
     good = []
@@ -170,7 +173,7 @@ def _refused(path: Path, what: str) -> ConfigurationError:
 
 
 class _Sink:
-    """A file that keeps the error of a write, which torch turns into one of its own that tells nothing."""
+    """A file that keeps the error of a write, since torch replaces it by an uninformative one."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -190,7 +193,7 @@ class _Sink:
 def _save(checkpoint: dict[str, Any], file: BinaryIO) -> None:
     sink = _Sink(file)
     try:
-        torch.save(checkpoint, sink)  # type: ignore[arg-type]  # of a file it uses no more than this
+        torch.save(checkpoint, sink)  # type: ignore[arg-type]  # torch uses only these methods of a file
     except RuntimeError as error:
         raise sink.error or error from None
 
@@ -200,5 +203,5 @@ def _remote(path: str | os.PathLike[str]) -> bool:
 
 
 def _brief(error: Exception) -> str:
-    """The first line of what a library says."""
+    """Return the first line of a library's message."""
     return (str(error).splitlines() or [type(error).__name__])[0][:120].rstrip(". ")

@@ -1,11 +1,11 @@
-"""Random numbers that are a function of (key, step, unit) alone, by integer operations on tensors.
+"""Generate random numbers as a function of (key, step, unit), by integer operations on tensors.
 
 A counter-based generator (Salmon et al., Parallel Random Numbers: As Easy as 1, 2, 3, SC 2011) has no state: number i
-of a stream is a hash of the stream's key and of i. So a client draws the same whether it is trained alone, beside
-others or in a trace, and the device is asked for nothing.
+of a stream is a hash of the stream's key and of i. So a client draws the same numbers whether it is trained alone,
+beside others or in a trace, without synchronizing with the device.
 
-Every number takes two hashes. That of the unit is the same for all clients and is kept in a table. The other one mixes
-it with the client's key of the step, and is all that is computed for each client.
+Every number takes two hashes. The hash of the unit is the same for all clients and is kept in a table. The other one
+mixes it with the client's key of the step, and is all that is computed per client.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ GOLDEN = 0x9E3779B97F4A7C15 - 2**64
 """The golden ratio in 64 bits, as int64: the distance between the counters of SplitMix64."""
 
 _STEPS = 2**32
-"""Room for the steps of a phase in the counter that a key is made of."""
+"""Counters reserved for the steps of a phase, in the counter from which a key is derived."""
 
 
 def splitmix64(x: Tensor) -> Tensor:
-    """The finalizer of SplitMix64 (Steele et al., OOPSLA 2014): a bijection of 64 bits.
+    """Apply the finalizer of SplitMix64 (Steele et al., OOPSLA 2014), a bijection of 64 bits.
 
     Args:
-        x: int64, of any shape.
+        x: int64 tensor of any shape.
 
     Returns:
         int64, in the shape of `x`.
@@ -37,21 +37,21 @@ def splitmix64(x: Tensor) -> Tensor:
 
 
 def shift_right(x: Tensor, by: int, bits: int) -> Tensor:
-    """The logical shift to the right of whole numbers of so many bits, where torch's keeps the sign."""
+    """Shift integers of `bits` bits to the right logically, where torch's operator keeps the sign."""
     shifted: Tensor = (x >> by) & (2 ** (bits - by) - 1)
     return shifted
 
 
 def step_keys(client_keys: Tensor, phase: int, steps: int) -> Tensor:
-    """The keys of all steps of a phase: SplitMix64 (Steele et al., OOPSLA 2014) at a counter of phase and step.
+    """Return the keys of all steps of a phase: SplitMix64 (Steele et al., OOPSLA 2014) of a phase-and-step counter.
 
     Args:
         client_keys: [C] int64, drawn for each client and round.
-        phase: its number in the round.
-        steps: how many steps a client makes in the phase at most (S).
+        phase: index of the phase in the round.
+        steps: largest number of steps of a client in the phase (S).
 
     Returns:
-        [S, C, 2] int32: what is mixed into a unit's hash, and an odd factor.
+        [S, C, 2] int32: a value to mix into a unit's hash, and an odd factor.
     """
     device = client_keys.device
     counters = torch.arange(1, steps + 1, device=device, dtype=torch.int64) + phase * _STEPS
@@ -61,14 +61,14 @@ def step_keys(client_keys: Tensor, phase: int, steps: int) -> Tensor:
 
 
 def unit_hashes(start: int, count: int, device: torch.device) -> Tensor:
-    """Hashes of units: a bijection of 32 bits that changes half of them with each bit of the unit's number.
+    """Hash units by a bijection of 32 bits in which each input bit flips half of the output bits on average.
 
-    By the finalizer of MurmurHash3 on multiples of the golden ratio.
+    This is the finalizer of MurmurHash3, applied to multiples of the golden ratio.
 
     Args:
         start: number of the first unit.
-        count: how many.
-        device: where.
+        count: number of units.
+        device: device of the result.
 
     Returns:
         [count] int32.
@@ -83,30 +83,30 @@ def unit_hashes(start: int, count: int, device: torch.device) -> Tensor:
 
 
 def random_bits(hashes: Tensor, key: Tensor) -> Tensor:
-    """Uniform bits of one client.
+    """Return uniform random bits of one client.
 
-    The high bits are the best ones, as in every generator that ends with a product.
+    The high bits have the best quality, as in every generator that ends with a multiplication.
 
     Args:
-        hashes: of the units [...], int32, from `unit_hashes`.
-        key: [2] int32, of a step, from `step_keys`.
+        hashes: [...] int32 hashes of the units, from `unit_hashes`.
+        key: [2] int32 key of a step, from `step_keys`.
 
     Returns:
         int32, in the shape of `hashes`.
     """
     x = hashes ^ key[0]
     x = x * (0xCC9E2D51 - 2**32)
-    # by a sum where others take an exclusive or: a shift keeps the sign, which would clear the highest bit there
+    # add instead of exclusive or: the shift keeps the sign, which would clear the highest bit
     x = x + (x >> 15)
     return x * key[1]
 
 
 def below(bits: Tensor, share: float) -> Tensor:
-    """True with a probability of `share`, which is exact to 2^-32."""
+    """Return True with probability `share`, exact to 2^-32."""
     kept: Tensor = bits < min(round(share * 2**BITS) - 2 ** (BITS - 1), 2 ** (BITS - 1) - 1)
     return kept
 
 
 def uniform(bits: Tensor) -> Tensor:
-    """Float32 numbers in (0, 1), neither end among them, of 2^23 values."""
+    """Return uniform float32 numbers in the open interval (0, 1), one of 2^23 values."""
     return ((bits >> 9).float() + (2**22 + 0.5)) * 2.0**-23

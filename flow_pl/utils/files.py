@@ -1,4 +1,4 @@
-"""Files that are seen whole or not at all."""
+"""Write files atomically."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from flow_pl.errors import FlowError
 
 @contextlib.contextmanager
 def replacing(path: Path, beside: str | None = None) -> Iterator[BinaryIO]:
-    """Write a file beside its target and rename it, so that a kill or a full disk leaves the target as it was.
+    """Write a file beside its target and rename it, so that a kill or a full disk leaves the target unchanged.
 
     Args:
-        path: the file; replaced if it is there.
-        beside: name of the temporary file in the same folder; None = that of the file with `.part` behind it.
+        path: the file; replaced if it exists.
+        beside: name of the temporary file in the same folder; None for the file's name with `.part` appended.
 
     Yields:
-        The file to write to. What an error leaves of it is removed.
+        The file to write to. It is removed on an error.
 
     Raises:
-        FlowError: it cannot be written.
+        FlowError: the file cannot be written.
     """
     temporary = path.with_name(beside or f"{path.name}.part")
     try:
@@ -33,7 +33,7 @@ def replacing(path: Path, beside: str | None = None) -> Iterator[BinaryIO]:
             with temporary.open("wb") as file:
                 yield file
                 file.flush()
-                os.fsync(file.fileno())  # else a power cut may leave an empty file under the new name
+                os.fsync(file.fileno())  # otherwise a power failure may leave an empty file under the new name
             os.replace(temporary, path)
         except BaseException:
             with contextlib.suppress(OSError):
@@ -44,55 +44,55 @@ def replacing(path: Path, beside: str | None = None) -> Iterator[BinaryIO]:
 
 
 def unwritable(path: Path, error: OSError) -> FlowError:
-    """What to say of a file that cannot be written.
+    """Return the error for a file that cannot be written.
 
     Args:
         path: the file.
-        error: why.
+        error: the cause.
     """
     return FlowError(
-        f"{path} cannot be written ({error.strerror or error}): make room on its disk, or choose a folder that you may "
-        "write to (--trainer.default_root_dir for a run). What was saved before is intact, "
-        "and --ckpt_path last goes on from it."
+        f"{path} cannot be written ({error.strerror or error}): free space on its disk, or choose a writable folder "
+        "(--trainer.default_root_dir for a run). Earlier checkpoints are intact; --ckpt_path last resumes from the "
+        "last one."
     )
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file so that a reader sees the whole of it or nothing.
+    """Write a file so that a reader sees all of it or nothing.
 
     Args:
-        path: the file; replaced if it is there.
+        path: the file; replaced if it exists.
         text: its content.
 
     Raises:
-        FlowError: it cannot be written.
+        FlowError: the file cannot be written.
     """
     write_bytes(path, text.encode("utf-8"))
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file so that a reader sees the whole of it or nothing.
+    """Write a file so that a reader sees all of it or nothing.
 
     Args:
-        path: the file; replaced if it is there.
+        path: the file; replaced if it exists.
         content: its content.
 
     Raises:
-        FlowError: it cannot be written.
+        FlowError: the file cannot be written.
     """
     with replacing(path) as file:
         file.write(content)
 
 
 def csv_text(rows: Sequence[Mapping[str, object]]) -> str:
-    """Rows as text below one header, the columns in the order in which the rows first have them.
+    """Format rows as CSV with one header, the columns in the order of their first appearance.
 
     Args:
-        rows: values by column; one that is not there, None or NaN is left empty.
+        rows: values by column; a missing value, None or NaN is left empty.
     """
     text = io.StringIO()
     writer = csv.DictWriter(text, dict.fromkeys(name for row in rows for name in row), lineterminator="\n")
     writer.writeheader()
-    # NaN alone differs from itself
+    # only NaN differs from itself
     writer.writerows({name: value for name, value in row.items() if value == value} for row in rows)
     return text.getvalue()

@@ -1,4 +1,4 @@
-"""Types that every room shares: named parameters, groups of them, and what makes an optimizer."""
+"""Types shared by all packages: named parameters, groups of them, and optimizer factories."""
 
 from __future__ import annotations
 

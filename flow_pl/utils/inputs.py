@@ -1,4 +1,4 @@
-"""Instances as a model gets them: one tensor, or a mapping of several (token ids and their mask, say)."""
+"""Handle model inputs: one tensor, or a mapping of several (such as token ids and their mask)."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ T = TypeVar("T")
 S = TypeVar("S")
 
 Inputs = Tensor | dict[str, Tensor]
-"""Instances [N, ...]: one tensor, or several by name with the same first axes; a model gets a mapping as it is."""
+"""Instances [N, ...]: one tensor, or several by name with the same leading axes; models receive a mapping as it is."""
 
 
 def map_inputs(fn: Callable[[T], S], x: T | dict[str, T]) -> S | dict[str, S]:
     """Apply a function to the tensor, or to each of a mapping's.
 
     Args:
-        fn: maps one tensor, or one array.
+        fn: function of one tensor or array.
         x: instances.
 
     Returns:
@@ -38,9 +38,9 @@ def zip_inputs(fn: Callable[..., S], x: T | dict[str, T], *others: T | dict[str,
     """Apply a function of several tensors, such as `torch.where`, name by name.
 
     Args:
-        fn: maps as many tensors, or arrays, as there are instances.
+        fn: function of as many tensors or arrays as there are instances.
         x: instances.
-        *others: more instances of the same names.
+        *others: more instances with the same names.
 
     Returns:
         The result, or the results by name in the order of the first.
@@ -61,7 +61,7 @@ def names_of(x: T | dict[str, T]) -> tuple[str, ...] | None:
 
 
 def from_leaves(names: tuple[str, ...] | None, tensors: Iterable[T]) -> T | dict[str, T]:
-    """Put instances together again from their `names_of` and `leaves`."""
+    """Reassemble instances from their `names_of` and `leaves`."""
     if names is None:
         (one,) = tensors
         return one

@@ -1,4 +1,4 @@
-"""Packages that only some data modules and commands need."""
+"""Import packages that only some data modules and commands need."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ def import_optional(module: str, extra: str, needed_by: str = "this data") -> An
 
     Args:
         module: full name of the module.
-        extra: the group of this project's optional dependencies that installs it.
-        needed_by: what needs it, for the message.
+        extra: name of the group of optional dependencies that installs it.
+        needed_by: the user of the module, for the message.
 
     Returns:
         The module.
 
     Raises:
-        ConfigurationError: it is not installed.
+        ConfigurationError: the module is not installed.
     """
     try:
         return importlib.import_module(module)
@@ -34,19 +34,19 @@ def import_optional(module: str, extra: str, needed_by: str = "this data") -> An
 
 
 def install_command(extra: str) -> str:
-    """The command that installs the packages of an optional group, whose names an index knows today.
+    """Return the command that installs the packages of an optional group.
 
     Args:
-        extra: the group.
+        extra: name of the group.
 
     Returns:
         The command, and the name of the group.
     """
     try:
         required = [Requirement(each) for each in importlib.metadata.requires("flow-pl") or ()]
-    except importlib.metadata.PackageNotFoundError:  # the source tree is on the path, and not installed
+    except importlib.metadata.PackageNotFoundError:  # the source tree is on the path but not installed
         required = []
-    # those without a marker are the core's
+    # requirements without a marker belong to the core
     asked = [each for each in required if each.marker is not None and each.marker.evaluate({"extra": extra})]
     packages = [f'"{each.name}{each.specifier}"' for each in asked]
     if not packages:

@@ -1,4 +1,4 @@
-"""The parser of the command line: help on one page, refusals in one line, values as agents of sweeps write them."""
+"""Parse Lightning's command line: help on one page, errors in one line, values as sweep agents write them."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ OPTIONS = ("-c", "--config")
 
 
 class FlowParser(LightningArgumentParser):
-    """Lightning's parser, whose `--help` fits on a page and whose errors fit in a line.
+    """Lightning's parser, with a one-page `--help` and one-line errors.
 
     Args:
-        roots: the classes whose arguments the settings are, by the first name of their options.
-        add_help: whether there is `--help`; `--help all` shows the whole of it.
-        **kwargs: of `LightningArgumentParser`.
+        roots: classes whose arguments the settings are, by the first part of their option names.
+        add_help: whether to add `--help`; `--help all` shows every setting.
+        **kwargs: arguments of `LightningArgumentParser`.
     """
 
     def __init__(self, roots: Mapping[str, type] = MappingProxyType({}), add_help: bool = True, **kwargs: Any) -> None:
-        # an option that is shortened today may be the beginning of two tomorrow
+        # an abbreviation may become ambiguous when an option is added
         super().__init__(add_help=False, allow_abbrev=False, **kwargs)
         self.roots = roots
         if add_help:
@@ -46,11 +46,11 @@ class FlowParser(LightningArgumentParser):
     def parse_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, *rest: Any, **kwargs: Any
     ) -> Any:
-        """As jsonargparse does, after `nulls`."""
+        """Parse as jsonargparse does, after `nulls`."""
         return super().parse_args(nulls(sys.argv[1:] if args is None else args), *rest, **kwargs)
 
     def dump(self, cfg: Any, *args: Any, **kwargs: Any) -> str:
-        """As jsonargparse does; also of a text whose default is an enumeration, as some of Lightning's have."""
+        """Dump as jsonargparse does, also if a text's default is an enumeration, as for some Lightning settings."""
         try:
             text: str = super().dump(cfg, *args, **kwargs)
         except ValueError:
@@ -58,9 +58,9 @@ class FlowParser(LightningArgumentParser):
         return text
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """End with one line and status 2."""
+        """Exit with a one-line message and status 2."""
         if not self.exit_on_error:
-            super().error(message, ex)  # for the parser that asked this one
+            super().error(message, ex)  # for the calling parser
         command = self.prog.replace(" [options]", "")
         words = list(getattr(self, "args", None) or [])
         command += f" {words[0]}" if command == "flow-pl" and words and not words[0].startswith("-") else ""
@@ -72,7 +72,7 @@ class FlowParser(LightningArgumentParser):
             message = f"{option} needs a value. `{command} --help` lists the options."
         elif message.startswith(NO_YAML):
             why = brief(message.removeprefix(NO_YAML).replace('"<unicode string>", ', ""))
-            message = f"{_broken_file(words)} is no YAML: {why}."
+            message = f"{_broken_file(words)} is not valid YAML: {why}."
         else:
             message = explain(message, command, self.roots)
         sys.stderr.write(f"error: {message}\n")
@@ -80,14 +80,14 @@ class FlowParser(LightningArgumentParser):
 
 
 class HelpPage(argparse._HelpAction):
-    """`--help`: a page; `--help all`: what jsonargparse has to say of every setting."""
+    """`--help` prints one page, `--help all` jsonargparse's help on every setting."""
 
     def __init__(self, option_strings: Sequence[str], dest: str = argparse.SUPPRESS, help: str | None = None) -> None:  # noqa: A002 (argparse's name)
         super().__init__(option_strings, dest=dest, help=help)
         self.nargs, self.metavar = "?", "all"
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-        """Print it and end."""
+        """Print the help and exit."""
         if values not in (None, "all"):
             parser.error(f"{option_string} is {values}, expected nothing or all.")
         sections = {action.dest.partition(".")[0] for action in parser._actions}
@@ -99,10 +99,10 @@ class HelpPage(argparse._HelpAction):
 
 
 def help_page(parser: argparse.ArgumentParser, roots: Mapping[str, type]) -> str:
-    """The options of one of Lightning's commands, with the choices of classes but not the settings of each.
+    """Return a page on the options of a Lightning command, with the choices of classes but not their settings.
 
     Args:
-        parser: of the command.
+        parser: parser of the command.
         roots: see `FlowParser`.
     """
     command = parser.prog.replace(" [options]", "")
@@ -117,9 +117,9 @@ def help_page(parser: argparse.ArgumentParser, roots: Mapping[str, type]) -> str
         parser.description or "",
         _table(
             {
-                "-c, --config NAME": "a file, or one of the configurations that `flow-pl configs` lists; later ones go "
-                "over earlier ones, options over both",
-                "--print_config": "print the whole configuration that this comes to, and end",
+                "-c, --config NAME": "a file, or one of the configurations that `flow-pl configs` lists; later "
+                "ones override earlier ones, options override both",
+                "--print_config": "print the resulting configuration in full and exit",
                 **{option: OWN.get(option, "") for option in own[""] if option not in LISTED},
             }
         ),
@@ -148,11 +148,11 @@ OWN = {
     "--verbose": "whether Lightning prints its own table of metrics",
     "--return_predictions": "whether predictions are kept in memory as well",
 }
-"""What the options of a command do that belong to no section."""
+"""Help for the options that belong to no section."""
 
 
 def _choices(model: type, name: str) -> str:
-    """The classes of this project that a setting of the model may be of."""
+    """Return this project's classes for a setting of the model."""
     names = class_names(nn.Sequential) if name == "backbone" else class_names(model, name)
     return ", ".join(names)
 
@@ -171,7 +171,7 @@ def _wrapped(names: Sequence[str]) -> str:
 
 
 def _plain(settings: Any) -> Any:
-    """A copy, with the texts of enumerations that are texts."""
+    """Return a copy in which string enumerations are replaced by their values."""
     if isinstance(settings, Namespace):
         return Namespace({name: _plain(value) for name, value in vars(settings).items()})  # type: ignore[no-untyped-call]
     if isinstance(settings, Mapping):
@@ -182,7 +182,7 @@ def _plain(settings: Any) -> Any:
 
 
 def _without_value(words: Sequence[str], option: str) -> str:
-    """The option, or setting of it, that no value follows."""
+    """Return the option, or setting of it, that lacks a value."""
     ends = [word for word, after in zip(words, [*words[1:], "--"], strict=True) if after.startswith("-")]
     forms = option.split("/")
     meant = (word for word in ends if word in forms or word.startswith(f"{option}."))
@@ -190,7 +190,7 @@ def _without_value(words: Sequence[str], option: str) -> str:
 
 
 def _broken_file(words: Sequence[str]) -> str:
-    """The configuration that is no YAML."""
+    """Return the path of the configuration that is not valid YAML."""
     for option, value in zip(["", *words], words, strict=False):
         path = value if option in OPTIONS else value.partition("=")[2] if value.partition("=")[0] in OPTIONS else ""
         try:
@@ -201,7 +201,7 @@ def _broken_file(words: Sequence[str]) -> str:
 
 
 def expand_home(settings: Any) -> Any:
-    """Put the home folder in place of `~` at the beginning of every text, in place.
+    """Expand a leading `~` in every text to the home folder, in place.
 
     Args:
         settings: namespaces, mappings, lists and values.

@@ -1,6 +1,6 @@
-"""What jsonargparse says of a setting that cannot be used, in one line: what is wrong, and the nearest name.
+"""Rephrase jsonargparse's errors in one line: what is wrong, and the nearest known name.
 
-Its messages (4.53) list every type that was tried, below the path of the setting, on many lines.
+The original messages (4.53) list every type that was tried, below the path of the setting, on many lines.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ GOT = ". Got value:"
 VALUE = re.compile(r"Given value:(?: (.*))?$")
 
 STAGES = ("fit", "validate", "test", "predict")
-"""In front of the names of settings, in some messages."""
+"""Prefixes of setting names in some messages."""
 
 WORDS = {
     "int": "a whole number",
@@ -51,19 +51,19 @@ WORDS = {
     "Sequence": "a list",
     "timedelta": "a duration",
 }
-"""Types as a user knows them."""
+"""Names of types for users."""
 
 
 def explain(message: str, command: str, roots: Mapping[str, type]) -> str:
-    """Say in a line what is wrong.
+    """Rephrase an error message in one line.
 
     Args:
-        message: of jsonargparse.
-        command: whose options they are, such as `flow-pl fit`.
-        roots: the classes whose arguments the first names of settings are, by that name.
+        message: message of jsonargparse.
+        command: the command, such as `flow-pl fit`.
+        roots: classes whose arguments the settings are, by the first part of their option names.
 
     Returns:
-        What the message says, shorter, with the nearest name that there is and where they are listed.
+        The shortened message, with the nearest known name and where all names are listed.
     """
     lines = [line.strip().removeprefix("- ") for line in _first_attempt(message) if line.strip()]
     keys, owner = _place(lines)
@@ -74,14 +74,14 @@ def explain(message: str, command: str, roots: Mapping[str, type]) -> str:
         return _no_class(keys, owner, asked[2], command, roots) or brief(message)
     option = OPTION.search(text)
     if option is not None and "class_path" in option.groups():
-        return f"{setting} has other settings beside class_path and init_args: expected those two alone."
+        return f"{setting} has settings other than class_path and init_args: expected only those two."
     if option is not None:
         return _no_setting(setting, option[1] or option[2] or option[3], text, owner, command, roots)
     required = next((found[1] for found in map(REQUIRED.search, lines) if found is not None), None)
     if required is not None:
         return _missing(setting, required, owner)
     if setting and "is abstract" in text:
-        return f"{setting} has settings but no class_path: say of which class they are. `{command} --help` lists some."
+        return f"{setting} has settings but no class_path: add their class. `{command} --help` lists some."
     expected = [found for found in map(EXPECTED.search, lines) if found is not None and "a path but" not in found[0]]
     no_class = NO_CLASS.search("\n".join(lines)) or NO_PATH.search("\n".join(lines))
     if setting and no_class is not None:
@@ -100,14 +100,14 @@ def explain(message: str, command: str, roots: Mapping[str, type]) -> str:
 
 
 def class_names(cls: type, argument: str = "") -> list[str]:
-    """Names of this project's classes that an argument of a class may be of; without one, of its own subclasses.
+    """Return the names of this project's classes for an argument of a class; without an argument, of its subclasses.
 
     Args:
         cls: the class.
         argument: name of one of its arguments.
 
     Returns:
-        Those that can be made, sorted.
+        The names of the concrete classes, sorted.
     """
     own = __name__.partition(".")[0]
     bases = set(_classes(_annotation(cls, argument))) if argument else {cls}
@@ -116,13 +116,13 @@ def class_names(cls: type, argument: str = "") -> list[str]:
 
 
 def _public(cls: type) -> bool:
-    """Whether the class is one that a package offers, rather than a part of another."""
+    """Return whether a package exports the class."""
     packages = (sys.modules.get(cls.__module__.rsplit(".", level)[0]) for level in range(cls.__module__.count(".") + 1))
     return any(cls.__name__ in getattr(package, "__all__", ()) for package in packages)
 
 
 def _first_attempt(message: str) -> Iterator[str]:
-    """The lines but for those on the bases that are tried when the class that was asked for has failed."""
+    """Yield the lines, except those on base classes, which are tried after the requested class has failed."""
     depth, inside = None, True
     for line in message.splitlines():
         indent = len(line) - len(line.lstrip())
@@ -138,7 +138,7 @@ def _first_attempt(message: str) -> Iterator[str]:
 
 
 def _place(lines: list[str]) -> tuple[list[str], str]:
-    """The path of the setting, and the class path of the object it belongs to: those of the first reason."""
+    """Return the path of the setting and the class path of its object, from the first reason given."""
     keys: list[str] = []
     owner = ""
     for line in lines:
@@ -153,7 +153,7 @@ def _place(lines: list[str]) -> tuple[list[str], str]:
 
 
 def _no_setting(setting: str, name: str, text: str, owner: str, command: str, roots: Mapping[str, type]) -> str:
-    """Of a name that an object, or a section, does not take."""
+    """Describe a setting that an object or a section does not accept."""
     listed = f"`{command} --help` lists them."
     if not owner:
         group = GROUP.search(text)
@@ -171,7 +171,7 @@ def _no_setting(setting: str, name: str, text: str, owner: str, command: str, ro
 
 
 def _missing(setting: str, names: str, owner: str) -> str:
-    """Of what has no default."""
+    """Describe missing settings, which have no default."""
     if not setting:
         stripped = ", ".join(name.strip().partition(".")[2] for name in names.split(","))
         return f"{stripped} must be set: give a task and a method, such as -c task/digits -c method/flow."
@@ -181,20 +181,20 @@ def _missing(setting: str, names: str, owner: str) -> str:
 
 
 def _no_class(keys: list[str], owner: str, value: str, command: str, roots: Mapping[str, type]) -> str:
-    """Of a value that names no class; nothing where it is not known which there are."""
+    """Describe a value that names no class; empty if the possible classes are unknown."""
     cls: Any = _resolve(owner) if owner else roots.get(keys[0])
     known = [] if cls is None else _names(cls, keys[-1] if owner or len(keys) > 1 else "")
     if not known:
         return ""
     setting = ".".join(keys)
     if value in known:
-        return f"{setting} is {value}, which several classes are called: give the whole path of one."
+        return f"{setting} is {value}, the name of several classes: give the full path of one."
     listed = f"Known are {', '.join(known)}." if len(known) <= 40 else f"`{command} --help all` lists them."
     return f"{setting} is {value or 'empty'}, which names no class.{nearest(_short(value), known)} {listed}"
 
 
 def _wrong_value(setting: str, value: str, expected: list[re.Match[str]]) -> str:
-    """Of a value of another type."""
+    """Describe a value of a wrong type."""
     words: dict[str, None] = {}
     for found in expected:
         words |= dict.fromkeys(_words(found[1]))
@@ -208,7 +208,7 @@ def _wrong_value(setting: str, value: str, expected: list[re.Match[str]]) -> str
 
 
 def _words(kind: str) -> Iterator[str]:
-    """How a type is called."""
+    """Yield the names of a type, or its choices, for users."""
     choices = re.fullmatch(r"typing\.Literal\[(.*)\]", kind)
     cls = re.fullmatch(r"<class '(.+)'>", kind)
     if choices is not None:
@@ -220,10 +220,10 @@ def _words(kind: str) -> Iterator[str]:
 
 
 def _parameters(cls: Any) -> list[str]:
-    """Names of what a class or function takes, its bases' included."""
+    """Return the parameter names of a class or function, including those of base classes."""
     if cls is None:
         return []
-    with contextlib.suppress(Exception):  # whatever a class of the user does when it is looked at
+    with contextlib.suppress(Exception):  # inspecting a user's class may raise anything
         parser = ArgumentParser()
         add = parser.add_class_arguments if isinstance(cls, type) else parser.add_function_arguments
         return list(dict.fromkeys(name.partition(".")[0] for name in add(cls, fail_untyped=False)))
@@ -231,14 +231,14 @@ def _parameters(cls: Any) -> list[str]:
 
 
 def _names(cls: Any, argument: str) -> list[str]:
-    """Names of the classes that an argument of a class may be of, or of its own subclasses; those that are imported."""
+    """Return the names of the imported classes for an argument of a class, or of its subclasses."""
     bases = set(_classes(_annotation(cls, argument))) if argument else {cls}
     found = {each for base in bases for each in _subclasses(base)}
     return sorted({each.__name__ for each in found if not (each.__name__.startswith("_") or inspect.isabstract(each))})
 
 
 def _annotation(cls: Any, name: str) -> Any:
-    """Type of an argument, of the class itself or of the base that it is handed to."""
+    """Return the type of an argument of the class, or of the base class that receives it."""
     for base in inspect.getmro(cls) if isinstance(cls, type) else (cls,):
         with contextlib.suppress(Exception):
             hints = typing.get_type_hints(base.__init__ if isinstance(base, type) else base)  # type: ignore[misc]
@@ -248,10 +248,10 @@ def _annotation(cls: Any, name: str) -> Any:
 
 
 def _classes(annotation: Any) -> Iterator[type]:
-    """The classes in a type, but for those of plain values; of a callable those that it returns."""
+    """Yield the classes in a type, except those of plain values; for a callable, those that it returns."""
     if isinstance(annotation, type) and annotation.__module__ != "builtins" and annotation is not Tensor:
         yield annotation
-    # what a callable takes is a list among its arguments
+    # the parameters of a callable are a list among its arguments
     for part in typing.get_args(annotation):
         if not isinstance(part, list):
             yield from _classes(part)

@@ -1,4 +1,4 @@
-"""How a command ends that cannot go on: one message and an exit status, in place of a traceback."""
+"""End a failed command with one message and an exit status instead of a traceback."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from flow_pl.errors import FlowError, brief, find_cause
 
-RESUME = "what was saved is intact, and the same command with --ckpt_path last goes on from it"
+RESUME = "saved checkpoints are intact; the same command with --ckpt_path last resumes from the last one"
 
 LOST = {
-    "DataLoader worker (pid": "a worker that loads data was ended from outside, most often because memory ran out; "
+    "DataLoader worker (pid": "a data-loading worker was killed, most often because memory ran out; "
     "lower data.num_workers or data.chunk_size",
-    "Connection closed by peer": "another process of the run has ended; what it said tells why",
-    "Connection reset by peer": "another process of the run has ended; what it said tells why",
+    "Connection closed by peer": "another process of the run has ended; see its output for the reason",
+    "Connection reset by peer": "another process of the run has ended; see its output for the reason",
 }
-"""What it means when an error's message has these words; torch has no type of its own for these."""
+"""Meaning of errors whose message contains these words; torch has no exception types for them."""
 
 FRAME = re.compile(r'File "(?P<file>.+)", line (?P<line>\d+), in .+\n(?P<code>.*)')
 
 
 @contextmanager
 def told() -> Iterator[None]:
-    """A context in which what a user can mend ends the process with one message and exit status 1.
+    """Exit with one message and status 1 on errors in the context that the user can correct.
 
-    SIGTERM ends it with status 143.
+    SIGTERM exits with status 143.
     """
     _silence_advertisements()
     try:
@@ -58,7 +58,7 @@ def told() -> Iterator[None]:
 
 
 def _silence_advertisements() -> None:
-    """Keep what is no user's business off the screen: tips for other products, notes for Lightning's own developers."""
+    """Suppress output that does not concern users: tips for other products, notes to Lightning's developers."""
     warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*")
     # shown when an earlier run is about to be moved aside or continued
     warnings.filterwarnings("ignore", message=r"Checkpoint directory .* exists and is not empty")
@@ -68,7 +68,7 @@ def _silence_advertisements() -> None:
 
 @contextmanager
 def _short_anomalies() -> Iterator[None]:
-    """A context in which the trace that `detect_anomaly` shows is cut down to the line that is the user's."""
+    """Shorten the traces that `detect_anomaly` prints in the context to the line of the user's code."""
     shown = warnings.showwarning
 
     def show(message: Warning | str, *rest: Any, **kwargs: Any) -> None:
@@ -87,8 +87,8 @@ def _short_anomalies() -> Iterator[None]:
 
 
 def _operation(trace: str) -> str:
-    """The line of a trace of a forward call that asked for the operation; empty without a trace."""
-    # the pieces that stand in for torch's own are as little the user's as those
+    """Return the line in the trace of a forward call that requested the operation; empty without a trace."""
+    # the kernels replace torch's functions, so they are not the user's code either
     libraries = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1] / "kernels"), "<")
     frames = [frame for frame in FRAME.finditer(trace) if not frame["file"].startswith(libraries)]
     if not frames:
@@ -98,18 +98,18 @@ def _operation(trace: str) -> str:
 
 
 def _anomaly(error: Exception) -> str:
-    """What to say where `detect_anomaly` has found something; nothing of other errors."""
+    """Return the message for an anomaly found by `detect_anomaly`; empty for other errors."""
     if not isinstance(error, RuntimeError) or "returned nan values in its" not in str(error):
         return ""
     return (
-        f"the training of a client has diverged: {brief(error)} trainer.detect_anomaly stops at the first such client, "
-        "and the line above says in which operation; without it the client is left out of its round. A lower learning "
-        "rate of model.loop.client_optimizer may help."
+        f"the training of a client has diverged: {brief(error)} trainer.detect_anomaly stops at the first such "
+        "client; the line above names the operation. Without it, the client is excluded from its round. A lower "
+        "learning rate of model.loop.client_optimizer may help."
     )
 
 
 def _told_by_lightning(error: Exception) -> bool:
-    """Whether Lightning itself has refused something."""
+    """Return whether Lightning itself raised the error."""
     frames = list(traceback.walk_tb(error.__traceback__))
     module = frames[-1][0].f_globals.get("__name__", "") if frames else ""
     return isinstance(error, ValueError | RuntimeError | TypeError | ImportError) and module.startswith("lightning.")

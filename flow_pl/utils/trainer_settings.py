@@ -1,4 +1,4 @@
-"""Settings of Lightning's Trainer that rounds of clients cannot have: refused before anything is made of them."""
+"""Refuse settings of Lightning's Trainer that do not work with rounds of clients."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from flow_pl.errors import ConfigurationError
 from flow_pl.utils.words import nearest
 
 LARGEST_SEED = 2**32 - 1
-"""Of NumPy, which Lightning seeds as well."""
+"""Largest seed of NumPy, which Lightning seeds too."""
 
 LEAST = {
     "check_val_every_n_epoch": 1,
@@ -33,36 +33,36 @@ LEAST = {
     "min_epochs": 0,
     "min_steps": 0,
 }
-"""Smallest values of whole numbers that Lightning takes at their word, or fails on when training has begun."""
+"""Smallest allowed values of integer settings that Lightning does not check before training begins."""
 
 SHARDED = ("fsdp", "deepspeed", "model_parallel")
 SPAWNED = ("ddp_spawn", "ddp_spawn_find_unused_parameters_false", "ddp_spawn_find_unused_parameters_true")
 
 ONE_DEVICE = ("single_device", "single_xla")
-"""Names that Lightning lists, whose classes ask for a device beside: what "auto" comes to."""
+"""Strategies that Lightning lists but that need a device argument; "auto" chooses them."""
 
 UNFIT = {
-    StochasticWeightAveraging: "averages what a local optimizer reaches, and puts its own schedule in place of the "
-    "server's: set model.server_optimizer (momentum, say) instead",
-    ModelPruning: "sets weights of w_g to zero behind the server's back, and clients train them anew",
+    StochasticWeightAveraging: "averages the results of a local optimizer and replaces the server's schedule by "
+    "its own: set model.server_optimizer (momentum, say) instead",
+    ModelPruning: "sets weights of w_g to zero without the server's knowledge, and clients train them again",
     LearningRateFinder: "searches by automatic optimization, which rounds do not use: compare a few rates of "
     "model.loop.client_optimizer instead",
-    BatchSizeFinder: "enlarges a batch, which is a chunk of clients here: set data.chunk_size to auto",
-    GradientAccumulationScheduler: "adds up gradients of automatic optimization: a round is one step of the "
-    "server; set model.loop.batch_size for the clients' steps",
-    SpikeDetection: "waits for the loss of every batch, which a chunk of clients does not have: clients that "
-    "diverge are left out of their round (model.max_rejected)",
+    BatchSizeFinder: "enlarges a batch, which here is a chunk of clients: set data.chunk_size to auto",
+    GradientAccumulationScheduler: "accumulates gradients of automatic optimization, but a round is one step of "
+    "the server: set model.loop.batch_size for the clients' steps",
+    SpikeDetection: "needs the loss of every batch, which a chunk of clients does not have: clients that diverge "
+    "are excluded from their round (model.max_rejected)",
     BaseFinetuning: "freezes parameters while automatic optimization trains the others: set requires_grad in the "
     "backbone, or use a method that trains a part of it (FedRep, LGFedAvg)",
 }
-"""Callbacks of Lightning that cannot do here what they are for, and what to do instead."""
+"""Lightning callbacks that cannot work here, and what to do instead."""
 
 
 def check_seed(seed: Any) -> None:
     """Check the seed of a run.
 
     Raises:
-        ConfigurationError: it is out of range.
+        ConfigurationError: the seed is out of range.
     """
     if not isinstance(seed, bool) and seed is not None and not 0 <= seed <= LARGEST_SEED:
         raise ConfigurationError(f"seed_everything is {seed}, expected a whole number from 0 to {LARGEST_SEED}.")
@@ -72,10 +72,10 @@ def check_trainer(settings: Mapping[str, Any]) -> None:
     """Check the settings of the trainer.
 
     Args:
-        settings: by name, as they are parsed.
+        settings: the parsed settings by name.
 
     Raises:
-        ConfigurationError: one cannot work here.
+        ConfigurationError: one of them cannot work here.
     """
     for name, least in LEAST.items():
         value = settings.get(name)
@@ -84,16 +84,16 @@ def check_trainer(settings: Mapping[str, Any]) -> None:
     interval = settings.get("val_check_interval")
     if interval is not None and (interval != 1.0 or not isinstance(interval, float)):
         raise ConfigurationError(
-            f"trainer.val_check_interval is {interval}, expected 1.0, the end of a round: within a round the server's "
-            "model does not change. To validate every few rounds, set trainer.check_val_every_n_epoch; to validate "
-            "never, set trainer.limit_val_batches to 0."
+            f"trainer.val_check_interval is {interval}, expected 1.0, the end of a round: the server's model does "
+            "not change within a round. To validate every few rounds, set trainer.check_val_every_n_epoch; to "
+            "disable validation, set trainer.limit_val_batches to 0."
         )
     overfit = settings.get("overfit_batches")
     if overfit:
         raise ConfigurationError(
-            f"trainer.overfit_batches is {overfit}, expected 0: it takes the place of the draw of each round's "
-            "clients. To see whether a few clients can be fitted, use a federation of a few, all of them in each round "
-            "(data.cohort_size)."
+            f"trainer.overfit_batches is {overfit}, expected 0: it would replace the sampling of each round's "
+            "clients. To check whether the model can fit a few clients, use a federation of a few, with all of "
+            "them in each round (data.cohort_size)."
         )
     _check_strategy(settings.get("strategy"))
     _check_devices(settings.get("devices", "auto"), settings.get("accelerator"))
@@ -103,17 +103,17 @@ def check_callbacks(callbacks: Iterable[Callback], module: nn.Module) -> None:
     """Check the callbacks that a user has listed.
 
     Args:
-        callbacks: as they are made.
-        module: what is trained.
+        callbacks: the callbacks.
+        module: the module to train.
 
     Raises:
-        ConfigurationError: one cannot work here.
+        ConfigurationError: one of them cannot work here.
     """
     for callback in callbacks:
         reason = next((reason for kind, reason in UNFIT.items() if isinstance(callback, kind)), None)
         lazy = any(isinstance(p, nn.UninitializedParameter) for p in module.parameters())
         if reason is None and isinstance(callback, WeightAveraging) and lazy:
-            reason = "copies the model before the shapes of its router are known: use a method without a router"
+            reason = "copies the model before the router's shapes are known: use a method without a router"
         if reason is not None:
             raise ConfigurationError(f"trainer.callbacks has {type(callback).__name__}, which {reason}.")
 
@@ -127,15 +127,15 @@ def _check_strategy(strategy: Any) -> None:
     if name.lower().startswith(SHARDED) or name in ("FSDPStrategy", "ModelParallelStrategy"):
         raise ConfigurationError(
             f"trainer.strategy is {name}, expected ddp, auto or another that keeps the model whole: clients train "
-            "copies of all its parameters, which this one divides among the processes."
+            "copies of all its parameters, which this strategy shards across processes."
         )
     if name in SPAWNED or arguments.get("start_method") == "spawn":
         raise ConfigurationError(
-            f"trainer.strategy is {name}, which hands the run to processes that start from nothing: expected ddp, "
-            "where each process reads the command line itself, or ddp_fork (ddp_notebook in a notebook), whose "
-            "processes begin as copies of this one."
+            f"trainer.strategy is {name}, which spawns fresh processes for the run: expected ddp, where each "
+            "process reads the command line itself, or ddp_fork (ddp_notebook in a notebook), whose processes are "
+            "copies of this one."
         )
-    # Lightning's own list names some that cannot work here
+    # Lightning's list includes some that cannot work here
     known = ["auto", *(each for each in strategies.StrategyRegistry.available_strategies() if _whole(each))]
     if isinstance(strategy, str) and name.lower() not in known:
         cls = name.rpartition(".")[2]
@@ -155,16 +155,16 @@ def _whole(strategy: str) -> bool:
 
 
 def _check_devices(devices: Any, accelerator: Any) -> None:
-    """Check how many devices, or which."""
+    """Check the number or the list of devices."""
     number = devices if isinstance(devices, int) else None
     if isinstance(devices, str):
         text = devices.strip()
         if text == "auto" or "," in text:
-            return  # which of several: Lightning knows whether they are there
+            return  # a list of devices: Lightning checks that they exist
         number = int(text) if text.removeprefix("-").isdecimal() else 0
     processors = accelerator == "cpu" or (accelerator in (None, "auto") and not torch.accelerator.is_available())
     if isinstance(devices, list) and devices and not processors:
         return
     if isinstance(devices, bool) or number is None or number < -1 or number == 0 or (number == -1 and processors):
-        expected = "the number of processes" if processors else "their number, -1 for all of them, a list of some"
+        expected = "the number of processes" if processors else "their number, -1 for all, a list of indices"
         raise ConfigurationError(f"trainer.devices is {devices}, expected {expected} or auto.")

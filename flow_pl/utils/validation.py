@@ -1,4 +1,4 @@
-"""Checks of settings: each names the setting, its value and what was expected."""
+"""Check settings; errors name the setting, its value and what was expected."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from flow_pl.errors import ConfigurationError
 
 
 def given(**values: Any) -> dict[str, Any]:
-    """The settings that are given, to check those that may be None.
+    """Return the settings that are given, to check optional ones.
 
     Args:
         **values: settings by name.
@@ -29,7 +29,7 @@ def require_finite(**values: float) -> None:
         **values: settings by name.
 
     Raises:
-        ConfigurationError: a value is NaN, infinite, or no number.
+        ConfigurationError: a value is NaN, infinite, or not a number.
     """
     _require(values, lambda value: True, "a finite number")
 
@@ -41,7 +41,7 @@ def require_positive(**values: float) -> None:
         **values: settings by name.
 
     Raises:
-        ConfigurationError: a value is not.
+        ConfigurationError: a value is invalid.
     """
     _require(values, lambda value: value > 0, "a number greater than 0")
 
@@ -53,7 +53,7 @@ def require_at_least_zero(**values: float) -> None:
         **values: settings by name.
 
     Raises:
-        ConfigurationError: a value is not.
+        ConfigurationError: a value is invalid.
     """
     _require(values, lambda value: value >= 0, "0 or more")
 
@@ -83,14 +83,14 @@ def require_share(**values: float) -> None:
 
 
 def require_count(least: int = 1, /, **values: int) -> None:
-    """Check that every value is a whole number, and large enough.
+    """Check that every value is a whole number and large enough.
 
     Args:
         least: the smallest one allowed.
         **values: settings by name.
 
     Raises:
-        ConfigurationError: a value is not.
+        ConfigurationError: a value is invalid.
     """
     _require(values, lambda value: isinstance(value, Integral) and value >= least, f"a whole number of {least} or more")
 
@@ -103,7 +103,7 @@ def require_counts(least: int = 1, /, **values: Sequence[int]) -> None:
         **values: settings by name; an empty list passes.
 
     Raises:
-        ConfigurationError: a value is not.
+        ConfigurationError: a value is invalid.
     """
     for name, numbers in values.items():
         if isinstance(numbers, str) or not isinstance(numbers, Sequence):
@@ -126,14 +126,14 @@ def require_some(**values: Sequence[object]) -> None:
 
 
 def require_choice(choices: Sequence[str], /, **values: str) -> None:
-    """Check that every value is one of some words.
+    """Check that every value is one of the choices.
 
     Args:
-        choices: the words.
+        choices: the allowed values.
         **values: settings by name.
 
     Raises:
-        ConfigurationError: a value is none of them.
+        ConfigurationError: a value is not among them.
     """
     for name, value in values.items():
         if value not in choices:

@@ -1,4 +1,4 @@
-"""Command lines as programs write them, and options that do not exist, told without an import of torch."""
+"""Normalize command lines written by programs, and report unknown options, without importing torch."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from pathlib import Path
 from flow_pl.errors import ConfigurationError
 
 OWN = ("help", "h", "config", "c", "print_config", "seed_everything", "trainer", "model", "data")
-"""Options of every command of Lightning's, without their dashes."""
+"""Options of every Lightning command, without dashes."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A question that ends a message: the nearest of the names that there are; empty where none is near.
+    """Return a question that suggests the nearest known name, to end a message; empty if none is close.
 
-    Case does not count, and neither do the dashes of an option.
+    Case and the dashes of an option are ignored.
     """
     return _question(name, {each: each for each in known})
 
 
 def no_such_option(option: str, known: Iterable[str], command: str) -> str:
-    """What to say of an option that does not exist.
+    """Return the message for an unknown option.
 
     Args:
-        option: with its dashes; one without a section may be the last part of one that there is.
-        known: the options that do.
-        command: whose options they are, such as `flow-pl fit`.
+        option: the option with its dashes; without a section, it may be the last part of a known one.
+        known: the known options.
+        command: the command, such as `flow-pl fit`.
     """
     names = {each: each for each in known}
     if "." not in option:
@@ -38,17 +38,17 @@ def no_such_option(option: str, known: Iterable[str], command: str) -> str:
 
 
 def _question(name: str, known: Mapping[str, str]) -> str:
-    """See `nearest`; what is named is the value of the nearest key."""
+    """Suggest the value of the nearest key; see `nearest`."""
     names = {key.lower().lstrip("-"): value for key, value in reversed(list(known.items()))}
     near = difflib.get_close_matches(name.lower().lstrip("-"), list(names), 1, 0.6)
     return f" Did you mean {names[near[0]]}?" if near else ""
 
 
 def nulls(words: Sequence[str]) -> list[str]:
-    """Values as Python writes them made values of YAML: agents of sweeps write None for null, also within lists.
+    """Convert values from Python to YAML: sweep agents write None for null, also within lists.
 
     Args:
-        words: of the command line.
+        words: words of the command line.
     """
     found: list[str] = []
     for word in words:
@@ -63,18 +63,18 @@ def nulls(words: Sequence[str]) -> list[str]:
 
 
 def check_options(words: Sequence[str], name: str = "", also: Iterable[str] = ()) -> None:
-    """Refuse an option that the trainer, the model or the command do not have.
+    """Refuse an option that neither the trainer, the model nor the command has.
 
-    They are looked up in the source files, within a fraction of the seconds that it takes to import them. What data,
-    method and backbone take depends on their class, and is left to the parser.
+    Options are looked up in the source files, which takes a fraction of the time to import them. The options of data,
+    method and backbone depend on their class and are left to the parser.
 
     Args:
-        words: of a command line of Lightning's: `fit`, `validate`, `test` or `predict`, and its options.
-        name: of the command that passes them on, where it is another.
-        also: options of that command, for the nearest name.
+        words: a Lightning command line: `fit`, `validate`, `test` or `predict`, and its options.
+        name: the command that passes them on, if it is another one.
+        also: options of that command, for suggestions.
 
     Raises:
-        ConfigurationError: there is no such option; names the nearest one.
+        ConfigurationError: an option is unknown; the message suggests the nearest one.
     """
     command, *rest = words
     trainer = _lightning_trainer()
@@ -86,7 +86,7 @@ def check_options(words: Sequence[str], name: str = "", also: Iterable[str] = ()
         "model": _parameters(package / "module.py", "FederatedModule", "__init__"),
     }
     options = [f"--{option}" for option in (*OWN, *_parameters(trainer, "Trainer", command))]
-    # of any data and loop, which others are derived from: good enough to be the nearest
+    # those of the base classes of data and loop suffice for suggestions
     near = sections | {
         "data": _parameters(package / "data" / "datamodule.py", "FederatedDataModule", "__init__"),
         "model.loop": _parameters(package / "engine" / "loop.py", "FederatedLoop", "__init__"),
@@ -125,7 +125,7 @@ def _null(value: str) -> str:
 
 
 def _lightning_trainer() -> Path | None:
-    """The source file of Lightning's Trainer."""
+    """Return the source file of Lightning's Trainer."""
     spec = importlib.util.find_spec("lightning")
     folders = [] if spec is None else spec.submodule_search_locations or []
     files = (Path(folder, "pytorch", "trainer", "trainer.py") for folder in folders)
@@ -133,7 +133,7 @@ def _lightning_trainer() -> Path | None:
 
 
 def _parameters(file: Path, owner: str, function: str) -> Collection[str]:
-    """Names of the parameters of a method, but for self."""
+    """Return the parameter names of a method, except self."""
     for node in ast.parse(file.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.ClassDef) and node.name == owner:
             for method in node.body:

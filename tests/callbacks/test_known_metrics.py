@@ -16,8 +16,8 @@ def waiting(kind, monitor, *more):
 def test_an_unknown_metric_is_refused_with_those_there_are(config, tmp_path, capsys, kind, monitor):  # noqa: F811
     status, said = fails(capsys, "fit", "--config", config, *waiting(kind, monitor))
     assert status == 1
-    assert f"error: {kind} waits for the metric {monitor}, which no round has." in said
-    assert "train/bytes_down, train/padding, and val/generalized_accuracy, " in said
+    assert f"error: {kind} monitors {monitor}, which no round logs." in said
+    assert "train/bytes_down, train/padding, val/generalized_accuracy, " in said
     assert "val/routed_local/head" in said
     assert not (tmp_path / "run" / "checkpoints").exists()
 
@@ -30,7 +30,7 @@ def test_the_nearest_metric_is_named(config, capsys):  # noqa: F811
 def test_a_metric_of_a_validation_that_is_not_made_is_refused(config, capsys):  # noqa: F811
     options = waiting("EarlyStopping", "val/gain", "--trainer.limit_val_batches=0")
     _, said = fails(capsys, "fit", "--config", config, *options)
-    assert "EarlyStopping waits for the metric val/gain, but nothing is validated" in said
+    assert "EarlyStopping monitors val/gain, but nothing is validated" in said
 
 
 @pytest.mark.parametrize("method", ["Flow", "FedAvg", "APFL", "KNNPer", "Ditto"])

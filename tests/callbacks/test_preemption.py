@@ -76,7 +76,7 @@ def test_sigterm_stops_the_run_with_a_checkpoint_to_go_on_from(config, tmp_path,
     with pytest.raises(SystemExit) as stop:
         main(["fit", "--config", str(config), *ROUNDS, *send(signal.SIGTERM, hook)])
     assert stop.value.code == 128 + signal.SIGTERM
-    assert "stopped by SIGTERM: what was saved is intact" in capsys.readouterr().err
+    assert "stopped by SIGTERM: saved checkpoints are intact" in capsys.readouterr().err
     assert weights(tmp_path / "run" / "checkpoints" / "last.ckpt")[0] == reached
     main(["fit", "--config", str(config), *ROUNDS, "--ckpt_path", "last"])
     check(tmp_path / "run", whole)

@@ -60,11 +60,11 @@ def test_a_disk_without_room_leaves_the_last_checkpoint_and_is_told(saved, size)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**15, limits[1]))
     try:
-        with pytest.raises(FlowError, match=r"last\.ckpt cannot be written \(File too large\): make room") as failed:
+        with pytest.raises(FlowError, match=r"last\.ckpt cannot be written \(File too large\): free space") as failed:
             WholeCheckpointIO().save_checkpoint(checkpoint(8, size), saved)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert "--ckpt_path last goes on" in str(failed.value)
+    assert "--ckpt_path last resumes" in str(failed.value)
     assert saved.read_bytes() == before
     assert len(list(saved.parent.iterdir())) == 2
 
@@ -133,7 +133,7 @@ def _flipped(content):
         (lambda content: content[: len(content) // 2], "is damaged or truncated"),
         (lambda content: b"", "is damaged or truncated"),
         (lambda content: content[:-2000] + b"\0" * 2000, "is damaged or truncated"),
-        (_flipped, r"is damaged or truncated \(.* has another checksum\)"),
+        (_flipped, r"is damaged or truncated \(.* has a wrong checksum\)"),
         (lambda content: b"no checkpoint at all", "is damaged or truncated"),
         ({"state_dict": {"w": torch.zeros(2)}}, "was not written by `flow-pl fit`"),
         (torch.zeros(3), "was not written by `flow-pl fit`"),

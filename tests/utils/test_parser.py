@@ -72,7 +72,7 @@ MISTAKES = {
     "a setting of a number": (["--trainer.max_epochs.x=1"], ["trainer.max_epochs has no settings of its own"]),
     "init_arg": (
         ["--model.method", '{"class_path": "Flow", "init_arg": {}}'],
-        ["model.method has other settings beside class_path and init_args"],
+        ["model.method has settings other than class_path and init_args"],
     ),
 }
 
@@ -164,7 +164,7 @@ def test_a_file_that_is_no_yaml_is_named(tmp_path, capsys, option):
     words = [f"{option}{broken}"] if option.endswith("=") else [option, str(broken)]
     code, said = fails(capsys, "fit", "-c", "task/digits", *words)
     assert (code, said.count("\n")) == (2, 1)
-    assert f"error: {broken} is no YAML: " in said
+    assert f"error: {broken} is not valid YAML: " in said
     assert "line 1" in said
 
 
