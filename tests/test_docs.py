@@ -135,7 +135,7 @@ def test_several_inputs_and_texts_are_trained_on_as_shown(folder):
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "how", "sort", "call", "it"]
     (folder / "vocab.txt").write_text("\n".join(words))
     transformers.BertTokenizerFast("vocab.txt").save_pretrained("my_model")
-    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    sizes = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 8}
     config = transformers.BertConfig(vocab_size=len(words), **sizes)
     transformers.BertModel(config).save_pretrained("my_model")
     posts = {f"user_{i}": {"x": ["how sort it", "call it"] * 5, "kind": "qa" * 5} for i in range(8)}
@@ -145,6 +145,20 @@ def test_several_inputs_and_texts_are_trained_on_as_shown(folder):
         [*texts, *few, "--data.cohort_size=4", "--data.min_examples=5", "--data.client_fraction=1"]
     ).trainer.callback_metrics
     assert 0 <= metrics["val/generalized_accuracy"] <= 1
+
+    page = (DOCS / "encoders.md").read_text()
+    for file, content in re.findall(r"^```yaml\n# (my_\w+\.yaml)\n(.*?)^```", page, re.MULTILINE | re.DOTALL):
+        (folder / file).write_text(content)
+    adapted, pictures = [shlex.split(command) for command in COMMAND.findall(page) if "my_" in command]
+    few += ["--data.cohort_size=4", "--data.min_examples=5"]
+    metrics = run([*adapted, *few, "--data.client_fraction=1"]).trainer.callback_metrics
+    assert "val/routed_local/backbone.encoder.encoder.layer.0" in metrics
+    adapters, head = 2 * 6 * 8 * (8 + 8), 2 * 8 + 2  # of six linear layers of 8 x 8 in each of two encoder layers
+    router = 8 * 64 + 64 + 64 * 32 + 32 + 64 * 2 + 2 + 2 * (32 * 2 + 2)
+    assert metrics["train/bytes_up"] == 4 * 4 * (adapters + head + router)
+    np.savez("data.npz", x=np.zeros((80, 8, 8)), y=np.arange(80) % 3, client=np.arange(80) % 8)
+    metrics = run([*pictures, *few, "--model.backbone.width=8"]).trainer.callback_metrics
+    assert "val/routed_local/layer4" in metrics
 
 
 @pytest.mark.slow
