@@ -19,10 +19,10 @@ from flow_pl.data.batch import ClientBatch
 from flow_pl.evaluation.counts import ClientEvaluation
 from flow_pl.loggers import wandb_loggers
 from flow_pl.report.agreement import CommonInstances, common_instances, with_common
+from flow_pl.report.names import shown
 from flow_pl.report.routes import Routes
 from flow_pl.results.run_folder import LOGS
 from flow_pl.utils.files import write_text
-from flow_pl.utils.inputs import first
 from flow_pl.utils.optional import import_optional
 from flow_pl.utils.validation import require_count
 
@@ -130,7 +130,7 @@ class RoutingReport(EvaluationCallback[ClientCounts], ResultsCallback):
             with trainer.precision_plugin.test_step_context():
                 predictions = federated_module(pl_module).predict_step(asked, batch_idx, dataloader_idx)
             shared = 0 if self._common is None else len(self._common.y)
-            self._routes[dataloader_idx].add(predictions, first(asked.heldout.x).numpy(force=True), shared)
+            self._routes[dataloader_idx].add(predictions, shown(asked.heldout.x).numpy(force=True), shared)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Do nothing: the report covers only a test."""

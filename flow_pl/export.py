@@ -20,7 +20,7 @@ from torch.export import Dim, ExportedProgram
 from flow_pl.errors import ConfigurationError, brief
 from flow_pl.serving import ServedModel, as_inputs
 from flow_pl.utils.files import write_bytes
-from flow_pl.utils.inputs import Inputs, leaves, map_inputs, names_of, take
+from flow_pl.utils.inputs import Inputs, in_order, leaves, map_inputs, names_of, take
 from flow_pl.utils.optional import import_optional
 from flow_pl.utils.validation import given, require_choice, require_count
 from flow_pl.version import __version__
@@ -65,7 +65,7 @@ def export_model(
     """
     check_format(format)
     require_count(**given(max_batch=max_batch))
-    model, x = copy.deepcopy(model).cpu(), map_inputs(torch.Tensor.cpu, as_inputs("example", example))
+    model, x = copy.deepcopy(model).cpu(), in_order(map_inputs(torch.Tensor.cpu, as_inputs("example", example)))
     for part in leaves(x):
         if not part.ndim or not len(part):
             shape = list(part.shape)

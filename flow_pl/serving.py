@@ -373,7 +373,7 @@ def as_tensor(name: str, values: Tensor | ArrayLike) -> Tensor:
 def as_inputs(name: str, values: Tensor | ArrayLike | Mapping[str, Tensor | ArrayLike]) -> Inputs:
     """Convert a user's values to a tensor, or to several by name; see `as_tensor`."""
     if isinstance(values, Mapping):
-        return {key: as_tensor(f"{name}[{key!r}]", each) for key, each in values.items()}
+        return {key: as_tensor(f"{name}[{key!r}]", each) for key, each in sorted(values.items())}
     return as_tensor(name, values)
 
 

@@ -23,6 +23,12 @@ from flow_pl.version import __version__
 ARRAYS, NUMBERS, TEXTS = "arrays", "numbers", "texts"
 """Keys of the records in a message."""
 
+FEATURES = "features"
+"""Key of the names of several features, among the texts."""
+
+MOST_FEATURES = 16
+"""Features that an example may have by name."""
+
 HEADER = 4096
 """Bytes that numpy's format may add to an array."""
 
@@ -155,6 +161,27 @@ def shape(content: RecordDict, name: str) -> tuple[int, ...]:
     if not isinstance(value, list) or len(value) > 8 or not all(type(n) is int and 0 < n < 2**31 for n in value):
         raise MessageError(f"{name} is {brief(value)}, expected a shape")
     return tuple(int(n) for n in value[1:])
+
+
+def keyed(name: str, feature: str | None) -> str:
+    """The key of a number that each feature has; None = there is one, without a name."""
+    return name if feature is None else f"{name}/{feature}"
+
+
+def feature_names(texts: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """The names of several features in a message's texts; None where there is one.
+
+    Raises:
+        MessageError: they are none.
+    """
+    names = texts.get(FEATURES)
+    if names is None:
+        return None
+    if not (isinstance(names, list) and 0 < len(set(names)) == len(names) <= MOST_FEATURES):
+        raise MessageError(f"{FEATURES} is {brief(names)}, expected 1 to {MOST_FEATURES} names")
+    if not all(isinstance(name, str) for name in names):
+        raise MessageError(f"{FEATURES} is {brief(names)}, expected names")
+    return tuple(names)
 
 
 def flat(groups: Groups) -> dict[str, Tensor]:

@@ -16,7 +16,17 @@ from flow_pl.configuration import read_settings
 from flow_pl.data.batch import Chunk, ClientBatch
 from flow_pl.data.dataset import ClientDataset
 from flow_pl.data.federation import Federation, Heldout
-from flow_pl.deploy.messages import TEXTS, MessageError, decode_arrays, encode, flat, identity_number, number
+from flow_pl.deploy.messages import (
+    FEATURES,
+    TEXTS,
+    MessageError,
+    decode_arrays,
+    encode,
+    flat,
+    identity_number,
+    keyed,
+    number,
+)
 from flow_pl.deploy.private_state import PrivateState
 from flow_pl.engine.server_round import server_groups
 from flow_pl.errors import ConfigurationError
@@ -24,7 +34,7 @@ from flow_pl.evaluation.clients import evaluate_clients
 from flow_pl.methods.base import Phase
 from flow_pl.serving import instantiate
 from flow_pl.utils.groups import Groups
-from flow_pl.utils.inputs import described, take
+from flow_pl.utils.inputs import take
 from flow_pl.utils.validation import require_choice
 from flow_pl.version import __version__
 
@@ -74,20 +84,17 @@ class Node:
         self.client = self._find(node_config.get("client"))
         self._state = Path(str(node_config.get("state", STATE))).expanduser()
         self.method, self.loop = self.module.method, self.module.loop
-        example, store = self.data.example(), self.data.federation.store
-        if isinstance(example, dict):
-            raise ConfigurationError(
-                f"the data gives several features by name ({described(example)}), the network carries the shape of one "
-                "tensor: take data of one tensor, or train without the network."
-            )
-        self.example = example
-        laid_out = take(self.loop.lay_out(example[None]), 0)
+        self.example, store = self.data.example(), self.data.federation.store
+        laid_out = take(self.loop.lay_out(take(self.example, None)), 0)
         check_fit(self.method, laid_out, self.data.num_classes, store.label_shape, store.real_valued)
         self.module.eval()
 
     def describe(self) -> RecordDict:
         """What the server must know of the client: its number and name, sizes and shapes; none of its examples."""
         federation, client = self.data.federation, self.client
+        features = self.example if isinstance(self.example, dict) else {None: self.example}
+        shapes = {keyed("feature_shape", name): [1, *t.shape[1:]] for name, t in features.items()}
+        tokens = {keyed("tokens", name): int(not t.is_floating_point()) for name, t in features.items()}
         described = encode(
             {},
             {
@@ -96,14 +103,15 @@ class Node:
                 "val": int(federation.val_sizes[client]),
                 "test": int(federation.test_sizes[client]),
                 "classes": self.data.num_classes,
-                "feature_shape": [1, *self.example.shape[1:]],
+                **shapes,
                 "label_shape": [1, *federation.store.label_shape],
-                "tokens": int(not self.example.is_floating_point()),
+                **tokens,
                 "real_valued": int(federation.store.real_valued),
             },
         )
+        names = {FEATURES: list(self.example)} if isinstance(self.example, dict) else {}
         described[TEXTS] = ConfigRecord(
-            {"name": self.data.client_name(client), "version": __version__, **self.module.identity()}
+            {"name": self.data.client_name(client), "version": __version__, **self.module.identity(), **names}
         )
         return described
 

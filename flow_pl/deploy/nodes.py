@@ -6,11 +6,12 @@ import time
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
-from flow_pl.deploy.messages import TEXTS, MessageError, number, shape
+from flow_pl.deploy.messages import TEXTS, MessageError, feature_names, keyed, number, shape
 from flow_pl.errors import FlowError, brief
 from flow_pl.version import __version__
 
@@ -29,6 +30,20 @@ class NodesError(FlowError):
     """There are not enough nodes."""
 
 
+class Feature(NamedTuple):
+    """A tensor of an example.
+
+    Attributes:
+        name: its name; None where an example is one tensor.
+        shape: of one example.
+        tokens: whether it holds integers.
+    """
+
+    name: str | None
+    shape: tuple[int, ...]
+    tokens: bool
+
+
 @dataclass(frozen=True)
 class NodeClient:
     """What a node says of its client.
@@ -40,9 +55,8 @@ class NodeClient:
         val: number of its validation examples.
         test: number of its test examples.
         classes: number of classes that its data has.
-        feature_shape: shape of an example, as a model gets it.
+        features: of an example, as a model gets them.
         label_shape: shape of a label.
-        tokens: whether the features are integers.
         real_valued: whether the labels are real values.
     """
 
@@ -52,17 +66,15 @@ class NodeClient:
     val: int
     test: int
     classes: int
-    feature_shape: tuple[int, ...]
+    features: tuple[Feature, ...]
     label_shape: tuple[int, ...]
-    tokens: bool
     real_valued: bool
 
     def fits(self, other: NodeClient) -> bool:
         """Whether one model can be trained on both."""
-        return (self.feature_shape, self.label_shape, self.tokens, self.real_valued) == (
-            other.feature_shape,
+        return (self.features, self.label_shape, self.real_valued) == (
+            other.features,
             other.label_shape,
-            other.tokens,
             other.real_valued,
         )
 
@@ -157,6 +169,12 @@ class Nodes:
                     "both sides, and run one app"
                 )
         client = number(reply, "client", least=0)
+        features = tuple(
+            Feature(
+                each, shape(reply, keyed("feature_shape", each)), bool(number(reply, keyed("tokens", each), least=0))
+            )
+            for each in feature_names(texts) or (None,)
+        )
         known = NodeClient(
             node,
             brief(texts.get("name")),
@@ -164,16 +182,15 @@ class Nodes:
             number(reply, "val", least=0),
             number(reply, "test", least=0),
             number(reply, "classes", least=1),
-            shape(reply, "feature_shape"),
+            features,
             shape(reply, "label_shape"),
-            bool(number(reply, "tokens", least=0)),
             bool(number(reply, "real_valued", least=0)),
         )
         other = next(iter(self.clients.values()), known)
         if not known.fits(other):
             raise MessageError(
-                f"its examples have shape {list(known.feature_shape)} and labels {list(known.label_shape)}, those of "
-                f"client '{other.name}' {list(other.feature_shape)} and {list(other.label_shape)}"
+                f"its examples have shape {_shapes(known)} and labels {list(known.label_shape)}, those of "
+                f"client '{other.name}' {_shapes(other)} and {list(other.label_shape)}"
             )
         before = self.clients.get(client)
         if before is not None and before.node in set(self._grid.get_node_ids()):
@@ -199,6 +216,16 @@ class Nodes:
             if waiting:
                 time.sleep(PAUSE)
         return replies
+
+
+def _feature(reply: RecordDict, name: str | None) -> Feature:
+    tokens = number(reply, keyed("tokens", name), least=0)
+    return Feature(name, shape(reply, keyed("feature_shape", name)), bool(tokens))
+
+
+def _shapes(client: NodeClient) -> str:
+    shapes = (f"{'' if name is None else f'{name} '}{list(shape)}" for name, shape, _ in client.features)
+    return ", ".join(shapes)
 
 
 def _checked(reply: Reply, client: int) -> Reply:

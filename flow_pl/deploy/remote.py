@@ -32,7 +32,7 @@ from flow_pl.deploy.messages import (
     number,
 )
 from flow_pl.deploy.node import ROWS, moved_groups
-from flow_pl.deploy.nodes import NodeClient, Nodes, NodesError, Reply
+from flow_pl.deploy.nodes import Feature, NodeClient, Nodes, NodesError, Reply
 from flow_pl.engine.client_states import ClientStates
 from flow_pl.engine.loop import ClientUpdate
 from flow_pl.engine.server_round import ServerRound, server_groups
@@ -40,6 +40,7 @@ from flow_pl.evaluation.counts import ClientEvaluation, concatenate
 from flow_pl.methods.base import Method
 from flow_pl.module import FederatedModule, RejectedClientWarning
 from flow_pl.utils.groups import Groups
+from flow_pl.utils.inputs import Inputs, from_leaves
 
 EVERYONE = 2**31
 """Size of a chunk that holds any cohort: all nodes of a round are asked at once."""
@@ -148,18 +149,24 @@ class NodesData(FederatedDataModule):
             raise NodesError("no node has a client that can take part: see what was said of each.")
         self._federation = cast(Federation, RemoteFederation(dict(self.nodes.clients)))
 
-    def example(self) -> Tensor:
+    def example(self) -> Inputs:
         """A made-up example [1, ...] in the shape of the nodes', which stay where they are."""
-        some = next(iter(self.nodes.clients.values()))
-        if some.tokens:
-            return torch.zeros(1, *some.feature_shape, dtype=torch.int64)
-        return torch.rand(1, *some.feature_shape, generator=torch.Generator().manual_seed(0))
+        features = next(iter(self.nodes.clients.values())).features
+        names = tuple(feature.name for feature in features if feature.name is not None)
+        return from_leaves(names or None, map(_made_up, features))
 
     def _loader(
         self, clients: Ints, heldout: Heldout | None, cohort_size: int | None = None, setting: str = "cohort_size"
     ) -> Loader:
         sampler = NodeSampler(self, clients, heldout, cohort_size)
         return DataLoader(NodeBatches(), sampler=sampler, batch_size=None, generator=torch.Generator())
+
+
+def _made_up(feature: Feature) -> Tensor:
+    """One of several integers may be a mask, of which zeros would leave nothing."""
+    if feature.tokens:
+        return torch.full((1, *feature.shape), int(feature.name is not None), dtype=torch.int64)
+    return torch.rand(1, *feature.shape, generator=torch.Generator().manual_seed(0))
 
 
 class NodeSampler(CohortSampler):

@@ -116,6 +116,8 @@ class Flow(Method):
         super().initialize(x)
         w_g: Parameters = dict(self.model.backbone.named_parameters())
         seen = self.router.look(self.model, w_g, x)
+        if self.route_by == "client":
+            _one_tensor(seen)
         self.model.routed(x, w_g, self.model.local_copy(w_g), self.router.bind(None, seen))
 
     def start(self, server: Groups) -> Groups:

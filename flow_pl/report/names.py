@@ -7,12 +7,14 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from flow_pl.data import EncodedData, FederatedDataModule
 from flow_pl.data.encodings.tags import TAGS
+from flow_pl.data.encodings.tokenized import IDS
 from flow_pl.data.encodings.vocabulary import SPECIAL, Vocabulary
 from flow_pl.tasks import Objective
-from flow_pl.utils.inputs import first
+from flow_pl.utils.inputs import Inputs, first
 
 Kind = Literal["image", "text", "vector"]
 
@@ -24,11 +26,16 @@ WHITE = {" ": "␣", "\n": "↵", "\r": "␍", "\t": "⇥"}
 
 def kind_of(data: FederatedDataModule, objective: Objective) -> Kind:
     """Return how an instance is shown: as pixels, tokens, or numbers."""
-    example = first(data.example())  # of several inputs, the first is shown
+    example = shown(data.example())
     shape = tuple(example.shape[1:])
     if objective.positions or (len(shape) == 1 and not example.is_floating_point() and token_names(data)):
         return "text"
     return "image" if len(shape) == 2 or (len(shape) == 3 and shape[0] in (1, 3)) else "vector"
+
+
+def shown(x: Inputs) -> Tensor:
+    """Return what is shown of instances: of several inputs the token ids, or else the first."""
+    return x[IDS] if isinstance(x, dict) and IDS in x else first(x)
 
 
 def token_names(data: FederatedDataModule) -> list[str] | None:

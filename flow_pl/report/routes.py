@@ -29,7 +29,7 @@ class Instance(NamedTuple):
 
     Attributes:
         client: index of its client.
-        x: features as passed to a model; the first of several inputs.
+        x: features as passed to a model; of several inputs, those that are shown.
         label: [*P], or [labels] for a task with several labels; -1 if missing.
         generalized: whether w_g is right, in the shape of the label.
         personalized: whether the personalized model is right, in the shape of the label.

@@ -29,6 +29,11 @@ def map_inputs(fn: Callable[[T], S], x: T | dict[str, T]) -> S | dict[str, S]:
     return fn(x)
 
 
+def in_order(x: T | dict[str, T]) -> T | dict[str, T]:
+    """Return instances with the names of a mapping in alphabetical order, in which they are stored and exported."""
+    return {name: x[name] for name in sorted(x)} if isinstance(x, dict) else x
+
+
 def take(x: T | dict[str, T], index: Any) -> T | dict[str, T]:
     """Index the tensor, or each of a mapping's: `x[index]`."""
     return map_inputs(lambda each: each[index], x)  # type: ignore[index]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 from pathlib import Path
@@ -66,7 +67,7 @@ def test_a_store_of_one_array_says_nothing_of_names(tmp_path):
             client("bob", ids=np.ones((3, 5), np.int64)),
             r"features 'ids' of shape \(5,\) .* have shape \(2,\)",
         ),
-        (client("bob", more=np.ones(3)), r"features named ids, weight, more.* before it have them named ids, weight;"),
+        (client("bob", more=np.ones(3)), r"features named ids, more, weight.* before it have them named ids, weight;"),
         (client("bob")._replace(x=np.ones((3, 2))), r"features as one array.* have them named ids, weight"),
         (client("bob", weight=np.full((3, 1), np.nan)), r"NaN or an infinite value in row 0 of 'weight'"),
         (client("bob")._replace(x={}), r"a mapping of no features"),
@@ -86,7 +87,7 @@ def test_a_damaged_file_of_one_feature_is_named(tmp_path):
 
 @pytest.mark.parametrize(("damaged", "kept"), [(None, ["ann", "bob"]), ("x_1.npy", ["ann"]), ("x.json", [])])
 def test_an_interrupted_store_is_gone_on_with(tmp_path, damaged, kept):
-    with pytest.raises(KeyboardInterrupt), ClientStoreWriter(tmp_path / "store", resume="same") as writer:
+    with contextlib.suppress(KeyboardInterrupt), ClientStoreWriter(tmp_path / "store", resume="same") as writer:
         writer.add(*client("ann"))
         writer.add(*client("bob"))
         raise KeyboardInterrupt
@@ -113,7 +114,7 @@ def test_batches_have_every_feature_and_pad_with_an_instance_there_is(tmp_path):
     made = data(tmp_path)
     dataset = made.train_dataloader().dataset
     batch = dataset[Chunk(0, (0, 1, 2))]
-    assert list(batch.train.x) == ["input_ids", "attention_mask"]
+    assert list(batch.train.x) == ["attention_mask", "input_ids"]
     for i, (c, size) in enumerate(zip(batch.client.tolist(), batch.train.sizes, strict=True)):
         rows = made.federation.store.read(c).x
         train = made.federation.split(c).train
@@ -125,6 +126,11 @@ def test_batches_have_every_feature_and_pad_with_an_instance_there_is(tmp_path):
     some = batch.clients(1, 3)
     longest = max(some.train.sizes)
     assert some.train.x["attention_mask"].shape == (2, longest, LENGTH)
+
+
+def test_a_chunk_of_no_clients_has_no_rows_of_any_feature(tmp_path):
+    batch = data(tmp_path).val_dataloader().dataset[Chunk(-1, ())]
+    assert batch.train.x["input_ids"].shape == batch.heldout.x["attention_mask"].shape == (0, 0, LENGTH)
 
 
 def test_two_workers_load_what_the_process_itself_does(tmp_path):
@@ -141,7 +147,9 @@ def test_an_example_is_what_a_model_gets(tmp_path):
     assert {name: tuple(t.shape) for name, t in example.items()} == dict.fromkeys(COLUMNS, (1, LENGTH))
     x, y = made.examples(int(made.federation.seen[0]), "test")
     assert len(x["input_ids"]) == len(x["attention_mask"]) == len(y)
-    with pytest.raises(ConfigurationError, match=r"several features \(input_ids \[4\] \(torch.int64\), attention_mask"):
+    with pytest.raises(
+        ConfigurationError, match=r"several features \(attention_mask .*input_ids \[4\] \(torch.int64\)"
+    ):
         _ = made.feature_shape
 
 

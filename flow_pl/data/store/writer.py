@@ -23,7 +23,7 @@ from flow_pl.data.store.growing import GrowingArray, sync
 from flow_pl.data.store.growing_features import GrowingFeatures
 from flow_pl.data.store.journal import Entry, Journal
 from flow_pl.errors import ConfigurationError, DataError
-from flow_pl.utils.inputs import map_inputs
+from flow_pl.utils.inputs import in_order, map_inputs
 from flow_pl.utils.validation import given, require_count
 
 
@@ -33,7 +33,7 @@ class ClientData(NamedTuple):
     Attributes:
         name: the client's name, unique in the data set.
         x: [n, ...] features, numbers of any type, finite; the same shape and type for every client. Or a mapping of
-            several by name, which a model gets as a mapping of tensors.
+            several by name, which a model gets as a mapping of tensors, in alphabetical order.
         y: [n] or [n, ...] integer labels, 0 or more; -1 (in every entry of the row) = to be predicted. Or [n] real
             values, float32; NaN = to be predicted.
         val_rows: number of rows that the data means for validation, which come before its test rows; None = it does
@@ -149,7 +149,7 @@ class ClientStoreWriter:
             ConfigurationError: the disk is full.
         """
         try:
-            self._add(name, map_inputs(np.asarray, x), np.asarray(y), val_rows, test_rows, role)
+            self._add(name, in_order(map_inputs(np.asarray, x)), np.asarray(y), val_rows, test_rows, role)
         except DataError as error:
             if not source:
                 raise
