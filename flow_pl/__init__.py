@@ -20,7 +20,7 @@ _HOMES = {
     "load": "flow_pl.serving",
     "personalize": "flow_pl.serving",
 }
-"""Imported when they are asked for: torch and Lightning take seconds, which help and a mistyped option need not."""
+"""Lazily imported names: torch and Lightning take seconds, too long for help or a mistyped option."""
 
 
 def __getattr__(name: str) -> Any:

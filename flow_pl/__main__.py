@@ -1,4 +1,4 @@
-"""`flow-pl`, and `python -m flow_pl`: what can be answered without torch is, the rest goes to `flow_pl.cli`."""
+"""Dispatch `flow-pl` and `python -m flow_pl`; import torch only when a command needs it."""
 
 from __future__ import annotations
 
@@ -23,31 +23,31 @@ STAGES = {
 OTHERS = {
     "compare": (
         "flow_pl.compare.command:compare",
-        "train and test several configurations; tables and figures of all of them",
+        "train and test several configurations, and compare them in tables and figures",
     ),
-    "configs": ("flow_pl.shipped:command", "list the configurations that come with the package, or copy one"),
+    "configs": ("flow_pl.shipped:command", "list the shipped configurations, or copy one"),
     "deploy": ("flow_pl.deploy.command:deploy", "write a run as a Flower app, for clients on other machines"),
     "export": ("flow_pl.export_command:export", "write a trained model as a file that needs no flow_pl"),
     "personalize": (
         "flow_pl.export_command:personalize_client",
-        "the same for a client whose examples are in a file",
+        "the same, for a client whose examples are in a file",
     ),
     "report": ("flow_pl.report_command:report", "test a finished run and write its results as an HTML page"),
 }
-"""The other commands: the function that takes what follows the name and returns an exit status, and what it does."""
+"""The other commands: a function that takes the remaining arguments and returns an exit status, and a description."""
 
 LIGHT = ("configs",)
 """Commands that need neither torch nor Lightning."""
 
 COMMANDS = {**STAGES, **{name: text for name, (_, text) in OTHERS.items()}}
-"""All commands, each with what it does."""
+"""All commands with their descriptions."""
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run the command line; what a user can mend ends with one message and exit status 1 or 2.
+    """Run the command line; errors that a user can correct end it with one message and exit status 1 or 2.
 
     Args:
-        args: as in `sys.argv[1:]`; None to take those.
+        args: arguments as in `sys.argv[1:]`; None to use those.
     """
     words = list(sys.argv[1:] if args is None else args)
     if not words or words[0] in ("-h", "--help"):
@@ -79,24 +79,24 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def let_threads_sleep() -> None:
-    """Let torch's threads sleep while they wait for each other, unless the environment says how they wait.
+    """Let torch's threads sleep while they wait for each other, unless the environment sets a wait policy.
 
-    OpenMP's threads spin by default. Where another process needs their core, the one that has work then waits for the
-    one that spins: small models become twenty times slower. OpenMP looks at the environment when torch is imported.
+    OpenMP's threads spin by default. If another process needs their core, a thread with work waits for one that spins,
+    and small models become twenty times slower. OpenMP reads the environment when torch is imported.
     """
     if not any(name in os.environ for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")):
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 
 def _run_other(command: str, words: Sequence[str]) -> None:
-    """Run a command that is none of Lightning's."""
+    """Run a command other than Lightning's."""
     status = pkgutil.resolve_name(OTHERS[command][0])(words)
     if status:
         raise SystemExit(status)
 
 
 def overview() -> str:
-    """What `flow-pl --help` shows."""
+    """Return the text of `flow-pl --help`."""
     width = max(map(len, COMMANDS)) + 2
     return "\n".join(
         [
@@ -113,7 +113,7 @@ def overview() -> str:
 
 
 def _look_at(words: Sequence[str]) -> None:
-    """Refuse what can be told to be wrong without the classes themselves.
+    """Refuse mistakes that can be detected without importing the classes.
 
     Raises:
         ConfigurationError: there is no such command, option or configuration.

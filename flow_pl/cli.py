@@ -1,4 +1,4 @@
-"""The command line: `flow-pl fit | validate | test | predict` (LightningCLI), `compare`, `export`, `personalize`."""
+"""Run Lightning's commands: `flow-pl fit | validate | test | predict`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
 import flow_pl.methods
-import flow_pl.models  # noqa: F401 (imported, their classes go by their bare names in YAML)
+import flow_pl.models  # noqa: F401 (imported so that bare class names work in YAML)
 from flow_pl import callbacks, shipped
 from flow_pl.callbacks._known_metrics import check_monitors
 from flow_pl.callbacks.metrics_log import MetricsLog, continue_log
@@ -56,7 +56,7 @@ DEFAULT_CALLBACKS = (
     Preemption,
     RunFolder,
 )
-"""Always there, with `BestCheckpoint` and `LastCheckpoint`, but for those that a listed callback replaces."""
+"""Default callbacks, besides `BestCheckpoint` and `LastCheckpoint`; a listed callback may replace one."""
 
 DESCRIPTION = """Personalized federated learning, one command for each stage of a run.
 Other commands, each with --help: `flow-pl compare` trains and tests several configurations, `flow-pl export` and
@@ -64,7 +64,7 @@ Other commands, each with --help: `flow-pl compare` trains and tests several con
 
 
 WORDS = (None, "best", "last", "hpc", "registry")
-"""What --ckpt_path may be beside the path of a file."""
+"""Values of --ckpt_path other than a file."""
 
 BARE: dict[str, Any] = {
     "logger": False,
@@ -74,17 +74,16 @@ BARE: dict[str, Any] = {
     "enable_progress_bar": False,
     "enable_model_summary": False,
 }
-"""What Lightning's `barebones`, which measures the bare speed, does not go with."""
+"""Settings that are incompatible with Lightning's `barebones`, which measures the bare speed."""
 
 OURS = ("num_sanity_val_steps", "log_every_n_steps")
-"""Those of them that are on by our own defaults, and go without a word."""
+"""Those that are on by our own defaults, and are disabled silently."""
 
 
 class ConfigToLogger(SaveConfigCallback):
-    """Saves the configuration: of a fit in the run's folder and each checkpoint, of every command with each logger.
+    """Saves the configuration: for a fit in the run's folder and each checkpoint, for every command with each logger.
 
-    Every logger receives it as hyperparameters, and as `config.yaml` in its log folder, if it has one for
-    each run.
+    Every logger receives it as hyperparameters, and as `config.yaml` in its log folder if it has one per run.
     """
 
     @cached_property
@@ -95,7 +94,7 @@ class ConfigToLogger(SaveConfigCallback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Pass the configuration to the loggers."""
-        # evaluated in all processes: it may be collective
+        # evaluated in all processes, since it may be collective
         folders = [logger.log_dir for logger in trainer.loggers if isinstance(logger, CSVLogger | TensorBoardLogger)]
         if self.already_saved or not trainer.is_global_zero:
             return
@@ -131,7 +130,7 @@ class FlowCLI(LightningCLI):
         """Parse the arguments and check the checkpoint file first.
 
         Raises:
-            ConfigurationError: it is missing, damaged, or not from this project; or a class path names no class.
+            ConfigurationError: the file is missing, damaged, or not from this project; or a class path names no class.
         """
         super().parse_arguments(parser, args)
         expand_home(self.config)
@@ -153,7 +152,7 @@ class FlowCLI(LightningCLI):
         self.parser.add_instantiator(partial(make_wandb_logger, run_id), WandbLogger)
 
     def _find_checkpoint(self, settings: Any) -> None:
-        """Choose a checkpoint of the run's folder if a trained model is needed and no file is named; report which.
+        """Choose and report a checkpoint in the run's folder if a trained model is needed and no file is named.
 
         Raises:
             ConfigurationError: there is none.
@@ -165,14 +164,14 @@ class FlowCLI(LightningCLI):
             return
         path = find_checkpoint(Path(trainer["default_root_dir"]), word)
         settings["ckpt_path"] = str(path)
-        chosen = "" if word or path.stem == "best" else ", the last one, since no validation has chosen a best one"
+        chosen = "" if word or path.stem == "best" else ", the last one, since no round was validated"
         rank_zero_only(print)(f"{command}: {path} (round {look_at(path)['global_step']}{chosen})")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add the default callbacks and loggers that the configuration does not replace.
 
-        Metrics, progress bar and tables; CSV logs, and checkpoints of the best and the last round, in the run's
-        folder (`trainer.default_root_dir`).
+        These are metrics, progress bar and tables, and in the run's folder (`trainer.default_root_dir`) CSV logs and
+        checkpoints of the best and the last round.
         """
         root = Path(self._get(self.config_init, "trainer.default_root_dir"))
         listed = self._get(self.config_init, "trainer.callbacks") or []
@@ -218,25 +217,25 @@ class FlowCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except ImportError as error:
-            raise ConfigurationError(f"a setting needs what is not installed: {brief(error)}") from error
+            raise ConfigurationError(f"a setting needs a package that is not installed: {brief(error)}") from error
         except ValueError as error:
             missing = re.search(r"Requirement '.+' not met.*|No module named .*", str(error))
             if missing is None:
                 raise
-            raise ConfigurationError(f"a setting needs what is not installed: {missing[0]}") from error
+            raise ConfigurationError(f"a setting needs a package that is not installed: {missing[0]}") from error
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
-        """Do as Lightning does, but report in one line what it rejects."""
+        """Create the trainer as Lightning does, but report errors in one line."""
         try:
             trainer: Trainer = super()._instantiate_trainer(config, callbacks)
         except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
             if isinstance(error, FlowError):
                 raise
-            raise ConfigurationError(f"the trainer cannot have these settings: {brief(error)}") from error
+            raise ConfigurationError(f"the trainer rejects these settings: {brief(error)}") from error
         return trainer
 
     def before_predict(self) -> None:
-        """Write predictions to a file as they arrive: in memory they would grow with the population."""
+        """Write predictions to a file as they arrive, since in memory they would grow with the population."""
         predict = self.config_init[str(self.subcommand)]
         predict["return_predictions"] = bool(predict["return_predictions"])
 
@@ -272,7 +271,7 @@ def run(
     """
     files: list[str] = []
     if args is None:
-        sys.argv[1:], files = shipped.expand(sys.argv[1:])  # Lightning reads it here, also to start other processes
+        sys.argv[1:], files = shipped.expand(sys.argv[1:])  # Lightning reads sys.argv, also to start other processes
     elif isinstance(args, list):
         args, files = shipped.expand(args)
     return make(
@@ -287,12 +286,12 @@ def run(
         parser_class=partial(FlowParser, roots={"trainer": Trainer, "model": module, "data": FederatedDataModule}),
         parser_kwargs={"prog": "flow-pl", "version": __version__, "description": DESCRIPTION},
         trainer_defaults={
-            # personalization takes gradients in validation and test
+            # personalization needs gradients in validation and test
             "inference_mode": False,
-            # the sampler shares the cohort over processes itself
+            # our sampler distributes the cohort over processes
             "use_distributed_sampler": False,
             "num_sanity_val_steps": 1,
-            # one line, "server"
+            # it would have one line, "server"
             "enable_model_summary": False,
             "log_every_n_steps": 1,
             "default_root_dir": str(Path("runs", shipped.run_name(files))),

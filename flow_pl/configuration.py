@@ -1,4 +1,4 @@
-"""Objects of a configuration that was saved: class paths are looked at before anything is made of them."""
+"""Instantiate objects from a saved configuration; class paths are checked first."""
 
 from __future__ import annotations
 
@@ -18,22 +18,23 @@ from flow_pl.results.run_folder import CONFIG
 T = TypeVar("T")
 
 SECTIONS = ("seed_everything", "trainer", "data", "model")
-"""What makes a run; the other settings are a command's own (a checkpoint, say)."""
+"""Sections that define a run; other settings belong to a single command (such as a checkpoint)."""
 
 KEY = "configuration"
-"""Key of a run's settings in its checkpoints; absent where the run was set up in Python."""
+"""Key of a run's settings in its checkpoints; absent if the run was set up in Python."""
 
 
 def make(cls: type[T], settings: Mapping[str, Any], given: Mapping[str, Any]) -> T:
-    """An object as a configuration says, but for arguments that are given.
+    """Create an object from a configuration, with some arguments given directly.
 
     Args:
-        cls: its class.
-        settings: the arguments by name, with `class_path` and `init_args` where they are objects.
-        given: arguments that take the place of those.
+        cls: the class.
+        settings: the arguments by name; objects have `class_path` and `init_args`.
+        given: arguments that override those settings.
 
     Raises:
-        ConfigurationError: an argument is missing or not valid, or a class path names no class of the kind expected.
+        ConfigurationError: an argument is missing or invalid, or a class path does not name a class of the expected
+            type.
     """
     parser = LightningArgumentParser(exit_on_error=False)
     parser.add_class_arguments(cls, "object", fail_untyped=False, instantiate=False, skip=set(given))
@@ -52,22 +53,22 @@ def make(cls: type[T], settings: Mapping[str, Any], given: Mapping[str, Any]) ->
 
 
 def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The settings in a file that a run has saved.
+    """Read the settings in a file that a run has saved.
 
     Raises:
-        ConfigurationError: it is not there, or holds none.
+        ConfigurationError: the file is missing or holds no settings.
     """
     try:
         settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ConfigurationError(f"{path} cannot be read as the settings of a run: {brief(error)}.") from error
     if not isinstance(settings, dict) or not isinstance(settings.get("model"), dict):
-        raise ConfigurationError(f"{path} has no section 'model': give the {CONFIG} that a run has saved.")
+        raise ConfigurationError(f"{path} has no section 'model': pass the {CONFIG} saved by a run.")
     return settings
 
 
 def flatten(settings: Any, name: str = "") -> dict[str, Any]:
-    """Settings by the names of their options, as in `model.method.init_args.alpha`; lists are kept whole."""
+    """Flatten settings to option names, as in `model.method.init_args.alpha`; lists are kept whole."""
     if not isinstance(settings, Mapping):
         return {name: settings}
     found: dict[str, Any] = {}

@@ -1,13 +1,13 @@
-"""Errors a user can mend: bad input, configuration or files.
+"""Errors that a user can correct: bad input, configuration or files.
 
-The command line prints the message alone and exits with status 1; everything else keeps its traceback.
+The command line prints only the message and exits with status 1; all other errors keep their traceback.
 """
 
 from __future__ import annotations
 
 
 class FlowError(ValueError):
-    """Base of the errors whose message is all a user needs."""
+    """Base class of errors whose message is all a user needs."""
 
 
 class ConfigurationError(FlowError):
@@ -19,7 +19,7 @@ class DataError(FlowError):
 
 
 def brief(value: object) -> str:
-    """What an error of a library or a file says, as a part of a message: one line, no control characters, not long.
+    """Shorten the message of a library's error, or a file's content, to one line without control characters.
 
     Args:
         value: the error, or a text or a list of names from a file.
@@ -33,14 +33,14 @@ def brief(value: object) -> str:
 
 
 def find_cause(error: BaseException, *kinds: type[Exception]) -> BaseException | None:
-    """The error of some kind that another one was raised from, as jsonargparse wraps what a constructor raises.
+    """Find an error of some kind in the chain of causes, since jsonargparse wraps errors of constructors.
 
     Args:
-        error: what was caught.
-        *kinds: what is looked for.
+        error: the caught error.
+        *kinds: the classes to find.
 
     Returns:
-        The first of these kinds in the chain that begins with `error`; None where there is none.
+        The first such error in the chain that starts with `error`; None if there is none.
     """
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, kinds):

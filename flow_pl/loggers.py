@@ -62,7 +62,7 @@ class MetricsFile(ExperimentWriter):
         self.rows = len(rows)
 
     def _check_log_dir_exists(self) -> None:
-        """Lightning deletes the file here."""
+        """Do nothing, where Lightning deletes an existing file."""
 
     def save(self) -> None:
         """Append the rows logged since the last call.
@@ -127,15 +127,15 @@ class MetricsFile(ExperimentWriter):
 
 
 NOTE = "wandb_run.json"
-"""Name of the file in the folder of a run that tells the W&B run of its fit."""
+"""Name of the file in a run's folder that records the W&B run of its fit."""
 
 
 class Note(NamedTuple):
     """Identifies the W&B run that a fit is logged to.
 
     Attributes:
-        id: of the run.
-        step: W&B's own counter of the rows that have been logged.
+        id: id of the run.
+        step: W&B's own counter of logged rows.
     """
 
     id: str
@@ -159,7 +159,7 @@ def read_note(path: Path) -> Note | None:
         return Note(**json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
         raise ConfigurationError(
-            f"{path} tells no run of Weights & Biases ({error}): delete it, and the command starts a new one."
+            f"{path} names no Weights & Biases run ({error}): delete it, and the command starts a new one."
         ) from error
 
 
@@ -168,11 +168,11 @@ def continued_run(root: Path, ckpt_path: str | os.PathLike[str] | None) -> str |
 
     Args:
         root: folder of the run.
-        ckpt_path: the checkpoint, as given on the command line.
+        ckpt_path: the checkpoint given on the command line.
 
     Returns:
-        The id; None where the checkpoint does not lie in the folder or its run was not logged to W&B, or where the
-        environment names a run (`WANDB_RUN_ID`), as in a sweep.
+        The id; None if the checkpoint is not in the folder, its run was not logged to W&B, or the environment names a
+        run (`WANDB_RUN_ID`), as in a sweep.
 
     Raises:
         ConfigurationError: see `read_note`.
@@ -207,7 +207,7 @@ def make_wandb_logger(run_id: str | None, make: type[WandbLogger], *args: Any, *
     settings.pop("applied_instantiation_links", None)  # jsonargparse passes it to every instantiator
     if settings.get("id") is None and settings.get("version") is None:
         settings["id"] = run_id
-    # From a configuration `resume` comes as None, which would overwrite a run of that id: Lightning's own default.
+    # A configuration passes `resume` as None, which would overwrite a run of that id: restore Lightning's default.
     if settings.get("resume") is None:
         settings["resume"] = "allow"
     return make(*args, **settings)

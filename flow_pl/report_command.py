@@ -1,4 +1,4 @@
-"""The command `flow-pl report`: the HTML page of a finished run, by a test with the callback that writes it."""
+"""The command `flow-pl report`: test a finished run with the callback that writes the HTML page."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def report(args: Sequence[str]) -> None:
     """Run the command.
 
     Args:
-        args: what follows its name.
+        args: the arguments after its name.
 
     Raises:
-        ConfigurationError: the folder is not that of a run, it holds no trained model, or an option cannot work.
+        ConfigurationError: the folder is not that of a run or holds no trained model, or an option is invalid.
     """
     parser = _make_parser()
     options, overrides = parser.parse_known_args(args)
@@ -36,7 +36,8 @@ def report(args: Sequence[str]) -> None:
     config = options.run / CONFIG
     if not config.is_file():
         raise ConfigurationError(
-            f"{options.run} is not the folder of a run: it has no {CONFIG}. A fit says where its run is, such as "
+            f"{options.run} is not the folder of a run: it has no {CONFIG}. A fit prints the folder of its run, "
+            "such as "
             "runs/digits/flow."
         )
     name = RoutingReport.__name__
@@ -52,12 +53,12 @@ def report(args: Sequence[str]) -> None:
 
 
 def _make_parser() -> Parser:
-    """The command line."""
+    """Return the parser of the command line."""
     parser = Parser(
         prog="flow-pl report",
-        description="Test a finished run, and write its results, its clients and its routes as one HTML page, "
-        "report.html, into its folder.",
-        epilog="Options of a run, such as --trainer.callbacks.clients=20, may follow.",
+        description="Test a finished run and write its results, clients and routes to one HTML page, report.html, "
+        "in its folder.",
+        epilog="Options of a run, such as --trainer.callbacks.clients=20, can be added.",
     )
     parser.add_argument("run", type=home, metavar="RUN", help="folder of the run, such as runs/digits/flow")
     parser.add_argument("--ckpt_path", metavar="FILE", help="checkpoint to test (default: the best one in the folder)")
@@ -65,11 +66,11 @@ def _make_parser() -> Parser:
 
 
 def _callbacks(settings: dict[str, Any]) -> list[dict[str, Any]]:
-    """Callbacks that the run was configured with."""
+    """Return the callbacks in the settings of a run."""
     listed = (settings.get("trainer") or {}).get("callbacks") or []
     return listed if isinstance(listed, list) else [listed]
 
 
 def _is(callback: dict[str, Any], name: str) -> bool:
-    """Whether a callback of a configuration is of the class of this name."""
+    """Return whether a callback in a configuration has this class name."""
     return str(callback.get("class_path", "")).rpartition(".")[2] == name

@@ -1,13 +1,13 @@
 """Records a run in its checkpoints, and decides which settings may differ when another command resumes it.
 
-| setting | where it differs |
+| setting | if it differs |
 |---|---|
 | rows, and their split into training, validation and test | a fit is refused, other commands too if they could leak |
-| class of the server's optimizer or scheduler | a fit is refused: the state of one means nothing to another |
-| settings of the two, such as the learning rate | those of the configuration are used, with a warning |
-| other settings that decide numbers: of the method, the loop, the cohort, the seed | the same |
+| class of the server's optimizer or scheduler | a fit is refused: the state cannot be transferred |
+| settings of the two, such as the learning rate | those of the new command are used, with a warning |
+| other settings that affect results: of the method, the loop, the cohort, the seed | the same |
 
-The class of the method and the backbone with its sizes is checked by `flow_pl.checks.check_checkpoint`.
+`flow_pl.checks.check_checkpoint` checks the class of the method, and the backbone with its sizes.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ from flow_pl.errors import ConfigurationError
 from flow_pl.utils.inputs import leaves
 
 Record = dict[str, Any]
-"""Plain values: a checkpoint holds no objects."""
+"""Plain values, since a checkpoint holds no objects."""
 
 LOOKED_AT = 100
-"""Clients, evenly spaced over the population, whose first row and whose split tell one data set from another."""
+"""Number of clients, evenly spaced over the population, whose first row and split identify a data set."""
 
 SPLIT = ("split_seed", "val_fraction", "test_fraction", "new_client_fraction", "min_examples")
-"""Settings of the data module that say which rows are for what."""
+"""Settings of the data module that determine the splits."""
 
 
 DECISIVE_FOR_TRAINER = ("precision", "limit_train_batches", "limit_val_batches", "overfit_batches")
-"""Settings of the trainer that change numbers of rounds yet to come; how many rounds there are is not among them."""
+"""Settings of the trainer that affect the results of later rounds, except the number of rounds."""
 
 NO_EFFECT = (
     "cache_dir",
@@ -51,20 +51,20 @@ NO_EFFECT = (
     "channels_last",
     "compile_mode",
 )
-"""Settings of data and loop that change how fast a run is, but none of its numbers beyond rounding."""
+"""Settings of data and loop that change the speed of a run, but its results only by rounding."""
 
 
 class ChangedSettingWarning(UserWarning):
-    """A resumed run uses other settings than it started with."""
+    """A resumed run uses different settings than at its start."""
 
 
 def data_record(data: FederatedDataModule) -> Record:
     """Return a record that identifies a run's data: its settings, rows and splits.
 
-    Costs a pass over the numbers of rows of all clients, and a look at `LOOKED_AT` of them.
+    Reads the numbers of rows of all clients, and the first row of `LOOKED_AT` of them.
 
     Args:
-        data: set up.
+        data: the data module, set up.
     """
     federation = data.federation
     store = federation.store
@@ -93,37 +93,36 @@ def check_data(saved: Record, now: Record, fitting: bool) -> None:
         fitting: whether training continues.
 
     Raises:
-        ConfigurationError: rows or split are not those of the checkpoint, and examples for testing would be trained on,
-            or those that were trained on tested.
+        ConfigurationError: rows or split differ from those of the checkpoint, so that test examples would be used for
+            training, or training examples for testing.
     """
     same_rows = saved["rows"] == now["rows"]
     if same_rows and saved["split"] == now["split"]:
         return
     different = [f"data.{name} is {now['settings'][name]}, was {value}" for name, value in _different(saved, now)]
     what = f": {', '.join(different)}" if different else ""
-    # generated clients are drawn by the same seed as the split
+    # generated clients are drawn with the same seed as the split
     if fitting or same_rows or any("split_seed" in line for line in different):
-        lost = "be trained on" if fitting else "be some that it was trained on"
+        lost = "be used for training" if fitting else "include some of its training examples"
         kind = "split of the data" if same_rows or different else "data"
         raise ConfigurationError(
-            f"the checkpoint was trained on another {kind}{what}: examples that are for testing would {lost}. Use the "
-            "data and the settings that it was trained with" + (", or begin a new run." if fitting else ".")
+            f"the checkpoint was trained on another {kind}{what}: test examples would {lost}. Use the data "
+            "and the settings it was trained with" + (", or start a new run." if fitting else ".")
         )
     warnings.warn(
-        f"the checkpoint was trained on other data{what}; whether it was trained on some of these examples cannot be "
-        "told.",
+        f"the checkpoint was trained on other data{what}; it may have been trained on some of these examples.",
         ChangedSettingWarning,
         stacklevel=2,
     )
 
 
 def begin_round_anew(checkpoint: Record) -> None:
-    """Let a fit with a checkpoint from an exception within a round restart that round at its first client.
+    """Make a fit that resumes from an exception within a round restart that round at its first client.
 
     Lightning would continue after the last chunk, without the updates summed so far.
 
     Args:
-        checkpoint: changed in place if the server had not made its step in that round.
+        checkpoint: the checkpoint; changed in place if the server had not made its step in that round.
     """
     loop = checkpoint.get("loops", {}).get("fit_loop", {})
     if not loop:
@@ -145,8 +144,8 @@ def server_record(
 
     Args:
         optimizer: makes the optimizer.
-        scheduler: makes the scheduler; None = none.
-        parameters: of the server; only how many there are and their axes matter.
+        scheduler: makes the scheduler; None for none.
+        parameters: parameters of the server; only their number and dimensions matter.
     """
     made, schedule = _make(optimizer, scheduler, parameters)
     record: Record = {"optimizer": _name(made), "optimizer_settings": _plain(_settings(made))}
@@ -163,16 +162,16 @@ def check_server(saved: Record, now: Record) -> bool:
         now: record of this run.
 
     Returns:
-        Whether their settings differ, so that `apply_server` must apply those of this run.
+        Whether the settings differ, so that `apply_server` must apply those of this run.
 
     Raises:
-        ConfigurationError: they are of other classes.
+        ConfigurationError: the classes differ.
     """
     for role in ("optimizer", "scheduler"):
         if saved.get(role) != now.get(role):
             raise ConfigurationError(
                 f"model.server_{role} is {now.get(role, 'null')}, but the checkpoint was trained with "
-                f"{saved.get(role, 'null')}, whose state another one cannot take: use that, or begin a new run."
+                f"{saved.get(role, 'null')}, whose state cannot be transferred: use that one, or start a new run."
             )
     lines = []
     for role in ("optimizer", "scheduler"):
@@ -180,8 +179,8 @@ def check_server(saved: Record, now: Record) -> bool:
         names = [key for key in dict.fromkeys([*before, *after]) if before.get(key) != after.get(key)]
         told = [key for key in names if not key.startswith("_") and key not in ("initial_lr", "base_lrs")]
         lines += [f"model.server_{role}.{key} is {after.get(key)}, was {before.get(key)}" for key in told]
-        if names and not told and not lines:  # of a schedule within a schedule
-            lines.append(f"model.server_{role} has other settings")
+        if names and not told and not lines:  # settings of a schedule within a schedule
+            lines.append(f"model.server_{role} has different settings")
     if lines:
         warnings.warn(
             f"the run continues with settings other than the checkpoint's: {', '.join(lines)}. Those of this command "
@@ -202,13 +201,13 @@ def apply_server(
 ) -> None:
     """Apply this run's settings to an optimizer and a scheduler restored with those of another run.
 
-    What the optimizer has learned (momenta, say) stays.
+    The optimizer's state (such as momentum) is kept.
 
     Args:
         make_optimizer: makes an optimizer of this run.
-        make_scheduler: makes a scheduler of this run; None = none.
-        optimizer: restored.
-        scheduler: restored; None = none.
+        make_scheduler: makes a scheduler of this run; None for none.
+        optimizer: the restored optimizer.
+        scheduler: the restored scheduler; None for none.
         rounds: number of completed rounds.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -224,10 +223,10 @@ def apply_server(
 
 
 def warn_of_changes(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Warn of settings of a resumed fit that differ from its start, except those that change no result.
+    """Warn about settings of a resumed fit that differ from its start, except those without effect on results.
 
     Args:
-        saved: configuration of the checkpoint's run; empty where it has none.
+        saved: configuration of the checkpoint's run; empty if it has none.
         now: configuration of this run.
     """
     before, after = (
@@ -255,7 +254,7 @@ def _decisive(key: str) -> bool:
 def _make(
     optimizer: OptimizerCallable, scheduler: LRSchedulerCallable | None, parameters: Iterable[Tensor]
 ) -> tuple[Optimizer, LRScheduler | None]:
-    """Of this run, on parameters of a few numbers."""
+    """Create the optimizer and scheduler of this run, on tiny parameters."""
     made = optimizer([torch.zeros([min(2, n) for n in p.shape], requires_grad=True) for p in parameters])
     return made, None if scheduler is None else scheduler(made)
 
@@ -273,7 +272,7 @@ def _different(saved: Record, now: Record) -> list[tuple[str, Any]]:
 
 
 def _plain(value: Any) -> Any:
-    """As it can be read without running code, and compared; objects by their classes."""
+    """Convert a value to plain data, which can be compared and loaded without running code; objects by class."""
     if isinstance(value, dict):
         return {str(key): _plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):

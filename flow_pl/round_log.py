@@ -1,9 +1,9 @@
-"""What a round of training logs, handed to Lightning at once.
+"""Pass the metrics of a training round to Lightning all at once.
 
-`LightningModule.log` makes a metric of each value, and walks, synchronizes and resets all of them several times a
-round, which takes a fifth of a small model's round. Its figures are final when they are logged: summed over clients and
-processes. So they wait beside Lightning's own results, and go where those go, at the same time: to loggers, callbacks,
-monitors and checkpoints.
+`LightningModule.log` creates a metric for each value, and iterates over, synchronizes and resets all of them several
+times per round, which takes a fifth of a small model's round. The metrics of a round are final when logged: summed over
+clients and processes. So they are stored beside Lightning's own results, and reach loggers, callbacks, monitors and
+checkpoints together with those.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from torch import Tensor
 
 
 class RoundResults(_ResultCollection):
-    """Lightning's results of a training epoch, with the figures of a round beside them.
+    """Lightning's results of a training epoch, extended by the metrics of a round.
 
     Attributes:
-        figures: scalars of the round by name, the same in every process; none before it has ended.
+        figures: scalars of the round by name, the same in every process; empty before the round has ended.
     """
 
     def __init__(self) -> None:
@@ -31,11 +31,11 @@ class RoundResults(_ResultCollection):
         self.figures: dict[str, Tensor] = {}
 
     def __bool__(self) -> bool:
-        """Whether there is anything to log."""
+        """Return whether there is anything to log."""
         return bool(self.figures) or len(self) > 0
 
     def metrics(self, on_step: bool) -> _METRICS:
-        """Return what is logged, for loggers, callbacks and progress bars."""
+        """Return the logged metrics, for loggers, callbacks and progress bars."""
         metrics: _METRICS = super().metrics(on_step)
         if not on_step:
             metrics["log"].update(self.figures)
@@ -43,22 +43,22 @@ class RoundResults(_ResultCollection):
         return metrics
 
     def reset(self, metrics: bool | None = None, fx: str | None = None) -> None:
-        """Forget what has been logged, or what a hook has logged."""
+        """Reset the logged metrics, or those of a hook."""
         super().reset(metrics, fx)
         if fx is None and not metrics:
             self.figures = {}
 
 
 def prepare_log(trainer: Trainer) -> None:
-    """Let a fit's rounds be logged by `log_round`."""
+    """Prepare a fit for logging its rounds by `log_round`."""
     trainer.fit_loop.epoch_loop._results = RoundResults()
 
 
 def log_round(trainer: Trainer, figures: dict[str, Any]) -> None:
-    """Log the figures of a round that has ended, at the number of rounds done as the loggers' step.
+    """Log the metrics of a finished round, with the number of completed rounds as the loggers' step.
 
     Args:
-        trainer: of the fit, behind the server's step.
+        trainer: trainer of the fit, after the server's step.
         figures: scalars by name, the same in every process.
     """
     results = trainer.fit_loop.epoch_loop._results

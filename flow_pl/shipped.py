@@ -1,7 +1,7 @@
-"""The configurations that come with the package: found by bare name, listed, copied.
+"""Find, list and copy the configurations shipped with the package.
 
-A run is composed of small files, `flow-pl fit -c task/digits -c method/ditto`. A name is the path of a file
-below `configs/` without its ending; a file of that path in the working folder comes first.
+A run is composed of small files, `flow-pl fit -c task/digits -c method/ditto`. A name is the path of a file below
+`configs/` without its extension; a file with that path in the working folder takes precedence.
 """
 
 from __future__ import annotations
@@ -18,39 +18,39 @@ from flow_pl.utils.arguments import Parser, home
 from flow_pl.utils.files import write_text
 
 FOLDER = Path(__file__).with_name("configs")
-"""Where the shipped files lie."""
+"""Folder of the shipped files."""
 
 KINDS = {
     "task": "data, backbone, budget and rounds",
-    "federation": "how a task that divides a file does it; given behind the task",
-    "model": "another backbone for a task; given behind the task",
+    "federation": "how a task splits a file into clients; given after the task",
+    "model": "another backbone for a task; given after the task",
     "method": "a federated method, the same for every task",
-    "tuned": "a method with the settings that were chosen for a task, in place of method/",
+    "tuned": "a method with settings tuned for a task, instead of method/",
     "ablation": "one setting of Flow changed; given last",
-    "logger": "where figures go beside the screen",
+    "logger": "where metrics go besides the screen",
     "sweep": "Weights & Biases sweeps, for `wandb sweep`",
 }
-"""Folders of shipped files, in the order of the list."""
+"""Folders of shipped files, in listing order."""
 
 OPTIONS = ("-c", "--config")
 """Options of a command that take a configuration."""
 
 
 def names() -> list[str]:
-    """Names of all shipped configurations, sorted by kind."""
+    """Return the names of all shipped configurations, sorted by kind."""
     found = [path.relative_to(FOLDER).with_suffix("").as_posix() for path in FOLDER.rglob("*.yaml")]
     kinds = list(KINDS)
     return sorted(found, key=lambda name: (kinds.index(name.partition("/")[0]), name))
 
 
 def find(name: str) -> Path:
-    """The file that a name or path stands for.
+    """Return the file for a name or path.
 
     Args:
         name: path of a file, or name of a shipped one, with or without `.yaml`.
 
     Raises:
-        ConfigurationError: there is neither; the message has the nearest name.
+        ConfigurationError: there is no such file; the message suggests the nearest name.
     """
     for path in (Path(name).expanduser(), FOLDER / name, FOLDER / f"{name}.yaml"):
         if path.is_file():
@@ -64,13 +64,13 @@ def find(name: str) -> Path:
 
 
 def match(pattern: str) -> list[Path]:
-    """The files that a pattern stands for, sorted; of the working folder, or else of the shipped ones.
+    """Return the files that match a pattern, sorted; from the working folder, or else the shipped ones.
 
     Args:
-        pattern: as a shell takes them, such as `method/*.yaml` or `method/*`; a plain name stands for one file.
+        pattern: a shell pattern, such as `method/*.yaml` or `method/*`; a plain name matches one file.
 
     Raises:
-        ConfigurationError: there is none.
+        ConfigurationError: no file matches.
     """
     if not any(sign in pattern for sign in "*?["):
         return [find(pattern)]
@@ -86,13 +86,13 @@ def match(pattern: str) -> list[Path]:
 
 
 def expand(args: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Put the files in place of the names that a command line gives with `-c` or `--config`.
+    """Replace the names given with `-c` or `--config` on a command line by their files.
 
     Args:
-        args: of the command line.
+        args: arguments of the command line.
 
     Returns:
-        The arguments, and the files in their order.
+        The arguments, and the files in order.
 
     Raises:
         ConfigurationError: see `find`.
@@ -114,13 +114,13 @@ def expand(args: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def run_name(files: Iterable[str | os.PathLike[str]]) -> str:
-    """The name of a run, which its folder has, by the files it is composed of.
+    """Return the name of a run, and of its folder, from the files that compose it.
 
-    Task and method make `digits/flow`; an ablation is added as in `digits/flow-routing_hard`, a division or a model
-    likewise; loggers do not count, and a file of another folder counts with its own name.
+    Task and method make `digits/flow`; an ablation is appended, as in `digits/flow-routing_hard`, and so is a
+    federation or a model; loggers are ignored, and a file from another folder contributes its own name.
 
     Args:
-        files: in the order of the command line.
+        files: the files, in the order of the command line.
     """
     parts: list[str] = []
     for path in map(Path, files):
@@ -136,7 +136,7 @@ def command(args: Sequence[str]) -> int:
     """Run `flow-pl configs`: list the shipped configurations, or copy one.
 
     Args:
-        args: what follows `flow-pl configs`.
+        args: the arguments after `flow-pl configs`.
 
     Returns:
         The exit status.
@@ -146,13 +146,13 @@ def command(args: Sequence[str]) -> int:
     """
     parser = Parser(
         prog="flow-pl configs",
-        description="List the shipped configurations, each with a line on what it is.",
-        epilog="A run takes them by name: flow-pl fit -c task/digits -c method/flow",
+        description="List the shipped configurations, each with a one-line description.",
+        epilog="Pass them to a run by name: flow-pl fit -c task/digits -c method/flow",
     )
     commands = parser.add_subparsers(dest="command", title="commands")
-    copied = commands.add_parser("copy", help="copy one into a folder, to change it")
+    copied = commands.add_parser("copy", help="copy one to a folder, to edit it")
     copied.add_argument("name", help="such as task/digits")
-    copied.add_argument("folder", nargs="?", default=Path(), type=home, help="where the copy goes (default: here)")
+    copied.add_argument("folder", nargs="?", default=Path(), type=home, help="target folder (default: here)")
     given = parser.parse_args(args)
     if given.command == "copy":
         source = find(given.name)
@@ -160,9 +160,9 @@ def command(args: Sequence[str]) -> int:
         try:
             given.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ConfigurationError(f"{given.folder} cannot be made ({error}): choose another folder.") from error
+            raise ConfigurationError(f"{given.folder} cannot be created ({error}): choose another folder.") from error
         if target.exists():
-            raise ConfigurationError(f"{target} is there already: choose another folder, or remove it first.")
+            raise ConfigurationError(f"{target} already exists: choose another folder, or remove it first.")
         write_text(target, source.read_text(encoding="utf-8"))
         print(target)
         return 0
@@ -177,5 +177,5 @@ def command(args: Sequence[str]) -> int:
 
 
 def title(name: str) -> str:
-    """What a shipped configuration is: its first line."""
+    """Return the description of a shipped configuration, its first line."""
     return find(name).read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")

@@ -173,7 +173,7 @@ def test_the_server_s_model_is_exported_too(tmp_path):
             r"x has shape \{'attention_mask': \[5, 4\], 'in",
         ),
         ({**X, "attention_mask": ["a"] * 9}, DataError, r"x\['attention_mask'\] has values of type <U1"),
-        ({"input_ids": X["input_ids"]}, ConfigurationError, r"it asks for 'attention_mask', which is none of them"),
+        ({"input_ids": X["input_ids"]}, ConfigurationError, r"it uses 'attention_mask', which is not among them"),
         (
             X["input_ids"],
             ConfigurationError,

@@ -99,7 +99,7 @@ def test_words_are_those_of_the_run_and_a_missing_one_names_what_is_there(config
     best.unlink()
     capsys.readouterr()
     command(config, "test")
-    assert f"test: {last} (round 2, the last one, since no validation has chosen a best one)" in capsys.readouterr().out
+    assert f"test: {last} (round 2, the last one, since no round was validated)" in capsys.readouterr().out
     code, error = fails(capsys, "test", "--config", config, "--ckpt_path", "best")
     assert (code, f"there is {last}" in error) == (1, True)
 
@@ -270,7 +270,7 @@ def test_a_fit_does_not_go_on_with_other_rows_or_another_split(config, root, cap
     code, error = fails(capsys, "fit", "--config", config, "--ckpt_path", "last", f"--data.{option}")
     assert code == 1
     assert "the checkpoint was trained on another" in error
-    assert "for testing would be trained on" in error
+    assert "test examples would be used for training" in error
     name, value = option.split("=")
     if name not in ("num_clients", "mean_log_size"):
         assert f"data.{name} is {value}, was" in error
@@ -283,7 +283,7 @@ def test_examples_that_were_trained_on_are_not_tested(config, capsys, name):  # 
     code, error = fails(capsys, name, "--config", config, "--data.split_seed=1")
     assert code == 1
     assert "data.split_seed is 1, was 0" in error
-    assert "would be some that it was trained on" in error
+    assert "would include some of its training examples" in error
 
 
 def test_other_data_are_tested_with_a_word_of_warning(config):  # noqa: F811

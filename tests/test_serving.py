@@ -383,7 +383,7 @@ def test_the_loaded_data_are_those_of_the_run(trained_run):
     ("config", "options", "words"),
     [
         (("task/synthetic", "method/fedavg"), (), "written by the method Flow, this configuration has FedAvg"),
-        (CONFIGS, ("--model.backbone.hidden=[7]",), "other parameters than this configuration's"),
+        (CONFIGS, ("--model.backbone.hidden=[7]",), "different parameters than this configuration's"),
         (CONFIGS, ("--model.method.nothing=1",), "flow.yaml cannot be used: .*\n.*\n.*'nothing' is not accepted"),
         (CONFIGS, ("--data.cohort_size=-1",), "cohort_size is -1"),
         (CONFIGS, ("--model.backbone=os.getcwd",), "os.getcwd"),

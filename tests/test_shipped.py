@@ -74,7 +74,7 @@ def test_a_copy_can_be_changed_and_replaces_nothing(capsys):
     shipped.command(["copy", "task/digits", "mine"])
     assert capsys.readouterr().out == "mine/digits.yaml\n"
     assert Path("mine/digits.yaml").read_text() == shipped.find("task/digits").read_text()
-    with pytest.raises(ConfigurationError, match=r"mine/digits\.yaml is there already"):
+    with pytest.raises(ConfigurationError, match=r"mine/digits\.yaml already exists"):
         shipped.command(["copy", "task/digits", "mine"])
 
 

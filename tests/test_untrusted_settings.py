@@ -159,14 +159,14 @@ def test_a_class_path_must_be_of_the_class_that_the_setting_is_for(config, capsy
     config.write_text(yaml.safe_dump(settings))
     status, message = fails(capsys, "fit", "--config", config)
     assert status in (1, 2)
-    assert (key.split(".")[0] if status == 2 else "which is no class") in message
+    assert (key.split(".")[0] if status == 2 else "which is not a class") in message
     assert not (config.parent / "trap").exists()
 
 
 @pytest.mark.parametrize("call", ["check_call", "shutil.rmtree"])
 def test_a_function_must_be_annotated_to_return_what_may_be_called(call):
     path = CALLS[call]["class_path"] if call in CALLS else call
-    with pytest.raises(ConfigurationError, match=f"class_path is {path}, which is no class"):
+    with pytest.raises(ConfigurationError, match=f"class_path is {path}, which is not a class"):
         check_class_paths({"a": [{"b": {"class_path": path, "init_args": {}}}]})
     check_class_paths({"class_path": f"{__name__}.{make_backbone.__name__}"})
 

@@ -1,4 +1,4 @@
-"""What can be found wrong before any training starts."""
+"""Find errors before training starts."""
 
 from flow_pl.checks.backbone import check_backbone
 from flow_pl.checks.configuration import check_checkpoint, check_class_paths

@@ -1,4 +1,4 @@
-"""Whether a backbone gives each instance of each client outputs of its own, whoever else is beside it."""
+"""Check that a backbone's outputs for an instance do not depend on other instances or clients."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from flow_pl.utils.unit_stream import UnitStream, UnitTable, drawing_from
 
 INSTANCES = 3
 MANY = 17
-"""Instances of a call that repeats those, since some blocks mix only where there are more (windows of 4, 8 or 16)."""
+"""Number of instances in a larger call, since some blocks mix only larger batches (windows of 4, 8 or 16)."""
 
 
 def check_backbone(method: Method, example: Inputs, side_by_side: bool) -> None:
-    """Call the backbone on a few instances and compare what must not depend on others, or on earlier calls.
+    """Call the backbone on a few instances and check that outputs do not depend on others or on earlier calls.
 
     Args:
-        method: bound to a backbone whose lazy modules have their shapes.
+        method: the method, bound to a backbone whose lazy modules have their shapes.
         example: one instance [1, ...].
         side_by_side: whether several clients are trained or evaluated at once.
 
     Raises:
-        ConfigurationError: a block changes what others read, keeps something from call to call, mixes instances, or
-            has no gradient or other outputs beside other clients; names the block and a remedy.
+        ConfigurationError: a block changes its input in place, keeps state between calls, mixes instances, has no
+            gradient, or has different outputs beside other clients; the message names the block and a remedy.
     """
     backbone, modules = method.modules["global"], list(method.modules.values())
     x = instances(example)
@@ -45,21 +45,21 @@ def check_backbone(method: Method, example: Inputs, side_by_side: bool) -> None:
 
 
 def instances(example: Inputs) -> Inputs:
-    """A few instances [3, ...] that differ, with values as those of an example [1, ...]."""
+    """Return a few distinct instances [3, ...] with values similar to those of an example [1, ...]."""
     return map_inputs(_moved if isinstance(example, dict) else _varied, example)
 
 
 def _moved(example: Tensor) -> Tensor:
-    """An example of several features, its positions moved alike in all of them: a token keeps its mask."""
+    """Permute the positions of an example with several features alike in all of them: a token keeps its mask."""
     if example.ndim < 2 or example.is_floating_point():
         return _varied(example)
     positions = torch.arange(example.shape[1], device=example.device)
-    ends = (positions >= (len(positions) + 1) // 2) * (len(positions) - 1)  # the first one, and the last one
+    ends = (positions >= (len(positions) + 1) // 2) * (len(positions) - 1)  # the first and the last one
     return torch.cat([example, example.flip(1), example[:, ends]])
 
 
 def _varied(example: Tensor) -> Tensor:
-    if not example.is_floating_point():  # tokens: no others than there are, and 0
+    if not example.is_floating_point():  # tokens: only the existing ones and 0
         first = example.reshape(1, -1)
         half = first.clone()
         half[:, : (half.shape[1] + 1) // 2] = 0
@@ -70,10 +70,10 @@ def _varied(example: Tensor) -> Tensor:
 
 
 class _Still(UnitStream):
-    """Draws that are the same for all instances, so that no outputs differ for them."""
+    """Constant draws, the same for all instances, so that outputs do not differ because of them."""
 
     def bits(self, shape: object) -> Tensor:
-        """Of one value, in the middle."""
+        """Return bits that all have one value, in the middle of the range."""
         return torch.zeros(shape, dtype=torch.int32, device=self._key.device)  # type: ignore[call-overload,no-any-return]
 
 
@@ -88,7 +88,7 @@ def _call(backbone: nn.Module, x: Inputs, training: bool) -> tuple[Calls, Tensor
             stack.enter_context(ClientDraws(still))
         try:
             return calls, backbone(x)
-        except Exception as error:  # whatever a block does
+        except Exception as error:  # a block may raise anything
             return calls, error
 
 
@@ -99,15 +99,15 @@ def _check_calls(method: Method, backbone: nn.Module, x: Inputs, training: bool)
     if isinstance(among, Exception):
         raise ConfigurationError(
             f"{named(backbone, calls.inside[-1] if calls.inside else None)} cannot take {INSTANCES} instances at once "
-            f"{when} ({brief(among)}): make it take any number of them, along the first axis."
+            f"{when} ({brief(among)}): make it accept any number of them along the first axis."
         ) from among
     _check_in_place(method, backbone, calls)
     _check_written(backbone, before, when)
     _, again = _call(backbone, x, training)
     if isinstance(again, Exception) or _differ(again, among, x):
         raise ConfigurationError(
-            f"the backbone {type(backbone).__name__} has other outputs when it is called again {when}: it keeps "
-            "something from call to call, which would go from client to client. Let every call begin from nothing."
+            f"the backbone {type(backbone).__name__} has different outputs when it is called again {when}: it keeps "
+            "state between calls, which would leak from client to client. Make every call start without state."
         )
     several = torch.arange(MANY, device=first(x).device) % INSTANCES
     # many in training alone, which costs less: what mixes in evaluation does so there
@@ -124,7 +124,7 @@ def _check_in_place(method: Method, backbone: nn.Module, calls: Calls) -> None:
     if calls.on_data:
         raise ConfigurationError(
             f"{named(backbone, calls.on_data[0])} changes the data in place, which other models and steps read too: "
-            "let it make a new tensor (x = x - 1, not x -= 1), or set inplace=False."
+            "create a new tensor (x = x - 1, not x -= 1), or set inplace=False."
         )
     for name in method.model.blocks if method.route_names else ():
         block = backbone.get_submodule(name)
@@ -132,13 +132,13 @@ def _check_in_place(method: Method, backbone: nn.Module, calls: Calls) -> None:
             inner = next(part for part in calls.in_place if part in set(block.modules()))
             raise ConfigurationError(
                 f"{named(backbone, inner)} changes the input of block '{name}' in place, which "
-                f"the block's other copy and the router of {type(method).__name__} read too: let it make a new tensor "
+                f"the block's other copy and the router of {type(method).__name__} read too: create a new tensor "
                 "(x = x - 1, not x -= 1), or set inplace=False."
             )
 
 
 def _check_copies(method: Method, x: Inputs, outputs: Tensor) -> None:
-    """Check that the mixture of two equal copies is the model itself."""
+    """Check that a mixture of two equal copies equals the model itself."""
     weights = {name: p.detach() for name, p in method.modules["global"].named_parameters()}
     half = torch.full((INSTANCES, 2), 0.5, device=outputs.device)
 
@@ -148,9 +148,9 @@ def _check_copies(method: Method, x: Inputs, outputs: Tensor) -> None:
     mixed, _ = method.model.routed(map_inputs(torch.clone, x), weights, method.model.local_copy(weights), route)
     if _differ(mixed, outputs, x):
         raise ConfigurationError(
-            f"the backbone {type(method.modules['global']).__name__} has other outputs where each of its blocks "
+            f"the backbone {type(method.modules['global']).__name__} has different outputs if each of its blocks "
             f"({', '.join(method.model.blocks)}) is the mean of two equal copies than by itself: a block has a forward "
-            "hook that changes what it gets or gives, or its calls depend on each other. Remove the hook, or name "
+            "hook that changes its inputs or outputs, or its calls depend on each other. Remove the hook, or name "
             "other submodules in model.blocks."
         )
 
@@ -159,7 +159,7 @@ State = dict[tuple[nn.Module, str], tuple[Tensor, int, Tensor]]
 
 
 def _state(backbone: nn.Module) -> State:
-    """Buffers and parameters of every block: the tensor, its version, and a copy."""
+    """Return buffers and parameters of every block: the tensor, its version, and a copy."""
     return {
         (module, name): (t, t._version, t.clone())
         for module in backbone.modules()
@@ -169,26 +169,25 @@ def _state(backbone: nn.Module) -> State:
 
 
 def _check_written(backbone: nn.Module, before: State, when: str) -> None:
-    """Check that no call has written what lasts.
+    """Check that no call has written buffers or parameters.
 
-    Parameters are written where their version has changed: an operation may leave these numbers as they are, not
-    others.
+    A parameter counts as written if its version has changed, since the operation may change other values than these.
     """
     for module in backbone.modules():
         for name, buffer in module._buffers.items():
             entry = before.get((module, name))
             if buffer is not None and (entry is None or not _same(buffer, entry[2])):
                 raise ConfigurationError(
-                    f"{named(backbone, module)} writes its buffer '{name}' when it is called {when}; what a client "
-                    "leaves there would go to the next one, and cannot be averaged: use a layer that keeps nothing "
-                    "(nn.GroupNorm or nn.LayerNorm in place of running statistics)."
+                    f"{named(backbone, module)} writes its buffer '{name}' when it is called {when}; a client's "
+                    "values there would leak to the next one and cannot be averaged: use a layer without state "
+                    "(nn.GroupNorm or nn.LayerNorm instead of running statistics)."
                 )
         for name, p in module._parameters.items():
             entry = before.get((module, name))
             if p is not None and entry is not None and (p._version != entry[1] or not _same(p, entry[2])):
                 raise ConfigurationError(
                     f"{named(backbone, module)} writes its parameter '{name}' when it is called {when}, which only the "
-                    "client's optimizer may: leave out what does (max_norm of an embedding, for instance)."
+                    "client's optimizer may do: remove the cause (max_norm of an embedding, for instance)."
                 )
 
 
@@ -201,7 +200,7 @@ def _same(a: Tensor, b: Tensor) -> bool:
 def _check_rows(
     backbone: nn.Module, among: Calls, others: Calls, rows: Tensor, whole: Tensor, other: Tensor, x: Inputs, when: str
 ) -> None:
-    """Compare the outputs of every block for some instances with those that each has among the first few."""
+    """Compare the outputs of every block for some instances with those for the same instances among the first few."""
     count = len(rows)
     if len(whole) != INSTANCES or len(other) != count:
         _refuse_mixing(backbone, None, when, count)
@@ -215,7 +214,7 @@ def _check_rows(
         axis, size = axes[0], b.shape[axes[0]] // count
         index = rows.unsqueeze(1) * size + torch.arange(size, device=rows.device)
         expected = a.index_select(axis, index.flatten())
-        # several rows of an instance may lie in another order: then only the outputs count
+        # several rows of an instance may be in another order: then only the outputs count
         if (wrong or size == 1) and _differ(expected, b, x):
             _refuse_mixing(backbone, block, when, count)
     if wrong:
@@ -230,13 +229,13 @@ def _refuse_mixing(backbone: nn.Module, block: nn.Module | None, when: str, coun
     if getattr(block, "batch_first", None) is False:
         remedy = "set batch_first=True"
     raise ConfigurationError(
-        f"{named(backbone, block)} mixes instances: {when}, {found}, so that "
-        f"results would depend on who fills a minibatch: {remedy}."
+        f"{named(backbone, block)} mixes instances: {when}, {found}, so "
+        f"results would depend on the rest of a minibatch: {remedy}."
     )
 
 
 def _differ(a: Tensor, b: Tensor, x: Inputs) -> bool:
-    """Whether outputs differ by more than rounding."""
+    """Return whether outputs differ by more than rounding."""
     if a.shape != b.shape:
         return True
     if not a.is_floating_point():

@@ -1,4 +1,4 @@
-"""Calls of a backbone's blocks, watched."""
+"""Watch the calls of a backbone's blocks."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from flow_pl.utils.inputs import Inputs, leaves
 
 @dataclass
 class Calls:
-    """What the blocks of a backbone have done in one call of it.
+    """Records the blocks' behavior in one call of a backbone.
 
     Attributes:
-        inside: the blocks that are being called, the innermost last; after an error, those that it went through.
-        outputs: of every block that has been called, in the order in which they ended; where they are kept.
+        inside: blocks whose calls are in progress, the innermost last; after an error, those that it passed through.
+        outputs: outputs of every called block, in the order in which the calls ended, if they are kept.
         in_place: blocks that have changed an input in place, the innermost first.
-        on_data: of these, those that have changed the data themselves.
-        no_tensor: blocks of the first level that have given something else than a tensor.
+        on_data: blocks among these that have changed the data themselves.
+        no_tensor: top-level blocks that have returned something other than a tensor.
     """
 
     inside: list[nn.Module] = field(default_factory=list)
@@ -35,12 +35,12 @@ class Calls:
 
 @contextmanager
 def watched(backbone: nn.Module, data: Inputs, keep: bool = False) -> Iterator[Calls]:
-    """A context in which what blocks do is noted.
+    """Record the calls of blocks within the context.
 
     Args:
-        backbone: the blocks are the modules in it, and itself.
-        data: what it is called with.
-        keep: whether to keep outputs, as copies that no later block changes.
+        backbone: the backbone; its blocks are all modules in it and itself.
+        data: the input of the call.
+        keep: whether to keep copies of the outputs.
     """
     blocks, tops, calls = set(backbone.modules()), {*backbone.children()}, Calls()
     parts = leaves(data)
@@ -60,13 +60,15 @@ def watched(backbone: nn.Module, data: Inputs, keep: bool = False) -> Iterator[C
         tensors, before, data_before = versions.pop()
         if any(t._version != version for t, version in zip(tensors, before, strict=True)):
             calls.in_place.append(module)
-        # what `.data` gives does not count versions
+        # changes through `.data` do not count as versions
         written = [t._version for t in parts] != data_before
         if written or (not calls.on_data and not all(map(torch.equal, parts, copies))):
             calls.on_data.append(module)
         if module in tops and not isinstance(output, Tensor):
             calls.no_tensor.append(module)
-        output = output[0] if isinstance(output, tuple) and output else output  # of recurrent layers and attention
+        output = (
+            output[0] if isinstance(output, tuple) and output else output
+        )  # recurrent layers and attention return tuples
         if keep and isinstance(output, Tensor):
             calls.outputs.append((module, output.detach().clone()))
 
@@ -79,11 +81,11 @@ def watched(backbone: nn.Module, data: Inputs, keep: bool = False) -> Iterator[C
 
 
 MIXES = "compute each instance's outputs from it alone (nn.GroupNorm or nn.LayerNorm in place of batch statistics)"
-"""What to do about a block that mixes instances."""
+"""Remedy for a block that mixes instances."""
 
 
 def named(backbone: nn.Module, block: nn.Module | None) -> str:
-    """How messages call a block."""
+    """Return the name of a block for messages."""
     for name, module in backbone.named_modules():
         if module is block and name:
             return f"block '{name}' ({type(module).__name__}) of the backbone"

@@ -1,4 +1,4 @@
-"""Whether a configuration calls classes alone, and a checkpoint was written by the same method and backbone."""
+"""Check that a configuration calls only classes, and that method and backbone of a checkpoint match."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from flow_pl.errors import ConfigurationError
 
 
 def check_class_paths(settings: Any) -> None:
-    """Check that what a configuration calls are classes, or functions that make modules, optimizers or schedulers.
+    """Check that a configuration calls only classes, or functions that create modules, optimizers or schedulers.
 
-    Where a class is expected, jsonargparse refuses those of other kinds, but it calls any function (4.53).
+    Where a class is expected, jsonargparse refuses unrelated classes, but it calls any function (4.53).
 
     Args:
-        settings: parsed but not instantiated: mappings, namespaces, lists and values.
+        settings: parsed but not instantiated settings: mappings, namespaces, lists and values.
 
     Raises:
         ConfigurationError: a class path names another function.
@@ -39,16 +39,16 @@ def check_class_paths(settings: Any) -> None:
     path = settings.get("class_path")
     try:
         found = pkgutil.resolve_name(path) if isinstance(path, str) and "." in path else nn.Module
-    except (ImportError, AttributeError, ValueError):  # for whoever is to make something of it to refuse
+    except (ImportError, AttributeError, ValueError):  # refused later, when it is instantiated
         return
     if not isinstance(found, type):
         try:
             made = typing.get_type_hints(found).get("return")
-        except Exception:  # whatever an annotation does when it is looked up
+        except Exception:  # resolving an annotation may raise anything
             made = None
         if not (isinstance(made, type) and issubclass(made, nn.Module | Optimizer | LRScheduler)):
             raise ConfigurationError(
-                f"class_path is {path}, which is no class: name one, or a function that is annotated to return a "
+                f"class_path is {path}, which is not a class: name one, or a function annotated to return a "
                 "module, an optimizer or a scheduler."
             )
 
@@ -60,12 +60,12 @@ def check_checkpoint(
 
     Args:
         saved: `FederatedModule.identity` in the checkpoint.
-        expected: that of this run.
+        expected: `FederatedModule.identity` of this run.
         saved_state: parameters in the checkpoint.
         state: parameters of this run.
 
     Raises:
-        ConfigurationError: they differ.
+        ConfigurationError: the two differ.
     """
     for role in dict.fromkeys((*expected, *saved)):
         name, before = expected.get(role, "none"), saved.get(role, "none")
@@ -84,6 +84,6 @@ def check_checkpoint(
     problems = [f"without {key}" for key in missing] + [f"with unknown {key}" for key in unknown] + other
     if problems:
         raise ConfigurationError(
-            f"the checkpoint's {expected['backbone']} has other parameters than this configuration's: "
-            f"{'; '.join(problems[:3])}{' ...' if len(problems) > 3 else ''}: use the sizes that it was trained with."
+            f"the checkpoint's {expected['backbone']} has different parameters than this configuration's: "
+            f"{'; '.join(problems[:3])}{' ...' if len(problems) > 3 else ''}: use the sizes it was trained with."
         )

@@ -1,4 +1,4 @@
-"""Whether data, backbone, method and trainer fit together."""
+"""Check that data, backbone, method and trainer fit together."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def check_fit(
     label_shape: tuple[int, ...] | None = None,
     real_valued: bool = False,
 ) -> None:
-    """Check that features, backbone, router and targets fit together; gives lazy modules their shapes.
+    """Check that features, backbone, router and targets fit together; also initializes lazy modules.
 
     Args:
-        method: bound to a backbone.
+        method: the method, bound to a backbone.
         example: one instance [1, ...].
         num_classes: number of classes of the data.
-        label_shape: of an instance's label; None if it is not known.
+        label_shape: shape of an instance's label; None if unknown.
         real_valued: whether labels are real values.
 
     Raises:
@@ -42,7 +42,7 @@ def check_fit(
     if method.objective.real_valued != real_valued:
         found, wanted = ("real values", "Regression") if real_valued else ("classes", "Classification")
         raise ConfigurationError(
-            f"the labels of the data are {found}, which {type(method.objective).__name__} cannot learn: set "
+            f"the labels of the data are {found}, which {type(method.objective).__name__} cannot predict: set "
             f"model.objective to {wanted}, or data.labels to {'classes' if real_valued else 'values'}."
         )
     modules = list(method.modules.values())
@@ -73,7 +73,7 @@ def check_label_moments(objective: Objective, federation: Federation) -> None:
     """Check that a regression is set up for the mean and standard deviation of the seen clients' training labels.
 
     Raises:
-        ConfigurationError: it is not; see `Objective.check_labels`.
+        ConfigurationError: it is set up for other values; see `Objective.check_labels`.
     """
     if objective.real_valued:
         y = np.concatenate(
@@ -84,7 +84,7 @@ def check_label_moments(objective: Objective, federation: Federation) -> None:
 
 
 def _misfit(backbone: nn.Module, example: Inputs, error: Exception) -> ConfigurationError:
-    """The error that a backbone cannot take the features, with the remedy for what is wrong with them."""
+    """Return the error for features that a backbone cannot take, with a remedy."""
     name = type(backbone).__name__
     with contextlib.suppress(Exception), torch.no_grad(), training_mode([backbone], False):
         with watched(backbone, example) as calls, contextlib.suppress(Exception):
@@ -93,29 +93,29 @@ def _misfit(backbone: nn.Module, example: Inputs, error: Exception) -> Configura
             return _no_tensor(backbone, calls.no_tensor[0])
         backbone(map_inputs(lambda t: torch.cat([t, t]), example))
         return ConfigurationError(
-            f"{named(backbone, calls.inside[-1] if calls.inside else None)} mixes instances: it takes several, not one "
-            f"alone ({brief(error)}): {MIXES}."
+            f"{named(backbone, calls.inside[-1] if calls.inside else None)} mixes instances: it accepts several, but "
+            f"not one alone ({brief(error)}): {MIXES}."
         )
     if isinstance(example, dict):
-        found = f"it asks for {error}, which is none of them" if isinstance(error, KeyError) else str(error)
+        found = f"it uses {error}, which is not among them" if isinstance(error, KeyError) else str(error)
         return ConfigurationError(
-            f"the data gives several features by name ({described(example)}), which {name} cannot take ({found}): use "
-            "a backbone whose forward takes a mapping with these names, or data of one tensor (of arrays and columns, "
-            "feature_columns names them)."
+            f"the data has several features by name ({described(example)}), which {name} cannot take ({found}): use "
+            "a backbone whose forward takes a mapping with these names, or data with a single tensor (for arrays and "
+            "tables, set feature_columns)."
         )
     shape = list(example.shape[1:])
     remedy = f"give {name} the features' shape, or the data module the shape that {name} expects"
     if len(shape) == 3 and shape[-1] in (1, 3, 4) and shape[0] not in (1, 3, 4):
         first = [shape[-1], *shape[:-1]]
-        remedy = f"models get pictures with their channels first, these seem to have them last: make them {first}"
+        remedy = f"models expect images with channels first, but these seem to have them last: permute them to {first}"
     other = example.long() if example.is_floating_point() else example.float()
     with contextlib.suppress(Exception), torch.no_grad():
         backbone(other)
         remedy = (
-            f"{name} takes tokens, the data has numbers: set data.tokens to true where the data module has it"
+            f"{name} takes tokens, the data has numbers: set data.tokens to true if the data module has it"
             if example.is_floating_point()
-            else f"{name} takes numbers, the data has tokens (whole numbers): set data.tokens to false where the data "
-            "module has it, or give features as float32"
+            else f"{name} takes numbers, the data has tokens (whole numbers): set data.tokens to false if the data "
+            "module has it, or convert features to float32"
         )
     return ConfigurationError(
         f"the data's features have shape {shape} ({example.dtype}), which {name} cannot take ({error}): {remedy}."
@@ -123,49 +123,49 @@ def _misfit(backbone: nn.Module, example: Inputs, error: Exception) -> Configura
 
 
 def _no_tensor(backbone: nn.Module, block: nn.Module | None) -> ConfigurationError:
-    given = "recurrent layers and attention give a tuple" if block is not None else "some libraries' give a record"
+    given = "recurrent layers and attention return a tuple" if block is not None else "some libraries return a record"
     return ConfigurationError(
-        f"{named(backbone, block)} gives something else than a tensor ({given}), expected one tensor for "
-        f"{'the task' if block is None else 'the next block'}: wrap it in a module whose forward gives the outputs "
-        "alone."
+        f"{named(backbone, block)} returns something other than a tensor ({given}), expected one tensor for "
+        f"{'the task' if block is None else 'the next block'}: wrap it in a module whose forward returns only "
+        "the outputs."
     )
 
 
 def check_trainer(trainer: Trainer) -> None:
-    """Check that a trainer asks for nothing that its optimizer steps, one a round, cannot have.
+    """Check that a trainer has no settings that do not work with one optimizer step per round.
 
     Raises:
-        ConfigurationError: it clips gradients or accumulates them; the remedy is named.
+        ConfigurationError: the trainer clips or accumulates gradients; the message names the remedy.
     """
     if trainer.gradient_clip_val:
         raise ConfigurationError(
             f"trainer.gradient_clip_val is {trainer.gradient_clip_val}, expected null: a round makes one step on the "
-            "clients' mean, whose gradients are taken by the loop. To clip the gradient of each client's step, set "
-            "model.loop.max_grad_norm; to bound what a client sends, see model.aggregation and model.privacy."
+            "clients' mean update, and the loop computes their gradients. To clip the gradient of each client's step, "
+            "set model.loop.max_grad_norm; to bound what a client sends, see model.aggregation and model.privacy."
         )
     if trainer.accumulate_grad_batches != 1:
         raise ConfigurationError(
             f"trainer.accumulate_grad_batches is {trainer.accumulate_grad_batches}, expected 1: the updates of all "
-            "chunks of a round are summed as it is. For more clients in a round raise data.cohort_size, for more "
-            "examples in a client's step model.loop.batch_size."
+            "chunks of a round are summed anyway. For more clients per round, raise data.cohort_size; for more "
+            "examples per client step, model.loop.batch_size."
         )
 
 
 def check_gradients(method: Method, trainer: Trainer, stage: str) -> None:
-    """Check that a trainer lets a method take gradients where it personalizes clients.
+    """Check that a trainer allows gradients when a method personalizes clients.
 
     Args:
-        method: bound to a backbone.
-        trainer: of the run.
-        stage: fit (which never forbids gradients), validate, test or predict.
+        method: the method, bound to a backbone.
+        trainer: trainer of the run.
+        stage: fit (which always allows gradients), validate, test or predict.
 
     Raises:
-        ConfigurationError: the method takes steps, and the trainer forbids gradients.
+        ConfigurationError: the method needs gradients, but the trainer disables them.
     """
     loops = {"validate": trainer.validate_loop, "test": trainer.test_loop, "predict": trainer.predict_loop}
     forbidden = getattr(loops.get(stage), "inference_mode", False)
     if forbidden and any(isinstance(stage, Phase) for stage in method.personal_phases):
         raise ConfigurationError(
             f"trainer.inference_mode is true, expected false: {type(method).__name__} personalizes clients by gradient "
-            "steps in validation, test and predict: make the trainer with Trainer(inference_mode=False)."
+            "steps in validation, test and predict: create the trainer with Trainer(inference_mode=False)."
         )

@@ -1,4 +1,4 @@
-"""Whether the server's optimizer and scheduler can make their steps."""
+"""Check that the server's optimizer and scheduler can be stepped."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from flow_pl.engine.client_optimizer import check_numbers
 from flow_pl.errors import ConfigurationError, FlowError
 
 MOST_ROUNDS = 10_000
-"""Rounds of a schedule that are looked at beforehand: half a second."""
+"""Largest number of rounds of a schedule to check in advance, in half a second."""
 
 
 def check_server_optimizer(
     optimizer: OptimizerCallable, scheduler: LRSchedulerCallable | None, parameters: Iterable[Tensor], rounds: int
 ) -> None:
-    """Step an optimizer and a scheduler on parameters of a few numbers, as the rounds of a fit would.
+    """Step an optimizer and a scheduler on tiny parameters, as the rounds of a fit would.
 
     Args:
         optimizer: makes the optimizer.
-        scheduler: makes the scheduler; None = none.
-        parameters: of the server; only how many there are and their axes matter.
-        rounds: number of rounds of the fit; -1 = no end.
+        scheduler: makes the scheduler; None for none.
+        parameters: parameters of the server; only their number and dimensions matter.
+        rounds: number of rounds of the fit; -1 for no limit.
 
     Raises:
         ConfigurationError: one of them cannot be made or stepped, or has a setting that is not finite.
@@ -57,7 +57,7 @@ def check_server_optimizer(
                 check_numbers(made, f"server_scheduler, in round {round_}: server_optimizer")
     except FlowError:
         raise
-    except Exception as error:  # whatever an optimizer does with its settings
+    except Exception as error:  # an optimizer may raise anything
         raise ConfigurationError(
             f"{setting} cannot be {doing} ({type(error).__name__}: {error}): correct its settings, or use another one."
         ) from error

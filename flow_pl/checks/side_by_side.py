@@ -1,4 +1,4 @@
-"""Whether a backbone can be trained, and gives clients side by side what each has alone."""
+"""Check that a backbone can be trained, and that clients side by side get the same results as alone."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ CLIENTS = 2
 def check_clients(
     method: Method, x: Inputs, outputs: Tensor, in_place: Sequence[nn.Module], side_by_side: bool
 ) -> None:
-    """Take gradients and outputs of two clients, each alone and both side by side, as the loop does.
+    """Compute gradients and outputs of two clients, each alone and both side by side, as the loop does.
 
     Args:
-        method: bound to a backbone.
-        x: instances [3, ...], of which each client gets two.
-        outputs: of the backbone for them [3, ...].
-        in_place: blocks that change what they get in place, to be named where that goes wrong.
-        side_by_side: whether there will be several clients at once.
+        method: the method, bound to a backbone.
+        x: instances [3, ...]; each client gets two of them.
+        outputs: outputs [3, ...] of the backbone for them.
+        in_place: blocks that change their inputs in place, to be named in errors.
+        side_by_side: whether several clients are trained or evaluated at once.
 
     Raises:
-        ConfigurationError: there is no gradient, or the clients do not get what each gets alone.
+        ConfigurationError: there is no gradient, or clients get other results side by side than alone.
     """
     trial = _Trial(method, x, outputs, in_place)
     modules = list(method.modules.values())
@@ -50,7 +50,7 @@ def check_clients(
 
 
 class _Trial:
-    """Two clients, with weights and instances of their own."""
+    """Two clients with their own weights and instances."""
 
     def __init__(self, method: Method, x: Inputs, outputs: Tensor, in_place: Sequence[nn.Module]) -> None:
         self.model, self.backbone, self.in_place = method.model, method.modules["global"], in_place
@@ -64,7 +64,7 @@ class _Trial:
         self.directions = torch.randn(shape, generator=generator).to(outputs.device)
 
     def loss(self, weights: Sequence[Tensor], x: Inputs, stream: UnitStream, draws: ClientDraws) -> Tensor:
-        """The outputs in a direction: its gradient is zero nowhere in particular."""
+        """Project the outputs onto a random direction, for a generic gradient."""
         with drawing_from(stream), draws:
             outputs = self.model.plain(x, self.parameters(weights))
             return (outputs.float() * self.directions).sum()
@@ -73,11 +73,11 @@ class _Trial:
         return dict(zip(self.names, weights, strict=True))
 
     def _of_client(self, i: int) -> Inputs:
-        """A copy of a client's instances."""
+        """Return a copy of a client's instances."""
         return map_inputs(lambda t: t[i].clone(), self.x)
 
     def gradients_alone(self) -> list[list[Tensor]]:
-        """Of each client, by autograd."""
+        """Compute the gradients of each client by autograd."""
         found = []
         for i in range(CLIENTS):
             leaves, x = [w[i].clone().requires_grad_() for w in self.weights], self._of_client(i)
@@ -86,22 +86,22 @@ class _Trial:
                 try:
                     loss = self.loss(leaves, x, stream, ClientDraws(stream))
                     found.append(list(torch.autograd.grad(loss, leaves, materialize_grads=True)))
-                except Exception as error:  # whatever a block does
+                except Exception as error:  # a block may raise anything
                     raise ConfigurationError(
                         f"{named(self.backbone, self._culprit(calls))} cannot be trained ({brief(error)}): "
-                        f"{self._remedy('make its outputs differentiable, by operations of torch')}."
+                        f"{self._remedy('make its outputs differentiable by using torch operations')}."
                     ) from error
             for name, grad in zip(self.names, found[-1], strict=True):
                 if grad.layout != torch.strided:
                     block = self._owner(name)
                     raise ConfigurationError(
                         f"{named(self.backbone, block)} has sparse gradients, which the clients' optimizers do not "
-                        "take: set sparse=False."
+                        "accept: set sparse=False."
                     )
         return found
 
     def gradients_together(self) -> list[Tensor]:
-        """Of both clients, as the engine takes them: [2, ...] of each parameter."""
+        """Compute the gradients [2, ...] of both clients as the engine does."""
         leaves = [w.clone().requires_grad_() for w in self.weights]
 
         def loss(key: Tensor, weights: list[Tensor], x: Inputs) -> Tensor:
@@ -113,11 +113,11 @@ class _Trial:
             try:
                 total = vmap(loss)(self.keys, leaves, self.x).sum()
                 return list(torch.autograd.grad(total, leaves, materialize_grads=True))
-            except Exception as error:  # whatever a block does
+            except Exception as error:  # a block may raise anything
                 raise self._not_together(self._culprit(calls), error) from error
 
     def compare_gradients(self, together: Sequence[Tensor], alone: Sequence[Sequence[Tensor]]) -> None:
-        """Refuse the block nearest to the outputs whose gradients differ."""
+        """Report the block nearest to the outputs whose gradients differ."""
         noise = 1e-5 * max(float(g.norm()) for grads in alone for g in grads)
         for k in reversed(range(len(self.names))):
             for i in range(CLIENTS):
@@ -126,26 +126,26 @@ class _Trial:
                     continue
                 if not float((found - expected).norm()) <= 1e-2 * float(expected.norm()) + noise:
                     raise ConfigurationError(
-                        f"{named(self.backbone, self._owner(self.names[k]))} has other gradients of "
+                        f"{named(self.backbone, self._owner(self.names[k]))} has different gradients of "
                         f"'{self.names[k].rpartition('.')[2]}' beside other clients than alone: set data.chunk_size to "
                         "1, or use another layer."
                     )
 
     def compare_outputs(self) -> None:
-        """In evaluation, as `map_clients` has them."""
+        """Compare the outputs in evaluation mode, as `map_clients` computes them."""
         with watched(self.backbone, self.x) as calls, ExitStack() as stack:
             stack.enter_context(ClientLinears())
             try:
                 together = vmap(lambda weights, x: self.model.plain(x, self.parameters(weights)))(self.weights, self.x)
-            except Exception as error:  # whatever a block does
+            except Exception as error:  # a block may raise anything
                 raise self._not_together(self._culprit(calls), error) from error
         for i in range(CLIENTS):
             alone = self.model.plain(self._of_client(i), self.parameters([w[i] for w in self.weights]))
             size = float(alone.float().abs().max()) if alone.numel() else 0.0
             if not torch.allclose(together[i].float(), alone.float(), 1e-3, 1e-3 * size + 1e-5, equal_nan=True):
                 raise ConfigurationError(
-                    f"the backbone {type(self.backbone).__name__} has other outputs for a client beside others than "
-                    "for one alone, in evaluation: set data.chunk_size to 1, or use other layers."
+                    f"the backbone {type(self.backbone).__name__} has different outputs for a client beside others "
+                    "than alone, in evaluation: set data.chunk_size to 1, or use other layers."
                 )
 
     def _owner(self, name: str) -> nn.Module:
@@ -154,7 +154,7 @@ class _Trial:
     def _culprit(self, calls: Calls) -> nn.Module | None:
         if calls.inside:
             return calls.inside[-1]
-        return self.in_place[0] if self.in_place else None  # in the backward pass
+        return self.in_place[0] if self.in_place else None  # the error is in the backward pass
 
     def _remedy(self, other: str) -> str:
         if not self.in_place:
@@ -166,7 +166,7 @@ class _Trial:
     def _not_together(self, block: nn.Module | None, error: Exception) -> ConfigurationError:
         other = "use another layer"
         if isinstance(block, nn.RNNBase | nn.RNNCellBase):
-            other = "use flow_pl.models.LSTM, which is written for many clients"
+            other = "use flow_pl.models.LSTM, which supports many clients"
         return ConfigurationError(
             f"{named(self.backbone, block)} cannot be run for several clients side by side ({brief(error)}): set "
             f"data.chunk_size to 1, or {other}."

@@ -188,7 +188,7 @@ def test_a_damaged_note_ends_with_one_clear_message(command, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         command("fit", "--ckpt_path", "last", run=main)
     assert stop.value.code == 1
-    assert f"{NOTE} tells no run" in capsys.readouterr().err
+    assert f"{NOTE} names no Weights & Biases run" in capsys.readouterr().err
 
 
 def test_the_shipped_logger(command, tmp_path):

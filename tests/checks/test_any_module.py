@@ -51,9 +51,9 @@ def gru(net, x):
         (
             Odd(lambda m, x: (m.b(m.a(x)), 0)),
             None,
-            "the backbone Odd gives something else than a tensor",
+            "the backbone Odd returns something other than a tensor",
         ),
-        (Odd(lambda m, x: {"logits": m.b(m.a(x))}), ["a"], "the backbone Odd gives something else than a tensor"),
+        (Odd(lambda m, x: {"logits": m.b(m.a(x))}), ["a"], "the backbone Odd returns something other than a tensor"),
     ],
 )
 def test_calls_are_looked_at_before_training(net, blocks, message):

@@ -60,8 +60,8 @@ def refused(backbone, example, **settings):
 )
 def test_data_changed_in_place(backbone, name):
     assert refused(backbone, VECTOR) == (
-        f"block {name} of the backbone changes the data in place, which other models and steps read too: let it make "
-        "a new tensor (x = x - 1, not x -= 1), or set inplace=False."
+        f"block {name} of the backbone changes the data in place, which other models and steps read too: create a "
+        "new tensor (x = x - 1, not x -= 1), or set inplace=False."
     )
 
 
@@ -70,7 +70,7 @@ def test_input_of_a_routed_block_changed_in_place():
     checked(copy.deepcopy(backbone), VECTOR)  # with one model alone, nobody else reads it
     assert refused(backbone, VECTOR, method=Flow()) == (
         "block '1.0' (ReLU) of the backbone changes the input of block '1' in place, which the block's other copy and "
-        "the router of Flow read too: let it make a new tensor (x = x - 1, not x -= 1), or set inplace=False."
+        "the router of Flow read too: create a new tensor (x = x - 1, not x -= 1), or set inplace=False."
     )
 
 
@@ -78,7 +78,7 @@ def test_output_that_its_gradient_needs_changed_in_place():
     message = refused(between(nn.Tanh(), nn.ReLU(inplace=True)), VECTOR)
     assert message.startswith("block '2' (ReLU) of the backbone cannot be trained (one of the variables needed")
     assert message.endswith(
-        "let '2' change nothing in place (inplace=False), or make its outputs differentiable, by operations of torch."
+        "let '2' change nothing in place (inplace=False), or make its outputs differentiable by using torch operations."
     )
 
 
@@ -98,9 +98,9 @@ def test_output_that_its_gradient_needs_changed_in_place():
 def test_buffers_written(backbone, example, name, buffer):
     before = {key: value.clone() for key, value in backbone.named_buffers()}
     assert refused(backbone, example) == (
-        f"block {name} of the backbone writes its buffer '{buffer}' when it is called in training; what a client "
-        "leaves there would go to the next one, and cannot be averaged: use a layer that keeps nothing (nn.GroupNorm "
-        "or nn.LayerNorm in place of running statistics)."
+        f"block {name} of the backbone writes its buffer '{buffer}' when it is called in training; a client's "
+        "values there would leak to the next one and cannot be averaged: use a layer without state (nn.GroupNorm "
+        "or nn.LayerNorm instead of running statistics)."
     )
     assert all(torch.equal(value, before[key]) for key, value in backbone.named_buffers())
 
@@ -127,8 +127,8 @@ def test_buffers_that_no_call_writes():
 )
 def test_parameters_written(backbone, example, name, parameter):
     assert refused(backbone, example) == (
-        f"block {name} of the backbone writes its parameter '{parameter}' when it is called in evaluation, which only "
-        "the client's optimizer may: leave out what does (max_norm of an embedding, for instance)."
+        f"block {name} of the backbone writes its parameter '{parameter}' when it is called in evaluation, which "
+        "only the client's optimizer may do: remove the cause (max_norm of an embedding, for instance)."
     )
 
 
@@ -140,8 +140,8 @@ def test_parameters_written_behind_the_back_of_autograd():
 
 def test_state_from_call_to_call():
     assert refused(between(Block(remembers, last=0.0)), VECTOR) == (
-        "the backbone Sequential has other outputs when it is called again in evaluation: it keeps something from "
-        "call to call, which would go from client to client. Let every call begin from nothing."
+        "the backbone Sequential has different outputs when it is called again in evaluation: it keeps state "
+        "between calls, which would leak from client to client. Make every call start without state."
     )
 
 
@@ -168,7 +168,7 @@ MIXES = "compute each instance's outputs from it alone (nn.GroupNorm or nn.Layer
 def test_instances_mixed(backbone, example, name, remedy):
     assert refused(backbone, example) == (
         f"block {name} of the backbone mixes instances: in evaluation, one alone has other outputs than among others, "
-        f"so that results would depend on who fills a minibatch: {remedy}."
+        f"so results would depend on the rest of a minibatch: {remedy}."
     )
 
 
@@ -181,7 +181,7 @@ def test_instances_mixed_where_there_are_many(size):
 
     assert refused(between(Block(windows)), VECTOR) == (
         "block '1' (Block) of the backbone mixes instances: in training, one among 17 has other outputs than among "
-        f"3, so that results would depend on who fills a minibatch: {MIXES}."
+        f"3, so results would depend on the rest of a minibatch: {MIXES}."
     )
 
 
@@ -198,7 +198,8 @@ def test_instances_mixed_behind_a_head_of_zeros():
 
 def test_one_instance_alone_is_too_few():
     assert refused(between(nn.BatchNorm1d(8, track_running_stats=False)), VECTOR) == (
-        "block '1' (BatchNorm1d) of the backbone mixes instances: it takes several, not one alone (Expected more than "
+        "block '1' (BatchNorm1d) of the backbone mixes instances: it accepts several, but not one alone (Expected "
+        "more than "
         f"1 value per channel when training, got input size torch.Size([1, 8])): {MIXES}."
     )
 
@@ -207,7 +208,7 @@ def test_several_instances_are_too_many():
     message = refused(between(Block(lambda block, x: x.view(1, 8))), VECTOR)
     assert message == (
         "block '1' (Block) of the backbone cannot take 3 instances at once in evaluation (shape '[1, 8]' is invalid "
-        "for input of size 24): make it take any number of them, along the first axis."
+        "for input of size 24): make it accept any number of them along the first axis."
     )
 
 
@@ -215,8 +216,9 @@ def test_several_instances_are_too_many():
 def test_blocks_that_give_a_tuple(last):
     lstm = nn.LSTM(FEATURES, 4, batch_first=True)
     assert refused(nn.Sequential(lstm) if last else on_sequences(lstm), SEQUENCE) == (
-        "block '0' (LSTM) of the backbone gives something else than a tensor (recurrent layers and attention give a "
-        "tuple), expected one tensor for the next block: wrap it in a module whose forward gives the outputs alone."
+        "block '0' (LSTM) of the backbone returns something other than a tensor (recurrent layers and attention "
+        "return a tuple), expected one tensor for the next block: wrap it in a module whose forward returns only "
+        "the outputs."
     )
 
 

@@ -14,7 +14,7 @@ from tests.checks.blocks import CLASSES, FEATURES, Block, between, first, on_ima
 
 VECTOR, IMAGE, SEQUENCE = torch.rand(1, FEATURES), torch.rand(1, 3, 8, 8), torch.rand(1, 5, FEATURES)
 TOKENS = torch.tensor([[3, 1, 4, 1, 5]])
-OTHER, LSTM = "use another layer", "use flow_pl.models.LSTM, which is written for many clients"
+OTHER, LSTM = "use another layer", "use flow_pl.models.LSTM, which supports many clients"
 
 
 def bound(backbone, example):
@@ -61,7 +61,7 @@ def test_sparse_gradients(layer, side_by_side):
         check_backbone(bound(on_sequences(layer), TOKENS), TOKENS, side_by_side)
     assert str(error.value) == (
         f"block '0' ({type(layer).__name__}) of the backbone has sparse gradients, which the clients' optimizers do "
-        "not take: set sparse=False."
+        "not accept: set sparse=False."
     )
 
 
@@ -77,7 +77,7 @@ def test_gradients_that_are_wrong_beside_others():
     with pytest.raises(ConfigurationError) as error:
         check_backbone(method, VECTOR, side_by_side=True)
     assert str(error.value) == (
-        "block '1.1' (Block) of the backbone has other gradients of 'scale' beside other clients than alone: set "
+        "block '1.1' (Block) of the backbone has different gradients of 'scale' beside other clients than alone: set "
         "data.chunk_size to 1, or use another layer."
     )
 
@@ -88,7 +88,7 @@ def test_outputs_that_are_wrong_beside_others():
     with pytest.raises(ConfigurationError) as error:
         check_backbone(bound(between(block), VECTOR), VECTOR, side_by_side=True)
     assert str(error.value) == (
-        "the backbone Sequential has other outputs for a client beside others than for one alone, in evaluation: set "
+        "the backbone Sequential has different outputs for a client beside others than alone, in evaluation: set "
         "data.chunk_size to 1, or use other layers."
     )
 
@@ -106,6 +106,6 @@ def test_what_has_no_gradient():
     with pytest.raises(ConfigurationError) as error:
         check_backbone(bound(between(Block(lambda block, x: Refuses.apply(x))), VECTOR), VECTOR, side_by_side=False)
     assert str(error.value) == (
-        "the backbone Sequential cannot be trained (no gradient): make its outputs differentiable, by operations of "
-        "torch."
+        "the backbone Sequential cannot be trained (no gradient): make its outputs differentiable by using torch "
+        "operations."
     )

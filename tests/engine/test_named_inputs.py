@@ -197,7 +197,7 @@ NAMES = r"input_ids \[4\] \(torch.int64\), attention_mask \[4\] \(torch.int64\)"
     ("method", "backbone", "message"),
     [
         (FedAvg(), MLP(LENGTH, CLASSES), rf"several features by name \({NAMES}\), which MLP cannot take"),
-        (FedAvg(), asks_for_segments(), r"it asks for 'token_type_ids', which is none of them"),
+        (FedAvg(), asks_for_segments(), r"it uses 'token_type_ids', which is not among them"),
         (Flow(router=InstanceRouter), encoder(), r"the router is InstanceRouter, .* or several tensors: use FeatureR"),
         (Flow(router=LengthRouter, route_by="client"), encoder(), r"route_by is client, .* set it to instance"),
     ],

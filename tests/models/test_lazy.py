@@ -80,7 +80,7 @@ def test_without_data_the_number_of_classes_is_asked_for():
             "MLP takes numbers, the data has tokens .*data.tokens to false",
         ),
         (torch.ones(1, 7), nn.Sequential(nn.Embedding(9, 5), nn.Flatten()), "takes tokens, the data has numbers"),
-        (torch.ones(1, 28, 28, 3), EMNISTCNN(5, (3, 28, 28)), r"channels first.* last: make them \[3, 28, 28\]"),
+        (torch.ones(1, 28, 28, 3), EMNISTCNN(5, (3, 28, 28)), r"channels first.* last: permute them to \[3, 28, 28\]"),
         (torch.ones(1, 6), MLP(7, 5), "give MLP the features' shape, or the data module the shape that MLP expects"),
     ],
 )

@@ -140,7 +140,7 @@ OTHERS = {
     ),
     "a method": (["compare", "--methods", "method/flwo"], 1, "Did you mean method/flow?"),
     "a command": (["configs", "copi", "task/digits"], 2, "there is no flow-pl configs copi. Did you mean copy?"),
-    "a folder": (["configs", "copy", "task/digits", "file/folder"], 2, "folder cannot be made"),
+    "a folder": (["configs", "copy", "task/digits", "file/folder"], 2, "folder cannot be created"),
     "a format": (["export", "-c", "a", "--ckpt_path=b", "--out=c", "--fromat=onnx"], 1, "Did you mean --format?"),
     "a checkpoint": (["personalize", "-c", "a", "--ckpt=b", "--data=d", "--out=c"], 2, "Did you mean --ckpt_path?"),
 }
