@@ -47,6 +47,7 @@ REQUIRED: dict[str, dict[str, Any]] = {
     "LeafData": {"train": "a.json", "encoding": Vectors()},
     "PartitionedData": {"path": "a.npz", "partitioner": {"class_path": "a.B"}, "encoding": Vectors()},
     "ReleasedData": {"folder": "f", "name": "n", "archive": Archive("https://example.org/a"), "encoding": Vectors()},
+    "TokenizedTexts": {"tokenizer": "folder"},
     "Vocabulary": {"tokens": ["a"]},
     **{f"{name}Data": {"folder": "f"} for name in ("Emnist", "Cifar100", "Shakespeare")},
     **{f"StackOverflow{kind}Data": {"folder": "f"} for kind in ("", "Tags")},
