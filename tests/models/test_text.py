@@ -1,6 +1,7 @@
 """Encoders of the transformers library as backbones: padding, blocks, many clients, and what is refused."""
 
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,14 +9,15 @@ from torch.func import functional_call, vmap
 
 from flow_pl.checks import check_backbone, check_fit
 from flow_pl.engine.draw_check import check_draws
+from flow_pl.engine.server_round import server_groups
 from flow_pl.errors import ConfigurationError
 from flow_pl.kernels.linear import ClientLinears
 from flow_pl.methods import Flow
-from flow_pl.models import TextEncoder
+from flow_pl.models import LoRA, TextEncoder
 from flow_pl.models.feature_router import FeatureRouter
 from flow_pl.models.routed import RoutedModel
 from flow_pl.tasks import Classification
-from tests.support import minilm
+from tests.support import chunk, flat, loop, minilm, select
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
@@ -95,6 +97,26 @@ def test_clients_side_by_side_have_no_fallback(tmp_path):
     for client in range(2):
         one = {name: p[client] for name, p in weights.items()}
         torch.testing.assert_close(found[client], functional_call(model, one, (x[client],)))
+
+
+def test_clients_with_adapters_masks_and_dropout_train_as_each_alone(tmp_path):
+    """Of the weights of attention too; a mask beside the ids, two copies of each layer, a router by features."""
+    pytest.importorskip("peft", reason="peft is not installed")
+    backbone = LoRA(TextEncoder(saved(tmp_path), CLASSES, dropout=0.2), dropout=0.1)
+    method = Flow().bind(backbone, Classification())
+    made = chunk((9, 6, 3))
+    ids = torch.randint(1, 30, (3, 9, 5), generator=torch.Generator().manual_seed(0))
+    x = {"input_ids": ids, "attention_mask": (torch.arange(5) < 3).long().expand_as(ids)}
+    check_fit(method, {name: t[0, :1] for name, t in x.items()}, CLASSES)
+    server = server_groups(method)
+    together = loop().train_clients(method, server, replace(made, train=replace(made.train, x=x)))
+    for i in range(3):
+        one = select(made, [i])
+        one = replace(one, train=replace(one.train, x={name: t[[i]] for name, t in x.items()}))
+        alone = loop().train_clients(method, server, one)
+        for group in ("global", "router"):
+            found = {name: p[i : i + 1] for name, p in together.difference[group].items()}
+            torch.testing.assert_close(flat(found), flat(alone.difference[group]), rtol=1e-4, atol=1e-6)
 
 
 def test_settings_replace_those_of_the_encoder(tmp_path):
