@@ -229,8 +229,8 @@ class RoutedModel:
             route: decides for each block.
             hard: whether to take the more probable branch instead of mixing by the probabilities.
             ahead: whether the route is known before the block's outputs. Then hard routing computes, for each
-                instance, only the branch it is routed to, unless many clients are vectorised: their instances
-                cannot be grouped by route.
+                instance, only the branch it is routed to, unless many clients are vectorised, whose instances cannot
+                be grouped by route, or the device is a GPU, which would be waited for.
 
         Returns:
             The outputs, and the probabilities [N, blocks, 2] or, where blocks are routed per token, [N, T, blocks, 2].

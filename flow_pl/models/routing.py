@@ -71,8 +71,9 @@ class Routing:
             h = block.routed(h, first, second, decide)
             self._decisions[name] = torch.stack(asked, dim=1)
             return h
-        # an exported program has no shapes that depend on the instances' routes
+        # An exported program has no shapes that depend on the instances' routes; a GPU would be waited for.
         grouped = self._hard and self._ahead and not has_client_axis(h) and not torch.compiler.is_exporting()
+        grouped = grouped and h.device.type == "cpu"
         if grouped and len(given) == 1:
             h = _taken(block, (args, kwargs), first, second, decide(h, h, h)[..., 1] > 0)
         else:
