@@ -177,7 +177,7 @@ def test_the_server_s_model_is_exported_too(tmp_path):
         (
             X["input_ids"],
             ConfigurationError,
-            r"have shape \[4\] \(torch.int64\), which Sequential cannot take",
+            r"Sequential takes a mapping with 'attention_mask', the data has a single",
         ),
         ({}, DataError, r"x has shape \{\}"),
     ],

@@ -108,6 +108,11 @@ def _misfit(backbone: nn.Module, example: Inputs, error: Exception) -> Configura
     if len(shape) == 3 and shape[-1] in (1, 3, 4) and shape[0] not in (1, 3, 4):
         first = [shape[-1], *shape[:-1]]
         remedy = f"models expect images with channels first, but these seem to have them last: permute them to {first}"
+    if (key := _looked_up(backbone)) is not None:
+        remedy = (
+            f"{name} takes a mapping with {key}, the data has a single tensor: give data with several features by name "
+            "(for arrays and tables, set feature_columns to a mapping)"
+        )
     other = example.long() if example.is_floating_point() else example.float()
     with contextlib.suppress(Exception), torch.no_grad():
         backbone(other)
@@ -120,6 +125,18 @@ def _misfit(backbone: nn.Module, example: Inputs, error: Exception) -> Configura
     return ConfigurationError(
         f"the data's features have shape {shape} ({example.dtype}), which {name} cannot take ({error}): {remedy}."
     )
+
+
+def _looked_up(backbone: nn.Module) -> str | None:
+    """Return the first name that a backbone looks up in a mapping; None if it does not take one."""
+    try:
+        with torch.no_grad():
+            backbone({})
+    except KeyError as error:
+        return str(error)
+    except Exception:  # of whatever it does to a tensor
+        return None
+    return None
 
 
 def _no_tensor(backbone: nn.Module, block: nn.Module | None) -> ConfigurationError:
