@@ -316,7 +316,7 @@ def test_a_client_is_personalized_by_one_command(runs, client, tmp_path, capsys)
 
 def test_a_client_of_the_run_and_the_server_are_exported(runs, client, tmp_path, capsys):
     given, config, checkpoint, cli = runs["ditto"]
-    data, (sampled, *_) = cli.datamodule, cli.model._states.known().tolist()
+    data, (sampled, *_) = cli.datamodule, cli.model.states.known().tolist()
     name = data.client_name(sampled)
     path, x, y = client
     module, _ = load(config, checkpoint)
@@ -334,7 +334,7 @@ def test_a_client_of_the_run_and_the_server_are_exported(runs, client, tmp_path,
     found = exported("personalize", "--data", str(path), "--kept", name)
     torch.testing.assert_close(found, personalize(module, x, y, kept=kept)(x))
     capsys.readouterr()
-    fresh = min(set(data.federation.seen.tolist()) - set(cli.model._states.known().tolist()))
+    fresh = min(set(data.federation.seen.tolist()) - set(cli.model.states.known().tolist()))
     exported("export", "--client", data.client_name(fresh))
     assert "has not been sampled: it starts from the server's model" in capsys.readouterr().out
 

@@ -20,7 +20,6 @@ ROOMS = (
     "module",
     "resume",
     "configuration",
-    "round_log",
     "report",
     "checks",
     "evaluation",

@@ -318,7 +318,7 @@ def test_what_clients_kept_is_loaded_by_name(tmp_path):
     cli = run(["fit", *(f"--config={name}" for name in DITTO), *options])
     checkpoint = tmp_path / "checkpoints" / "last.ckpt"
     module, _ = load(DITTO, checkpoint)
-    states, data = cli.model._states, cli.datamodule
+    states, data = cli.model.states, cli.datamodule
     sampled = states.known().tolist()
     initial = module.method.initial_state(server_groups(module.method))
     for client in sampled[:2]:

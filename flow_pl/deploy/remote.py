@@ -239,10 +239,10 @@ class RemoteModule(FederatedModule):
         self._pending = []
         self._bytes = [0, 0]
 
-    def _open_states(self, data: FederatedDataModule) -> None:
+    def open_states(self, data: FederatedDataModule) -> None:
         """Nothing is kept here."""
 
-    def _data_record(self) -> None:
+    def data_record(self) -> None:
         """The rows are on the nodes."""
 
     def on_train_epoch_start(self) -> None:
@@ -336,7 +336,7 @@ class RemoteModule(FederatedModule):
         checkpoint["nodes"] = {"run": self._run, "taken": dict(self._taken)}
         if self.method.private:
             # a test elsewhere takes all clients for such that have not been sampled: what they keep is on their nodes
-            initial = self._initial_state(self.method, server_groups(self.method))
+            initial = self.initial_state(self.method, server_groups(self.method))
             states = ClientStates(initial, 1, self.trainer.default_root_dir)
             checkpoint["client_states"] = states.state_dict(str)
 

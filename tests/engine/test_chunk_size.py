@@ -82,7 +82,7 @@ def test_auto_gives_the_numbers_of_a_fixed_size(tmp_path):
     torch.testing.assert_close(parameters(other), parameters(reference), atol=1e-5, rtol=1e-4)
     name = "val/personalized_accuracy"
     assert other_run.callback_metrics[name] == run.callback_metrics[name]
-    assert other._chunks.settled
+    assert other.chunks.settled
 
 
 class _Scarce(FederatedLoop):
@@ -144,7 +144,7 @@ def test_predictions_of_pieces_are_put_together(tmp_path):
         torch.manual_seed(0)
         model = module(FineTuning())
         run = trainer()
-        model._chunks._size = settings.pop("size", None)
+        model.chunks._size = settings.pop("size", None)
         return run.predict(model, datamodule=data(tmp_path, **settings))
 
     whole, pieces = predicted(chunk_size=6), predicted(chunk_size=6, size=2)

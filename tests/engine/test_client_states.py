@@ -129,8 +129,8 @@ def ditto():
 
 
 def personal(model):
-    known = model._states.known()
-    return known.tolist(), model._states.state_dict(str)["rows"]
+    known = model.states.known()
+    return known.tolist(), model.states.state_dict(str)["rows"]
 
 
 def test_sampled_clients_keep_their_models_and_the_size_is_logged(tmp_path):
@@ -150,7 +150,7 @@ def test_evaluation_starts_from_what_clients_kept_and_writes_nothing(tmp_path):
     after = personal(model)
     assert before[0] == after[0]
     assert torch.equal(before[1], after[1])
-    model._states.load_state_dict({**model._states.state_dict(str), "clients": [], "rows": before[1][:0]}, {}.get)
+    model.states.load_state_dict({**model.states.state_dict(str), "clients": [], "rows": before[1][:0]}, {}.get)
     [forgotten, *_] = trainer().validate(model, datamodule=data(tmp_path / "cache"), verbose=False)
     assert seen["val/personalized_loss"] != forgotten["val/personalized_loss"]
     assert seen["val/generalized_loss"] == forgotten["val/generalized_loss"]

@@ -74,7 +74,7 @@ def test_a_client_that_diverges_is_left_out_and_named(tmp_path, asked, factor):
 def test_what_a_rejected_client_keeps_is_what_it_had(tmp_path, asked):
     with pytest.warns(RejectedClientWarning):
         model, _ = fit(arrays(tmp_path, bad=1), Ditto())
-    assert model._states.known().tolist() == list(range(GOOD))
+    assert model.states.known().tolist() == list(range(GOOD))
 
 
 def test_too_many_rejected_clients_stop_the_run(tmp_path, asked):

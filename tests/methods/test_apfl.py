@@ -139,7 +139,7 @@ def test_trains_on_every_task(task, adaptive):
 
 def test_alpha_is_kept_with_v_from_round_to_round(tmp_path):
     model, _ = fitted(tmp_path, APFL(alpha=ALPHA, adaptive=True), rounds=2)
-    state = model._states.state_dict(str)
+    state = model.states.state_dict(str)
     assert ["mixing", "alpha", []] in state["layout"]
     place = [group for group, *_ in state["layout"]].index("mixing")
     alphas = state["rows"][:, sum(torch.Size(shape).numel() for *_, shape in state["layout"][:place])]

@@ -20,29 +20,20 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from flow_pl.checks import (
-    check_backbone,
-    check_checkpoint,
-    check_fit,
-    check_gradients,
-    check_label_moments,
-    check_server_optimizer,
     check_trainer,
 )
-from flow_pl.configuration import KEY, make, read_settings
 from flow_pl.data import CohortSampler, FederatedDataModule
 from flow_pl.data.batch import ClientBatch
 from flow_pl.data.rounds import count_rounds
 from flow_pl.engine.aggregation import Aggregation, Mean
 from flow_pl.engine.attacks import Attack
 from flow_pl.engine.chunk_size import ChunkSize
-from flow_pl.engine.client_optimizer import check_elementwise
 from flow_pl.engine.client_states import ClientStates
 from flow_pl.engine.compression import RESIDUAL, Compression, compress_update, no_residual
-from flow_pl.engine.draw_check import check_draws
 from flow_pl.engine.loop import ClientUpdate, FederatedLoop
 from flow_pl.engine.loss_scale import LossScale
 from flow_pl.engine.privacy import GaussianMechanism
-from flow_pl.engine.round_settings import choose_attackers, planned_rounds, prepare_rounds
+from flow_pl.engine.round_settings import planned_rounds
 from flow_pl.engine.server_round import (
     ServerRound,
     changed_parameters,
@@ -50,32 +41,21 @@ from flow_pl.engine.server_round import (
     server_groups,
     trained_parameters,
 )
-from flow_pl.engine.tracing import check_compiler
 from flow_pl.errors import ConfigurationError
 from flow_pl.evaluation.clients import evaluate_clients, predict_clients
 from flow_pl.evaluation.counts import ClientEvaluation, ClientPredictions, concatenate
-from flow_pl.kernels.allocator import keep_freed_memory
 from flow_pl.methods.base import Method
 from flow_pl.models.blocks import Blocks
 from flow_pl.models.normalization import BatchNorm, converted
-from flow_pl.resume import apply_server, begin_round_anew, check_data, check_server, data_record, server_record
-from flow_pl.round_log import log_round, prepare_log
+from flow_pl.module.checkpoint import from_checkpoint, load, save
+from flow_pl.module.notices import EmptyRoundWarning, warn_of_empty_round, warn_of_rejected
+from flow_pl.module.preparation import prepare
+from flow_pl.module.round_log import log_round, prepare_log
+from flow_pl.resume import apply_server, data_record
 from flow_pl.tasks import Classification, Objective
-from flow_pl.utils.checkpoints import WholeCheckpointIO
 from flow_pl.utils.groups import Groups
-from flow_pl.utils.inputs import Inputs, take
+from flow_pl.utils.inputs import Inputs
 from flow_pl.utils.validation import require_fraction
-
-
-class RejectedClientWarning(UserWarning):
-    """A client was left out of a round."""
-
-
-class EmptyRoundWarning(UserWarning):
-    """A round had no client to train."""
-
-
-PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 
 class FederatedModule(lightning.LightningModule):
@@ -140,11 +120,11 @@ class FederatedModule(lightning.LightningModule):
         self.compression = compression
         self.attack = attack
         self.loss_scale = LossScale()
-        self._changed = False
+        self.server_changed = False
         self._round: ServerRound | None = None
         self._empty_rounds = 0
-        self._states: ClientStates | None = None
-        self._chunks = ChunkSize()
+        self.states: ClientStates | None = None
+        self.chunks = ChunkSize()
 
     @property
     def backbone(self) -> nn.Module:
@@ -197,20 +177,7 @@ class FederatedModule(lightning.LightningModule):
             ConfigurationError: the checkpoint is missing, damaged or of another method or backbone; its settings are
                 not valid; or it holds none, and an argument is not given.
         """
-        if not isinstance(checkpoint_path, str | os.PathLike):
-            raise ConfigurationError(f"checkpoint_path is a {type(checkpoint_path).__name__}, expected a path.")
-        saved = WholeCheckpointIO().load_checkpoint(os.fspath(checkpoint_path), weights_only=weights_only)
-        settings = saved.get(KEY) if hparams_file is None else read_settings(hparams_file)
-        if not settings and not {"backbone", "method"} <= kwargs.keys():
-            raise ConfigurationError(
-                f"the checkpoint {checkpoint_path} holds no configuration, since its run was set up in Python: "
-                "give the arguments of that run, as in load_from_checkpoint(path, backbone=..., method=...)."
-            )
-        with torch.random.fork_rng(devices=[]):  # initial weights are drawn, and replaced at once
-            module = make(cls, (settings or {}).get("model", {}), kwargs)
-        check_checkpoint(saved["flow_pl"], module.identity(), saved["state_dict"], dict(module.state_dict()))
-        module.load_state_dict(saved["state_dict"], strict=strict is not False)
-        return module if map_location is None else module.to(map_location)
+        return from_checkpoint(cls, checkpoint_path, map_location, hparams_file, strict, weights_only, kwargs)
 
     def setup(self, stage: str) -> None:
         """Check that data, backbone, method and optimizers fit together, before anything is trained.
@@ -218,74 +185,23 @@ class FederatedModule(lightning.LightningModule):
         Raises:
             ConfigurationError: they do not.
         """
-        data = getattr(self.trainer, "datamodule", None)
-        if not isinstance(data, FederatedDataModule):
-            raise ConfigurationError(
-                f"the data module is {type(data).__name__}, expected a FederatedDataModule, whose batches are chunks "
-                "of clients: derive yours from flow_pl.data.FederatedDataModule."
-            )
-        if self.trainer.precision not in PRECISIONS:
-            raise ConfigurationError(
-                f"trainer.precision is {self.trainer.precision}, expected one of {', '.join(PRECISIONS)}: updates and "
-                "their mean are kept in float32."
-            )
-        check_gradients(self.method, self.trainer, stage)
-        device, mode = self.trainer.strategy.root_device, self.loop.engine.compile_mode
-        if device.type == "cpu":
-            keep_freed_memory()
-        if stage == "fit" and mode is not None:
-            check_compiler(device, mode)
-        if stage == "fit" and changed_parameters(self.method):
-            self.method.plan()
-        check_elementwise(self.loop.client_optimizer)
-        example = take(self.loop.lay_out(take(data.example(), None)), 0)
-        store = data.federation.store
-        check_fit(self.method, example, data.num_classes, store.label_shape, store.real_valued)
-        check_draws(self.method, example)
-        check_backbone(self.method, example, side_by_side=data.chunk_size != 1)
-        if self.attack is not None:
-            self.attack.check(example, data.num_classes, store.label_shape)
-        data.unevaluated = choose_attackers(data, self.attack)
-        if stage == "fit":
-            check_label_moments(self.objective, data.federation)
-            self.method.cohort_share = data.cohort_size / len(data.federation.seen)
-            prepare_rounds(
-                self.trainer,
-                data,
-                self.method,
-                self.loop.weighting,
-                self.aggregation,
-                self.privacy,
-                self.attack,
-                self.compression,
-            )
-            rounds = self.trainer.max_epochs
-            check_server_optimizer(
-                self.server_optimizer,
-                self.server_scheduler,
-                self._trained(),
-                -1 if rounds is None else rounds,
-            )
-        self._open_states(data)
-        if data.chunk_size == "auto" and not self._chunks.automatic:
-            self._chunks = ChunkSize(True, 4 * sum(p.numel() for p in self._trained()))
+        prepare(self, stage)
 
-    def _trained(self) -> list[nn.Parameter]:
+    def trained(self) -> list[nn.Parameter]:
         """Return the server's parameters that its optimizer updates: neither frozen nor averaged directly."""
         groups = trained_parameters(self.method).values()
         return [p for group in groups for p in group.values() if p.requires_grad]
 
-    def _open_states(self, data: FederatedDataModule) -> None:
+    def open_states(self, data: FederatedDataModule) -> None:
         """Allocate storage for the clients' state, unless an earlier stage has done so."""
         population = len(data.federation.store)
-        if not self.method.private or (self._states is not None and self._states.population == population):
+        if not self.method.private or (self.states is not None and self.states.population == population):
             return
-        initial = self._initial_state(self.method, server_groups(self.method))
-        trainer = self.trainer
-        root, share = trainer.default_root_dir, trainer.strategy.broadcast
-        self._states = ClientStates(initial, population, root, share, first=trainer.is_global_zero)
+        initial = self.initial_state(self.method, server_groups(self.method))
+        root, share = self.trainer.default_root_dir, self.trainer.strategy.broadcast
+        self.states = ClientStates(initial, population, root, share, first=self.trainer.is_global_zero)
 
-    def _initial_state(self, method: Method, server: Groups) -> Groups:
+    def initial_state(self, method: Method, server: Groups) -> Groups:
         """Return the state of a client that has not been sampled yet."""
         initial = method.initial_state(server)
         if self.compression is None or not self.compression.keeps_residual:
@@ -294,13 +210,13 @@ class FederatedModule(lightning.LightningModule):
 
     def _kept(self, method: Method, server: Groups, batch: ClientBatch) -> Groups | None:
         """Return what the clients of a chunk kept from their last round."""
-        if self._states is None or not method.private or not len(batch):
+        if self.states is None or not method.private or not len(batch):
             return None
-        return self._states.read(batch.client, self._initial_state(method, server))
+        return self.states.read(batch.client, self.initial_state(method, server))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Create the server's optimizer and scheduler."""
-        optimizer = self.server_optimizer(self._trained())
+        optimizer = self.server_optimizer(self.trained())
         if self.server_scheduler is None:
             return optimizer
         scheduler = self.server_scheduler(optimizer)
@@ -334,7 +250,7 @@ class FederatedModule(lightning.LightningModule):
                 f"the training loader's sampler is {type(sampler).__name__}, expected a CohortSampler, which shares "
                 "the cohort over processes: set trainer.use_distributed_sampler to false."
             )
-        if self._changed:
+        if self.server_changed:
             schedulers = [config.scheduler for config in self.trainer.lr_scheduler_configs]
             apply_server(
                 self.server_optimizer,
@@ -343,7 +259,7 @@ class FederatedModule(lightning.LightningModule):
                 schedulers[0] if schedulers else None,
                 self.trainer.global_step,
             )
-            self._changed = False
+            self.server_changed = False
 
     def on_train_epoch_start(self) -> None:
         """Begin the round from scratch, discarding what an interrupted round left behind.
@@ -359,8 +275,8 @@ class FederatedModule(lightning.LightningModule):
                 "(BackboneFinetuning), and fit anew for each phase of the training."
             )
         self._round = None
-        if self._states is not None:
-            self._states.discard()
+        if self.states is not None:
+            self.states.discard()
         if self.privacy is not None and self.privacy.exhausted:
             self.privacy.require_budget(None)  # trainer.min_epochs would continue where training should stop
 
@@ -382,16 +298,16 @@ class FederatedModule(lightning.LightningModule):
             scaler = self._scaler
             scale = None if scaler is None else self.loss_scale.value
             server = server_groups(self.method)
-            for update in self._chunks.run(batch, partial(self._train, method, server, scale)):
+            for update in self.chunks.run(batch, partial(self._train, method, server, scale)):
                 accepted = self._round.add(update)
-                if self._states is not None and method.private:
-                    self._states.write(update.client, update.kept, accepted)
+                if self.states is not None and method.private:
+                    self.states.write(update.client, update.kept, accepted)
         if self.trainer.is_last_batch:
-            if self._states is not None:
-                self._states.commit()  # before the processes synchronize in the server's step
+            if self.states is not None:
+                self.states.commit()  # before the processes synchronize in the server's step
             self._server_step(self._round)
             self._round = None
-            self._chunks.end_round()
+            self.chunks.end_round()
 
     def _train(self, method: Method, server: Groups, scale: Tensor | None, piece: ClientBatch) -> ClientUpdate:
         kept, residual = self._kept(method, server, piece), None
@@ -421,13 +337,15 @@ class FederatedModule(lightning.LightningModule):
         scaler = self._scaler
         if scaler is not None:
             # Lightning unscales every gradient and requires a scaler; the pseudo-gradient was never scaled.
-            for p in self._trained():
+            for p in self.trained():
                 if p.grad is not None or not self.method.shared:
                     p.grad = scaler.scale(torch.zeros_like(p) if p.grad is None else p.grad)
             self.loss_scale.adapt(figures["skipped_steps"])
-        self._name_rejected(round_)
+        warn_of_rejected(self.trainer, round_)
         if round_.empty:
-            self._warn_of_empty_round()
+            self._empty_rounds += 1
+            if self._empty_rounds == 1:  # `on_train_end` reports how many there were
+                warn_of_empty_round(self.trainer)
         optimizer = self.optimizers()
         assert isinstance(optimizer, LightningOptimizer)
         optimizer.step()
@@ -440,9 +358,9 @@ class FederatedModule(lightning.LightningModule):
         sampler = self.trainer.train_dataloader.sampler  # type: ignore[union-attr]
         figures["bytes_down"] = figures["bytes_down"] + round_.bytes_down * sum(sampler.absent.values())
         figures |= {f"{name}_clients": torch.tensor(float(count)) for name, count in sampler.absent.items()}
-        if self._states is not None:
-            kept = torch.tensor(float(len(self._states.known())))
-            figures |= {"clients_with_state": kept, "state_bytes": kept * self._states.bytes_per_client}
+        if self.states is not None:
+            kept = torch.tensor(float(len(self.states.known())))
+            figures |= {"clients_with_state": kept, "state_bytes": kept * self.states.bytes_per_client}
         if round_.unknown:
             # Lightning keeps the last logged values and would log them again
             logged_before = self.trainer.logged_metrics
@@ -464,21 +382,6 @@ class FederatedModule(lightning.LightningModule):
                 f"{privacy.ledger.rounds} rounds, and another round would exceed it. Training stops here."
             )
 
-    def _warn_of_empty_round(self) -> None:
-        """Warn of the first empty round; `on_train_end` reports how many there were."""
-        self._empty_rounds += 1
-        if self._empty_rounds > 1 or not self.trainer.is_global_zero:
-            return
-        absent = self.trainer.train_dataloader.sampler.absent  # type: ignore[union-attr]
-        reasons = ", ".join(f"{name}: {count}" for name, count in absent.items() if count)
-        warnings.warn(
-            f"round {self.current_epoch}: none of the clients has been trained{f' ({reasons})' if reasons else ''}; "
-            "the round has no loss, and clients send nothing. If that happens often, raise data.cohort_size or "
-            "data.deadline, or lower data.dropout.",
-            EmptyRoundWarning,
-            stacklevel=2,
-        )
-
     def on_train_end(self) -> None:
         """Report how many rounds had no client."""
         if self._empty_rounds and self.trainer.is_global_zero:
@@ -488,18 +391,6 @@ class FederatedModule(lightning.LightningModule):
                 stacklevel=2,
             )
         self._empty_rounds = 0
-
-    def _name_rejected(self, round_: ServerRound) -> None:
-        """Warn of the clients of this process that were left out of a round, and say why."""
-        if not round_.any_rejected:
-            return
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        for client, reason in round_.rejected():
-            warnings.warn(
-                f"round {self.current_epoch}: client '{data.client_name(client)}' is left out: {reason}.",
-                RejectedClientWarning,
-                stacklevel=2,
-            )
 
     def on_validation_epoch_end(self) -> None:
         """Log validation against rounds: "step" is the loggers' x-axis, and Lightning would count chunks."""
@@ -521,7 +412,7 @@ class FederatedModule(lightning.LightningModule):
         def evaluate(piece: ClientBatch) -> ClientEvaluation:
             return evaluate_clients(self.loop, self.method, server, piece, self._kept(self.method, server, piece))
 
-        return concatenate(list(self._chunks.run(batch, evaluate))) if len(batch) else evaluate(batch)
+        return concatenate(list(self.chunks.run(batch, evaluate))) if len(batch) else evaluate(batch)
 
     def test_step(  # type: ignore[override]
         self, batch: ClientBatch, batch_idx: int, dataloader_idx: int = 0
@@ -536,23 +427,13 @@ class FederatedModule(lightning.LightningModule):
         def predict(piece: ClientBatch) -> ClientPredictions:
             return predict_clients(self.loop, self.method, server, piece, self._kept(self.method, server, piece))
 
-        pieces = list(self._chunks.run(batch, predict)) if len(batch) else [predict(batch)]
+        pieces = list(self.chunks.run(batch, predict)) if len(batch) else [predict(batch)]
         # clients without any example have no axes to concatenate
         return concatenate([piece for piece in pieces if piece.mask.numel()] or pieces[:1])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save what the checkpoint was trained with, and the clients' state."""
-        checkpoint["flow_pl"] = self.identity()
-        checkpoint["server"] = self._server_record()
-        data_now = self._data_record()
-        if data_now is not None:
-            checkpoint["data"] = data_now
-        checkpoint["chunk_size"] = self._chunks.state_dict()
-        if self.privacy is not None:
-            checkpoint["privacy"] = self.privacy.state_dict()
-        if self._states is not None and self.trainer.is_global_zero:
-            data = self.trainer.datamodule  # type: ignore[attr-defined]
-            checkpoint["client_states"] = self._states.state_dict(data.client_name)
+        save(self, checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Reject a checkpoint of another method, backbone or split, or one that a fit cannot resume from.
@@ -560,53 +441,11 @@ class FederatedModule(lightning.LightningModule):
         Raises:
             ConfigurationError: see `check_checkpoint` and `flow_pl.resume`; or it holds only weights.
         """
-        if self.trainer.state.fn == "fit" and "optimizer_states" not in checkpoint:
-            raise ConfigurationError(
-                "the checkpoint holds weights alone (save_weights_only), and a fit continues from the state of the "
-                "server's optimizer as well: give one that is whole, such as checkpoints/last.ckpt, or test this one."
-            )
-        check_checkpoint(
-            checkpoint.get("flow_pl", {}), self.identity(), checkpoint["state_dict"], dict(self.state_dict())
-        )
-        fitting = self.trainer.state.fn == "fit"
-        data_now = self._data_record() if "data" in checkpoint else None
-        if data_now is not None:
-            check_data(checkpoint["data"], data_now, fitting)
-        if fitting and "server" in checkpoint:
-            self._changed = check_server(checkpoint["server"], self._server_record())
-        if fitting:
-            begin_round_anew(checkpoint)
-        self._load_privacy(checkpoint.get("privacy"))
-        if self._chunks.automatic and checkpoint.get("chunk_size"):
-            self._chunks.load_state_dict(checkpoint["chunk_size"])
-        if self._states is not None:
-            if self.trainer.is_global_zero:
-                data = self.trainer.datamodule  # type: ignore[attr-defined]
-                index = {data.client_name(client): client for client in range(self._states.population)}
-                self._states.load_state_dict(checkpoint["client_states"], index.get)
-            self.trainer.strategy.barrier()
+        load(self, checkpoint)
 
-    def _data_record(self) -> dict[str, Any] | None:
+    def data_record(self) -> dict[str, Any] | None:
         """Return a record that identifies the run's data; None if its rows are not available here."""
         return data_record(self.trainer.datamodule)  # type: ignore[attr-defined]
-
-    def _server_record(self) -> dict[str, Any]:
-        return server_record(self.server_optimizer, self.server_scheduler, self.server.parameters())
-
-    def _load_privacy(self, state: dict[str, Any] | None) -> None:
-        """Resume the privacy ledger of a checkpoint.
-
-        Raises:
-            ConfigurationError: only some of the checkpoint's rounds and of those to come are private.
-        """
-        if (state is None) != (self.privacy is None) and self.trainer.state.fn == "fit":
-            before, now = ("without", "has") if state is None else ("with", "has no")
-            raise ConfigurationError(
-                f"the checkpoint was trained {before} model.privacy, this configuration {now} model.privacy: rounds "
-                "that are not private would void the guarantee; go on as the checkpoint was trained, or start anew."
-            )
-        if state is not None and self.privacy is not None:
-            self.privacy.load_state_dict(state)
 
     def identity(self) -> dict[str, str]:
         """Return what a checkpoint must have been trained with to fit.

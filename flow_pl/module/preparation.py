@@ -1,0 +1,91 @@
+"""What is checked and set up before clients are trained or evaluated."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from flow_pl.checks import (
+    check_backbone,
+    check_fit,
+    check_gradients,
+    check_label_moments,
+    check_server_optimizer,
+)
+from flow_pl.data import FederatedDataModule
+from flow_pl.engine.chunk_size import ChunkSize
+from flow_pl.engine.client_optimizer import check_elementwise
+from flow_pl.engine.draw_check import check_draws
+from flow_pl.engine.round_settings import choose_attackers, prepare_rounds
+from flow_pl.engine.server_round import changed_parameters
+from flow_pl.engine.tracing import check_compiler
+from flow_pl.errors import ConfigurationError
+from flow_pl.kernels.allocator import keep_freed_memory
+from flow_pl.utils.inputs import take
+
+if TYPE_CHECKING:
+    from flow_pl.module.federated import FederatedModule
+
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+
+
+def prepare(module: FederatedModule, stage: str) -> None:
+    """Check that data, backbone, method and optimizers fit together, and open the storage of the clients' state.
+
+    Args:
+        module: attached to a trainer whose data are set up.
+        stage: of the trainer: fit, validate, test or predict.
+
+    Raises:
+        ConfigurationError: they do not.
+    """
+    data = getattr(module.trainer, "datamodule", None)
+    if not isinstance(data, FederatedDataModule):
+        raise ConfigurationError(
+            f"the data module is {type(data).__name__}, expected a FederatedDataModule, whose batches are chunks "
+            "of clients: derive yours from flow_pl.data.FederatedDataModule."
+        )
+    if module.trainer.precision not in PRECISIONS:
+        raise ConfigurationError(
+            f"trainer.precision is {module.trainer.precision}, expected one of {', '.join(PRECISIONS)}: updates and "
+            "their mean are kept in float32."
+        )
+    check_gradients(module.method, module.trainer, stage)
+    device, mode = module.trainer.strategy.root_device, module.loop.engine.compile_mode
+    if device.type == "cpu":
+        keep_freed_memory()
+    if stage == "fit" and mode is not None:
+        check_compiler(device, mode)
+    if stage == "fit" and changed_parameters(module.method):
+        module.method.plan()
+    check_elementwise(module.loop.client_optimizer)
+    example = take(module.loop.lay_out(take(data.example(), None)), 0)
+    store = data.federation.store
+    check_fit(module.method, example, data.num_classes, store.label_shape, store.real_valued)
+    check_draws(module.method, example)
+    check_backbone(module.method, example, side_by_side=data.chunk_size != 1)
+    if module.attack is not None:
+        module.attack.check(example, data.num_classes, store.label_shape)
+    data.unevaluated = choose_attackers(data, module.attack)
+    if stage == "fit":
+        check_label_moments(module.objective, data.federation)
+        module.method.cohort_share = data.cohort_size / len(data.federation.seen)
+        prepare_rounds(
+            module.trainer,
+            data,
+            module.method,
+            module.loop.weighting,
+            module.aggregation,
+            module.privacy,
+            module.attack,
+            module.compression,
+        )
+        rounds = module.trainer.max_epochs
+        check_server_optimizer(
+            module.server_optimizer,
+            module.server_scheduler,
+            module.trained(),
+            -1 if rounds is None else rounds,
+        )
+    module.open_states(data)
+    if data.chunk_size == "auto" and not module.chunks.automatic:
+        module.chunks = ChunkSize(True, 4 * sum(p.numel() for p in module.trained()))
