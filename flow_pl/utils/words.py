@@ -83,7 +83,7 @@ def check_options(words: Sequence[str], name: str = "", also: Iterable[str] = ()
     package = Path(__file__).parents[1]
     sections = {
         "trainer": _parameters(trainer, "Trainer", "__init__"),
-        "model": _parameters(package / "module.py", "FederatedModule", "__init__"),
+        "model": _parameters(package / "module" / "federated.py", "FederatedModule", "__init__"),
     }
     options = [f"--{option}" for option in (*OWN, *_parameters(trainer, "Trainer", command))]
     # those of the base classes of data and loop suffice for suggestions
