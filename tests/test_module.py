@@ -271,7 +271,7 @@ def test_checkpoints_of_another_method_or_backbone_are_refused(tmp_path):
     for other, message in (
         (module(FedAvg()), "written by the method Flow, this configuration has FedAvg"),
         (FederatedModule(nn.Sequential(nn.Linear(8, 3)), flow()), "written by the backbone MLP, .* has Sequential"),
-        (FederatedModule(MLP(8, 3, (7,)), flow()), r"other parameters .*\[6, 8\] instead of \[7, 8\]"),
+        (FederatedModule(MLP(8, 3, (7,)), flow()), r"different parameters .*\[6, 8\] instead of \[7, 8\]"),
     ):
         with pytest.raises(ConfigurationError, match=message):
             trainer().test(other, datamodule=data(tmp_path / "cache"), ckpt_path=path)

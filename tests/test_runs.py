@@ -101,7 +101,7 @@ def test_words_are_those_of_the_run_and_a_missing_one_names_what_is_there(config
     command(config, "test")
     assert f"test: {last} (round 2, the last one, since no round was validated)" in capsys.readouterr().out
     code, error = fails(capsys, "test", "--config", config, "--ckpt_path", "best")
-    assert (code, f"there is {last}" in error) == (1, True)
+    assert (code, f"found {last}" in error) == (1, True)
 
 
 def test_a_trial_needs_no_checkpoint_and_a_trainer_in_python_tests_what_it_has(config, root):  # noqa: F811
