@@ -56,17 +56,16 @@ class ClientDataset(Dataset[ClientBatch]):
             The clients in order of decreasing number of training examples, ties in the order of the chunk,
             without those whose data cannot be used. Features have the type they are stored in.
         """
-        clients, unusable = self._usable(chunk)
+        clients, plans, unusable = self._usable(chunk)
         rows = [self.federation.store.read(client) for client in clients]
-        plans = [self._plan(client) for client in clients]
         splits = [split for split, _ in plans]
         train = self._examples(rows, [split.train for split in splits])
         longest = max(train.sizes, default=0)
         part = np.zeros((len(clients), longest), dtype=np.uint8)
         order = np.broadcast_to(np.arange(longest), (len(clients), self.orders, longest)).copy()
         generators = self._order_generators(chunk.round, clients)
-        for i, (random, size) in enumerate(zip(generators, train.sizes, strict=True)):
-            part[i, :size] = plans[i][1]
+        for i, (random, size, (_, bits)) in enumerate(zip(generators, train.sizes, plans, strict=True)):
+            part[i, :size] = bits
             for epoch in range(self.orders):
                 order[i, epoch, :size] = random.permutation(size)
         heldout = None
@@ -83,22 +82,22 @@ class ClientDataset(Dataset[ClientBatch]):
             unusable=tuple(unusable),
         )
 
-    def _usable(self, chunk: Chunk) -> tuple[list[int], list[tuple[int, str]]]:
-        """Return the usable clients of a chunk, the largest first, and those to leave out, with the reason.
+    def _usable(self, chunk: Chunk) -> tuple[list[int], list[tuple[Split, Part]], list[tuple[int, str]]]:
+        """Return the usable clients, the largest first, their splits and parts, and who is left out, with the reason.
 
         Raises:
             DataError: a client to be evaluated cannot be used; an accuracy without it would be wrong.
         """
-        clients, unusable = [], []
+        clients, plans, unusable = [], [], []
         for client in sorted(chunk.clients, key=lambda client: -int(self.federation.train_sizes[client])):
             try:
-                self._plan(client)
+                plans.append(self._plan(client))
                 clients.append(client)
             except DataError as error:
                 if self.heldout is not None:
                     raise
                 unusable.append((client, str(error)))
-        return clients, unusable
+        return clients, plans, unusable
 
     def _examples(self, rows: list[ClientRows], chosen: list[Ints]) -> Examples:
         store = self.federation.store

@@ -89,8 +89,8 @@ class FederatedLoop:
         client_optimizer: any element-wise torch optimizer; a fresh one for every client, phase and step.
         weighting: a client's weight in the server's mean: its number of training examples, or 1.
         evaluation_batch_size: how many of a client's examples are evaluated at once.
-        trace_after: steps of a kind after which the step is traced once and replayed (a trace costs fifty
-            to a hundred times what it saves on each step); null to never trace.
+        trace_after: steps of a kind after which the step is traced once and replayed (a trace costs thirty
+            to sixty times what it saves on each step); null to never trace.
         channels_last: store the images of a client that is trained alone in channels-last format. Makes
             convolutions and pooling faster, and group normalization slower; the numbers stay the same up to rounding.
             Blocks must then flatten or reshape a convolution's output, not `view` it.

@@ -3,6 +3,7 @@
 import copy
 import warnings
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 from flow_pl.checks import check_fit
-from flow_pl.engine.client_optimizer import check_elementwise
+from flow_pl.engine.client_optimizer import StackedOptimizer, check_elementwise
 from flow_pl.engine.schedule import make_schedule
 from flow_pl.engine.server_round import server_groups
 from flow_pl.errors import ConfigurationError
@@ -265,6 +266,30 @@ def test_evaluation_in_slices_equals_evaluation_at_once():
     assert torch.equal(one_by_one.personalized_correct.sum(1).float(), whole.personalized)
     assert torch.equal(one_by_one.generalized_correct.sum(1).float(), whole.generalized)
     assert torch.equal(one_by_one.routes.sum(1).float(), whole.routed_local)
+
+
+@pytest.mark.parametrize(
+    ("make", "way"),
+    [
+        (torch.optim.SGD, "fused"),
+        (torch.optim.AdamW, "fused"),
+        (torch.optim.RMSprop, "foreach"),  # which torch has no fused kernel of
+        (partial(torch.optim.SGD, foreach=True), "foreach"),
+        (partial(torch.optim.SGD, foreach=False), None),
+    ],
+)
+def test_optimizers_take_their_fastest_way_unless_one_is_chosen(make, way):
+    torch.manual_seed(0)
+    start, grads = torch.randn(3, 4), torch.randn(5, 3, 4)
+    stacked, alone = start.clone(), start.clone()
+    together, plain = StackedOptimizer(partial(make, lr=0.1), [stacked]), make([alone], lr=0.1)
+    (group,) = together._optimizer.param_groups
+    assert [name for name in ("fused", "foreach") if group.get(name)] == ([] if way is None else [way])
+    for grad in grads:
+        together.step([grad])
+        alone.grad = grad
+        plain.step()
+    torch.testing.assert_close(stacked, alone)
 
 
 def test_an_optimizer_that_mixes_clients_is_refused():
