@@ -18,6 +18,8 @@ from flow_pl.errors import ConfigurationError
 from flow_pl.evaluation.clients import evaluate_clients, predict_clients
 from flow_pl.evaluation.convergence import gradient_sums
 from flow_pl.methods import FedAvg, Flow
+from flow_pl.methods.base import Minibatch
+from flow_pl.methods.per_fedavg import halves
 from flow_pl.models import MLP
 from flow_pl.models.routers import InstanceRouter, Router
 from flow_pl.tasks import Classification
@@ -97,6 +99,16 @@ def test_any_method_gives_the_same_in_one_chunk_and_client_by_client(name):
     alone = sum(outcome(method, batch.clients(i, i + 1)) for i in range(len(SIZES)))
     assert whole.isfinite().all()
     torch.testing.assert_close(whole, alone, atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("real", "second"), [(4, [1, 3]), (1, [0, 2])])
+def test_halves_of_a_minibatch_keep_features_and_labels_together(real, second):
+    rows = torch.arange(4)
+    minibatch = Minibatch({"input_ids": rows, "attention_mask": 10 * rows}, rows, rows < real)
+    first_half, second_half = halves(minibatch)
+    for half, expected in ((first_half, [0, 2]), (second_half, second)):
+        assert half.y.tolist() == half.x["input_ids"].tolist() == expected
+        assert half.x["attention_mask"].tolist() == [10 * row for row in expected]
 
 
 def test_traced_steps_equal_eager_ones_bit_for_bit():
