@@ -69,6 +69,18 @@ def attention(
     return (drop(weights, dropout_p) if dropout_p else weights) @ value
 
 
+def attention_of_clients(query: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Attention under vmap: `attention` on a CPU, torch's own elsewhere.
+
+    Args:
+        query: see `attention`.
+        *args: as `query`.
+        **kwargs: as `query`.
+    """
+    compute = attention if query.device.type == "cpu" else functional.scaled_dot_product_attention
+    return compute(query, *args, **kwargs)
+
+
 open_attention: Callable[..., Any] = FunctionType(
     functional.multi_head_attention_forward.__code__,
     # otherwise it would dispatch to its own replacement again, and the functions it calls would not be replaced

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from flow_pl.kernels.attention import attention, open_attention
+from flow_pl.kernels.attention import attention_of_clients, open_attention
 from flow_pl.kernels.embedding import embedding, raw_embedding
 from flow_pl.kernels.functional import mapped_first
 
@@ -56,7 +56,7 @@ REPLACED: Mapping[Callable[..., Any], Callable[..., Any]] = {
     functional.linear: _linear,
     functional.embedding: embedding,
     torch.embedding: raw_embedding,
-    functional.scaled_dot_product_attention: attention,
+    functional.scaled_dot_product_attention: attention_of_clients,
 }
 """The replaced functions."""
 

@@ -10,6 +10,7 @@ from torch.func import functional_call, vmap
 from torch.nn import functional as F
 
 from flow_pl.engine.client_draws import ClientDraws
+from flow_pl.kernels import attention as kernel
 from flow_pl.kernels.attention import attention
 from flow_pl.kernels.linear import REPLACED, ClientLinears
 from flow_pl.models.vit import EncoderLayer
@@ -65,3 +66,13 @@ def test_clients_side_by_side_have_no_fallback(layer, draws):
         found = vmap(run)(weights, x)
     for client in range(2):
         torch.testing.assert_close(found[client], run({k: p[client] for k, p in weights.items()}, x[client]))
+
+
+@pytest.mark.parametrize(("device", "written_out"), [("cpu", True), ("meta", False)])
+def test_it_is_written_out_on_a_cpu_alone(device, written_out, monkeypatch):
+    calls = []
+    monkeypatch.setattr(kernel, "attention", lambda *args, **kwargs: calls.append(args) or attention(*args, **kwargs))
+    query = torch.randn(2, N, HEADS, T, E, device=device)
+    with ClientLinears():
+        assert vmap(F.scaled_dot_product_attention)(query, query, query).shape == query.shape
+    assert bool(calls) == written_out
