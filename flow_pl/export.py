@@ -1,4 +1,4 @@
-"""A model that predicts, as a file that needs no flow_pl: for torch, ONNX Runtime, ExecuTorch, or its weights alone."""
+"""Export a model to a file that needs no flow_pl: for torch, ONNX Runtime or ExecuTorch, or only its weights."""
 
 from __future__ import annotations
 
@@ -26,41 +26,41 @@ from flow_pl.utils.validation import given, require_choice, require_count
 from flow_pl.version import __version__
 
 LARGEST_BATCH = 2**20
-"""Of a program whose runtime makes room as it needs it."""
+"""Largest batch of a program whose runtime allocates memory as needed."""
 PLANNED_BATCH = 16
-"""Largest batch for ExecuTorch, which plans the memory of the largest one beforehand, where none is given."""
+"""Default largest batch for ExecuTorch, which plans the memory for it in advance."""
 LARGEST_ONNX = 2**31 - 1
-"""Bytes of a protobuf file."""
+"""Largest size of a protobuf file in bytes."""
 TOLERANCE = 1e-5
-"""Largest difference of outputs between a program and its model, relative where they are larger than 1."""
+"""Largest difference of outputs between a program and its model, relative for outputs larger than 1."""
 
 
 def export_model(
     model: ServedModel,
     path: str | os.PathLike[str],
     example: Tensor | ArrayLike | Mapping[str, Tensor | ArrayLike],
-    format: str = "torch_export",  # noqa: A002  # what each of these libraries calls it
+    format: str = "torch_export",  # noqa: A002  # the name used by these libraries
     max_batch: int | None = None,
 ) -> None:
     """Write a model as a file that needs no flow_pl.
 
-    A program takes instances x [batch, ...] as the model does (`FederatedDataModule.transform`) and returns its
-    outputs; several features by name are one mapping, in ONNX as many inputs. The batch is free; every other axis is
-    that of the example, the length of a sequence too. Hard routing computes both copies of a block and takes one of
-    the two.
+    A program takes instances x [batch, ...] like the model (`FederatedDataModule.transform`) and returns its outputs;
+    several inputs by name are one mapping, or separate inputs in ONNX. The batch size is free; all other axes are fixed
+    to those of the example, including the length of a sequence. Hard routing computes both copies of a block and
+    selects one of them.
 
     Args:
-        model: of `personalize`, or a `ServerModel`.
-        path: the file; replaced if it is there.
-        example: some instances [n, ...], for their shape and type; a mapping where the model takes several features.
-        format: "torch_export" (`torch.export.load`), "onnx" (input "x", or those of the features' names; output
-            "outputs"), "executorch" (method "forward"), or "safetensors": the weights alone, those of a single model by
-            the backbone's own names, others as group.name.
-        max_batch: largest batch of a program; None for 16 in ExecuTorch, which plans its memory by it, and for no
-            limit that matters elsewhere.
+        model: the model, from `personalize` or a `ServerModel`.
+        path: the file; replaced if it exists.
+        example: some instances [n, ...], for their shape and type; a mapping if the model takes several inputs.
+        format: "torch_export" (`torch.export.load`), "onnx" (input "x", or one per input name; output "outputs"),
+            "executorch" (method "forward"), or "safetensors": only the weights, by the backbone's own names for a
+            single model, otherwise as group.name.
+        max_batch: largest batch of a program; None for 16 in ExecuTorch, which plans its memory for it, and for
+            practically no limit elsewhere.
 
     Raises:
-        ConfigurationError: the format is unknown, a package is missing, or the model cannot be such a program.
+        ConfigurationError: the format is unknown, a package is missing, or the model cannot be exported.
         FlowError: the file cannot be written.
     """
     check_format(format)
@@ -74,10 +74,10 @@ def export_model(
 
 
 def check_format(format: str) -> None:  # noqa: A002
-    """Check that a format is known and what writes it is installed.
+    """Check that a format is known and its packages are installed.
 
     Raises:
-        ConfigurationError: it is not.
+        ConfigurationError: the format is unknown or a package is missing.
     """
     require_choice(tuple(FORMATS), format=format)
     for package, extra in PACKAGES[format].items():
@@ -116,13 +116,13 @@ def _executorch(model: ServedModel, x: Inputs, max_batch: int | None) -> bytes:
     program = _program(model, x, max_batch or PLANNED_BATCH)
     exir = import_optional("executorch.exir", "executorch", "the format executorch")
     xnnpack = import_optional("executorch.backends.xnnpack.partition.xnnpack_partitioner", "executorch")
-    # votes are counted in float64, which XNNPACK does not have: ExecuTorch's own kernels do
+    # votes are counted in float64, which XNNPACK lacks, so use ExecuTorch's own kernels
     doubles = any(getattr(node.meta.get("val"), "dtype", None) is torch.float64 for node in program.graph.nodes)
     with _refused("executorch"), _quiet():
         edge = exir.to_edge_transform_and_lower(
             program,
             partitioner=None if doubles else [xnnpack.XnnpackPartitioner()],
-            compile_config=exir.EdgeCompileConfig(_check_ir_validity=False),  # else no float64
+            compile_config=exir.EdgeCompileConfig(_check_ir_validity=False),  # otherwise it rejects float64
         )
         content: bytes = bytes(edge.to_executorch().buffer)
     return content
@@ -135,7 +135,7 @@ def _safetensors(model: ServedModel, x: Inputs, max_batch: int | None) -> bytes:
 
 
 def _described(model: ServedModel) -> dict[str, str]:
-    """What a reader of the weights must know of the method, as texts."""
+    """Describe the method for readers of the weights, as texts."""
     method = model.method
     settings = {key: value for key, value in vars(method).items() if isinstance(value, bool | int | float | str)}
     return {
@@ -152,7 +152,7 @@ FORMATS: dict[str, Callable[[ServedModel, Inputs, int | None], bytes]] = {
     "executorch": _executorch,
     "safetensors": _safetensors,
 }
-"""What makes the content of a file: (model, one instance [1, ...], largest batch)."""
+"""Functions that create the content of a file: (model, one instance [1, ...], largest batch)."""
 
 PACKAGES: dict[str, dict[str, str]] = {
     "torch_export": {},
@@ -160,49 +160,49 @@ PACKAGES: dict[str, dict[str, str]] = {
     "executorch": {"executorch.exir": "executorch"},
     "safetensors": {"safetensors": "export"},
 }
-"""Packages that a format needs, each with the group of optional dependencies that has it."""
+"""Packages that a format needs, each with its group of optional dependencies."""
 
 
 def _program(model: ServedModel, x: Inputs, largest: int) -> ExportedProgram:
-    """The model as a program of tensor operations, checked against the model for several batches."""
+    """Export the model to a program of tensor operations, and check it against the model for another batch size."""
     batch = {0: Dim("batch", min=1, max=largest)} if largest > 1 else None
     shapes = (map_inputs(lambda t: batch, x),)
     two = _repeated(x, min(2, largest))
     with torch.no_grad(), _quiet():
-        expected = model(two)  # what cannot be computed at all fails here, in its own words
+        expected = model(two)  # a model that cannot be computed fails here, with its own error
         with _refused("a program"):
             program = torch.export.export(model, (two,), dynamic_shapes=shapes, strict=False)
-            # of a batch of three: what has taken the two for a fixed number differs
+            # with a batch of three, a program that has fixed the batch to two differs
             found = program.module()(_repeated(x, min(3, largest)))[: len(expected)]
     if not torch.allclose(found.double(), expected.double(), rtol=TOLERANCE, atol=TOLERANCE):
         raise ConfigurationError(
             "the exported program gives other outputs than the model: a block of the backbone draws random numbers, "
-            "keeps a state or mixes the instances of a batch. Use safetensors, or a block that does not."
+            "keeps state or mixes the instances of a batch. Use safetensors, or another block."
         )
     return program
 
 
 def _repeated(x: Inputs, times: int) -> Inputs:
-    """One instance [1, ...] several times."""
+    """Repeat one instance [1, ...] several times."""
     return map_inputs(lambda t: t.expand(times, *t.shape[1:]).contiguous(), x)
 
 
 @contextmanager
 def _refused(form: str) -> Iterator[None]:
-    """Turn what a library says of a model that it cannot take into one message."""
+    """Turn a library's error on a model that it does not support into one message."""
     try:
         yield
     except Exception as error:
         raise ConfigurationError(
-            f"the model cannot be exported as {form} ({type(error).__name__}: {brief(error)}): a block must not let "
-            "its Python code depend on the values or the number of instances (`x.shape[0]` where `len(x)` stands). "
-            "safetensors takes the weights of any model."
+            f"the model cannot be exported as {form} ({type(error).__name__}: {brief(error)}): the Python code "
+            "of a block must not depend on the values or the number of instances (use `x.shape[0]`, not `len(x)`). "
+            "safetensors can store the weights of any model."
         ) from error
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep what libraries tell their own developers off the screen."""
+    """Suppress messages of libraries to their own developers."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""The commands `flow-pl export` and `flow-pl personalize`: a trained model as a file that needs no flow_pl."""
+"""The commands `flow-pl export` and `flow-pl personalize`: write a trained model to a file that needs no flow_pl."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from flow_pl.utils.inputs import Inputs, map_inputs, take
 from flow_pl.utils.words import no_such_option
 
 DESCRIPTIONS = {
-    "export": "Write the server's model, or that of a client of the run's data, as a file that needs no flow_pl.",
-    "personalize": "Personalize the server's model on a client's own examples and write it as a file that needs no "
+    "export": "Write the server's model, or that of a client of the run's data, to a file that needs no flow_pl.",
+    "personalize": "Personalize the server's model on a client's own examples and write it to a file that needs no "
     "flow_pl. The training data is not needed.",
 }
 
@@ -30,11 +30,11 @@ def command(args: Sequence[str], name: str) -> None:
     """Run a command.
 
     Args:
-        args: what follows its name.
+        args: the arguments after its name.
         name: "export" or "personalize".
 
     Raises:
-        ConfigurationError: an option cannot work, or the model cannot be written in this format.
+        ConfigurationError: an option is invalid, or the model cannot be written in this format.
         DataError: the client's data cannot be used.
     """
     parser = _make_parser(name)
@@ -66,11 +66,11 @@ personalize_client = partial(command, name="personalize")
 
 
 def _make_parser(name: str) -> Parser:
-    """The command line."""
+    """Return the parser of the command line."""
     parser = Parser(
         prog=f"flow-pl {name}",
         description=DESCRIPTIONS[name],
-        epilog="Options of a run for --model and --data, such as --model.method.routing=hard, may follow.",
+        epilog="Options of a run for --model and --data, such as --model.method.routing=hard, can be added.",
     )
     parser.add_argument(
         "-c",
@@ -87,10 +87,11 @@ def _make_parser(name: str) -> Parser:
             required=True,
             type=home,
             metavar="FILE",
-            help=".npz file with the client's examples x, as the run's data has them, and their labels y (-1: none)",
+            help=".npz file with the client's examples x, in the format of the run's data, and their labels y (-1: "
+            "none)",
         )
-        parser.add_argument("--kept", metavar="NAME", help="client of the run whose kept state is used")
-        parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the examples' order (default: 0)")
+        parser.add_argument("--kept", metavar="NAME", help="client of the run whose state is used")
+        parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the examples' order (default: 0)")
     else:
         parser.add_argument(
             "--client", metavar="NAME", help="client of the run's data to personalize for (default: the server's model)"
@@ -110,20 +111,22 @@ def _make_parser(name: str) -> Parser:
 
 
 def _check_folder(out: Path) -> None:
-    """Check before anything is computed that the file can be written."""
+    """Check before any computation that the file can be written."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigurationError(f"{out.parent} cannot be made ({error}): choose another folder with --out.") from error
+        raise ConfigurationError(
+            f"{out.parent} cannot be created ({error}): choose another folder with --out."
+        ) from error
     if out.is_dir() or not os.access(out.parent, os.W_OK):
-        raise ConfigurationError(f"{out} cannot be written to: give --out a file in a folder that you may write to.")
+        raise ConfigurationError(f"{out} cannot be written to: give --out a file in a writable folder.")
 
 
 def _read(path: Path, others: tuple[str, ...]) -> dict[str, Any]:
-    """Arrays of a `.npz` file: the features `x`, or without such an array all but the others; and the others."""
+    """Read a `.npz` file: the features `x`, or in its absence all arrays except the others; and the others."""
     names = ("x", *others)
     if not path.is_file():
-        raise DataError(f"there is no file {path}: write one by numpy.savez, with arrays {' and '.join(names)}.")
+        raise DataError(f"there is no file {path}: write one with numpy.savez, with arrays {' and '.join(names)}.")
     stored, found = npz_arrays(path, lambda name: True)
     arrays: dict[str, Any] = dict(found)
     if "x" not in arrays:
@@ -138,7 +141,7 @@ def _read(path: Path, others: tuple[str, ...]) -> dict[str, Any]:
 def _personalized(
     options: argparse.Namespace, arrays: dict[str, Any], module: FederatedModule, data: FederatedDataModule
 ) -> tuple[ServedModel, Inputs]:
-    """The model of the client whose examples were given."""
+    """Return the model of the client whose examples were given."""
     kept = None if options.kept is None else load_kept(module, options.ckpt_path, options.kept)
     x = map_inputs(data.transform, as_inputs("x", arrays["x"]))
     try:
@@ -150,7 +153,7 @@ def _personalized(
 def _exported(
     options: argparse.Namespace, arrays: dict[str, Any], module: FederatedModule, data: FederatedDataModule
 ) -> tuple[ServedModel, Inputs]:
-    """The server's model, or that of a client of the run's data."""
+    """Return the server's model, or that of a client of the run's data."""
     if options.client is None and options.example is not None:
         x = map_inputs(data.transform, as_inputs("x", _read(options.example, ())["x"]))
         return ServerModel(module), take(x, slice(1))
