@@ -24,7 +24,7 @@ import flow_pl.module.federated
 from flow_pl.data import ClientDataset, CohortSampler
 from flow_pl.engine.client_groups import ClientGroups
 from flow_pl.engine.client_optimizer import StackedOptimizer
-from flow_pl.engine.gradients import GradientEngine
+from flow_pl.engine.gradients import BoundStep
 from flow_pl.engine.loop import FederatedLoop
 from flow_pl.engine.server_round import ServerRound
 from flow_pl.module import FederatedModule
@@ -65,7 +65,7 @@ SECTIONS = (
     Section("copies", ClientGroups, "stack"),
     Section("copies", ClientGroups, "prefix"),
     Section("gather", torch.Tensor, "index_select", within="loop, update"),
-    Section("engine", GradientEngine, "__call__"),
+    Section("engine", BoundStep, "__call__"),
     Section("gradients", flow_pl.engine.gradients, "_gradients"),
     Section("optimizer calls", StackedOptimizer, "__init__"),
     Section("optimizer calls", StackedOptimizer, "narrow"),
