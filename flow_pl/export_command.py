@@ -123,14 +123,14 @@ def _check_folder(out: Path) -> None:
 
 
 def _read(path: Path, others: tuple[str, ...]) -> dict[str, Any]:
-    """Read a `.npz` file: the features `x`, or in its absence all arrays except the others; and the others."""
+    """Read a `.npz` file: the features `x`, or in its absence all arrays except labels and the others; and the others."""
     names = ("x", *others)
     if not path.is_file():
         raise DataError(f"there is no file {path}: write one with numpy.savez, with arrays {' and '.join(names)}.")
     stored, found = npz_arrays(path, lambda name: True)
     arrays: dict[str, Any] = dict(found)
     if "x" not in arrays:
-        named = {name: array for name, array in arrays.items() if name not in others}
+        named = {name: array for name, array in arrays.items() if name not in ("y", *others)}
         arrays = {name: arrays[name] for name in others if name in arrays} | ({"x": named} if named else {})
     missing = [name for name in names if name not in arrays]
     if missing:
