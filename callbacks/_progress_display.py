@@ -94,7 +94,7 @@ class ProgressDisplay:
             self._live.caption = text
 
     def line(self, text: str) -> None:
-        """Without a terminal, print a line, or keep it for `flush` if the last one is recent."""
+        """Print a line if there is no terminal, or keep it for `flush` if the last one is recent."""
         if self._live is None:
             self._pending = text
             if time.monotonic() - self._last_line >= self._interval_s:

@@ -124,7 +124,7 @@ class RoundProgressBar(ProgressBar):
         self._start()
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start."""
+        """Start the display."""
         self._start()
 
     on_predict_start = on_test_start

@@ -123,7 +123,7 @@ def _check_folder(out: Path) -> None:
 
 
 def _read(path: Path, others: tuple[str, ...]) -> dict[str, Any]:
-    """Read a `.npz` file: the features `x`, or in its absence all arrays except labels and the others; and the others."""
+    """Read a `.npz` file: the features `x`, or in its absence all arrays except `y` and the others; and the others."""
     names = ("x", *others)
     if not path.is_file():
         raise DataError(f"there is no file {path}: write one with numpy.savez, with arrays {' and '.join(names)}.")

@@ -70,7 +70,7 @@ def attention(
 
 
 def attention_of_clients(query: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """Attention under vmap: `attention` on a CPU, torch's own elsewhere.
+    """Compute attention under vmap, with `attention` on a CPU and torch's own kernel elsewhere.
 
     Args:
         query: see `attention`.

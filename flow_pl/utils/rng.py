@@ -84,7 +84,7 @@ def generator(seed: int, stream: Stream, *keys: int) -> np.random.Generator:
 
 
 def client_keys(seed: int, stream: Stream, *keys: int, clients: Sequence[int]) -> NDArray[np.int64]:
-    """`key(seed, stream, *keys, client)` for several clients at once.
+    """Return `key(seed, stream, *keys, client)` for several clients at once.
 
     Args:
         seed: the seed of the run, 0 or more.
@@ -101,7 +101,7 @@ def client_keys(seed: int, stream: Stream, *keys: int, clients: Sequence[int]) -
 
 
 def client_generators(seed: int, stream: Stream, *keys: int, clients: Sequence[int]) -> list[np.random.Generator]:
-    """`generator(seed, stream, *keys, client)` for several clients at once.
+    """Return `generator(seed, stream, *keys, client)` for several clients at once.
 
     Args:
         seed: the seed of the run, 0 or more.
