@@ -12,14 +12,14 @@ from flow_pl.deploy.node import Node
 from flow_pl.errors import FlowError, brief
 
 REFUSED = 1000
-"""Code of the error with which a node says, by one line, why it has no reply."""
+"""Error code of a node's one-line reason for having no reply."""
 
 
 def make_client_app(config: Path) -> ClientApp:
-    """A ClientApp for a run.
+    """Create a ClientApp for a run.
 
     Args:
-        config: file of the app, the configuration of a run.
+        config: the app's file with the configuration of the run.
     """
     app = ClientApp()
 

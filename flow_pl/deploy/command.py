@@ -1,4 +1,4 @@
-"""The command `flow-pl deploy`: a run as a Flower app, to be started by `flwr run`."""
+"""The command `flow-pl deploy`: write a run as a Flower app, which `flwr run` starts."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ app = make_{side}_app(Path(__file__).with_name("config.yaml"))
 
 
 class _Read(FlowCLI):
-    """Makes everything that a run needs, and runs nothing."""
+    """Creates everything that a run needs, without running it."""
 
     def _run_subcommand(self, subcommand: str) -> None:
         pass
@@ -75,7 +75,7 @@ def deploy(args: Sequence[str]) -> None:
     """Run the command.
 
     Args:
-        args: what follows `flow-pl deploy`.
+        args: the arguments after `flow-pl deploy`.
 
     Raises:
         ConfigurationError: the configuration cannot be used or deployed, flwr is not installed, or the folder is in
@@ -83,9 +83,9 @@ def deploy(args: Sequence[str]) -> None:
     """
     parser = Parser(
         prog="flow-pl deploy",
-        description="Write a run as a Flower app: its clients are SuperNodes, each with data of its own, and "
+        description="Write a run as a Flower app: its clients are SuperNodes, each with its own data, and "
         "`flwr run` starts it.",
-        epilog="Options of a run, such as --trainer.max_epochs=3 or --model.method.alpha=0.5, may follow.",
+        epilog="Options of a run, such as --trainer.max_epochs=3 or --model.method.alpha=0.5, can be added.",
     )
     parser.add_argument(
         "-c",
@@ -95,8 +95,8 @@ def deploy(args: Sequence[str]) -> None:
         metavar="NAME",
         help="configuration of the run, or each of its files",
     )
-    parser.add_argument("--out", required=True, type=home, metavar="FOLDER", help="where the app is written")
-    parser.add_argument("--publisher", default="local", help="Flower's name of who publishes the app (default: local)")
+    parser.add_argument("--out", required=True, type=home, metavar="FOLDER", help="output folder of the app")
+    parser.add_argument("--publisher", default="local", help="publisher of the app in Flower (default: local)")
     options, overrides = parser.parse_known_args(args)
     flwr = import_optional("flwr", "flower", "the Flower app").__version__
     from flow_pl.deploy.server_app import RUN_CONFIG
@@ -109,7 +109,7 @@ def deploy(args: Sequence[str]) -> None:
     settings = {key: value for key, value in settings.items() if key in SECTIONS}
     folder: Path = options.out
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigurationError(f"{folder} is there already and not empty: choose another folder with --out.")
+        raise ConfigurationError(f"{folder} already exists and is not empty: choose another folder with --out.")
     root = str(settings["trainer"].get("default_root_dir") or "runs")
     name = "-".join(Path(root).parts[-2:]).replace("_", "-").strip("-.") or "run"
     write_app(folder, settings, name, options.publisher, flwr, {**RUN_CONFIG, "folder": root})
@@ -125,18 +125,18 @@ def write_app(
     """Write the files of an app.
 
     Args:
-        folder: of the app.
+        folder: folder of the app.
         settings: configuration of the run.
-        name: of the app.
-        publisher: of the app.
-        flwr: version of Flower that it is written for.
-        run_config: what `flwr run --run-config` may change.
+        name: name of the app.
+        publisher: publisher of the app.
+        flwr: target version of Flower.
+        run_config: settings that `flwr run --run-config` may change.
     """
     package = folder / PACKAGE
     try:
         package.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigurationError(f"{folder} cannot be made ({error}): choose another folder with --out.") from error
+        raise ConfigurationError(f"{folder} cannot be created ({error}): choose another folder with --out.") from error
     config = yaml.safe_dump(settings, sort_keys=False)
     write_text(package / "__init__.py", '"""A run of flow_pl as a Flower app."""\n')
     for side in ("server", "client"):
@@ -164,7 +164,7 @@ Licensed under the Apache License, Version 2.0; a copy is at https://www.apache.
 
 
 def check_deployable(cli: FlowCLI) -> None:
-    """Refuse what the simulation makes up, and what is accounted for a population that is known.
+    """Refuse settings that only simulate, and privacy, which is accounted for a known population.
 
     Raises:
         ConfigurationError: the run has such a setting.
@@ -173,7 +173,7 @@ def check_deployable(cli: FlowCLI) -> None:
     assert isinstance(model, FederatedModule)
     reasons = {
         "model.attack": (model.attack, "attackers are simulated"),
-        "model.compression": (model.compression, "tensors travel as they are"),
+        "model.compression": (model.compression, "tensors are sent uncompressed"),
         "model.privacy": (model.privacy, "its guarantee is for a known number of clients, and nodes come and go"),
     }
     for name, (value, why) in reasons.items():
@@ -183,8 +183,8 @@ def check_deployable(cli: FlowCLI) -> None:
             )
     if not data.availability.all_arrive:
         raise ConfigurationError(
-            "data.dropout or data.deadline is set, which simulates nodes that fail: leave them out, real ones are "
-            "noticed, and the app's round-timeout is the deadline."
+            "data.dropout or data.deadline is set, which simulates failing nodes: leave them out; real failures are "
+            "detected, and the app's round-timeout is the deadline."
         )
     if str(cli.trainer.precision) != "32-true":
         raise ConfigurationError(

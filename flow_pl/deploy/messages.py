@@ -1,7 +1,7 @@
-"""What travels between the server and a node: tensors and numbers, and their checks on both sides.
+"""Encode and check the messages between the server and a node: tensors and numbers.
 
 A message is a Flower `RecordDict`: an `ArrayRecord` of tensors in numpy's own format, which is read without unpickling,
-and a `MetricRecord` of numbers. Names stand in a `ConfigRecord`, and only in what a node says of itself.
+and a `MetricRecord` of numbers. Only a node's description of itself also has names, in a `ConfigRecord`.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ ARRAYS, NUMBERS, TEXTS = "arrays", "numbers", "texts"
 """Keys of the records in a message."""
 
 FEATURES = "features"
-"""Key of the names of several features, among the texts."""
+"""Key of the input names in the texts."""
 
 MOST_FEATURES = 16
-"""Features that an example may have by name."""
+"""Largest number of named inputs of an example."""
 
 HEADER = 4096
-"""Bytes that numpy's format may add to an array."""
+"""Largest overhead of numpy's format for an array, in bytes."""
 
 
 class MessageError(FlowError):
@@ -38,12 +38,12 @@ class MessageError(FlowError):
 
 
 def identity_number(identity: Mapping[str, str]) -> int:
-    """A number for the version of this package, the method and the backbone, which both sides must share."""
+    """Return a number that identifies the package version, method and backbone, which must be equal on both sides."""
     return zlib.crc32(repr([__version__, *sorted(identity.items())]).encode())
 
 
 def encode(arrays: Mapping[str, Tensor], numbers: Mapping[str, int | float | list[int]]) -> RecordDict:
-    """A message of tensors and numbers.
+    """Encode tensors and numbers as a message.
 
     Args:
         arrays: tensors by name.
@@ -54,27 +54,27 @@ def encode(arrays: Mapping[str, Tensor], numbers: Mapping[str, int | float | lis
 
 
 def array_bytes(content: RecordDict) -> int:
-    """Bytes of the tensors in a message."""
+    """Return the number of bytes of the tensors in a message."""
     return sum(len(array.data) for record in content.array_records.values() for array in record.values())
 
 
 def decode_arrays(content: RecordDict, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a message.
+    """Decode the tensors of a message.
 
     Args:
         content: the message.
-        expected: tensors whose names, shapes and types those of the message must have.
+        expected: tensors with the expected names, shapes and types.
 
     Returns:
         Tensors by name, in the order of `expected`, on the CPU.
 
     Raises:
-        MessageError: a tensor is missing, or one too many, or of another shape or type, or not finite.
+        MessageError: a tensor is missing, unknown, of another shape or type, or not finite.
     """
     record = content.array_records.get(ARRAYS) or ArrayRecord()
     others = [name for name in record if name not in expected]
     if others:
-        raise MessageError(f"it has a tensor {brief(others[0])!r}, which the other side's model has not")
+        raise MessageError(f"it has a tensor {brief(others[0])!r}, which the other side's model lacks")
     return {name: _decode(name, record.get(name), like) for name, like in expected.items()}
 
 
@@ -97,7 +97,7 @@ def _decode(name: str, array: Any, like: Tensor) -> Tensor:
 
 
 def _read(name: str, array: Any, size: int) -> Tensor:
-    """An array's values; it is not read where it holds more bytes than it should."""
+    """Read an array's values, unless it has more bytes than it should."""
     if len(array.data) > size + HEADER:
         raise MessageError(f"the tensor {name} takes {len(array.data)} bytes, expected {size}")
     try:
@@ -108,14 +108,14 @@ def _read(name: str, array: Any, size: int) -> Tensor:
 
 
 def decode_counts(content: RecordDict, fields: Mapping[str, bool]) -> dict[str, Tensor]:
-    """The counts that an evaluation sends, each [1, ...] in float32.
+    """Decode the counts of an evaluation, each [1, ...] in float32.
 
     Args:
         content: the message.
-        fields: names of the counts that there may be; True for those that there must be.
+        fields: names of the allowed counts; True for the required ones.
 
     Raises:
-        MessageError: one is missing, unknown, negative or not finite.
+        MessageError: a count is missing, unknown, negative or not finite.
     """
     record = content.array_records.get(ARRAYS) or ArrayRecord()
     missing = [name for name, needed in fields.items() if needed and name not in record]
@@ -134,16 +134,16 @@ def decode_counts(content: RecordDict, fields: Mapping[str, bool]) -> dict[str, 
 
 
 def number(content: RecordDict, name: str, kind: type[int] | type[float] = int, least: float | None = None) -> Any:
-    """A number of a message.
+    """Return a number of a message.
 
     Args:
         content: the message.
-        name: of the number.
-        kind: of the number.
-        least: what it must be at least; None for any.
+        name: name of the number.
+        kind: type of the number.
+        least: smallest allowed value; None for any.
 
     Raises:
-        MessageError: it is missing, of another kind, not finite or too small.
+        MessageError: the number is missing, of another type, not finite or too small.
     """
     value = (content.metric_records.get(NUMBERS) or MetricRecord()).get(name)
     if type(value) is not kind or not np.isfinite(value) or (least is not None and value < least):
@@ -152,10 +152,10 @@ def number(content: RecordDict, name: str, kind: type[int] | type[float] = int, 
 
 
 def shape(content: RecordDict, name: str) -> tuple[int, ...]:
-    """A shape in a message, but for its first axis, which is that of a single example.
+    """Return a shape in a message, without its first axis, that of a single example.
 
     Raises:
-        MessageError: it is none.
+        MessageError: the value is not a shape.
     """
     value = (content.metric_records.get(NUMBERS) or MetricRecord()).get(name)
     if not isinstance(value, list) or len(value) > 8 or not all(type(n) is int and 0 < n < 2**31 for n in value):
@@ -164,15 +164,15 @@ def shape(content: RecordDict, name: str) -> tuple[int, ...]:
 
 
 def keyed(name: str, feature: str | None) -> str:
-    """The key of a number that each feature has; None = there is one, without a name."""
+    """Return the key of a number of an input; None for a single input without a name."""
     return name if feature is None else f"{name}/{feature}"
 
 
 def feature_names(texts: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """The names of several features in a message's texts; None where there is one.
+    """Return the input names in a message's texts; None for a single input.
 
     Raises:
-        MessageError: they are none.
+        MessageError: the names are invalid.
     """
     names = texts.get(FEATURES)
     if names is None:
@@ -185,12 +185,12 @@ def feature_names(texts: Mapping[str, Any]) -> tuple[str, ...] | None:
 
 
 def flat(groups: Groups) -> dict[str, Tensor]:
-    """Tensors of groups by name, as in "global/0.weight"."""
+    """Flatten groups to tensors by name, as in "global/0.weight"."""
     return {f"{group}/{key}": tensor for group, tensors in groups.items() for key, tensor in tensors.items()}
 
 
 def grouped(tensors: Mapping[str, Tensor]) -> Groups:
-    """What `flat` was made of."""
+    """Invert `flat`."""
     groups: Groups = {}
     for name, tensor in tensors.items():
         group, _, key = name.partition("/")
@@ -199,21 +199,21 @@ def grouped(tensors: Mapping[str, Tensor]) -> Groups:
 
 
 class ReceivedStatistics(TrainingStatistics):
-    """What several nodes tell of their training, summed."""
+    """Training statistics summed over several nodes."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(device)
         self._sums: dict[str, Tensor] = {}
 
     def add(self, content: RecordDict, groups: tuple[str, ...]) -> None:
-        """Add what one node tells.
+        """Add the statistics of one node.
 
         Args:
-            content: its message.
-            groups: names of the groups that move in training.
+            content: message of the node.
+            groups: names of the groups that are trained.
 
         Raises:
-            MessageError: a number is missing or cannot be.
+            MessageError: a number is missing or invalid.
         """
         rows, examples = number(content, "rows", least=0), number(content, "examples", least=0)
         sums = {
@@ -226,7 +226,7 @@ class ReceivedStatistics(TrainingStatistics):
             self._sums[name] = self._sums[name] + added if name in self._sums else added
 
     def losses(self, groups: tuple[str, ...]) -> Tensor:
-        """For each group the sum of its finite losses over clients and steps, and their number: [groups, 2]."""
+        """Return, for each group, sum and number of its finite losses over clients and steps: [groups, 2]."""
         nothing = self.skipped.new_zeros(2)
         sums = [self._sums.get(name, nothing) for name in groups]
         return torch.stack(sums) if sums else self.skipped.new_zeros(0, 2)

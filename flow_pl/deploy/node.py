@@ -1,4 +1,4 @@
-"""A node: one client on the data that it owns, trained and evaluated by the loop that the simulation runs."""
+"""A node: one client with its own data, trained and evaluated by the same loop as in simulation."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ from flow_pl.utils.validation import require_choice
 from flow_pl.version import __version__
 
 ROWS: tuple[Heldout, ...] = ("val", "test")
-"""Rows to evaluate on, by the number that the server sends."""
+"""Rows to evaluate on, by the number sent by the server."""
 
 STATE = "~/.local/state/flow_pl"
-"""Folder of what clients keep, where the node's configuration names none."""
+"""Default folder of the clients' states."""
 
 OWN = ("partition-id", "client", "state", "data-config")
 """Keys of a node's configuration; others are settings of its data, as in `data.cache_dir`."""
@@ -52,11 +52,11 @@ class Node:
     """The client of a node.
 
     Args:
-        config: file of the app, the configuration of a run.
-        node_config: of the SuperNode. "partition-id" is the client's number, which no other node has; "client" its name
-            in the data, where that holds several clients (default: the one whose index is the number); "data-config"
-            a YAML file whose section "data" takes the place of the app's; "state" the folder of what it keeps. Any
-            other key is a setting of the data, such as "data.cache_dir".
+        config: the app's file with the configuration of the run.
+        node_config: configuration of the SuperNode. "partition-id" is the client's number, unique to the node; "client"
+            its name in data with several clients (default: the one whose index is the number); "data-config" a YAML
+            file whose section "data" replaces the app's; "state" the folder of its state. Any other key is a setting of
+            the data, such as "data.cache_dir".
 
     Raises:
         ConfigurationError: a key is unknown, or the configuration cannot be used.
@@ -90,7 +90,7 @@ class Node:
         self.module.eval()
 
     def describe(self) -> RecordDict:
-        """What the server must know of the client: its number and name, sizes and shapes; none of its examples."""
+        """Describe the client to the server: its number and name, sizes and shapes, but none of its examples."""
         federation, client = self.data.federation, self.client
         features = self.example if isinstance(self.example, dict) else {None: self.example}
         shapes = {keyed("feature_shape", name): [1, *t.shape[1:]] for name, t in features.items()}
@@ -116,21 +116,23 @@ class Node:
         return described
 
     def train(self, content: RecordDict) -> RecordDict:
-        """A round of the client.
+        """Train the client for a round.
 
         Args:
             content: the server's message.
 
         Returns:
-            What the client sends: the difference of its groups to the server's, its weights, losses and counts.
+            The client's reply: the difference of its groups from the server's, its weights, losses and counts.
 
         Raises:
             MessageError: the message cannot be used, or the client's update is not finite.
-            DataError: its data, or what it kept, cannot be used.
+            DataError: the client's data or state cannot be used.
         """
         round_ = number(content, "round", least=0)
         server, state, kept = self._receive(content)
-        self.method.cohort_share = number(content, "cohort_share", float, least=0)  # a node does not know the others
+        self.method.cohort_share = number(
+            content, "cohort_share", float, least=0
+        )  # a node has no information on the others
         method = self.method.in_round(round_)
         update = self.loop.train_clients(method, server, self._batch(content, round_, None), None, kept)
         if not update.finite():
@@ -152,7 +154,7 @@ class Node:
         return encode(flat(difference), numbers)
 
     def evaluate(self, content: RecordDict) -> RecordDict:
-        """Personalize the client and evaluate the server's model and its own.
+        """Personalize the client, and evaluate the server's model and its own.
 
         Args:
             content: the server's message.
@@ -162,7 +164,7 @@ class Node:
 
         Raises:
             MessageError: the message cannot be used.
-            DataError: the client's data, or what it kept, cannot be used.
+            DataError: the client's data or state cannot be used.
         """
         rows = number(content, "rows", least=0)
         if rows >= len(ROWS):
@@ -174,7 +176,7 @@ class Node:
         return encode(counts, {"client": self.number})
 
     def _receive(self, content: RecordDict) -> tuple[Groups, PrivateState, Groups | None]:
-        """The server's groups, and what the client kept."""
+        """Return the server's groups, the client's state file, and the groups that the client kept."""
         if number(content, "identity") != identity_number(self.module.identity()):
             made = " on ".join(list(self.module.identity().values())[:2])
             raise MessageError(
@@ -198,7 +200,7 @@ class Node:
         return replace(self.data.on_after_batch_transfer(batch, 0), client=torch.tensor([self.number]))
 
     def _find(self, name: object) -> int:
-        """Index of the node's client in its data."""
+        """Return the index of the node's client in its data."""
         names = [self.data.client_name(client) for client in range(len(self.data.federation.store))]
         if name is None and len(names) == 1:
             return 0
@@ -214,25 +216,25 @@ class Node:
 
 
 class NodeDataset(ClientDataset):
-    """The data of a node, whose client draws by its number in the run rather than by its index in its own store."""
+    """Data of a node; its client draws by its number in the run rather than its index in the store."""
 
     def __init__(self, federation: Federation, seed: int, client: int, heldout: Heldout | None, orders: int) -> None:
         super().__init__(federation, seed, heldout, orders)
         self._client = client
 
     def number(self, client: int) -> int:
-        """The number of the client in the run."""
+        """Return the number of the client in the run."""
         return self._client
 
 
 def moved_groups(phases: tuple[Any, ...]) -> tuple[str, ...]:
-    """Names of the groups that move in training."""
+    """Return the names of the groups that are trained."""
     steps = (step for phase in phases if isinstance(phase, Phase) for step in phase.steps)
     return tuple(dict.fromkeys(step.moves for step in steps))
 
 
 def _data_section(path: Path) -> Any:
-    """The section "data" of a node's own YAML file."""
+    """Read the section "data" of a node's own YAML file."""
     import yaml
 
     try:
@@ -240,5 +242,5 @@ def _data_section(path: Path) -> Any:
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ConfigurationError(f"the data-config {path} cannot be read ({error}).") from error
     if not isinstance(settings, dict) or not isinstance(settings.get("data"), dict):
-        raise ConfigurationError(f"the data-config {path} has no section 'data': give one as in a run's configuration.")
+        raise ConfigurationError(f"the data-config {path} has no section 'data': add one as in a run's configuration.")
     return settings["data"]

@@ -1,4 +1,4 @@
-"""The server's view of the nodes: who is there with which client, and messages to them."""
+"""The server's view of the nodes: their connections and clients, and messages to them."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from flow_pl.errors import FlowError, brief
 from flow_pl.version import __version__
 
 PAUSE = 0.5
-"""Seconds between two questions to the SuperLink."""
+"""Seconds between two requests to the SuperLink."""
 
 Reply = RecordDict | str
-"""What a client has sent, or the reason why it is left out."""
+"""A client's reply, or the reason why it is excluded."""
 
 
 class NodeLeftOutWarning(UserWarning):
-    """A node takes no part in a run."""
+    """A node is excluded from a run."""
 
 
 class NodesError(FlowError):
@@ -34,8 +34,8 @@ class Feature(NamedTuple):
     """A tensor of an example.
 
     Attributes:
-        name: its name; None where an example is one tensor.
-        shape: of one example.
+        name: name of the input; None if an example is one tensor.
+        shape: shape for one example.
         tokens: whether it holds integers.
     """
 
@@ -46,16 +46,16 @@ class Feature(NamedTuple):
 
 @dataclass(frozen=True)
 class NodeClient:
-    """What a node says of its client.
+    """A node's description of its client.
 
     Attributes:
         node: Flower's number of the node.
-        name: of the client.
+        name: name of the client.
         train: number of its training examples.
         val: number of its validation examples.
         test: number of its test examples.
-        classes: number of classes that its data has.
-        features: of an example, as a model gets them.
+        classes: number of classes of its data.
+        features: inputs of an example, as passed to a model.
         label_shape: shape of a label.
         real_valued: whether the labels are real values.
     """
@@ -71,7 +71,7 @@ class NodeClient:
     real_valued: bool
 
     def fits(self, other: NodeClient) -> bool:
-        """Whether one model can be trained on both."""
+        """Return whether one model can be trained on both."""
         return (self.features, self.label_shape, self.real_valued) == (
             other.features,
             other.label_shape,
@@ -83,14 +83,14 @@ class Nodes:
     """The nodes of a run.
 
     Args:
-        grid: Flower's.
+        grid: Flower's grid.
         identity: class names of the method and the backbone.
-        timeout: seconds after which a reply is not waited for any more.
+        timeout: seconds to wait for a reply.
         wait: seconds to wait in a round for as many nodes as its cohort has clients.
         least: number of nodes below which the run stops.
 
     Attributes:
-        clients: what is known of each client, by its number.
+        clients: descriptions of the known clients, by number.
     """
 
     def __init__(self, grid: Grid, identity: Mapping[str, str], timeout: float, wait: float, least: int = 1) -> None:
@@ -103,14 +103,14 @@ class Nodes:
         self._known: set[int] = set()
 
     def online(self, wanted: int, wait: float | None = None) -> list[int]:
-        """Clients whose node is connected, in ascending order; waits for as many as are wanted.
+        """Return the clients whose nodes are connected, in ascending order, after waiting for the wanted number.
 
         Args:
             wanted: number of clients.
-            wait: seconds to wait for them; None for that of a round.
+            wait: seconds to wait for them; None for the waiting time of a round.
 
         Raises:
-            NodesError: there are too few.
+            NodesError: there are too few nodes.
         """
         end = time.monotonic() + (self._wait if wait is None else wait)
         while True:
@@ -125,27 +125,27 @@ class Nodes:
         if len(found) < self._least:
             raise NodesError(
                 f"{len(found)} nodes with a client are connected, expected at least {self._least}: start SuperNodes "
-                "with `flower-supernode --superlink ADDRESS --node-config 'partition-id=0'`, each with a number of "
-                "its own. The last checkpoint is intact, and ckpt-path goes on from it."
+                "with `flower-supernode --superlink ADDRESS --node-config 'partition-id=0'`, each with its "
+                "own number. The last checkpoint is intact; ckpt-path resumes from it."
             )
         return found
 
     def ask(self, kind: str, contents: Mapping[int, RecordDict]) -> dict[int, Reply]:
-        """Send a message to each of some clients and wait for the replies.
+        """Send messages to clients and wait for the replies.
 
         Args:
             kind: "train" or "evaluate".
             contents: messages by the number of the client.
 
         Returns:
-            For each client its reply, or the reason why there is none.
+            For each client, its reply or the reason why there is none.
         """
         nodes = {self.clients[client].node: client for client in contents}
         replies = self._exchange(kind, {node: contents[client] for node, client in nodes.items()})
         return {client: _checked(replies[node], client) for node, client in nodes.items()}
 
     def _meet(self, nodes: list[int]) -> None:
-        """Ask nodes that are not known yet for their clients; one that cannot take part is left out by name."""
+        """Query new nodes for their clients; a node that cannot take part is excluded by name."""
         if not nodes:
             return
         for node, reply in self._exchange("query", {node: RecordDict() for node in nodes}).items():
@@ -194,19 +194,19 @@ class Nodes:
             )
         before = self.clients.get(client)
         if before is not None and before.node in set(self._grid.get_node_ids()):
-            raise MessageError(f"its partition-id is {client}, which node {before.node} has: give it another one")
+            raise MessageError(f"its partition-id is {client}, which node {before.node} uses: choose another one")
         return client, known
 
     def _exchange(self, kind: str, contents: Mapping[int, RecordDict]) -> dict[int, Reply]:
-        """Replies by node."""
+        """Send messages and return the replies by node."""
         late = f"no reply within {self._timeout:g} seconds"
         replies: dict[int, Reply] = dict.fromkeys(contents, late)
         messages = [Message(content, node, kind, ttl=self._timeout) for node, content in contents.items()]
         sent = list(self._grid.push_messages(messages))
-        # a SuperLink answers in the order of the messages; nothing stands for one that it has not taken
+        # a SuperLink answers in the order of the messages; an empty id means that it has not accepted one
         waiting = {message: node for message, node in zip(sent, contents, strict=False) if message}
         for node in contents.keys() - waiting.values():
-            replies[node] = "the SuperLink has not taken the message"
+            replies[node] = "the SuperLink has not accepted the message"
         end = time.monotonic() + self._timeout
         while waiting and time.monotonic() < end:
             for reply in self._grid.pull_messages(list(waiting)):
@@ -229,7 +229,7 @@ def _shapes(client: NodeClient) -> str:
 
 
 def _checked(reply: Reply, client: int) -> Reply:
-    """A reply that is from the client it was asked of."""
+    """Check that a reply is from the client that was asked."""
     if isinstance(reply, str):
         return reply
     try:

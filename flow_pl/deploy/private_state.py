@@ -1,7 +1,7 @@
-"""What a client keeps on its node's disk: a file for each of its last rounds, written whole or not at all.
+"""Keep a client's state on its node's disk, in one file for each of its last rounds, written atomically.
 
-The server says which round was the last whose update it has taken, and the client goes on from there: what it kept in a
-round that the server has not taken, as it was broken off or the reply came late, does not count, as in simulation.
+The server sends the last round whose update it has accepted, and the client resumes from there: the state of a round
+that the server has not accepted, since it was interrupted or the reply came late, does not count, as in simulation.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class PrivateState:
     """The private groups of one client of one run.
 
     Args:
-        folder: of the node's states.
+        folder: folder of the node's states.
         run: number of the run.
         client: number of the client.
     """
@@ -30,14 +30,14 @@ class PrivateState:
         self.folder = folder / f"run-{run}" / f"client-{client}"
 
     def read(self, round_: int, initial: Groups) -> Groups:
-        """What the client kept at the end of a round.
+        """Read the client's state at the end of a round.
 
         Args:
-            round_: the round; -1 = it has not been trained yet.
+            round_: the round; -1 if the client has not been trained yet.
             initial: its initial state, for names and shapes.
 
         Returns:
-            Its groups with a client axis [1, ...], which may be changed.
+            The client's groups with a client axis [1, ...], which may be changed.
 
         Raises:
             DataError: the file is gone or damaged.
@@ -49,30 +49,30 @@ class PrivateState:
             saved = torch.load(path, map_location="cpu", weights_only=True)
         except FileNotFoundError as error:
             raise DataError(
-                f"what the client kept in round {round_} is not in {self.folder}: start the node with the state folder "
-                "that it had, or begin a new run"
+                f"the client's state of round {round_} is not in {self.folder}: start the node with its earlier state "
+                "folder, or start a new run"
             ) from error
         except Exception as error:
-            raise DataError(f"{path} is damaged ({brief(error)}): begin a new run") from error
+            raise DataError(f"{path} is damaged ({brief(error)}): start a new run") from error
         groups: Groups = {}
         for name, group in initial.items():
             for key, p in group.items():
                 tensor = saved.get(name, {}).get(key)
                 if tensor is None or tensor.shape != p.shape:
-                    raise DataError(f"{path} is of another method or backbone: begin a new run")
+                    raise DataError(f"{path} is of another method or backbone: start a new run")
                 groups.setdefault(name, {})[key] = tensor[None].to(p.device)
         return groups
 
     def write(self, round_: int, kept: Groups, taken: int) -> None:
-        """Keep groups [1, ...] at the end of a round.
+        """Write groups [1, ...] at the end of a round.
 
         Args:
             round_: the round.
             kept: the groups.
-            taken: the last round whose update the server has taken, whose file stays; -1 = none.
+            taken: the last round whose update the server has accepted, whose file stays; -1 for none.
 
         Raises:
-            FlowError: the disk is full, or the folder cannot be written to.
+            FlowError: the disk is full, or the folder is not writable.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         with replacing(self._path(round_)) as file:

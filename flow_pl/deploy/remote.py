@@ -1,4 +1,4 @@
-"""The server: a `FederatedModule` and a data module whose clients are nodes elsewhere."""
+"""The server: a `FederatedModule` and a data module whose clients are remote nodes."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ from flow_pl.utils.groups import Groups
 from flow_pl.utils.inputs import Inputs, from_leaves
 
 EVERYONE = 2**31
-"""Size of a chunk that holds any cohort: all nodes of a round are asked at once."""
+"""Size of a chunk that holds any cohort, since all nodes of a round are asked at once."""
 
 
 class RemoteFederation:
-    """The clients of the nodes, as a `Federation` tells of those of a store; there are no rows here.
+    """The clients of the nodes, with the interface of a `Federation`, but without rows.
 
     Args:
-        clients: what is known of each client, by its number.
+        clients: descriptions of the clients, by number.
     """
 
     def __init__(self, clients: dict[int, NodeClient]) -> None:
@@ -76,25 +76,25 @@ class RemoteFederation:
         )
 
     def name(self, client: int) -> str:
-        """Name of a client."""
+        """Return the name of a client."""
         return self.clients[client].name
 
     def heldout_sizes(self, rows: Heldout) -> Ints:
-        """Number of rows that each client is evaluated on, by its number."""
+        """Return the number of rows that each client is evaluated on, by client number."""
         return self.val_sizes if rows == "val" else self.test_sizes
 
     def population(self, client: int) -> Population:
-        """All clients of the nodes are trained on."""
+        """Return "seen", since all clients of the nodes are trained."""
         return "seen"
 
 
 class NodesData(FederatedDataModule):
-    """The clients of the nodes, in cohorts; the batches have no examples, which stay where they are.
+    """Data module of the nodes' clients; the batches have no examples, which stay on the nodes.
 
     Args:
-        source: data module of the configuration, for its settings; its data is not touched.
-        nodes: who is there.
-        start: seconds to wait in the beginning for as many nodes as the cohort has clients.
+        source: data module of the configuration, used only for its settings.
+        nodes: the nodes.
+        start: seconds to wait at the start for as many nodes as the cohort has clients.
     """
 
     def __init__(self, source: FederatedDataModule, nodes: Nodes, start: float) -> None:
@@ -110,19 +110,19 @@ class NodesData(FederatedDataModule):
         self._start = start
 
     def options(self) -> dict[str, Any]:
-        """None: nothing is stored."""
+        """Return no options, since nothing is stored."""
         return {}
 
     def clients(self) -> Iterator[Any]:
-        """None: they are on their nodes."""
+        """Return no clients, since they are on their nodes."""
         return iter(())
 
     def transform(self, x: Tensor) -> Tensor:
-        """Nothing: there are no examples."""
+        """Return the input; there are no examples."""
         return x
 
     def prepare_data(self) -> None:
-        """Nothing is to be prepared."""
+        """Do nothing."""
 
     def setup(self, stage: str | None = None) -> None:
         """Wait for the nodes.
@@ -131,26 +131,26 @@ class NodesData(FederatedDataModule):
             stage: fit, validate, test or predict; all are set up alike.
 
         Raises:
-            NodesError: there are too few.
+            NodesError: there are too few nodes.
         """
         if self._federation is None:
             found = self.nodes.online(self.cohort_size, self._start)
             if len(found) < self.cohort_size:
                 warnings.warn(
                     f"{len(found)} nodes are connected, and a cohort has {self.cohort_size} clients "
-                    "(data.cohort_size): rounds are made with those that are there.",
+                    "(data.cohort_size): rounds continue with the connected ones.",
                     stacklevel=2,
                 )
             self.refresh()
 
     def refresh(self) -> None:
-        """Take up the clients that are known now."""
+        """Update the federation to the known clients."""
         if not self.nodes.clients:
-            raise NodesError("no node has a client that can take part: see what was said of each.")
+            raise NodesError("no node has a client that can take part: see the warning for each.")
         self._federation = cast(Federation, RemoteFederation(dict(self.nodes.clients)))
 
     def example(self) -> Inputs:
-        """A made-up example [1, ...] in the shape of the nodes', which stay where they are."""
+        """Return a synthetic example [1, ...] in the shape of the nodes' examples."""
         features = next(iter(self.nodes.clients.values())).features
         names = tuple(feature.name for feature in features if feature.name is not None)
         return from_leaves(names or None, map(_made_up, features))
@@ -163,20 +163,20 @@ class NodesData(FederatedDataModule):
 
 
 def _made_up(feature: Feature) -> Tensor:
-    """One of several integers may be a mask, of which zeros would leave nothing."""
+    """Create a synthetic input; one of several integer inputs may be a mask, so it is not all zeros."""
     if feature.tokens:
         return torch.full((1, *feature.shape), int(feature.name is not None), dtype=torch.int64)
     return torch.rand(1, *feature.shape, generator=torch.Generator().manual_seed(0))
 
 
 class NodeSampler(CohortSampler):
-    """Draws a cohort among the clients whose nodes are connected when it begins.
+    """Draws a cohort from the clients whose nodes are connected at the start of the round.
 
     Args:
-        data: of the nodes.
-        clients: numbers of the clients that are known.
+        data: data module of the nodes.
+        clients: numbers of the known clients.
         heldout: rows to evaluate on; None in training.
-        cohort_size: number of clients to draw; None = all.
+        cohort_size: number of clients to draw; None for all.
     """
 
     def __init__(self, data: NodesData, clients: Ints, heldout: Heldout | None, cohort_size: int | None) -> None:
@@ -211,7 +211,7 @@ class NodeBatches(Dataset[ClientBatch]):
     """Chunks of clients without examples, which are on the nodes."""
 
     def __getitem__(self, chunk: Chunk) -> ClientBatch:
-        """The clients of a chunk by number."""
+        """Return the clients of a chunk by number."""
         c = len(chunk.clients)
         none = torch.zeros(c, 0)
         nothing = Examples(none, none.long(), none.bool(), (0,) * c)
@@ -223,8 +223,8 @@ class NodeBatches(Dataset[ClientBatch]):
 class RemoteModule(FederatedModule):
     """A `FederatedModule` whose clients train and are evaluated on their nodes.
 
-    What clients of a stateful method keep stays on the nodes. The module remembers for each client the last round
-    whose update it has taken, and the nodes go on from there.
+    The states of clients stay on the nodes. The module remembers for each client the last round whose update it has
+    accepted, and the nodes resume from there.
     """
 
     _taken: dict[int, int]
@@ -235,24 +235,24 @@ class RemoteModule(FederatedModule):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._taken = {}
-        self._run = int.from_bytes(os.urandom(7), "big")  # no stream of the run: two runs of one seed must differ
+        self._run = int.from_bytes(os.urandom(7), "big")  # not from the run's seed: two runs with one seed must differ
         self._pending = []
         self._bytes = [0, 0]
 
     def open_states(self, data: FederatedDataModule) -> None:
-        """Nothing is kept here."""
+        """Do nothing, since states are on the nodes."""
 
     def data_record(self) -> None:
-        """The rows are on the nodes."""
+        """Return None, since the rows are on the nodes."""
 
     def on_train_epoch_start(self) -> None:
-        """Begin the round from nothing."""
+        """Reset the round."""
         super().on_train_epoch_start()
         self._pending = []
         self._bytes = [0, 0]
 
     def _train(self, method: Method, server: Groups, scale: Tensor | None, piece: ClientBatch) -> ClientUpdate:
-        """Let the nodes train; clients without a reply that can be used are counted as left out."""
+        """Let the nodes train; clients without a usable reply count as excluded."""
         assert self._round is not None
         replies = self._ask("train", piece.client.tolist(), round=piece.round)
         expected = flat(dict(self._sent(method).items()))
@@ -293,7 +293,7 @@ class RemoteModule(FederatedModule):
 
     def _server_step(self, round_: ServerRound) -> None:
         super()._server_step(round_)
-        # only now has the server taken them
+        # only now has the server accepted them
         self._taken |= dict.fromkeys(self._pending, self.current_epoch)
         self.log_dict(
             {
@@ -308,10 +308,10 @@ class RemoteModule(FederatedModule):
     def validation_step(  # type: ignore[override]
         self, batch: ClientBatch, batch_idx: int, dataloader_idx: int = 0
     ) -> ClientEvaluation:
-        """Let the nodes personalize and evaluate their clients; those without a usable reply are left out by name.
+        """Let the nodes personalize and evaluate their clients; those without a usable reply are excluded by name.
 
         Raises:
-            NodesError: none has replied.
+            NodesError: no client has replied.
         """
         rows = ROWS.index("test" if self.trainer.testing else "val")
         fits = {field.name: field.default is not None for field in fields(ClientEvaluation) if field.name != "client"}
@@ -327,21 +327,21 @@ class RemoteModule(FederatedModule):
                 name = self._data.client_name(client)
                 warnings.warn(f"client '{name}' is not evaluated: {error}.", RejectedClientWarning, stacklevel=2)
         if not found:
-            raise NodesError("no client could be evaluated: see what was said of each. The last checkpoint is intact.")
+            raise NodesError("no client could be evaluated: see the warning for each. The last checkpoint is intact.")
         return concatenate(found)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note the round of each client that was taken last, beside what every checkpoint has."""
+        """Add the last accepted round of each client to the checkpoint."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["nodes"] = {"run": self._run, "taken": dict(self._taken)}
         if self.method.private:
-            # a test elsewhere takes all clients for such that have not been sampled: what they keep is on their nodes
+            # a test elsewhere treats all clients as never sampled, since their states are on the nodes
             initial = self.initial_state(self.method, server_groups(self.method))
             states = ClientStates(initial, 1, self.trainer.default_root_dir)
             checkpoint["client_states"] = states.state_dict(str)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with the rounds that were taken, so that the nodes go on from the same states."""
+        """Restore the accepted rounds, so that the nodes resume from the same states."""
         super().on_load_checkpoint(checkpoint)
         nodes = checkpoint.get("nodes")
         if nodes is not None:
@@ -353,12 +353,12 @@ class RemoteModule(FederatedModule):
         return cast(NodesData, self.trainer.datamodule)  # type: ignore[attr-defined]
 
     def _sent(self, method: Method) -> Groups:
-        """The server's parameters that clients send an update of."""
+        """Return the server's parameters for which clients send updates."""
         server, client = server_groups(method), method.start(server_groups(method))
         return {name: {key: server[name][key] for key in client[source]} for name, source in method.shared.items()}
 
     def _ask(self, kind: str, clients: list[int], **numbers: int) -> dict[int, Reply]:
-        """Send the server's model to some clients."""
+        """Send the server's model to clients and return the replies."""
         state = dict(self.state_dict())
         common = {
             "seed": self._data.run_seed,
@@ -373,7 +373,7 @@ class RemoteModule(FederatedModule):
         return self._data.nodes.ask(kind, contents)
 
     def _weight(self, content: Any, name: str, client: int) -> float:
-        """A client's weight in the server's mean, no more than its number of examples."""
+        """Return a client's weight in the server's mean, at most its number of examples."""
         weight: float = number(content, f"weight_{name}", float, 0)
         most = self._data.nodes.clients[client].train if self.loop.weighting == "examples" else 1
         if weight > most:

@@ -25,14 +25,14 @@ RUN_CONFIG: dict[str, str | float | int | bool] = {
     "min-nodes": 1,
     "test": True,
 }
-"""What `flwr run --run-config` may change, with the defaults."""
+"""Settings that `flwr run --run-config` may change, with defaults."""
 
 
 def make_server_app(config: Path) -> ServerApp:
-    """A ServerApp for a run.
+    """Create a ServerApp for a run.
 
     Args:
-        config: file of the app, the configuration of the run.
+        config: the app's file with the configuration of the run.
     """
     app = ServerApp()
 
@@ -45,18 +45,18 @@ def make_server_app(config: Path) -> ServerApp:
 
 
 def fit(config: Path, grid: Grid, run_config: Any) -> FlowCLI:
-    """Make the rounds of a run with the clients of the nodes.
+    """Train a run with the clients of the nodes.
 
     Args:
         config: the configuration of the run.
-        grid: Flower's, to the nodes.
-        run_config: settings by the names of `RUN_CONFIG`.
+        grid: Flower's grid to the nodes.
+        run_config: settings by the names in `RUN_CONFIG`.
 
     Returns:
         The finished CLI.
 
     Raises:
-        FlowError: there are not enough nodes, or the run cannot be made.
+        FlowError: there are not enough nodes, or the run fails.
     """
     settings = {**RUN_CONFIG, **run_config}
     args = ["fit", f"--config={config}", "--trainer.num_sanity_val_steps=0", "--trainer.devices=1"]
@@ -73,10 +73,10 @@ class DeployedCLI(FlowCLI):
     """The command line of a run whose clients are nodes.
 
     Args:
-        grid: Flower's, to the nodes.
+        grid: Flower's grid to the nodes.
         settings: see `RUN_CONFIG`.
-        *args: as of `FlowCLI`.
-        **kwargs: as of `FlowCLI`.
+        *args: see `FlowCLI`.
+        **kwargs: see `FlowCLI`.
     """
 
     def __init__(self, grid: Grid, settings: dict[str, Any], *args: Any, **kwargs: Any) -> None:
@@ -85,7 +85,7 @@ class DeployedCLI(FlowCLI):
         super().__init__(*args, **kwargs)
 
     def before_fit(self) -> None:
-        """Put the nodes in the place of the data."""
+        """Replace the data by the nodes."""
         nodes = Nodes(
             self._grid,
             self.model.identity(),
@@ -96,6 +96,6 @@ class DeployedCLI(FlowCLI):
         self.datamodule = NodesData(self.datamodule, nodes, float(self._settings["start-timeout"]))
 
     def after_fit(self) -> None:
-        """Evaluate the clients on their test rows, with what they keep by now."""
+        """Evaluate the clients on their test rows, with their current states."""
         if self._settings["test"] and not self.trainer.interrupted:
             self.trainer.test(self.model, datamodule=self.datamodule)

@@ -121,7 +121,7 @@ BAD = {
     "not finite": lambda reply: changed(reply, first_tensor(reply), np.full((64, 64), np.nan, np.float32)),
     "has shape \\[2\\]": lambda reply: changed(reply, first_tensor(reply), np.zeros(2, np.float32)),
     "of float64": lambda reply: changed(reply, first_tensor(reply), np.zeros((64, 64))),
-    "which the other side's model has not": lambda reply: changed(reply, "more/weight", np.zeros(2, np.float32)),
+    "which the other side's model lacks": lambda reply: changed(reply, "more/weight", np.zeros(2, np.float32)),
     "cannot be read": lambda reply: unreadable(reply),
     "weight is": lambda reply: numbered(reply, "weight_global", 1e9),
     "of another round": lambda reply: numbered(reply, "round", 7),
@@ -279,7 +279,7 @@ def test_private_state_goes_on_from_the_round_that_the_server_has_taken(tmp_path
         state.write(round_, {"personal": {"w": torch.full((1, 2), float(round_))}}, taken)
     assert sorted(path.name for path in state.folder.iterdir()) == ["round-1.pt", "round-2.pt"]
     assert state.read(1, initial)["personal"]["w"].tolist() == [[1, 1]]
-    with pytest.raises(DataError, match="kept in round 0 is not in"):
+    with pytest.raises(DataError, match="state of round 0 is not in"):
         state.read(0, initial)
     (state.folder / "round-2.pt").write_bytes(b"half")
     with pytest.raises(DataError, match="damaged"):
@@ -297,7 +297,7 @@ def test_tensors_arrive_as_they_were_sent():
 
 def test_an_app_replaces_no_files(tmp_path):
     (tmp_path / "mine.txt").write_text("kept")
-    with pytest.raises(ConfigurationError, match="is there already and not empty"):
+    with pytest.raises(ConfigurationError, match="already exists and is not empty"):
         deploy(["-c", "task/digits", "-c", "method/fedavg", "--out", str(tmp_path)])
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
