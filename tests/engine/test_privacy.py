@@ -100,7 +100,7 @@ def test_cohorts_of_both_kinds_are_not_mixed():
     ledger = Ledger()
     ledger.add(POISSON, 1.0)
     ledger.add(FIXED, 1.0)
-    with pytest.raises(ConfigurationError, match=r"go on with data.sampling poisson"):
+    with pytest.raises(ConfigurationError, match=r"continue with data.sampling poisson"):
         Accountant("rdp", 1e-4).epsilon(ledger)
 
 

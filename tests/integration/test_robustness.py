@@ -53,12 +53,20 @@ class _Residual(nn.Sequential):
     [
         (nn.Sequential(*[nn.Linear(4, 4)] * 2), r"uses a parameter twice \(1.bias, 1.weight\)"),
         (_tied(), r"uses a parameter twice \(1.weight\)"),
-        (_Residual(nn.Linear(4, 4)), "_Residual has a forward or parameters of its own"),
     ],
 )
 def test_backbones_that_would_be_routed_wrongly_are_refused(backbone, message):
     with pytest.raises(ConfigurationError, match=message):
         RoutedModel(backbone)
+
+
+def test_a_sequential_with_a_forward_of_its_own_is_routed_within_it():
+    model = RoutedModel(_Residual(nn.Linear(4, 4)))
+    parameters = {name: p.detach() for name, p in model.backbone.named_parameters()}
+    x = torch.randn(6, 4)
+    local = {name: 2 * p for name, p in model.local_copy(parameters).items()}
+    outputs, _ = model.routed(x, parameters, local, all_global)
+    torch.testing.assert_close(outputs, x + model.backbone[0](x))
 
 
 class _Normalise(nn.Module):
