@@ -169,12 +169,7 @@ class Nodes:
                     "both sides, and run one app"
                 )
         client = number(reply, "client", least=0)
-        features = tuple(
-            Feature(
-                each, shape(reply, keyed("feature_shape", each)), bool(number(reply, keyed("tokens", each), least=0))
-            )
-            for each in feature_names(texts) or (None,)
-        )
+        features = tuple(_feature(reply, each) for each in feature_names(texts) or (None,))
         known = NodeClient(
             node,
             brief(texts.get("name")),
