@@ -49,7 +49,11 @@ def check_fit(
     set_classes(modules, num_classes)
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]), training_mode(modules, False):
-            torch.manual_seed(method.lazy_seed)
+            of_backbone, of_others = method.lazy_seeds
+            torch.manual_seed(of_backbone)
+            method.modules["global"](example)
+            if of_others != of_backbone:  # else nothing was drawn in between, and what follows must not be drawn again
+                torch.manual_seed(of_others)
             method.initialize(example)
             outputs = method.modules["global"](example)
     except FlowError:

@@ -174,6 +174,7 @@ class Method(ABC):
         phases: what `training` returned when the method was bound.
         personal_phases: what `personalization` returned when the method was bound.
         modules: the server's modules by group.
+        lazy_seeds: of the lazy modules of the backbone, and of those of the method's own modules.
         trained: for each group of the server the names of its parameters that are trained. Frozen ones
             (`requires_grad` is False) are in no group: all clients use the server's, which never change.
         models: the groups of the server that the generalized predictions need.
@@ -201,7 +202,7 @@ class Method(ABC):
     model: RoutedModel
     objective: Objective
     modules: dict[str, nn.Module]
-    lazy_seed: int
+    lazy_seeds: tuple[int, int]
     trained: dict[str, tuple[str, ...]]
 
     def __init__(self, personal_lr_scale: float = 1.0) -> None:
@@ -240,9 +241,12 @@ class Method(ABC):
             )
         bound.model = RoutedModel(backbone, blocks)
         bound.objective = objective
+        # Lazy modules are initialized later, when the data is known. The backbone's seed is drawn before the method's
+        # own modules draw anything, so that w_g starts alike under every method.
+        with torch.random.fork_rng(devices=[]):
+            seed = int(torch.randint(2**31, ()))
         bound.modules = {"global": backbone, **bound.server_modules()}
-        # Lazy modules are initialised later, when the data is known: fix their seed now, whatever is drawn in between.
-        bound.lazy_seed = int(torch.randint(2**31, ()))
+        bound.lazy_seeds = (seed, int(torch.randint(2**31, ())))
         bound.plan()
         return bound
 

@@ -36,7 +36,7 @@ class Scaffold(FedAvg):
         control = copy.deepcopy(self.model.backbone)
         control.averaged = True  # type: ignore[assignment]  # no optimizer: see `trained_names`
         for p in control.parameters():
-            p.requires_grad_(False)
+            p.requires_grad = False  # not requires_grad_, which a lazy parameter refuses
             if not isinstance(p, nn.UninitializedParameter):
                 nn.init.zeros_(p)
         return {"control": control}

@@ -1,10 +1,13 @@
+import inspect
+
 import pytest
 import torch
 from torch import nn
 
+from flow_pl import methods
 from flow_pl.checks import check_fit
 from flow_pl.errors import ConfigurationError
-from flow_pl.methods import FedAvg, HypCluster
+from flow_pl.methods import FedAvg, HypCluster, Method
 from flow_pl.models import EMNISTCNN, MLP, LogisticRegression, ResNet18, VisionTransformer
 from flow_pl.tasks import Classification
 
@@ -51,6 +54,25 @@ def test_initial_weights_follow_from_the_seed_alone():
 
     first, second = weights(), weights()
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def every_method():
+    names = [name for name, cls in vars(methods).items() if inspect.isclass(cls) and issubclass(cls, Method)]
+    return [n for n in names if not inspect.isabstract(getattr(methods, n)) and n != "FedBN"]  # asks for BatchNorm
+
+
+@pytest.mark.parametrize("name", every_method())
+def test_w_g_starts_alike_under_every_method(name):
+    """Or a comparison would be one of initial weights, too."""
+
+    def weights(method):
+        torch.manual_seed(3)
+        backbone = MLP(hidden=[4])
+        check_fit(method.bind(backbone, Classification()), VECTOR, 5, ())
+        return backbone.state_dict()
+
+    expected = weights(FedAvg())
+    assert all(torch.equal(p, expected[key]) for key, p in weights(getattr(methods, name)()).items())
 
 
 def test_every_model_of_a_method_gets_its_sizes():
