@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 TORCH_THREADS ?= 1
 TEST_PROCESSES ?= 2
 
-.PHONY: demo test test-slow test-pairs test-deploy lint docs bench bench-scale bench-peers fuzz chaos soak clean
+.PHONY: demo test test-slow test-extended test-deploy lint docs bench bench-scale bench-peers fuzz chaos soak clean
 
 # Made again when the dependencies change. pip alone; with uv: uv venv && uv pip install -e ".[dev]" -c constraints.txt
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -21,13 +21,13 @@ demo: $(VENV)/installed
 test: $(VENV)/installed
 	OMP_NUM_THREADS=$(TORCH_THREADS) $(BIN)/python -m pytest -n $(TEST_PROCESSES) -m "not slow and not deploy"
 
-# the rest: whole runs, several processes, servers, a third of the pairs of task and method
+# the rest: whole runs, several processes, servers, a fifth of the pairs of task and method
 test-slow: $(VENV)/installed
-	OMP_NUM_THREADS=$(TORCH_THREADS) $(BIN)/python -m pytest -n $(TEST_PROCESSES) -m "slow and not deploy and not pairs"
+	OMP_NUM_THREADS=$(TORCH_THREADS) $(BIN)/python -m pytest -n $(TEST_PROCESSES) -m "slow and not deploy and not extended"
 
-# a round of each pair of task and method that the slow suite leaves out: ten minutes
-test-pairs: $(VENV)/installed
-	OMP_NUM_THREADS=$(TORCH_THREADS) $(BIN)/python -m pytest -n $(TEST_PROCESSES) -m pairs
+# what the slow suite leaves out: the other pairs of task and method, and more variants of long tests
+test-extended: $(VENV)/installed
+	OMP_NUM_THREADS=$(TORCH_THREADS) $(BIN)/python -m pytest -n $(TEST_PROCESSES) -m extended
 
 # a Flower network on this machine: some minutes
 test-deploy: $(VENV)/installed

@@ -21,8 +21,8 @@ TASKS, METHODS, TUNED, ABLATIONS = (
 )
 PAIRS = [(task, f"method/{method}") for task in TASKS for method in METHODS]
 PAIRS += [(name.partition("/")[0], f"tuned/{name}") for name in TUNED]
-GATED = {pair for number, pair in enumerate(PAIRS) if pair[1].startswith("tuned/") or number % 3 == 0}
-"""Pairs that run at every change: each method and each task are in several of them. The others are marked `pairs`."""
+GATED = {pair for number, pair in enumerate(PAIRS) if number % (2 if pair[1].startswith("tuned/") else 5) == 0}
+"""Pairs that run at every change: each method and each task are in several of them. The others are `extended`."""
 TEXTS = ["to be or not", "that is the question", "whether it is nobler"]
 
 
@@ -142,7 +142,7 @@ def served(task, method):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "method"),
-    [pytest.param(*pair, marks=[] if pair in GATED else pytest.mark.pairs) for pair in PAIRS if served(*pair)],
+    [pytest.param(*pair, marks=[] if pair in GATED else pytest.mark.extended) for pair in PAIRS if served(*pair)],
 )
 def test_every_task_runs_with_every_method(task, method, cache, tmp_path):
     """One chunk of training and one of validation, then one of each test population."""

@@ -304,7 +304,15 @@ if run.is_global_zero:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("processes", "cohort"), [(2, 1), (2, 5), (3, 2), (3, 7)])
+@pytest.mark.parametrize(
+    ("processes", "cohort"),
+    [
+        pytest.param(2, 1, marks=pytest.mark.extended),
+        (2, 5),
+        (3, 2),
+        pytest.param(3, 7, marks=pytest.mark.extended),
+    ],
+)
 def test_several_processes_give_the_numbers_of_one(tmp_path, processes, cohort):
     """gloo on CPU, the router's dropout included; an uneven cohort, and one with fewer clients than processes."""
     alone, run = fitted(tmp_path, cohort_size=cohort)

@@ -222,7 +222,10 @@ def distributed(folder, *arguments):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("processes", "cohort"), [(2, 1), (2, 5), (3, 5)])
+@pytest.mark.parametrize(
+    ("processes", "cohort"),
+    [(2, 1), pytest.param(2, 5, marks=pytest.mark.extended), pytest.param(3, 5, marks=pytest.mark.extended)],
+)
 def test_processes_keep_what_one_keeps(tmp_path, processes, cohort):
     """Four rounds, of which the last two are resumed, so that clients move between processes."""
     alone, _ = fitted(tmp_path, ditto(), rounds=4, cohort_size=cohort)

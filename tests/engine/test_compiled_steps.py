@@ -17,7 +17,7 @@ from tests.test_module import data, module, trainer
 
 @pytest.mark.slow
 @pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="no C++ compiler is installed")
-@pytest.mark.parametrize("clients", [1, 3])
+@pytest.mark.parametrize("clients", [pytest.param(1, marks=pytest.mark.extended), 3])
 def test_compiled_steps_equal_the_others(clients, monkeypatch):
     """Router and global steps of Flow, with dropout, of a client alone too; the losses of all steps are kept."""
     calls, compiled = [], tracing.compiled

@@ -140,6 +140,7 @@ def test_traced_steps_ask_no_more(monkeypatch, name):
 
 
 @pytest.mark.slow
+@pytest.mark.extended
 @pytest.mark.parametrize("backbone", ["cnn", "words"])
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_with_images_and_words(monkeypatch, name, backbone):

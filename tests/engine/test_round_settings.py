@@ -129,7 +129,13 @@ if run.is_global_zero:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize(
+    "option",
+    [
+        pytest.param(name, marks=[pytest.mark.extended] if name in ("norm_bound", "geometric_median") else [])
+        for name in OPTIONS
+    ],
+)
 def test_two_processes_give_the_numbers_of_one(tmp_path, option):
     settings = {"default_root_dir": str(tmp_path)}
     model, run = fitted(tmp_path, module(flow(), **OPTIONS[option]()), rounds=2, trainer_settings=settings)

@@ -213,7 +213,7 @@ CLI = [sys.executable, "-m", "flow_pl"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", ["fit", "test", "predict"])
+@pytest.mark.parametrize("command", ["fit", "test", pytest.param("predict", marks=pytest.mark.extended)])
 def test_two_processes_through_the_command_line(tmp_path, command):
     """Flow with every callback, and fewer clients than processes have room for."""
     config = tmp_path / "tiny.yaml"
