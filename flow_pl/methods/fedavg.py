@@ -9,10 +9,6 @@ from flow_pl.utils.groups import Groups, Parameters
 class FedAvg(Method):
     """Trains w_g for E epochs on all of a client's data and sends it. There is no personal model."""
 
-    def __init__(self) -> None:
-        # no personal_lr_scale, which would have no effect
-        super().__init__()
-
     def training(self) -> tuple[Phase | Derive, ...]:
         """Train w_g on all the data."""
         return (Phase("all", (self.train_step("global"),)),)

@@ -31,6 +31,9 @@ class Scaffold(FedAvg):
     shared = MappingProxyType({"global": "global", "control": "sent"})
     private = MappingProxyType({"own": "new"})
 
+    def __init__(self) -> None:
+        super().__init__()
+
     def server_modules(self) -> dict[str, nn.Module]:
         """Return the server's control: a number for each parameter, in a module of the backbone's shape."""
         control = copy.deepcopy(self.model.backbone)
