@@ -4,48 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from datetime import timedelta
 
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
-
-
-class Pace:
-    """Tracks how many clients were processed, how fast, and how much time is left.
-
-    Args:
-        position: where the work starts, in the units of `time_left` (a resumed fit does not start at 0).
-    """
-
-    def __init__(self, position: float = 0.0) -> None:
-        self.clients = 0
-        self._position = position
-        self._started = time.monotonic()
-        self._paused = 0.0
-        self._pause_started: float | None = None
-
-    def pause(self) -> None:
-        """Stop the clock of the speed, while something else runs."""
-        self._pause_started = time.monotonic()
-
-    def resume(self) -> None:
-        """Start the clock of the speed again."""
-        if self._pause_started is not None:
-            self._paused += time.monotonic() - self._pause_started
-            self._pause_started = None
-
-    def speed(self) -> str:
-        """Return the clients per second while the clock ran."""
-        seconds = time.monotonic() - self._started - self._paused
-        return f"{self.clients / max(seconds, 1e-9):.3g} clients/s"
-
-    def time_left(self, position: float, total: float | None) -> str | None:
-        """Estimate the time until `total`, pauses included, at the rate so far; None if unknown."""
-        if total is None or position <= self._position:
-            return None
-        seconds = (time.monotonic() - self._started) * (total - position) / (position - self._position)
-        return f"time left {timedelta(seconds=int(max(seconds, 0)))}"
 
 
 class ProgressDisplay:
@@ -61,14 +23,13 @@ class ProgressDisplay:
         self._interval_s = interval_s
         self._last_line = -float("inf")
         self._pending = ""
-        self._bars: dict[str, TaskID] = {}
-        self._live: _Bars | None = None
-        if console.is_interactive or console.is_jupyter:
-            self._live = _Bars(console)
-            self._live.start()
+        self._tasks: dict[str, TaskID] = {}
+        self._live = console.is_interactive or console.is_jupyter
+        self._bars = _Bars(console, disable=not self._live)
+        self._bars.start()
 
-    def show(self, bar: str, label: str, status: str, position: float, total: float | None) -> None:
-        """Draw or redraw a bar; without a terminal, do nothing.
+    def show(self, bar: str, label: str, status: str, position: float, total: float | None, clients: int) -> str:
+        """Draw or redraw a bar, on a terminal.
 
         Args:
             bar: name of the bar.
@@ -76,26 +37,31 @@ class ProgressDisplay:
             status: text after it.
             position: current position.
             total: end position; None if unknown.
+            clients: number of clients processed since the bar was first shown.
+
+        Returns:
+            What the bar says, without the bar itself.
         """
-        if self._live is None:
-            return
-        if bar not in self._bars:
-            self._bars[bar] = self._live.add_task(label, total=total, status=status)
-        self._live.update(self._bars[bar], description=label, completed=position, total=total, status=status)
+        if bar not in self._tasks:
+            self._tasks[bar] = self._bars.add_task(
+                label, total=total, completed=int(position), status=status, clients=clients
+            )
+        task = self._tasks[bar]
+        self._bars.update(task, description=label, completed=position, total=total, status=status, clients=clients)
+        return self._bars.text(task)
 
     def remove(self, bar: str) -> None:
         """Remove a bar, if it is shown."""
-        if self._live is not None and bar in self._bars:
-            self._live.remove_task(self._bars.pop(bar))
+        if bar in self._tasks:
+            self._bars.remove_task(self._tasks.pop(bar))
 
     def caption(self, text: str) -> None:
         """Set the line under the bars; without a terminal, do nothing."""
-        if self._live is not None:
-            self._live.caption = text
+        self._bars.caption = text
 
     def line(self, text: str) -> None:
         """Print a line if there is no terminal, or keep it for `flush` if the last one is recent."""
-        if self._live is None:
+        if not self._live:
             self._pending = text
             if time.monotonic() - self._last_line >= self._interval_s:
                 self.flush()
@@ -110,21 +76,46 @@ class ProgressDisplay:
     def stop(self) -> None:
         """Leave the last state on screen and release the terminal."""
         self.flush()
-        if self._live is not None:
-            self._live.stop()
+        self._bars.stop()
+
+
+class _ClientSpeedColumn(ProgressColumn):
+    """Shows the mean number of clients per second since the bar was first shown."""
+
+    def render(self, task: Task) -> Text:
+        seconds = task.finished_time or task.elapsed or 0.0
+        return Text(f"{task.fields['clients'] / max(seconds, 1e-9):.3g} clients/s")
+
+
+class _TimeLeftColumn(TimeRemainingColumn):
+    """Shows Rich's estimate of the time left, with a label; nothing if the end is unknown."""
+
+    def render(self, task: Task) -> Text:
+        return Text.assemble("time left ", super().render(task)) if task.total is not None else Text()
 
 
 class _Bars(Progress):
     """Renders Rich bars with a line of text under them."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, disable: bool) -> None:
         self.caption = ""
         super().__init__(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=20),
             TextColumn("{task.fields[status]}", markup=False),
+            _ClientSpeedColumn(),
+            _TimeLeftColumn(),
             console=console,
+            disable=disable,
+            # of all that was done: a round may take longer than any period
+            speed_estimate_period=float("inf"),
         )
+
+    def text(self, task_id: TaskID) -> str:
+        """Return what the columns of a task say, but for the bar."""
+        task = next(task for task in self.tasks if task.id == task_id)
+        texts = [column.render(task) for column in self.columns if isinstance(column, ProgressColumn)]
+        return "  ".join(text.plain for text in texts if isinstance(text, Text) and text.plain)
 
     def get_renderables(self) -> Iterable[RenderableType]:
         """Return the bars, then the caption."""

@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from rich import get_console
 
 from flow_pl.callbacks._federated import federated_data
-from flow_pl.callbacks._progress_display import Pace, ProgressDisplay
+from flow_pl.callbacks._progress_display import ProgressDisplay
 from flow_pl.data import CohortSampler
 from flow_pl.utils.validation import require_at_least_zero
 
@@ -60,10 +60,10 @@ class RoundProgressBar(ProgressBar):
         self.interval_s = interval_s
         self._enabled = True
         self._display: ProgressDisplay | None = None
-        self._fit = Pace()
-        self._evaluation = Pace()
         self._ahead = ("", "", 0.0)
+        self._fit_clients = 0
         self._round_clients = 0
+        self._evaluated_clients = 0
 
     @property
     def is_enabled(self) -> bool:
@@ -80,9 +80,9 @@ class RoundProgressBar(ProgressBar):
         self._stop()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start, at the round from which a resumed fit continues."""
+        """Start the display."""
         self._start()
-        self._fit = Pace(position=trainer.current_epoch)
+        self._fit_clients = 0
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin a round."""
@@ -95,7 +95,7 @@ class RoundProgressBar(ProgressBar):
         """Count the clients of a chunk."""
         clients = _served(trainer.train_dataloader, batch, batch_idx)
         self._round_clients += clients
-        self._fit.clients += clients
+        self._fit_clients += clients
         # not `total_train_batches`, which counts every batch as a step if `max_steps` is set
         self._show_round(done=(batch_idx + 1) / trainer.num_training_batches)
 
@@ -119,15 +119,10 @@ class RoundProgressBar(ProgressBar):
         self._stop()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop the clock of the training speed."""
-        self._fit.pause()
-        self._start()
-
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the display."""
         self._start()
 
-    on_predict_start = on_test_start
+    on_test_start = on_predict_start = on_validation_start
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -135,7 +130,7 @@ class RoundProgressBar(ProgressBar):
         """Begin with the clients of a dataloader."""
         if batch_idx == 0 and self._display is not None and not trainer.sanity_checking:
             self._display.flush()
-            self._evaluation = Pace()
+            self._evaluated_clients = 0
             self._ahead = self._clients_ahead(trainer, dataloader_idx)
             self._show_clients(done=0)
 
@@ -152,7 +147,7 @@ class RoundProgressBar(ProgressBar):
     ) -> None:
         """Count the clients of a chunk."""
         if self._display is not None and not trainer.sanity_checking:
-            self._evaluation.clients += _served(_evaluated(trainer, dataloader_idx), batch, batch_idx)
+            self._evaluated_clients += _served(_evaluated(trainer, dataloader_idx), batch, batch_idx)
             text = self._show_clients(done=batch_idx + 1)
             if trainer.state.fn != "fit":
                 self._display.line(text)
@@ -161,7 +156,6 @@ class RoundProgressBar(ProgressBar):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Resume the display of the fit, if there is one."""
-        self._fit.resume()
         if trainer.state.fn != "fit":
             self._stop()
         elif self._display is not None:
@@ -201,8 +195,8 @@ class RoundProgressBar(ProgressBar):
         number, rounds = self.trainer.current_epoch, self._rounds()
         label = f"Round {number + 1}" + ("" if rounds is None else f"/{rounds}")
         cohort = federated_data(self.trainer).cohort_size
-        clients = f"clients {self._round_clients}/{cohort}"
-        return self._show("fit", label, clients, self._fit, number + done, rounds)
+        status = f"clients {self._round_clients}/{cohort}"
+        return self._show("fit", label, status, number + done, rounds, self._fit_clients)
 
     def _clients_ahead(self, trainer: Trainer, dataloader_idx: int) -> tuple[str, str, float]:
         """Return the bar of a dataloader, its label and the number of chunks."""
@@ -218,10 +212,8 @@ class RoundProgressBar(ProgressBar):
     def _show_clients(self, done: int) -> str:
         """Draw the bar of an evaluation with `done` chunks completed; return its text."""
         bar, label, chunks = self._ahead
-        return self._show(bar, label, f"clients {self._evaluation.clients}", self._evaluation, done, chunks)
+        clients = self._evaluated_clients
+        return self._show(bar, label, f"clients {clients}", done, chunks, clients)
 
-    def _show(self, bar: str, label: str, clients: str, pace: Pace, position: float, total: float | None) -> str:
-        status = "  ".join(text for text in (clients, pace.speed(), pace.time_left(position, total)) if text)
-        if self._display is not None:
-            self._display.show(bar, label, status, position, total)
-        return f"{label}  {status}"
+    def _show(self, bar: str, label: str, status: str, position: float, total: float | None, clients: int) -> str:
+        return "" if self._display is None else self._display.show(bar, label, status, position, total, clients)

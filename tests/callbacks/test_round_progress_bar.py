@@ -11,7 +11,7 @@ import rich
 from rich.console import Console
 
 from flow_pl.callbacks import GeneralizedAccuracy, PersonalizedAccuracy, RoundProgressBar
-from flow_pl.callbacks._progress_display import Pace
+from flow_pl.callbacks._progress_display import ProgressDisplay
 from flow_pl.callbacks.round_progress_bar import _served
 from flow_pl.data import CohortSampler
 from flow_pl.errors import ConfigurationError
@@ -84,21 +84,21 @@ def test_a_resumed_fit_goes_on_at_its_round(output: io.StringIO, tmp_path: Path)
     assert [line.split("  ")[0] for line in lines(output)] == ["Round 3/4", "Round 4/4"]
 
 
-def test_time_left_of_a_resumed_fit_counts_its_own_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rounds 10..12 of 20 took 30 s, 10 of them in validation: 8 more take 120 s; 40 clients took 20 s."""
+def test_time_left_of_a_resumed_fit_counts_its_own_rounds(output: io.StringIO) -> None:
+    """Rounds 11 and 12 of 20 took 15 s each: 8 more take 120 s; 40 clients took 30 s."""
     now = 100.0
-    monkeypatch.setattr("flow_pl.callbacks._progress_display.time.monotonic", lambda: now)
-    pace = Pace(position=10)
+    rich.get_console().get_time = lambda: now
+    display = ProgressDisplay(rich.get_console(), interval_s=0)
+
+    def shown(completed: float, total: float | None, clients: int) -> str:
+        return display.show("fit", "Round", "", completed, total, clients)
+
+    assert shown(10.0, 20, 0) == "Round  0 clients/s  time left -:--:--"
     now = 115.0
-    pace.pause()
-    now = 125.0
-    pace.resume()
+    assert shown(11.0, 20, 15) == "Round  1 clients/s  time left -:--:--"  # Rich needs two steps
     now = 130.0
-    pace.clients = 40
-    assert pace.time_left(12.0, 20) == "time left 0:02:00"
-    assert pace.speed() == "2 clients/s"
-    assert pace.time_left(12.0, None) is None
-    assert pace.time_left(10.0, 20) is None
+    assert shown(12.0, 20, 40) == "Round  1.33 clients/s  time left 0:02:00"
+    assert display.show("other", "Round", "", 10.0, None, 0) == "Round  0 clients/s"
 
 
 def test_each_population_is_shown(output: io.StringIO) -> None:
@@ -128,7 +128,7 @@ def test_bars_on_a_terminal(output: io.StringIO) -> None:
     fit(bar, GeneralizedAccuracy(), PersonalizedAccuracy(), max_epochs=2)
     make_trainer(bar).test(FakeModule(), datamodule=FakeData([], seen=CHUNKS), verbose=False)
     text = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", output.getvalue())
-    assert re.search(r"Round 2/2 ━+ clients 4/4  \S+ clients/s  time left 0:00:00", text)
+    assert re.search(r"Round 2/2 ━+ clients 4/4 \S+ clients/s time left 0:00:00", text)
     assert "global loss 0.5000  val generalized 0.5000  personalized 0.6000" in text
     assert re.search(r"Personalize & evaluate \(seen clients\) ━+ clients 4", text)
     assert output.getvalue().count("\x1b[?25l") == output.getvalue().count("\x1b[?25h")  # the cursor is back
