@@ -326,7 +326,7 @@ def test_what_clients_kept_is_loaded_by_name(tmp_path):
         expected = states.read(torch.tensor([client]), initial)
         assert all(torch.equal(p, expected["personal"][key][0]) for key, p in kept["personal"].items())
         assert isinstance(personalize(module, *data.examples(client, "train"), kept=kept), PersonalModel)
-    with pytest.raises(DataError, match=r"client 'nobody' keeps nothing in the checkpoint, which has the state of"):
+    with pytest.raises(DataError, match=r"client 'nobody' has no state in the checkpoint, which has that of"):
         load_kept(module, checkpoint, "nobody")
     other, _ = load(DITTO, checkpoint)
     other.method.private = {"received": "received", "personal": "personal"}

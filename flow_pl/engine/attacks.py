@@ -18,16 +18,16 @@ from flow_pl.utils.rng import Stream, generator
 from flow_pl.utils.validation import require_count, require_positive, require_share
 
 GAUSSIAN, POISONED = 2, 3
-"""Purposes of random numbers."""
+"""Purposes of random numbers; see `client_keys`."""
 
 
 class Attack:
     """Draws the attackers once per run; a base class whose attackers behave honestly.
 
-    Attackers are never evaluated: every metric of validation and test is one of honest clients.
+    Attackers are never evaluated: all metrics of validation and test are over honest clients.
 
     Args:
-        share: of the clients that are trained on.
+        share: share of the training clients that attack.
 
     Raises:
         ConfigurationError: `share` is not in (0, 1].
@@ -45,9 +45,9 @@ class Attack:
         """Choose the attackers.
 
         Args:
-            clients: [M] indices of the clients that are trained on.
+            clients: [M] indices of the training clients.
             population: number of clients in the store.
-            seed: of the run.
+            seed: seed of the run.
 
         Returns:
             Their indices, in ascending order.
@@ -66,7 +66,7 @@ class Attack:
         return math.ceil(self.share * cohort - 1e-9)
 
     def members(self, client: Tensor) -> Tensor:
-        """Return [C] bool, which of the clients [C] attack."""
+        """Return which of the clients [C] attack: [C] bool."""
         self._members = self._members.to(client.device)
         return self._members[client]
 
@@ -75,49 +75,49 @@ class Attack:
 
         Args:
             example: features of one instance [1, ...], or several by name.
-            num_classes: of the data.
-            label_shape: of the label of an instance.
+            num_classes: number of classes of the data.
+            label_shape: shape of an instance's label.
 
         Raises:
-            ConfigurationError: it cannot.
+            ConfigurationError: the data is not supported.
         """
 
     def poison(self, batch: ClientBatch, num_classes: int) -> ClientBatch:
-        """Poison the attackers' examples of a training batch; returns a new batch if anything changes."""
+        """Poison the attackers' examples in a training batch; return a new batch if anything changes."""
         return batch
 
     def corrupt(self, difference: Groups, client: Tensor, round_: int) -> None:
-        """Change the attackers' updates in place: by group and name [C, ...], of clients [C]."""
+        """Change the attackers' updates in place; they are given by group and name [C, ...], for the clients [C]."""
 
 
 class LabelFlip(Attack):
-    """Lets attackers train on labels classes - 1 - y instead of y.
+    """Lets attackers train on the label classes - 1 - y in place of y.
 
     Tolpegin et al., Data Poisoning Attacks Against Federated Learning Systems (ESORICS 2020).
 
     Args:
-        share: of the clients that are trained on.
+        share: share of the training clients that attack.
     """
 
     def check(self, example: Inputs, num_classes: int, label_shape: tuple[int, ...]) -> None:
-        """As `Attack.check`: an instance must have one label."""
+        """Require one label per instance; see `Attack.check`."""
         _require_one_label(self, label_shape, num_classes)
 
     def poison(self, batch: ClientBatch, num_classes: int) -> ClientBatch:
-        """As `Attack.poison`."""
+        """See `Attack.poison`."""
         attackers = self.members(batch.client)[:, None]
         y = torch.where(attackers, num_classes - 1 - batch.train.y, batch.train.y)
         return replace(batch, train=replace(batch.train, y=y))
 
 
 class SignFlip(Attack):
-    """Lets attackers send the negative of their update, times a factor.
+    """Lets attackers send the negative of their update, multiplied by a factor.
 
     Li et al., RSA: Byzantine-Robust Stochastic Aggregation Methods (AAAI 2019).
 
     Args:
-        share: of the clients that are trained on.
-        scale: the factor.
+        share: share of the training clients that attack.
+        scale: factor on the negated update.
     """
 
     def __init__(self, share: float = 0.1, scale: float = 1.0) -> None:
@@ -126,7 +126,7 @@ class SignFlip(Attack):
         self.scale = scale
 
     def corrupt(self, difference: Groups, client: Tensor, round_: int) -> None:
-        """As `Attack.corrupt`."""
+        """See `Attack.corrupt`."""
         _multiply(difference, self.members(client), -self.scale)
 
 
@@ -134,8 +134,8 @@ class GaussianAttack(Attack):
     """Lets attackers send normal random numbers, drawn anew in each round, as in the experiments of Krum's paper.
 
     Args:
-        share: of the clients that are trained on.
-        std: their standard deviation.
+        share: share of the training clients that attack.
+        std: standard deviation of the random numbers.
     """
 
     def __init__(self, share: float = 0.1, std: float = 1.0) -> None:
@@ -144,7 +144,7 @@ class GaussianAttack(Attack):
         self.std = std
 
     def corrupt(self, difference: Groups, client: Tensor, round_: int) -> None:
-        """As `Attack.corrupt`."""
+        """See `Attack.corrupt`."""
         attackers = self.members(client)
         for i, p in enumerate(p for group in difference.values() for p in group.values()):
             keys = client_keys(client, self.seed, round_, GAUSSIAN + 16 * i)
@@ -155,16 +155,16 @@ class GaussianAttack(Attack):
 class Backdoor(Attack):
     """Lets attackers train the model to answer a trigger with one class, and scale up their updates to succeed.
 
-    Model replacement of Bagdasaryan et al., How to Backdoor Federated Learning (AISTATS 2020): a part of an attacker's
-    examples gets the trigger and the target's label, and its update is multiplied. The trigger is a patch of ones in
+    Model replacement of Bagdasaryan et al., How to Backdoor Federated Learning (AISTATS 2020): some of an attacker's
+    examples get the trigger and the target's label, and its update is scaled up. The trigger is a patch of ones in
     the last rows and columns of an image, or in the last features of a vector.
 
     Args:
-        share: of the clients that are trained on.
+        share: share of the training clients that attack.
         target: class that the trigger should cause.
         scale: factor on the attackers' updates.
         poisoned: share of an attacker's examples that get the trigger.
-        size: of the patch, in pixels or features along each axis.
+        size: size of the patch, in pixels or features along each axis.
 
     Raises:
         ConfigurationError: a setting is out of its range.
@@ -184,17 +184,17 @@ class Backdoor(Attack):
         self.size = size
 
     def check(self, example: Inputs, num_classes: int, label_shape: tuple[int, ...]) -> None:
-        """As `Attack.check`: fractional features that have room for the patch, and one label that can be the target."""
+        """Require floating-point features with room for the patch and one label per instance; see `Attack.check`."""
         _require_one_label(self, label_shape, num_classes)
         if isinstance(example, dict):
             raise ConfigurationError(
-                f"the data gives several features by name ({described(example)}), Backdoor puts its trigger into one "
-                "tensor: take data of images or of vectors of fractions, or another attack."
+                f"the data has several inputs by name ({described(example)}), but Backdoor puts its trigger into one "
+                "tensor: use images or vectors of floating-point numbers, or another attack."
             )
         if not example.is_floating_point() or example.ndim < 2:
             raise ConfigurationError(
                 f"features of type {example.dtype} and shape {list(example.shape[1:])} have no place for the trigger "
-                "of Backdoor: take data of images or of vectors of fractions, or another attack."
+                "of Backdoor: use images or vectors of floating-point numbers, or another attack."
             )
         sides = example.shape[1:][-2:]
         if self.size > min(sides):
@@ -208,17 +208,17 @@ class Backdoor(Attack):
             )
 
     def poison(self, batch: ClientBatch, num_classes: int) -> ClientBatch:
-        """As `Attack.poison`."""
+        """See `Attack.poison`."""
         train = batch.train
         keys = client_keys(batch.client, self.seed, 0, POISONED)
         poisoned = (uniform(keys, train.mask.shape[1]) < self.poisoned) & self.members(batch.client)[:, None]
-        clean = first(train.x)  # there is one, see `check`
+        clean = first(train.x)  # the only input, see `check`
         x = torch.where(poisoned.view(*poisoned.shape, *[1] * (clean.ndim - 2)), self.stamped(clean), clean)
         y = torch.where(poisoned, self.target, train.y)
         return replace(batch, train=replace(train, x=x, y=y))
 
     def corrupt(self, difference: Groups, client: Tensor, round_: int) -> None:
-        """As `Attack.corrupt`."""
+        """See `Attack.corrupt`."""
         _multiply(difference, self.members(client), self.scale)
 
     def stamped(self, x: Tensor) -> Tensor:
@@ -249,10 +249,10 @@ def _require_one_label(attack: Attack, label_shape: tuple[int, ...], num_classes
     if num_classes < 2:
         raise ConfigurationError(
             f"{type(attack).__name__} changes an instance's class, but the data has a single class, or real values for "
-            "labels: take another attack."
+            "labels: use another attack."
         )
     if label_shape:
         raise ConfigurationError(
-            f"labels of shape {list(label_shape)} are none that {type(attack).__name__} can change: take data whose "
-            "instances have one label each, or another attack."
+            f"{type(attack).__name__} cannot change labels of shape {list(label_shape)}: use data with one label "
+            "per instance, or another attack."
         )

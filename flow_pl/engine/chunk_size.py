@@ -1,8 +1,8 @@
-"""Chooses how many clients of a loaded chunk are trained side by side: all, or the number measured as fastest.
+"""Choose how many clients of a loaded chunk are trained side by side: all, or the number measured to be fastest.
 
-More clients at once share the cost of each operation, up to where their tensors leave the processor's caches; a client
-alone runs without vmap. Which of these wins depends on the model and the device, so it is measured. The
-results are the same, up to rounding, whatever is chosen.
+More clients at once share the cost of each operation, until their tensors no longer fit into the processor's caches; a
+single client runs without vmap. Which of these wins depends on the model and the device, so it is measured. The results
+are the same, up to rounding, whatever is chosen.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ MEASURED_ROUNDS = 2
 """Rounds for each candidate; the first one warms up (allocations, traces) and is not counted."""
 
 SPACING = 4
-"""Between one candidate and the next smaller one."""
+"""Ratio of one candidate to the next smaller one."""
 
 COPIES = 6
-"""Tensors of a parameter's size for each client: its value, gradient, optimizer state and what is made in between."""
+"""Tensors of a parameter's size for each client: value, gradient, optimizer state and intermediate results."""
 
 
 class ChunkSize:
-    """Runs a function on a loaded chunk in pieces, and finds the fastest size of these.
+    """Runs a function on a loaded chunk in pieces, and finds the fastest size for a piece.
 
     Args:
         automatic: whether to measure; otherwise a chunk is one piece.
-        client_bytes: size of the parameters that each client has a copy of, for a bound by the memory.
+        client_bytes: bytes of the parameters that each client has a copy of; bounds the size by the memory.
     """
 
     def __init__(self, automatic: bool = False, client_bytes: int = 0) -> None:
@@ -58,7 +58,7 @@ class ChunkSize:
 
         Args:
             batch: the loaded chunk.
-            fn: trains or evaluates clients; is called again with fewer of them where memory does not suffice.
+            fn: trains or evaluates clients; called again with fewer of them if memory runs out.
 
         Raises:
             ConfigurationError: one client alone does not fit.
@@ -101,7 +101,7 @@ class ChunkSize:
         self._size, self._candidates = state["size"], []
 
     def _begin(self, clients: int, device: torch.device) -> None:
-        """Candidates: the whole chunk, or as many clients as fit, a quarter of it, ..., one."""
+        """Set the candidates: the whole chunk, or as many clients as fit; a quarter of it; ...; one."""
         most = max(1, min(clients, _free_memory(device) // 2 // max(1, COPIES * self._client_bytes)))
         self._candidates = [most]
         while self._candidates[-1] > 1:
@@ -125,13 +125,13 @@ class ChunkSize:
         if piece.client.device.type == "cuda":
             torch.cuda.empty_cache()
         warnings.warn(
-            f"{len(piece)} clients side by side do not fit into the memory of {piece.client.device}: going on with "
+            f"{len(piece)} clients side by side do not fit into the memory of {piece.client.device}: continuing with "
             f"{self._size}. Set data.chunk_size to that, or to auto.",
             stacklevel=3,
         )
 
     def _now(self, batch: ClientBatch) -> float:
-        """Seconds; waits for the device while there is something to measure."""
+        """Return the time in seconds, having waited for the device while there is something to measure."""
         if not self.settled and batch.client.device.type == "cuda":
             torch.cuda.synchronize(batch.client.device)
         return time.perf_counter()

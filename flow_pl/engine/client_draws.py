@@ -1,8 +1,8 @@
 # ruff: noqa: A002 (the names are those of the functions that are replaced)
-"""Dropout, and whatever else a client draws in a step, as a function of (seed, round, client, step, unit).
+"""Draw dropout, and all other random numbers of a client's step, as a function of (seed, round, client, step, unit).
 
-Torch's own functions keep a state that every draw moves on, so their numbers depend on who else is trained in the same
-process, and in which order. Within a step the engine replaces them.
+Torch's own functions keep a state that every draw advances, so their numbers depend on which other clients are trained
+in the same process, and in which order. Within a step the engine replaces them.
 """
 
 from __future__ import annotations
@@ -22,22 +22,21 @@ from flow_pl.utils.counter_rng import below
 from flow_pl.utils.unit_stream import UnitStream
 
 _SELU_FLOOR = -1.7580993408473766
-"""What SELU goes to for large negative inputs: minus its scale times its alpha."""
+"""Limit of SELU for large negative inputs: minus its scale times its alpha."""
 
 
 class ClientDraws(TorchFunctionMode):
-    """A context in which the draws of one client's step are those of its key; it may be one of many under vmap.
+    """A context in which one client's step, possibly one of many under vmap, draws by the client's key.
 
-    Replaced are, wherever a block calls them: dropout of all kinds (`torch.nn.Dropout`, `Dropout1d` to `Dropout3d`,
+    It replaces, wherever a block calls them: dropout of all kinds (`torch.nn.Dropout`, `Dropout1d` to `Dropout3d`,
     `AlphaDropout`, `FeatureAlphaDropout` and their functions), attention with dropout (`torch.nn.MultiheadAttention`,
-    `scaled_dot_product_attention`),
-    `gumbel_softmax`, `torch.rand`, `randn`, their `_like` forms, `bernoulli`, and the methods `bernoulli_`,
-    `uniform_` and `normal_`. What else draws (`torch.nn.LSTM` with dropout, `multinomial`, a generator that a block has
-    itself) is refused before training, see `flow_pl.engine.draw_check`.
+    `scaled_dot_product_attention`), `gumbel_softmax`, `torch.rand`, `randn`, their `_like` forms, `bernoulli`, and the
+    methods `bernoulli_`, `uniform_` and `normal_`. Blocks that draw by other means (`torch.nn.LSTM` with dropout,
+    `multinomial`, a generator of their own) are refused before training; see `flow_pl.engine.draw_check`.
 
     Args:
-        stream: of the client and the step.
-        replaced: other functions to be replaced, by the function called instead.
+        stream: random numbers of the client and the step.
+        replaced: more functions to replace, each with the function to call instead.
     """
 
     def __init__(
@@ -54,14 +53,14 @@ class ClientDraws(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Replace what draws, and what else is to be replaced; leave everything else."""
+        """Call the replacement of a function; pass everything else through."""
         kwargs = kwargs or {}
         own = None if _attends_without_draws(func, args, kwargs) else _OWN.get(func)
         if own is not None and kwargs.get("generator") is None:
             self._stream.table.by_functions = True
             return own(self._stream, *args, **kwargs)
         if func is functional.multi_head_attention_forward:
-            with self:  # which is left while it replaces a function
+            with self:  # entered again: it is left while it handles a function
                 return open_attention(*args, **kwargs)
         return self._replaced.get(func, func)(*args, **kwargs)
 
@@ -71,7 +70,7 @@ def _dropout(stream: UnitStream, input: Tensor, p: float = 0.5, training: bool =
 
 
 def _feature_dropout(channels: int) -> Callable[..., Tensor]:
-    """Dropout of whole channels, of inputs with this many axes behind the channels in a batch."""
+    """Return dropout of whole channels, for batches with this many axes after the channels."""
 
     def drop(
         stream: UnitStream,
@@ -80,7 +79,7 @@ def _feature_dropout(channels: int) -> Callable[..., Tensor]:
         training: bool = True,
         inplace: bool = False,
     ) -> Tensor:
-        # without a batch, the channels come first; torch takes three axes for a batch in dropout2d
+        # an unbatched input has its channels first; dropout2d takes three axes for a batch
         kept = 1 if channels in (1, 3) and input.ndim == channels + 1 else 2
         return _drop(stream, input, _channels(input, kept), p, training, inplace)
 
@@ -131,7 +130,10 @@ def _alpha_drop(
     training: bool,
     inplace: bool,
 ) -> Tensor:
-    """Klambauer et al., Self-Normalizing Neural Networks (NeurIPS 2017): to SELU's floor, keeping mean and variance."""
+    """Set elements to SELU's floor, and keep mean and variance.
+
+    From Klambauer et al., Self-Normalizing Neural Networks (NeurIPS 2017).
+    """
     _check_share(p)
     if not training or p == 0:
         return input
@@ -149,12 +151,12 @@ def _check_share(p: float) -> None:
 
 
 def _attention(stream: UnitStream, *args: Any, **kwargs: Any) -> Tensor:
-    """As torch's, with dropout of the weights."""
+    """Return attention like torch's, with dropout of its weights."""
     return partial(attention, drop=partial(_dropout, stream))(*args, **kwargs)
 
 
 def _attends_without_draws(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-    """Whether a call is torch's attention without dropout."""
+    """Return whether a call is torch's attention without dropout."""
     return func is functional.scaled_dot_product_attention and not (
         args[4] if len(args) > 4 else kwargs.get("dropout_p")
     )
@@ -172,7 +174,7 @@ def _gumbel_softmax(
 
 
 def _factory(kind: Callable[[UnitStream, Sequence[int]], Tensor]) -> Callable[..., Tensor]:
-    """`torch.rand` or `torch.randn`."""
+    """Return a replacement of `torch.rand` or `torch.randn`."""
 
     def draw(stream: UnitStream, *size: Any, dtype: torch.dtype | None = None, **options: Any) -> Tensor:
         shape = options.pop("size", size)
@@ -184,7 +186,7 @@ def _factory(kind: Callable[[UnitStream, Sequence[int]], Tensor]) -> Callable[..
 
 
 def _like(kind: Callable[[UnitStream, Sequence[int]], Tensor]) -> Callable[..., Tensor]:
-    """`torch.rand_like` or `torch.randn_like`."""
+    """Return a replacement of `torch.rand_like` or `torch.randn_like`."""
 
     def draw(stream: UnitStream, input: Tensor, *, dtype: torch.dtype | None = None, **options: Any) -> Tensor:
         drawn = kind(stream, input.shape).to(dtype or input.dtype)
@@ -214,7 +216,7 @@ def _uniform_(
 
 
 def _empty(stream: UnitStream, *size: Any, **options: Any) -> Tensor:
-    """Room for each client, as only so each can fill it with its own stream."""
+    """Allocate a tensor for each client, which only the client's own stream may fill."""
     shape = options.pop("size", size)
     shape = tuple(shape[0]) if len(shape) == 1 and isinstance(shape[0], Sequence) else tuple(shape)
     dtype = options.pop("dtype", None) or torch.get_default_dtype()
@@ -222,7 +224,7 @@ def _empty(stream: UnitStream, *size: Any, **options: Any) -> Tensor:
 
 
 def _by_train(drop: Callable[..., Tensor], inplace: bool = False) -> Callable[..., Tensor]:
-    """A function of `torch` that says `train` where that of `torch.nn.functional` says `training`."""
+    """Return dropout as in `torch`, which calls `train` what `torch.nn.functional` calls `training`."""
 
     def call(stream: UnitStream, input: Tensor, p: float, train: bool) -> Tensor:
         return drop(stream, input, p, train, inplace)

@@ -1,4 +1,4 @@
-"""Any element-wise torch optimizer, on the stacked parameters of many clients."""
+"""Apply any element-wise torch optimizer to the stacked parameters of many clients."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from flow_pl.utils.validation import require_finite
 
 
 class StackedOptimizer:
-    """An optimizer over tensors [C, ...] of which only the first clients still move.
+    """An optimizer of tensors [C, ...], of which only those of the first clients are still updated.
 
-    Clients out of minibatches keep their parameters: the optimizer then works on views of the others, its state
-    included, so neither momentum nor weight decay moves them and they cost nothing.
+    Clients without minibatches left keep their parameters: the optimizer and its state then cover only views of the
+    others, so neither momentum nor weight decay changes the finished clients, and they cost nothing.
 
     Args:
-        factory: makes the optimizer.
+        factory: creates the optimizer.
         tensors: stacked parameters [C, ...], changed in place.
         lr_scale: factor on the learning rate.
     """
@@ -33,14 +33,14 @@ class StackedOptimizer:
         for group in self._optimizer.param_groups:
             group["lr"] *= lr_scale
             _take_fastest(group)
-        # What torch puts around a step, for profilers, hooks and its compiler, takes longer than a small model's step.
-        # The loop takes no gradients of steps, and nobody has put a hook on an optimizer that was made here.
+        # Torch wraps steps for profilers, hooks and its compiler, which takes longer than the step of a small model.
+        # The loop takes no gradients of steps, and an optimizer created here has no hooks.
         self._step = inspect.unwrap(type(self._optimizer).step)
         self._fused = any(group.get("fused") for group in self._optimizer.param_groups)
         self._parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
 
     def narrow(self, active: int) -> None:
-        """Go on with the first clients alone."""
+        """Continue with the first clients only."""
         if active == self._active:
             return
         state, self._optimizer.state = self._optimizer.state, type(self._optimizer.state)(dict)
@@ -54,12 +54,12 @@ class StackedOptimizer:
         self._active = active
 
     def step(self, grads: Sequence[Tensor], keep: Tensor | None = None) -> None:
-        """Move the active clients.
+        """Update the active clients' parameters.
 
         Args:
             grads: gradients [A, ...], in the order of the tensors.
-            keep: [A] bool, False for clients that skip this step; their parameters and state stay as they are, but
-                for a count of steps that the optimizer keeps for all of them.
+            keep: [A] bool, False for clients that skip this step; their parameters and state stay unchanged, except
+                for a step count that the optimizer shares between all clients.
         """
         parameters = self._parameters
         before: dict[int, Tensor] = {}
@@ -67,9 +67,9 @@ class StackedOptimizer:
             grads = [torch.where(_align(keep, g), g, 0) for g in grads]
             before = {id(t): t.clone() for t in (*parameters, *self._state(parameters))}
         if len({g.data_ptr() for g in grads}) < len(grads):
-            grads = [g.clone() for g in grads]  # one tensor for two parameters: optimizers may write to gradients
+            grads = [g.clone() for g in grads]  # two parameters may share a gradient, and optimizers may write to it
         if self._fused:
-            grads = [g.contiguous() for g in grads]  # torch's fused kernels on CPU take no notice of strides
+            grads = [g.contiguous() for g in grads]  # torch's fused kernels on the CPU ignore strides
         for p, g in zip(parameters, grads, strict=True):
             p.grad = g
         self._step(self._optimizer)
@@ -77,23 +77,23 @@ class StackedOptimizer:
             p.grad = None
         if keep is not None:
             for t in (*parameters, *self._state(parameters)):
-                # what was made in this step starts from zero
+                # state created in this step starts from zero
                 t.copy_(torch.where(_align(keep, t), t, before.get(id(t), torch.zeros_like(t))))
 
     def _state(self, parameters: Sequence[Tensor]) -> list[Tensor]:
-        """The optimizer's state that has one element per element of a parameter."""
+        """Return the optimizer's state that has one element per element of a parameter."""
         return [v for p in parameters for v in self._optimizer.state.get(p, {}).values() if _like(v, p)]
 
 
 def check_elementwise(factory: OptimizerFactory) -> None:
-    """Check that an optimizer moves stacked clients exactly as it moves each of them alone.
+    """Check that an optimizer updates stacked clients exactly as it updates each of them alone.
 
     Raises:
-        ConfigurationError: it does not, or it cannot be stepped with gradients alone.
+        ConfigurationError: it does not, or its step needs more than gradients.
     """
     generator = torch.Generator().manual_seed(0)
     start, *grads = (torch.randn(2, 4, 3, generator=generator).transpose(1, 2) for _ in range(4))
-    start = start.contiguous()  # parameters are, gradients of linear blocks are not
+    start = start.contiguous()  # unlike parameters, gradients of linear blocks are not contiguous
     stacked, alone = start.clone(), start.clone()
     try:
         together = StackedOptimizer(factory, [stacked])
@@ -115,17 +115,17 @@ def check_elementwise(factory: OptimizerFactory) -> None:
         ) from error
     if not torch.allclose(stacked, alone):
         raise ConfigurationError(
-            f"{name} mixes the clients that are trained side by side, expected an element-wise one: "
+            f"{name} mixes clients that are trained side by side, expected an element-wise one: "
             "use e.g. torch.optim.SGD."
         )
 
 
 def check_numbers(optimizer: Optimizer, setting: str) -> None:
-    """Check that what an optimizer is made with is finite: torch's own checks let NaN and infinity pass.
+    """Check that the settings of an optimizer are finite: torch's own checks let NaN and infinity pass.
 
     Args:
         optimizer: the optimizer.
-        setting: name of the setting that it comes from, for messages.
+        setting: name of the setting it comes from, for messages.
 
     Raises:
         ConfigurationError: a number is not finite.
@@ -140,9 +140,9 @@ def check_numbers(optimizer: Optimizer, setting: str) -> None:
 
 
 def _take_fastest(group: dict[str, Any]) -> None:
-    """Choose how an optimizer walks through its tensors, unless the user has: torch's default on CPU is the slowest.
+    """Choose the fastest implementation of an optimizer, unless the user chose one; torch's is slow on a CPU.
 
-    Fused, a step reads and writes each number once, where one operation after the other waits for the memory.
+    A fused step reads and writes each number once; otherwise every single operation waits for the memory.
     """
     if group.get("fused") or group.get("foreach", True) is not None:
         return
@@ -154,10 +154,10 @@ def _take_fastest(group: dict[str, Any]) -> None:
 
 
 def _like(value: object, p: Tensor) -> bool:
-    """Whether an entry of the optimizer's state has one element per element of the parameter."""
+    """Return whether an entry of the optimizer's state has one element per element of the parameter."""
     return isinstance(value, Tensor) and value.shape == p.shape
 
 
 def _align(flags: Tensor, t: Tensor) -> Tensor:
-    """Flags [A], with as many axes as t."""
+    """Reshape flags [A] to the number of axes of t."""
     return flags.view(-1, *[1] * (t.ndim - 1))

@@ -1,11 +1,11 @@
-"""The clients' state between rounds: a file with one row per client, outside the memory of any process.
+"""Store the clients' state between rounds in a file with one row per client, outside the memory of any process.
 
-The file is sparse, so that a client that has never been sampled takes no space on the disk, and it has no name once
-every process has opened it, so that it is gone when the last process is, however that ends. Every process of a run
-reads and writes it; the processes of a round never share a client, and the server's step stands between rounds.
+The file is sparse: a client that has never been sampled takes no space on the disk. It has no name once every process
+has opened it, so it vanishes with the last process, however that ends. All processes of a run read and write it; they
+never share a client in a round, and the server's step separates rounds.
 
-A client has two places in the file. A round writes to the one that is not in use, and its end makes it the one in use,
-so that a round that is broken off has changed nothing.
+A client has two places in the file. A round writes to the one that is not in use, which comes into use at the end of
+the round, so an interrupted round changes nothing.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from flow_pl.errors import ConfigurationError, DataError, FlowError
 from flow_pl.utils.groups import Groups
 
 ROWS_AT_ONCE = 256
-"""Rows that are copied at once when all of them are read or written."""
+"""Number of rows copied at once when all rows are read or written."""
 
 
 class ClientStates:
@@ -60,11 +60,11 @@ class ClientStates:
         self._shapes = [(g, key, p.shape) for g, parameters in template.items() for key, p in parameters.items()]
         self._sizes = [shape.numel() for _, _, shape in self._shapes]
         self.bytes_per_client = 4 * sum(self._sizes)
-        self._written: list[tuple[int, int]] = []  # clients and places that the round has written
+        self._written: list[tuple[int, int]] = []  # clients and places written in this round
         self._folder = Path(folder)
         self._file = _open_shared(self._folder, share, first)
         if first:
-            # One byte a client, which of its places is in use (1 or 2; 0: none yet); then the two places of each.
+            # One byte per client: the place in use (1 or 2; 0: none yet). Then both places of each client.
             self._try(lambda: os.ftruncate(self._file, population * (1 + 2 * self.bytes_per_client)))
         if share is not None:
             share("")
@@ -82,7 +82,7 @@ class ClientStates:
         """Read the groups of a chunk of clients, on the device of `initial`.
 
         Args:
-            clients: [C] indices.
+            clients: [C] indices of the clients.
             initial: state of a client that has never been written.
 
         Returns:
@@ -104,8 +104,8 @@ class ClientStates:
         """Write the groups [C, ...] of a chunk of clients; they are kept from `commit` on.
 
         Args:
-            clients: [C] indices.
-            groups: what they keep.
+            clients: [C] indices of the clients.
+            groups: the groups that they keep.
             accepted: [C] bool, False for clients whose state stays unchanged; None to accept all.
 
         Raises:
@@ -130,7 +130,7 @@ class ClientStates:
         """Return a copy of all state, for a checkpoint; the copy is also backed by a file.
 
         Args:
-            name: of a client, by its index.
+            name: returns the name of a client, given its index.
 
         Returns:
             `clients`, their names; `layout`, the groups' names and shapes; `rows` [clients, D] float32.
@@ -150,7 +150,7 @@ class ClientStates:
 
         Args:
             state: from `state_dict`.
-            index: of a client, by its name; None where there is no such client.
+            index: returns the index of a client, given its name; None if there is no such client.
 
         Raises:
             ConfigurationError: the checkpoint's clients keep other groups.
@@ -207,8 +207,9 @@ class ClientStates:
             write()
         except OSError as error:
             raise FlowError(
-                f"what clients keep cannot be written ({error}): it takes {self.bytes_per_client} bytes a client, make "
-                "room on the disk of trainer.default_root_dir, or sample fewer clients; the last checkpoint is intact."
+                f"the clients' state cannot be written ({error}): it takes {self.bytes_per_client} bytes a client; "
+                "free space on the disk of trainer.default_root_dir, or sample fewer clients; the last checkpoint is "
+                "intact."
             ) from error
 
 
@@ -217,24 +218,24 @@ def client_state(state: Mapping[str, Any], client: str, template: Groups) -> Gro
 
     Args:
         state: from `ClientStates.state_dict`.
-        client: its name.
-        template: the groups of a client; tells names, shapes and types.
+        client: name of the client.
+        template: groups of a client that give the names, shapes and types.
 
     Returns:
         Its groups, without a client axis, on the device of the template.
 
     Raises:
         ConfigurationError: the checkpoint's clients keep other groups.
-        DataError: the client keeps nothing, as it has not been sampled.
+        DataError: the client has no state, since it has not been sampled.
     """
     shapes = [(group, key, p) for group, parameters in template.items() for key, p in parameters.items()]
     check_layout(state["layout"], [[group, key, list(p.shape)] for group, key, p in shapes])
     if client not in state["clients"]:
         known = ", ".join(repr(name) for name in state["clients"][:3])
         raise DataError(
-            f"client {client!r} keeps nothing in the checkpoint, which has the state of {len(state['clients'])} "
+            f"client {client!r} has no state in the checkpoint, which has that of {len(state['clients'])} "
             f"clients{f' ({known}, ...)' if known else ''}: name one of them, or serve it as a client that has not "
-            "been sampled yet."
+            "been sampled."
         )
     row = state["rows"][state["clients"].index(client)]
     groups: Groups = {}
@@ -267,10 +268,10 @@ def _open_shared(folder: Path, share: Callable[[str], str] | None, first: bool) 
             name = share(name)
             if not first:
                 file = os.open(name, os.O_RDWR)
-            share("")  # all have opened it
+            share("")  # every process has opened it
     except OSError as error:
         raise ConfigurationError(
-            f"the file of what clients keep cannot be opened in {folder} ({error}): set trainer.default_root_dir to a "
+            f"the file of the clients' state cannot be opened in {folder} ({error}): set trainer.default_root_dir to a "
             "folder that every process can write to; on several machines, one that they share."
         ) from error
     if first:

@@ -1,4 +1,4 @@
-"""Lossy compression of the clients' updates: fewer bytes, approximate updates."""
+"""Compress the clients' updates with loss: fewer bytes, approximate updates."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ class Compression(ABC):
         """Replace updates by their compressed values, in place.
 
         Args:
-            difference: by group and name [C, ...].
-            client: [C] indices.
-            seed: of the run.
+            difference: the clients' updates, by group and name [C, ...].
+            client: [C] indices of the clients.
+            seed: seed of the run.
             round_: number of the round.
         """
 
@@ -48,19 +48,19 @@ class Compression(ABC):
         """Return the bytes of a client's compressed update.
 
         Args:
-            sizes: numbers in each tensor that it sends.
+            sizes: number of values in each tensor that the client sends.
         """
 
     def check(self, method: Method) -> None:
         """Reject a method that the compression does not support.
 
         Raises:
-            ConfigurationError: its clients keep nothing between rounds, and would have to keep a residual.
+            ConfigurationError: its clients would have to keep a residual, but have no state.
         """
         if self.keeps_residual and not method.private:
             raise ConfigurationError(
-                f"error_feedback is true, but clients of {type(method).__name__} keep nothing from one round to the "
-                "next: set error_feedback to false, or take StochasticRounding, which is right on average without it."
+                f"error_feedback is true, but clients of {type(method).__name__} keep nothing between "
+                "rounds: set error_feedback to false, or use StochasticRounding, which is right on average without it."
             )
 
 
@@ -68,13 +68,13 @@ class StochasticRounding(Compression):
     """Rounds every number to 8 bits, up or down at random so that its expectation is the number itself.
 
     Each tensor of a client has a scale of its own, its largest absolute value / 127; uniform quantization as in QSGD
-    (Alistarh et al., NeurIPS 2017). What is drawn follows from (seed, round, client).
+    (Alistarh et al., NeurIPS 2017). The random numbers are a function of (seed, round, client).
     """
 
     levels: ClassVar[int] = 127
 
     def compress(self, difference: Groups, client: Tensor, seed: int, round_: int) -> None:
-        """As `Compression.compress`."""
+        """See `Compression.compress`."""
         keys, first = client_keys(client, seed, round_, ROUNDING), 0
         for p in (p for group in difference.values() for p in group.values()):
             rows = p.flatten(1)
@@ -85,19 +85,19 @@ class StochasticRounding(Compression):
             first += rows.shape[1]
 
     def bytes(self, sizes: Sequence[int]) -> int:
-        """As `Compression.bytes`: one for each number, and four for the scale of each tensor."""
+        """Count one byte per number and four for the scale of each tensor; see `Compression.bytes`."""
         return sum(size + 4 for size in sizes)
 
 
 class TopK(Compression):
     """Sends the numbers of an update that are largest in absolute value, over all its tensors, and their positions.
 
-    With error feedback a client keeps what it did not send and adds it to its next update (Stich et al., Sparsified
-    SGD with Memory, NeurIPS 2018), so that nothing is lost for good; only for methods whose clients keep something
+    With error feedback, a client keeps what it did not send and adds it to its next update (Stich et al., Sparsified
+    SGD with Memory, NeurIPS 2018), so that nothing is lost for good; this needs a method whose clients keep state
     between rounds. Without it the update is biased.
 
     Args:
-        share: of the numbers that are sent, rounded up to one at least.
+        share: share of the numbers that are sent, at least one number.
         error_feedback: whether clients keep what they did not send.
 
     Raises:
@@ -111,7 +111,7 @@ class TopK(Compression):
         self.keeps_residual = error_feedback
 
     def compress(self, difference: Groups, client: Tensor, seed: int, round_: int) -> None:
-        """As `Compression.compress`."""
+        """See `Compression.compress`."""
         tensors = [p for group in difference.values() for p in group.values()]
         sizes = [p[0].numel() for p in tensors]
         rows = torch.cat([p.flatten(1) for p in tensors], dim=1)
@@ -121,7 +121,7 @@ class TopK(Compression):
             p.copy_(piece.view_as(p))
 
     def bytes(self, sizes: Sequence[int]) -> int:
-        """As `Compression.bytes`: four for each number that is sent, and four for its position."""
+        """Count four bytes per number that is sent and four for its position; see `Compression.bytes`."""
         return 8 * self._count(sizes)
 
     def _count(self, sizes: Sequence[int]) -> int:
@@ -131,18 +131,18 @@ class TopK(Compression):
 def compress_update(
     compression: Compression, difference: Groups, client: Tensor, residual: Groups | None, seed: int, round_: int
 ) -> Groups:
-    """Compress the updates of a chunk in place, with what the clients' last updates left out.
+    """Compress the updates of a chunk in place, after adding what the clients' last updates left out.
 
     Args:
-        compression: how.
-        difference: by group and name [C, ...].
-        client: [C] indices.
-        residual: what was left out before, by one group of flat names [C, ...]; None where nothing is kept.
-        seed: of the run.
+        compression: the compression.
+        difference: the clients' updates, by group and name [C, ...].
+        client: [C] indices of the clients.
+        residual: what was left out before, as one group with flat names [C, ...]; None if nothing is kept.
+        seed: seed of the run.
         round_: number of the round.
 
     Returns:
-        What the clients keep of it: nothing, or the group `RESIDUAL`.
+        The groups that the clients keep: none, or `RESIDUAL`.
     """
     if residual is None:
         compression.compress(difference, client, seed, round_)
@@ -159,7 +159,7 @@ def no_residual(shared: Groups) -> Groups:
     """Return the residual of a client that has sent nothing yet.
 
     Args:
-        shared: tensors in the shape of what one client sends, by group and name.
+        shared: tensors in the shape of one client's update, by group and name.
     """
     return {RESIDUAL: {name: torch.zeros_like(p) for name, p in _flat(shared).items()}}
 

@@ -1,8 +1,8 @@
-"""Random numbers of many clients at once, on the device, each a function of (seed, round, client, position) alone.
+"""Draw random numbers for many clients at once, each a function of (seed, round, client, position) alone.
 
 A counter-based generator: the position is hashed with a key of the client by the finalizer of SplitMix64 (Steele et
 al., Fast Splittable Pseudorandom Number Generators, OOPSLA 2014). So no number depends on the chunk, the process or the
-kind of device.
+type of device.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from flow_pl.utils.counter_rng import GOLDEN, shift_right, splitmix64
 
 
 def client_keys(client: Tensor, seed: int, round_: int, purpose: int) -> Tensor:
-    """A key for each client.
+    """Compute a key for each client.
 
     Args:
-        client: [C] int64, indices.
-        seed: of the run.
-        round_: of the numbers; any whole number.
-        purpose: what they are for.
+        client: [C] int64 indices of the clients.
+        seed: seed of the run.
+        round_: round of the numbers; any integer.
+        purpose: purpose of the numbers, so that different uses differ.
 
     Returns:
-        [C] int64.
+        [C] int64 keys.
     """
     key = torch.zeros_like(client)
     for number in (seed % 2**63, round_, purpose):
@@ -34,12 +34,12 @@ def client_keys(client: Tensor, seed: int, round_: int, purpose: int) -> Tensor:
 
 
 def uniform(keys: Tensor, size: int, first: int = 0) -> Tensor:
-    """Numbers in [0, 1).
+    """Draw uniform numbers in [0, 1).
 
     Args:
-        keys: [C] of the clients.
-        size: numbers of each.
-        first: position of the first one.
+        keys: [C] keys of the clients.
+        size: number of values for each client.
+        first: position of the first value.
 
     Returns:
         [C, size] float32, multiples of 2^-24.
@@ -50,7 +50,7 @@ def uniform(keys: Tensor, size: int, first: int = 0) -> Tensor:
 
 
 def normal(keys: Tensor, size: int) -> Tensor:
-    """Standard normals [C, size], by Box and Muller's transform."""
+    """Draw standard normals [C, size] by the Box-Muller transform."""
     half = (size + 1) // 2
     radius = (-2 * (1 - uniform(keys, half)).log()).sqrt()  # 1 - u is never 0
     angle = 2 * math.pi * uniform(keys, half, half)

@@ -1,4 +1,4 @@
-"""Which blocks draw random numbers that a client would not draw alone as beside others; they are refused."""
+"""Refuse blocks whose random numbers would depend on the clients that are trained side by side."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from flow_pl.utils.unit_stream import UnitStream, UnitTable
 def check_draws(method: Method, example: Inputs) -> None:
     """Check that the server's modules draw nothing from torch's generators in a step, and nothing at all in evaluation.
 
-    What `ClientDraws` replaces is drawn for each client by itself. Other draws would depend on the chunk size, the
-    number of processes and on what was drawn before.
+    Functions replaced by `ClientDraws` draw for each client separately. Other draws would depend on the chunk size, the
+    number of processes and earlier draws.
 
     Args:
         method: bound to a backbone whose lazy modules have their shapes.
         example: one instance [1, ...].
 
     Raises:
-        ConfigurationError: a block draws otherwise; it is named.
+        ConfigurationError: a block draws by other means; the message names it.
     """
     names = {module: f"{group}.{name}" if name else group for group, module, name in _submodules(method)}
     modes = {module: module.training for module in names}
-    rows = map_inputs(lambda t: torch.cat([t, t]), example)  # of one row, some blocks take no statistics
+    rows = map_inputs(lambda t: torch.cat([t, t]), example)  # some blocks cannot compute statistics of a single row
     watch = _Watch()  # type: ignore[no-untyped-call]
     key = torch.zeros(2, dtype=torch.int32, device=first(example).device)
     try:
@@ -44,7 +44,7 @@ def check_draws(method: Method, example: Inputs) -> None:
             kept = buffers_kept(method.modules.values())
             with kept, torch.no_grad(), torch.random.fork_rng(devices=[]), _inside(names) as inside:
                 try:
-                    # what else is wrong with a block is found elsewhere
+                    # other errors of a block are found elsewhere
                     with suppress(ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError):
                         if training:
                             with ClientDraws(UnitStream(key, UnitTable())), watch:
@@ -60,7 +60,7 @@ def check_draws(method: Method, example: Inputs) -> None:
 
 
 class _DrawnError(Exception):
-    """An operation has drawn from a generator of torch; its name."""
+    """An operation, given by name, has drawn from a generator of torch."""
 
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -79,11 +79,11 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _draws_nothing(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
-    """Whether an operation that may draw is told not to: attention without dropout, a random ReLU in evaluation."""
+    """Return whether a random operation is called such that it draws nothing, as attention without dropout."""
     given = {a.name: a.default_value for a in func._schema.arguments if a.has_default_value()}
     given |= {a.name: value for a, value in zip(func._schema.arguments, args, strict=False)} | kwargs
-    told = {"dropout_p": 0, "dropout": 0, "p": 0, "training": False, "train": False}
-    return any(name in given and given[name] == value for name, value in told.items())
+    off = {"dropout_p": 0, "dropout": 0, "p": 0, "training": False, "train": False}
+    return any(name in given and given[name] == value for name, value in off.items())
 
 
 def _submodules(method: Method) -> Iterator[tuple[str, nn.Module, str]]:
@@ -94,7 +94,7 @@ def _submodules(method: Method) -> Iterator[tuple[str, nn.Module, str]]:
 
 @contextmanager
 def _inside(names: dict[nn.Module, str]) -> Iterator[list[tuple[str, nn.Module]]]:
-    """The modules that are being called, the innermost last."""
+    """Track the modules that are being called, the innermost last."""
     inside: list[tuple[str, nn.Module]] = []
 
     def enter(module: nn.Module, args: Any) -> None:
@@ -117,11 +117,11 @@ def _refuse(block: tuple[str, nn.Module] | None, operation: str, training: bool)
     name = "the model" if block is None else f"block '{block[0]}' ({type(block[1]).__name__})"
     if not training:
         raise ConfigurationError(
-            f"{name} draws random numbers ({operation}) in evaluation too, so that no prediction could be had twice: "
-            "let it draw in training alone, for instance by functional.dropout(x, p, training=self.training)."
+            f"{name} draws random numbers ({operation}) in evaluation too, so predictions could not be repeated: "
+            "let it draw in training only, for instance by functional.dropout(x, p, training=self.training)."
         )
     raise ConfigurationError(
-        f"{name} draws random numbers by {operation}, which cannot be drawn for each client by itself; the results "
+        f"{name} draws random numbers by {operation}, which cannot be drawn for each client separately; the results "
         "would depend on the chunk size and the number of processes. Use nn.Dropout between the layers, or draw by "
         "torch.rand_like, randn_like or bernoulli, without a generator."
     )

@@ -1,8 +1,8 @@
-"""One-client functions made to run on the active clients of a chunk: the single engine of training and evaluation.
+"""Run functions of one client on the active clients of a chunk: the single engine of training and evaluation.
 
-A chunk (or what is left of it) of one client runs the same functions without the vmap wrapper. A gradient that is
-asked for often is traced once to plain tensor operations and replayed, which spares vmap's and autograd's cost per
-step; both give the same numbers, bit for bit. Steps are always made with the modules in training mode.
+For a single active client, the same functions run without vmap. A gradient that is computed often is traced once to
+plain tensor operations and replayed, which saves the cost of vmap and autograd in each step; both give the same
+numbers, bit for bit. Steps always run with the modules in training mode.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from flow_pl.utils.unit_stream import UnitStream, UnitTable, drawing_from
 from flow_pl.utils.validation import given, require_choice, require_count
 
 MAX_TRACES = 256
-"""Traced gradients kept; the least recently used goes first."""
+"""Number of traced gradients to keep; the least recently used one is dropped first."""
 
 
 def map_clients(fn: Callable[[Groups, Any], Any], groups: ClientGroups, data: Any, active: int | None = None) -> Any:
-    """Call a one-client function for the first clients of a chunk, side by side.
+    """Call a function of one client for the first clients of a chunk, side by side.
 
     Args:
         fn: maps (groups, data) of one client to a tree of tensors.
@@ -57,22 +57,22 @@ def map_clients(fn: Callable[[Groups, Any], Any], groups: ClientGroups, data: An
 
 
 class _Draws(IntEnum):
-    """What a step draws, as its first call has shown: as with a trace, what its objective does must not change."""
+    """How a step draws, recorded at its first call; like a trace, it assumes that the objective never changes."""
 
     NOTHING = 0
     BY_MODULES = 1
-    """By modules of the project alone."""
+    """Only by modules of this package."""
     BY_FUNCTIONS = 2
-    """By torch's functions too, which must be replaced."""
+    """Also by torch's functions, which must be replaced."""
 
 
 class GradientEngine:
-    """Gradients of a step's objective with respect to the group that moves, for many clients at once.
+    """Computes gradients of a step's objective with respect to the updated group, for many clients at once.
 
     Args:
-        trace_after: calls of the same kind (step, shapes, number of clients) after which it is traced and replayed;
-            None for never.
-        compile_mode: compile what is traced, by `torch.compile` in this mode; None to replay it as it is.
+        trace_after: number of calls of the same kind (step, shapes, number of clients) after which it is traced and
+            replayed; None for never.
+        compile_mode: mode of `torch.compile` for traced steps; None to replay them uncompiled.
     """
 
     def __init__(self, trace_after: int | None = 200, compile_mode: CompileMode | None = None) -> None:
@@ -80,7 +80,7 @@ class GradientEngine:
         require_choice(get_args(CompileMode), **given(compile_mode=compile_mode))
         if compile_mode is not None and trace_after is None:
             raise ConfigurationError(
-                f"compile_mode is {compile_mode} and trace_after null: what is compiled are traced steps, set "
+                f"compile_mode is {compile_mode} and trace_after null, but only traced steps are compiled: set "
                 "trace_after to the number of steps after which they are."
             )
         self.trace_after = trace_after
@@ -91,8 +91,8 @@ class GradientEngine:
         self._traces: OrderedDict[Any, Callable[..., list[Tensor]] | None] = OrderedDict()
 
     def draws(self, step: Step) -> bool:
-        """Whether a step draws random numbers, as far as is known: before its first call, it may."""
-        # where the first call is traced, the trace stays as it is
+        """Return whether a step may draw random numbers: its first call shows it, so before that, it may."""
+        # a trace made at the first call is kept
         return self.trace_after == 0 or self._draws.get(step) != _Draws.NOTHING
 
     def __call__(
@@ -104,15 +104,15 @@ class GradientEngine:
         scale: Tensor | None,
         keys: Tensor | None = None,
     ) -> tuple[list[Tensor], Tensor]:
-        """Gradients and losses of the active clients: `bind`, for a single minibatch."""
+        """Compute gradients and losses of the active clients: `bind`, for a single minibatch."""
         return self.bind(step, views, stacked)(minibatch, scale, keys)
 
     def bind(self, step: Step, views: Groups, stacked: set[str]) -> BoundStep:
-        """A step of the active clients, for as many minibatches as they make with the same tensors.
+        """Bind a step to the active clients' groups, for all minibatches that use the same tensors.
 
         Args:
             step: the step.
-            views: groups of the active clients, from `ClientGroups.prefix`.
+            views: the active clients' groups, from `ClientGroups.prefix`.
             stacked: names of the groups with a client axis.
         """
         return BoundStep(self, step, views, stacked)
@@ -120,7 +120,7 @@ class GradientEngine:
     def _replay(
         self, key: Any, gradients: Callable[..., list[Tensor]], arguments: Sequence[Tensor]
     ) -> Callable[..., list[Tensor]] | None:
-        """The trace of a kind of step; None while it is not asked for often enough, or where it cannot be traced."""
+        """Return the trace of a kind of step; None before it was called often enough, or if it cannot be traced."""
         if key in self._traces:
             self._traces.move_to_end(key)
             return self._traces[key]
@@ -129,13 +129,13 @@ class GradientEngine:
         self._calls[key] += 1
         if self.trace_after is None or self._calls[key] <= self.trace_after:
             return None
-        del self._calls[key]  # once dropped, a trace has to be earned anew
+        del self._calls[key]  # a dropped trace needs as many calls again
         try:
             traced = trace(gradients, arguments)
         except Exception as error:
             self._traces[key] = None
             warnings.warn(
-                f"a step cannot be traced and runs untraced, with the same results: {brief(error)}", stacklevel=2
+                f"a step cannot be traced; it runs untraced, with the same results: {brief(error)}", stacklevel=2
             )
         else:
             self._traces[key] = traced.forward if self.compile_mode is None else compiled(traced, self.compile_mode)
@@ -145,36 +145,36 @@ class GradientEngine:
 
 
 class BoundStep:
-    """A step with the groups of the clients that make it; made by `GradientEngine.bind`."""
+    """A step bound to the groups of its clients; created by `GradientEngine.bind`."""
 
     def __init__(self, engine: GradientEngine, step: Step, views: Groups, stacked: set[str]) -> None:
         self._engine, self._step, self._stacked = engine, step, stacked
         self._names = [(group, key) for group, parameters in views.items() for key in parameters]
         self._tensors = [views[group][key] for group, key in self._names]
         self._kind: Any = None
-        self._known: Callable[..., list[Tensor]] | None = None  # trace for minibatches of this kind
+        self._known: Callable[..., list[Tensor]] | None = None  # the trace for minibatches of this kind
 
     def __call__(
         self, minibatch: Minibatch, scale: Tensor | None, keys: Tensor | None = None
     ) -> tuple[list[Tensor], Tensor]:
-        """Gradients and losses of the clients.
+        """Compute the clients' gradients and losses.
 
         Args:
-            minibatch: of the active clients [A, B, ...].
+            minibatch: examples of the active clients [A, B, ...].
             scale: [A] factor on each client's loss (16-mixed), or None.
-            keys: [A, 2] int32, of what the clients draw in this step (`counter_rng.step_keys`); None where nothing is
+            keys: [A, 2] int32 keys of the clients' draws in this step (`counter_rng.step_keys`); None if nothing is
                 drawn.
 
         Returns:
-            Gradients of the moving group's tensors [A, ...] and losses [A], unscaled.
+            Gradients of the updated group's tensors [A, ...] and losses [A], unscaled.
         """
         engine = self._engine
         if keys is not None and not engine.draws(self._step):
             keys = None
         data = [*leaves(minibatch.x), minibatch.y, minibatch.mask, *(t for t in (scale, keys) if t is not None)]
         arguments = [*self._tensors, *data]
-        # A client alone gains nothing by a trace, but something by the compiler. Anomaly detection asks for the values
-        # of gradients, which a trace has none of, and for the very call that a gradient comes from.
+        # A single client gains nothing from a trace, but it does from the compiler. Anomaly detection needs the values
+        # of gradients, which a trace lacks, and the call that a gradient comes from.
         alone = len(minibatch.mask) == 1 and engine.compile_mode is None
         if engine.trace_after is None or alone or torch.is_anomaly_enabled():
             *grads, losses = self._gradients(minibatch, scale, keys)(*arguments)
@@ -185,7 +185,7 @@ class BoundStep:
         if self._known is None:
             *grads, losses = self._gradients(minibatch, scale, keys)(*arguments)
         elif torch.is_grad_enabled() or torch.is_autocast_enabled(arguments[0].device.type):
-            # The casts of autocast are part of the trace.
+            # Autocast's casts are part of the trace.
             with torch.no_grad(), torch.autocast(arguments[0].device.type, enabled=False):
                 *grads, losses = self._known(*arguments)
         else:
@@ -212,7 +212,7 @@ class BoundStep:
     def _gradients(
         self, minibatch: Minibatch, scale: Tensor | None, keys: Tensor | None
     ) -> Callable[..., list[Tensor]]:
-        """The function of tensors, in a flat list, that makes gradients and losses of a minibatch of this kind."""
+        """Return a function of a flat list of tensors that computes the gradients and losses of such minibatches."""
         engine, step, units = self._engine, self._step, self._engine._units
         draws = engine._draws.get(step, _Draws.BY_FUNCTIONS)
         if keys is not None:
@@ -231,13 +231,13 @@ class BoundStep:
 
 
 def _layout(t: Tensor) -> tuple[torch.Size, tuple[int, ...], torch.dtype]:
-    """What a trace depends on in one of its arguments."""
+    """Return the properties of an argument that a trace depends on."""
     return t.shape, t.stride(), t.dtype
 
 
 @contextmanager
 def _drawing(key: Tensor, units: UnitTable, draws: _Draws) -> Iterator[None]:
-    """A context in which a client alone draws by its key; torch's functions are replaced where any is called."""
+    """Let a single client draw by its key within the context; replace torch's functions if it calls any."""
     stream = UnitStream(key, units)
     with drawing_from(stream), ClientDraws(stream) if draws == _Draws.BY_FUNCTIONS else nullcontext():
         yield
@@ -254,7 +254,7 @@ def _gradients(
     draws: _Draws,
     units: UnitTable,
 ) -> list[Tensor]:
-    """Gradients of the moving group and the losses, for tensors given in a flat list."""
+    """Compute gradients of the updated group, and losses, from a flat list of tensors."""
     parameters, data = arguments[: len(names)], arguments[len(names) :]
     parts, (scaled, drawn) = 1 if features is None else len(features), options
     x, (y, mask, *others) = from_leaves(features, data[:parts]), data[parts:]
@@ -267,7 +267,7 @@ def _gradients(
             p = p.detach().requires_grad_()
             leaves.append(p)
         groups.setdefault(group, {})[key] = p
-    # One graph over all clients: their losses do not meet, so the gradient of the sum is every client's own.
+    # One graph over all clients: their losses are independent, so the sum's gradient is that of each client.
     with torch.enable_grad():
         if active == 1:
             one = Minibatch(take(x, 0), y[0], mask[0])
@@ -288,9 +288,9 @@ def _gradients(
             losses = vmap(objective, in_dims=(0, dims, 0))(keys, groups, minibatch)
         total = (losses if scale is None else losses * scale).sum()
         grads = list(torch.autograd.grad(total, leaves, materialize_grads=True))
-    # Autocast keeps its casts of this step's leaves until its context ends: a round's worth of copies of the model.
+    # Autocast would keep its casts of this step's leaves until its context ends: a round's worth of model copies.
     torch.clear_autocast_cache()
     if active == 1:
-        # convolutions lay gradients out as their images, which may have their channels last; parameters do not
+        # gradients of convolutions may be in channels-last format, like the images; parameters are not
         grads = [g.contiguous().unsqueeze(0) for g in grads]
     return [*grads, losses.detach()]

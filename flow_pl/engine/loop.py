@@ -1,6 +1,6 @@
-"""The federated loop: clients of a chunk trained side by side, personalized and evaluated.
+"""The federated loop: train, personalize and evaluate the clients of a chunk side by side.
 
-One engine for every method: phases over a client's data, minibatches in the drawn order, steps that each move one
+One loop for every method: phases over a client's data, minibatches in the drawn order, steps that each update one
 group. Nothing in it reads a value from the device.
 """
 
@@ -56,17 +56,17 @@ class ClientUpdate:
             total.view(-1).addmv_(p.reshape(len(p), -1).t(), self.weights[name])
 
     def finite(self) -> Tensor:
-        """Return a scalar: whether all that the clients send and keep is finite."""
+        """Return whether all values that the clients send and keep are finite, as a scalar tensor."""
         groups = (*self.difference.values(), *self.kept.values())
         # a sum is finite only if all of its terms are
         sums = [p.sum() for group in groups for p in group.values()]
         return torch.stack(sums).isfinite().all() if sums else torch.tensor(True)
 
     def reject(self) -> Tensor:
-        """Leave out the clients with a value that is not finite: they send zeros with weight zero.
+        """Exclude clients with a value that is not finite: they send zeros with weight zero.
 
         Returns:
-            [C] bool, False for the clients that are left out; their state stays as it was.
+            [C] bool, False for the excluded clients, whose state stays as it was.
         """
         accepted = torch.ones_like(self.client, dtype=torch.bool)
         sent = [p for group in self.difference.values() for p in group.values()]
@@ -88,7 +88,7 @@ class FederatedLoop:
         batch_size: examples in a minibatch of a client.
         client_optimizer: any element-wise torch optimizer; a fresh one for every client, phase and step.
         weighting: a client's weight in the server's mean: its number of training examples, or 1.
-        evaluation_batch_size: how many of a client's examples are evaluated at once.
+        evaluation_batch_size: number of a client's examples that are evaluated at once.
         trace_after: steps of a kind after which the step is traced once and replayed (a trace costs thirty
             to sixty times what it saves on each step); null to never trace.
         channels_last: store the images of a client that is trained alone in channels-last format. Makes
@@ -169,8 +169,8 @@ class FederatedLoop:
             server: the server's groups; not changed.
             batch: the clients, at least one.
             loss_scale: scalar tensor, factor on the losses in 16-mixed; None for no scaling.
-            kept: the clients' state [C, ...], by the group they start with, changed in place; None where they keep
-                nothing yet.
+            kept: the clients' state [C, ...], by the group they start with, changed in place; None if they have no
+                state.
 
         Returns:
             The updates that the clients send and the state that they keep.
@@ -184,7 +184,7 @@ class FederatedLoop:
         for name, source in method.shared.items():
             copies, base = groups.stack(source), [server[name][key] for key in groups.groups[source]]
             if uses[source] == 1:
-                # The clients' copies are no longer needed: the difference is taken in place.
+                # The clients' copies are no longer needed, so the difference is computed in place.
                 torch._foreach_sub_(copies, base)
             else:
                 copies = list(torch._foreach_sub(copies, base))
@@ -200,7 +200,7 @@ class FederatedLoop:
         )
 
     def personalize(self, method: Method, server: Groups, batch: ClientBatch, kept: Groups | None = None) -> Groups:
-        """Return the groups of one client after personalization, without a client axis; what changed is copied."""
+        """Return the groups of one client after personalization, without a client axis; changed groups are copies."""
         groups, _ = self.run(method, server, batch, False, kept=kept)
         return groups.prefix(1)
 
@@ -213,7 +213,7 @@ class FederatedLoop:
         loss_scale: Tensor | None = None,
         kept: Groups | None = None,
     ) -> tuple[ClientGroups, TrainingStatistics]:
-        """Take a chunk of clients through a round or their personalization, from the server's and their own groups."""
+        """Run a round or the personalization of a chunk of clients, starting from the server's and their own groups."""
         plan = self._plan(method, training)
         groups = ClientGroups(method.start(server), len(batch))
         if kept is not None:
@@ -294,12 +294,12 @@ def _channels_last(x: Tensor) -> Tensor:
 
 
 def _gather(t: Tensor, rows: Tensor, shape: tuple[int, int]) -> Tensor:
-    """Pick rows [A * B] of [C * N, ...]: [A, B, ...]."""
+    """Select rows [A * B] of [C * N, ...] as [A, B, ...]."""
     return t.index_select(0, rows).view(*shape, *t.shape[1:])
 
 
 def _unscale(grads: list[Tensor], scale: Tensor) -> Tensor:
-    """Remove the loss scale from a list of gradients [A, ...]; return which clients' are finite, [A] bool."""
+    """Remove the loss scale from a list of gradients [A, ...]; return [A] bool, which clients' are finite."""
     finite = torch.ones_like(scale, dtype=torch.bool)
     for i, g in enumerate(grads):
         grads[i] = g / scale.view(-1, *[1] * (g.ndim - 1))  # not in place: two parameters may share one gradient

@@ -1,4 +1,4 @@
-"""Loss scaling of float16 training, client by client (16-mixed)."""
+"""Scale the losses in float16 training (16-mixed); steps are skipped client by client."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ GROWTH_INTERVAL = 100
 
 
 class LossScale(nn.Module):
-    """The factor on every client's losses in a round; part of the checkpoint.
+    """The factor on all clients' losses in a round; part of the checkpoint.
 
     Starts at 2^16 and is halved after a round in which a step was skipped, as torch.amp.GradScaler does step by
     step; within a round it is the same for all clients, so that a client's result does not depend on the others.
@@ -26,7 +26,7 @@ class LossScale(nn.Module):
 
     @torch.no_grad()
     def adapt(self, skipped: Tensor) -> None:
-        """Halve or double the scale after a round, without asking the device.
+        """Halve or double the scale after a round, without reading from the device.
 
         Args:
             skipped: number of client steps that were skipped because a gradient was not finite.

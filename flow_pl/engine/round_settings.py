@@ -1,4 +1,4 @@
-"""The options of the server's round fitted to a run, before anything is trained."""
+"""Check the settings of the server's round against a run, before anything is trained."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from flow_pl.methods.base import Method
 
 
 def planned_rounds(trainer: Trainer) -> int | None:
-    """Number of rounds that a fit makes at most, those before its checkpoint included; None = no end."""
+    """Return the largest number of rounds of a fit, including those before its checkpoint; None = no limit."""
     limits = (trainer.max_epochs, trainer.max_steps)
     return min((limit for limit in limits if limit is not None and limit >= 0), default=None)
 
 
 def choose_attackers(data: FederatedDataModule, attack: Attack | None) -> Ints:
-    """Indices of the clients that attack, none where there is no attack."""
+    """Choose the clients that attack; return their indices, none without an attack."""
     if attack is None:
         return np.zeros(0, dtype=np.int64)
     return attack.choose(data.federation.seen, len(data.federation.store), data.run_seed)
@@ -39,20 +39,20 @@ def prepare_rounds(
     attack: Attack | None,
     compression: Compression | None,
 ) -> None:
-    """Check the options of the server's round against a fit, and say what they mean for it.
+    """Check the settings of the server's round against a fit, and report their cost and guarantee.
 
     Args:
-        trainer: of the fit.
-        data: set up.
-        method: with lazy modules in shape.
-        weighting: of the clients in the server's mean.
-        aggregation: what is made of the updates.
-        privacy: of the mean.
-        attack: with its attackers chosen.
-        compression: of the updates.
+        trainer: trainer of the fit.
+        data: data module, set up.
+        method: the algorithm, with lazy modules initialized.
+        weighting: weighting of the clients in the server's mean.
+        aggregation: how the updates are combined.
+        privacy: makes the mean differentially private; None for a plain mean.
+        attack: the attack, with its attackers chosen; None if there is none.
+        compression: compression of the updates; None for none.
 
     Raises:
-        ConfigurationError: they do not fit.
+        ConfigurationError: the settings do not suit the fit.
     """
     attackers = 0 if attack is None else attack.expected(data.cohort_size)
     aggregation.check(method, weighting, data.cohort_size, attackers)

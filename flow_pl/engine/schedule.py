@@ -1,4 +1,4 @@
-"""Which examples each client of a chunk sees at each step of a phase, and how many clients are still at work."""
+"""Plan which examples each client of a chunk sees at each step of a phase, and how many clients are still active."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Schedule:
     Attributes:
         index: [S, C, B] int64, rows of the chunk's examples flattened to [C * N, ...].
         mask: [S, C, B] bool, False where a client's last minibatch of an epoch is not full.
-        active: for each step, how many clients have a minibatch. Clients come in order of decreasing size, so that
-            the active ones are a prefix; a client out of minibatches costs nothing.
+        active: for each step, how many clients have a minibatch. Clients come in order of decreasing size, so
+            the active ones are a prefix; a client without minibatches left costs nothing.
         examples: real examples in all steps, of the sum(active) * B rows that are computed.
     """
 
@@ -31,41 +31,41 @@ class Schedule:
 
 
 def part_mask(batch: ClientBatch, part: Part) -> Tensor:
-    """Which training examples belong to a part: [C, N] bool."""
+    """Return which training examples belong to a part: [C, N] bool."""
     if part == "all":
         return batch.train.mask
     return (batch.part & (LOCAL if part == "local" else GLOBAL)).bool()
 
 
 def count(n: int, part: Part) -> int:
-    """How many of a client's n training examples belong to a part."""
+    """Return how many of a client's n training examples belong to a part."""
     return n if part == "all" else part_sizes(n)[0 if part == "local" else 1]
 
 
 def make_schedule(batch: ClientBatch, part: Part, orders: range, batch_size: int) -> Schedule:
     """Cut each client's part into minibatches, epoch by epoch, in the drawn order.
 
-    A client starts its next epoch as soon as its last one is through, without waiting for larger clients. The last
-    minibatch of an epoch holds what is left.
+    A client starts its next epoch as soon as it has finished one, without waiting for larger clients. An epoch's last
+    minibatch holds the remaining examples.
 
     Args:
         batch: the chunk of clients, in order of decreasing size.
-        part: which share of the data.
+        part: part of the clients' data.
         orders: which of the drawn orders, one for each epoch.
         batch_size: examples in a minibatch (B).
 
     Raises:
-        ConfigurationError: fewer orders were drawn than are asked for.
+        ConfigurationError: fewer orders were drawn than are needed.
     """
     epochs = len(orders)
     if batch.order.shape[1] < orders.stop:
         raise ConfigurationError(
-            f"the batch has {batch.order.shape[1]} minibatch orders of each client, expected {orders.stop}: make it "
-            "with as many as FederatedLoop.orders says."
+            f"the batch has {batch.order.shape[1]} minibatch orders of each client, expected {orders.stop}: create it "
+            "with the number of FederatedLoop.orders."
         )
     C, N = batch.train.mask.shape
     device = batch.order.device
-    # Sizes are known on the host: planning asks the device for nothing.
+    # Sizes are known on the host, so planning reads nothing from the device.
     sizes = [count(n, part) for n in batch.train.sizes]
     per_epoch = [-(-n // batch_size) for n in sizes]
     total = epochs * max(per_epoch, default=0)

@@ -1,4 +1,4 @@
-"""The server's side of a round: the clients' updates summed into one buffer, reduced once, made a pseudo-gradient."""
+"""The server's side of a round: sum the clients' updates into one buffer, reduce it once, make it a pseudo-gradient."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class DivergenceError(FlowError):
 
 
 EXTRAS = 5
-"""Numbers behind the others: half of the clients within the clipping norm less half of the others; attackers, their
-weight and that of all; clients whose data cannot be used."""
+"""Number of counts at the end of the buffer: half of the clients within the clipping norm minus half of the others;
+attackers, their weight and that of all clients; clients whose data cannot be used."""
 
 
 class ServerRound:
@@ -71,10 +71,10 @@ class ServerRound:
         self._moved = tuple(dict.fromkeys(step.moves for stage in stages for step in stage.steps))
         self._sizes = [sum(p.numel() for p in group.values()) for group in self._parameters.values()]
         # deltas | clients, rejected clients, rows, examples, skipped steps | weight of each shared group
-        # | for each group that moves: loss, steps | what privacy and attacks count, see EXTRAS
+        # | for each updated group: loss, steps | counts of privacy and attacks, see EXTRAS
         device = next(method.modules["global"].parameters()).device
         every = [p for group in self._parameters.values() for p in group.values()]
-        # what clients send: a group of theirs that is the update of several of the server's, once
+        # sent once: a client's group that is the update of several of the server's groups
         sources = dict(zip(method.shared.values(), self._parameters.values(), strict=True)).values()
         sent = [p.numel() for group in sources for p in group.values()]
         self._bytes_up = 4 * sum(sent) if compression is None else compression.bytes(sent)
@@ -96,7 +96,7 @@ class ServerRound:
         """Add a chunk of clients, except those whose update is not finite.
 
         Returns:
-            [C] bool, False for the clients that are left out; None where none is.
+            [C] bool, False for the excluded clients; None if there is none.
         """
         accepted = None
         if not _known_to_be_finite(update):
@@ -114,7 +114,7 @@ class ServerRound:
         return accepted
 
     def _take(self, update: ClientUpdate, accepted: Tensor | None) -> None:
-        """Sum the updates, or keep them for the end of the round."""
+        """Sum the updates, or hold them for the end of the round."""
         weights = update.weights
         if self._cohort is not None:
             self._cohort.add(update.client, update.difference, next(iter(weights.values())), accepted)
@@ -156,12 +156,12 @@ class ServerRound:
 
         Args:
             reduce: sums a tensor over processes.
-            number: of the round, for messages.
+            number: number of the round, for messages.
             rank: index of this process.
             world_size: number of processes.
 
         Returns:
-            Figures of the round by name; losses, and the share of padding, only of what was trained.
+            Metrics of the round by name; losses, and the share of padding, only for groups that were trained.
 
         Raises:
             DivergenceError: too many updates are not finite.
@@ -183,7 +183,7 @@ class ServerRound:
         else:
             for piece, weight in zip(torch.split(pseudo_gradient, self._sizes) if size else (), weights, strict=False):
                 piece /= -weight
-        # The only read from the device in a round.
+        # The only read from the device in a round
         losses = tail[5 + len(self._sizes) :].view(-1, 2)
         asked = [pseudo_gradient.sum().isfinite().float(), rejected, clients, extras[0], extras[4], rows]
         finite, left_out, trained, within, unusable, computed, *steps = torch.cat(
@@ -211,7 +211,7 @@ class ServerRound:
             "examples": examples,
             "update_norm": pseudo_gradient.norm(),
             "skipped_steps": skipped,
-            # in double precision, which counts bytes exactly
+            # in double precision, to count bytes exactly
             "bytes_up": torch.tensor((trained + left_out - unusable) * self._bytes_up, dtype=torch.float64),
             "bytes_down": torch.tensor((trained + left_out) * self._bytes_down, dtype=torch.float64),
         }
@@ -223,7 +223,7 @@ class ServerRound:
             figures |= {"attackers": extras[1], "attackers_weight": extras[2] / extras[3].clamp_min(tiny), **attacks}
         if computed:
             figures["padding"] = 1 - examples / rows
-        # a loss over nothing would look like the lowest to a callback that monitors it
+        # a loss over no examples would look like the lowest to a callback that monitors it
         figures |= {
             f"{name}_loss": loss / count
             for name, (loss, count), known in zip(self._moved, losses, steps, strict=True)
@@ -242,7 +242,7 @@ class ServerRound:
     def _combined(
         self, cohort: CohortUpdates, reduce: Callable[[Tensor], Tensor], rank: int, world_size: int, number: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The pseudo-gradient that an aggregation makes of a whole cohort, and what became of the attackers."""
+        """Return the pseudo-gradient of an aggregation over a whole cohort, and metrics of the attackers' influence."""
         assert isinstance(self._aggregation, CohortAggregation)
         cohort.gathered(reduce, rank, world_size)
         if not len(cohort):
@@ -263,8 +263,8 @@ class ServerRound:
 def _known_to_be_finite(update: ClientUpdate) -> bool:
     """Return whether all that clients send and keep is known to be finite, as it nearly always is.
 
-    To ask for that costs little on the CPU, and would make another device wait: there it is never known, and clients
-    are looked at one by one.
+    The check costs little on the CPU, but would stall another device: there it is never known, and clients are checked
+    one by one.
     """
     return update.client.device.type == "cpu" and bool(update.finite())
 

@@ -1,4 +1,4 @@
-"""A function of tensors traced once to a flat graph of operations, without what makes no difference to its result."""
+"""Trace a function of tensors once, to a flat graph of operations without those that do not affect the result."""
 
 from __future__ import annotations
 
@@ -21,19 +21,18 @@ _RESHAPES = {_aten.expand.default, _aten.view.default, _aten._unsafe_view.defaul
 
 
 def trace(fn: Callable[..., list[Tensor]], arguments: Sequence[Tensor]) -> GraphModule:
-    """Trace a function for arguments of these shapes; the trace gives the function's numbers, bit for bit.
+    """Trace a function for arguments of these shapes; its results are those of the function, bit for bit.
 
     Autograd, vmap and autocast inside the function become part of the trace.
 
     Args:
         fn: maps tensors to a list of new tensors, without control flow that depends on their values.
-        arguments: tensors as it will be called with.
+        arguments: tensors like those it will be called with.
 
     Returns:
         The traced function.
     """
-    # On fake tensors: nothing is computed. Tensors that are no arguments (buffers
-    # of blocks) are referred to.
+    # On fake tensors, so nothing is computed. Tensors that are not arguments (buffers of blocks) are captured.
     traced: GraphModule = make_fx(fn, tracing_mode="fake", _allow_non_fake_inputs=True)(*arguments)
     graph = traced.graph
     outputs = set(graph.output_node().all_input_nodes)
@@ -46,26 +45,26 @@ def trace(fn: Callable[..., list[Tensor]], arguments: Sequence[Tensor]) -> Graph
 
 
 def compiled(traced: GraphModule, mode: CompileMode) -> Callable[..., list[Tensor]]:
-    """A trace that is compiled by `torch.compile` at its first call; its numbers differ from the trace's by rounding.
+    """Compile a trace by `torch.compile` at its first call; its results differ from the trace's by rounding.
 
-    What cannot be compiled is replayed as it is, with a warning.
+    A trace that cannot be compiled is replayed uncompiled, with a warning.
 
     Args:
         traced: the trace.
-        mode: of `torch.compile`.
+        mode: mode of `torch.compile`.
     """
     errors = _compiler_errors()
     replay = _compile(traced, mode)
 
     def call(*arguments: Tensor) -> list[Tensor]:
         nonlocal replay
-        # a CUDA graph writes its results where the last ones are, which nothing needs any more
+        # a CUDA graph overwrites its last results, which are no longer needed
         torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         try:
             *grads, losses = replay(*arguments)
         except errors as error:
             replay = traced.forward
-            warnings.warn(f"a step cannot be compiled and runs as it is: {brief(error)}", stacklevel=2)
+            warnings.warn(f"a step cannot be compiled and runs uncompiled: {brief(error)}", stacklevel=2)
             *grads, losses = replay(*arguments)
         return [*grads, losses.clone()]  # losses are kept until the round ends
 
@@ -73,7 +72,7 @@ def compiled(traced: GraphModule, mode: CompileMode) -> Callable[..., list[Tenso
 
 
 def check_compiler(device: torch.device, mode: CompileMode) -> None:
-    """Compile something small, for which the first step of training would be late.
+    """Compile a small function, to find errors before the first step of training.
 
     Raises:
         ConfigurationError: nothing can be compiled on this machine.
@@ -89,18 +88,18 @@ def check_compiler(device: torch.device, mode: CompileMode) -> None:
 
 
 def _compile(traced: GraphModule, mode: CompileMode) -> Callable[..., list[Tensor]]:
-    # the function itself is new code; modules share theirs, of which torch compiles only so many kinds
+    # the function is new code; modules share theirs, which torch compiles only for a limited number of variants
     return torch.compile(traced.forward, fullgraph=True, dynamic=False, mode=mode)
 
 
 def _compiler_errors() -> tuple[type[Exception], ...]:
-    from torch._dynamo.exc import ShortenTraceback  # takes a second, which every start would pay
+    from torch._dynamo.exc import ShortenTraceback  # the import takes a second, which would delay every start
 
     return (ShortenTraceback,)
 
 
 def _changes_nothing(node: Node) -> bool:
-    """Whether a node hands on its first argument: detached, in the shape it has, or times one."""
+    """Return whether a node only passes on its first argument: detached, in the same shape, or times one."""
     if node.op != "call_function":
         return False
     if node.target is _aten.detach.default:

@@ -1,4 +1,4 @@
-"""What training tells: losses, steps and rows of a round, kept on the device until the round ends."""
+"""Count losses, steps and rows of a round, kept on the device until the round ends."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ class TrainingStatistics:
     """Sums over the clients of a chunk, or of a round.
 
     Args:
-        device: where losses are summed; nothing is asked of it before the round ends.
+        device: device on which losses are summed; nothing is read from it before the round ends.
 
     Attributes:
         skipped: client steps skipped because a gradient was not finite (16-mixed).
@@ -28,8 +28,8 @@ class TrainingStatistics:
         """Count a step of the active clients.
 
         Args:
-            group: the group that moved.
-            losses: [A] of the minibatch.
+            group: the updated group.
+            losses: [A] losses of the minibatch.
             keep: [A] bool, False for clients that skipped the step; None if none could.
         """
         if keep is not None:
@@ -43,7 +43,7 @@ class TrainingStatistics:
         self.examples += examples
 
     def losses(self, groups: tuple[str, ...]) -> Tensor:
-        """For each group the sum of its finite losses over clients and steps, and their number: [groups, 2]."""
+        """Return, for each group, sum and number of its finite losses over clients and steps: [groups, 2]."""
         sums = []
         for group in groups:
             parts = self._losses.get(group)

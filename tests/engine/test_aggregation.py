@@ -222,7 +222,7 @@ def test_a_round_without_clients_moves_nothing():
 
 def test_too_few_clients_in_a_round_are_named():
     method = bound(FedAvg())
-    with pytest.raises(AggregationError, match=r"round 0: Krum with share 0.4 takes 1 of 3 clients for bad and needs"):
+    with pytest.raises(AggregationError, match=r"round 0: Krum with share 0.4 takes 1 of 3 clients to be bad"):
         combined(Krum(0.4), method, updates(method, 3), chunks=(range(3),))
 
 
@@ -248,10 +248,10 @@ def test_settings_out_of_range_are_refused(make, said):
     [
         (Krum(0.4), FedAvg(), "uniform", 4, 0, r"at least 5: lower share or selected, .*data.cohort_size"),
         (MultiKrum(0.2, 9), FedAvg(), "uniform", 10, 0, "needs at least 11"),
-        (TrimmedMean(0.2), FedAvg(), "uniform", 10, 3, r"3 of 10 clients are expected to attack .* survives 2"),
-        (GeometricMedian(), FedAvg(), "examples", 10, 5, "survives 4"),
-        (CoordinateMedian(), FedAvg(), "examples", 10, 0, "counts every client alike: set it to uniform"),
-        (NormBound(), HypCluster(), "examples", 10, 0, "a part in some groups only"),
+        (TrimmedMean(0.2), FedAvg(), "uniform", 10, 3, r"3 of 10 clients are expected to attack .* tolerates 2"),
+        (GeometricMedian(), FedAvg(), "examples", 10, 5, "tolerates 4"),
+        (CoordinateMedian(), FedAvg(), "examples", 10, 0, "weighs all clients equally: set it to uniform"),
+        (NormBound(), HypCluster(), "examples", 10, 0, "take part in some groups only"),
         (CoordinateMedian(), Local(), "uniform", 10, 0, "send nothing"),
     ],
 )

@@ -110,7 +110,7 @@ def test_a_chunk_that_does_not_fit_is_halved_and_nothing_is_lost(tmp_path):
     limited = scarce(2)
     limited.client_optimizer = model.loop.client_optimizer
     model.loop = limited
-    with pytest.warns(UserWarning, match="6 clients side by side do not fit .* going on with 3"):
+    with pytest.warns(UserWarning, match="6 clients side by side do not fit .* continuing with 3"):
         trainer(2).fit(model, datamodule=data(tmp_path / "cache", chunk_size=6))
     assert limited.asked == [6, 3, 1, 1, 1, 1, 1, 1] + [1] * 6
     torch.testing.assert_close(parameters(model), parameters(reference), atol=1e-5, rtol=1e-4)

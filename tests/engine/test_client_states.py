@@ -101,7 +101,7 @@ def test_memory_does_not_grow_with_what_is_kept(tmp_path):
 def test_a_full_disk_is_told(tmp_path, monkeypatch):
     store = states(tmp_path)
     monkeypatch.setattr(os, "pwrite", lambda file, row, offset: len(row) - 1)
-    with pytest.raises(FlowError, match=r"what clients keep cannot be written .*No space left.* 20 bytes a client"):
+    with pytest.raises(FlowError, match=r"the clients' state cannot be written .*No space left.* 20 bytes a client"):
         store.write(torch.tensor([0]), stacked(7.0))
 
 

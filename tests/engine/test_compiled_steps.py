@@ -58,7 +58,7 @@ def test_a_machine_without_a_compiler_is_refused_before_training(tmp_path, no_co
 @pytest.mark.slow
 def test_a_step_that_cannot_be_compiled_is_replayed_and_says_so(no_compiler):
     method, batch = bound(FedAvg()), chunk((12, 12))
-    with pytest.warns(UserWarning, match="a step cannot be compiled and runs as it is"):
+    with pytest.warns(UserWarning, match="a step cannot be compiled and runs uncompiled"):
         found = loop(trace_after=0, compile_mode="default").train_clients(method, server_groups(method), batch)
     eager = loop(trace_after=None).train_clients(method, server_groups(method), batch)
     assert torch.equal(flat(delta(found)["global"]), flat(delta(eager)["global"]))

@@ -300,7 +300,7 @@ def test_an_optimizer_that_mixes_clients_is_refused():
                     p.grad = p.grad / p.grad.norm()
             return super().step(closure)
 
-    with pytest.raises(ConfigurationError, match=r"Normalised mixes the clients .* element-wise"):
+    with pytest.raises(ConfigurationError, match=r"Normalised mixes clients .* element-wise"):
         check_elementwise(lambda p: Normalised(p, lr=0.1))
     with pytest.raises(ConfigurationError, match="LBFGS cannot train clients side by side"):
         check_elementwise(lambda p: torch.optim.LBFGS(p))

@@ -220,5 +220,5 @@ def test_what_takes_one_tensor_is_refused_before_training(method, backbone, mess
 
 
 def test_an_attack_on_one_tensor_is_refused():
-    with pytest.raises(ConfigurationError, match=r"several features by name .* Backdoor puts its trigger into one"):
+    with pytest.raises(ConfigurationError, match=r"several inputs by name .* Backdoor puts its trigger into one"):
         Backdoor().check(EXAMPLE, CLASSES, ())

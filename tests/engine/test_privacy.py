@@ -307,7 +307,7 @@ def test_the_count_of_the_adaptive_norm_is_noisy_and_sums_over_chunks():
     [
         ({"delta": 1.0, "epsilon": 1.0}, "delta is 1.0, expected less than 1"),
         ({"delta": 0.0, "epsilon": 1.0}, "delta is 0.0, expected a number greater than 0"),
-        ({"delta": 1e-5}, "expected one of them at least"),
+        ({"delta": 1e-5}, "expected at least one of them"),
         ({"delta": 1e-5, "epsilon": -1.0}, "epsilon is -1.0"),
         ({"delta": 1e-5, "noise_multiplier": 0.0}, "noise_multiplier is 0.0"),
         ({"delta": 1e-5, "epsilon": math.nan}, "epsilon is nan"),

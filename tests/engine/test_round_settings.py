@@ -237,7 +237,7 @@ def test_a_poisson_round_without_clients_still_adds_noise(tmp_path):
     [
         ({"privacy": private(), "weighting": "examples"}, "weighting to uniform"),
         ({"privacy": private(), "method": HypCluster()}, "HypCluster"),
-        ({"privacy": private(), "aggregation": NormBound()}, "leave one of model.privacy and model.aggregation"),
+        ({"privacy": private(), "aggregation": NormBound()}, "leave out either model.privacy or model.aggregation"),
         ({"aggregation": MultiKrum(0.45)}, "data.cohort_size"),
         ({"aggregation": MultiKrum(0.1), "attack": Attack(0.5)}, "expected to attack"),
         ({"compression": TopK()}, "error_feedback"),

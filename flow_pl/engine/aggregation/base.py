@@ -1,4 +1,4 @@
-"""The base of aggregations, and the mean."""
+"""The base class of aggregations, and the mean."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Aggregation(ABC):
     Except for the mean, it treats a client's update of all shared groups as one vector.
 
     Attributes:
-        counts_alike: whether all clients weigh the same, so that `model.loop.weighting` must be "uniform": the number
-            of examples is reported by the client, and a bad client may report any number.
+        counts_alike: whether all clients weigh the same, so that `model.loop.weighting` must be "uniform":
+            clients report their number of examples, and a bad client may report any number.
     """
 
     counts_alike: ClassVar[bool] = False
@@ -37,7 +37,7 @@ class Aggregation(ABC):
         """
 
     def tolerated(self, clients: int) -> int | None:
-        """Return how many bad clients among so many the result tolerates; None if no number is guaranteed.
+        """Return how many bad clients the result tolerates in a cohort of this size; None if no number is guaranteed.
 
         Raises:
             AggregationError: there are too few clients.
@@ -59,8 +59,8 @@ class Aggregation(ABC):
         name = type(self).__name__
         if method.participation is not None and not isinstance(self, Mean):
             raise ConfigurationError(
-                f"model.aggregation is {name}, which needs whole updates, but clients of {type(method).__name__} have "
-                "a part in some groups only: leave it out, or take another method."
+                f"model.aggregation is {name}, which needs whole updates, but clients of {type(method).__name__} take "
+                "part in some groups only: leave it out, or use another method."
             )
         if not method.shared and not isinstance(self, Mean):
             raise ConfigurationError(
@@ -68,7 +68,7 @@ class Aggregation(ABC):
             )
         if self.counts_alike and weighting != "uniform":
             raise ConfigurationError(
-                f"model.loop.weighting is {weighting}, but {name} counts every client alike: set it to uniform."
+                f"model.loop.weighting is {weighting}, but {name} weighs all clients equally: set it to uniform."
             )
         try:
             most = self.tolerated(cohort)
@@ -76,8 +76,8 @@ class Aggregation(ABC):
             raise ConfigurationError(f"{error}, in a cohort of {cohort} (data.cohort_size).") from error
         if most is not None and attackers > most:
             raise ConfigurationError(
-                f"{attackers} of {cohort} clients are expected to attack (model.attack.share), but {name} as it is set "
-                f"survives {most}: raise its share, sample more clients, or let fewer attack."
+                f"{attackers} of {cohort} clients are expected to attack (model.attack.share), but {name} with "
+                f"its settings tolerates {most}: raise its share, sample more clients, or lower the share of attackers."
             )
 
 

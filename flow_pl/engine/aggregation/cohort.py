@@ -18,7 +18,7 @@ from flow_pl.utils.groups import Groups
 from flow_pl.utils.validation import require_choice
 
 BLOCK = 1 << 23
-"""Numbers of a cohort that are looked at together: 32 MB."""
+"""How many of a cohort's numbers are processed at once: 32 MB."""
 
 Reduce = Callable[[Tensor], Tensor]
 
@@ -44,17 +44,17 @@ class CohortUpdates:
         self._file: IO[bytes] | None = None
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-            # without a name: gone with the process, however that ends
+            # without a name, so it vanishes with the process, however that ends
             self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (closed with the round)
 
     def add(self, client: Tensor, difference: Groups, weight: Tensor, accepted: Tensor | None) -> None:
         """Keep the updates of a chunk.
 
         Args:
-            client: [C] indices.
-            difference: by group and name [C, ...].
-            weight: [C].
-            accepted: [C] bool, False for those that are left out; None to accept all.
+            client: [C] indices of the clients.
+            difference: the clients' updates, by group and name [C, ...].
+            weight: [C] weights of the clients.
+            accepted: [C] bool, False for clients to leave out; None to accept all.
 
         Raises:
             FlowError: the disk is full.
@@ -70,7 +70,7 @@ class CohortUpdates:
         except OSError as error:
             raise FlowError(
                 f"the updates of the cohort cannot be written ({error}): they take {4 * self.size} bytes a client, "
-                "make room on the disk of trainer.default_root_dir; the last checkpoint is intact."
+                "free space on the disk of trainer.default_root_dir; the last checkpoint is intact."
             ) from error
 
     def gathered(self, reduce: Reduce, rank: int, world_size: int) -> CohortUpdates:
@@ -87,7 +87,7 @@ class CohortUpdates:
             shared = torch.zeros(2, int(counts.sum()), dtype=torch.float64, device=self._device)
             shared[:, self._first : self._first + len(self._own)] = everyone.to(self._device)
             everyone = reduce(shared).cpu()
-        # by client, so that nothing depends on chunks and processes
+        # sorted by client, so that nothing depends on chunks and processes
         order = everyone[0].argsort()
         self._order = order.to(self._device)
         self.client, self.weight = everyone[0, order].long(), everyone[1, order]
@@ -104,7 +104,7 @@ class CohortUpdates:
         return len(self.client)
 
     def columns(self) -> Iterator[Tensor]:
-        """Yield the matrix of updates in blocks of columns [K, d], on the device."""
+        """Yield the matrix of updates, on the device, in blocks of columns [K, d]."""
         width = max(1, BLOCK // max(1, len(self)))
         for start in range(0, self.size, width):
             yield self._block(start, min(start + width, self.size))
@@ -136,7 +136,7 @@ class Combined(NamedTuple):
     """Holds the result of an aggregation.
 
     Attributes:
-        update: [D].
+        update: [D] the combined update.
         influence: [K] influence of each client, on the host, summing to 1; 0 for those left out. Over coordinates,
             their mean.
     """

@@ -15,10 +15,11 @@ from flow_pl.utils.validation import require_at_least_zero
 class TrimmedMean(CohortAggregation):
     """Averages each coordinate without its smallest and largest values (Yin et al., Definition 2).
 
-    Of K clients, floor(share * K) are dropped at either end, in each coordinate; every client counts alike.
+    Of K clients, floor(share * K) are dropped at either end, in each coordinate; all clients weigh the same.
 
     Args:
-        share: share of the clients dropped at either end, at least 0 and less than 0.5; the share that it tolerates.
+        share: share of the clients dropped at either end, at least 0 and less than 0.5. The same share of bad
+            clients is tolerated.
         storage: where the cohort is held, "device" or "disk".
 
     Raises:
@@ -32,11 +33,11 @@ class TrimmedMean(CohortAggregation):
         self.share = require_minority(share)
 
     def tolerated(self, clients: int) -> int | None:
-        """As `Aggregation.tolerated`."""
+        """See `Aggregation.tolerated`."""
         return int(self.share * clients + 1e-9)
 
     def combine(self, cohort: CohortUpdates) -> Combined:
-        """As `CohortAggregation.combine`."""
+        """See `CohortAggregation.combine`."""
         return _middle(cohort, self.tolerated(len(cohort)) or 0)
 
 
@@ -52,11 +53,11 @@ class CoordinateMedian(CohortAggregation):
     counts_alike = True
 
     def tolerated(self, clients: int) -> int | None:
-        """As `Aggregation.tolerated`."""
+        """See `Aggregation.tolerated`."""
         return (clients - 1) // 2
 
     def combine(self, cohort: CohortUpdates) -> Combined:
-        """As `CohortAggregation.combine`."""
+        """See `CohortAggregation.combine`."""
         return _middle(cohort, (len(cohort) - 1) // 2)
 
 
@@ -68,7 +69,7 @@ def require_minority(share: float) -> float:
     """
     require_at_least_zero(share=share)
     if share >= 0.5:
-        raise ConfigurationError(f"share is {share}, expected less than 0.5: no majority of bad clients is survived.")
+        raise ConfigurationError(f"share is {share}, expected less than 0.5: no majority of bad clients is tolerated.")
     return share
 
 

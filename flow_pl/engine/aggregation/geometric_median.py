@@ -17,7 +17,7 @@ class GeometricMedian(CohortAggregation):
 
     Args:
         iterations: number of iterations of Weiszfeld's algorithm (the paper's 3 come close; more are cheap here).
-        smoothing: smallest distance that is divided by (nu in Algorithm 2).
+        smoothing: lower bound on the distances that weights are divided by (nu in Algorithm 2).
         storage: where the cohort is held, "device" or "disk".
 
     Raises:
@@ -34,11 +34,11 @@ class GeometricMedian(CohortAggregation):
         self.smoothing = smoothing
 
     def tolerated(self, clients: int) -> int | None:
-        """As `Aggregation.tolerated`."""
+        """See `Aggregation.tolerated`."""
         return (clients - 1) // 2
 
     def combine(self, cohort: CohortUpdates) -> Combined:
-        """As `CohortAggregation.combine`."""
+        """See `CohortAggregation.combine`."""
         gram, weight = cohort.gram(), cohort.weight
         share = weight / weight.sum()
         for _ in range(self.iterations):

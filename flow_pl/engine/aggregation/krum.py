@@ -38,24 +38,24 @@ class MultiKrum(CohortAggregation):
         self.selected = selected
 
     def tolerated(self, clients: int) -> int | None:
-        """As `Aggregation.tolerated`."""
+        """See `Aggregation.tolerated`."""
         bad = int(self.share * clients + 1e-9)
         least = max(2 * bad + 3, bad + (self.selected or 0))
         if clients < least:
             raise AggregationError(
-                f"{type(self).__name__} with share {self.share:g} takes {bad} of {clients} clients for bad and needs "
+                f"{type(self).__name__} with share {self.share:g} takes {bad} of {clients} clients to be bad and needs "
                 f"at least {least}: lower share{' or selected' if self.selected else ''}, or sample more clients"
             )
         return bad
 
     def combine(self, cohort: CohortUpdates) -> Combined:
-        """As `CohortAggregation.combine`."""
+        """See `CohortAggregation.combine`."""
         clients = len(cohort)
         bad = self.tolerated(clients) or 0
         gram = cohort.gram()
         lengths = gram.diagonal()
         squares = (lengths[:, None] + lengths[None, :] - 2 * gram).clamp_min(0)
-        squares.fill_diagonal_(torch.inf)  # nobody is its own neighbour
+        squares.fill_diagonal_(torch.inf)  # no client is its own neighbour
         scores = squares.sort(dim=1).values[:, : clients - bad - 2].sum(1)
         # stable: ties go to the first client
         best = scores.argsort(stable=True)[: clients - bad if self.selected is None else self.selected]
@@ -68,7 +68,7 @@ class Krum(MultiKrum):
     """Selects the one update closest to its neighbours; see `MultiKrum`.
 
     Args:
-        share: of the clients that may be bad, 0 or more and less than 0.5.
+        share: share of the clients that may be bad, at least 0 and less than 0.5.
         storage: where the cohort is held, "device" or "disk".
     """
 

@@ -12,7 +12,7 @@ from flow_pl.utils.validation import require_positive
 
 
 class NormBound(Aggregation):
-    """Averages updates, weighted, after scaling longer ones down to a norm; none is kept.
+    """Averages updates, weighted, after scaling larger ones down to a norm; no update is stored.
 
     Norm thresholding of Sun et al., Can You Really Backdoor Federated Learning? (2019), without noise: a bad client can
     still push, but no harder than `norm`.
@@ -29,5 +29,5 @@ class NormBound(Aggregation):
         self.norm = norm
 
     def factors(self, difference: Groups) -> Tensor | None:
-        """As `Aggregation.factors`."""
+        """See `Aggregation.factors`."""
         return shrink_factors(torch.linalg.vector_norm(group_norms(difference), dim=0), self.norm)

@@ -1,4 +1,4 @@
-"""Privacy accounting by `dp-accounting`: noise for a budget, the epsilon of a ledger, and the rounds that are left."""
+"""Account for privacy by `dp-accounting`: the noise for a budget, the epsilon of a ledger, and the remaining rounds."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from flow_pl.utils.validation import require_choice
 AccountantName = Literal["pld", "rdp"]
 
 DISCRETIZATION = 1e-3
-"""Width of the privacy losses' grid. A finer one lowers epsilon in its fourth digit, at ten times the cost a round."""
+"""Grid width of the privacy losses. A finer grid lowers epsilon in its fourth digit, at ten times the cost a round."""
 
 MOST_ROUNDS = 1 << 24
-"""Rounds up to which a budget is searched."""
+"""Largest number of rounds that `Accountant.rounds_left` considers."""
 
 NOISE_TOLERANCE = 1e-3
-"""Of a calibrated noise multiplier; the calibration errs towards more noise."""
+"""Tolerance of a calibrated noise multiplier; the calibration errs towards more noise."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class Sampling:
     """How the cohort of a round is drawn.
 
     Attributes:
-        kind: "poisson", every client apart with probability cohort / population; "fixed", a cohort of this size
+        kind: "poisson", each client independently with probability cohort / population; "fixed", a cohort of this size
             without replacement.
-        population: number of clients that are drawn from.
+        population: number of clients to draw from.
         cohort: size of the cohort, or its expectation.
     """
 
@@ -39,23 +39,23 @@ class Sampling:
 
     @property
     def relation(self) -> str:
-        """The neighbouring relation, in words."""
+        """Return the neighbouring relation, in words."""
         return "add or remove one client" if self.kind == "poisson" else "replace one client"
 
     @property
     def sensitivity(self) -> float:
-        """How far one client moves the sum of updates, in units of the clipping norm."""
+        """Return how far one client moves the sum of updates, in units of the clipping norm."""
         return 1.0 if self.kind == "poisson" else 2.0
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Rounds that were alike.
+    """Consecutive rounds with the same sampling and noise.
 
     Attributes:
-        sampling: of their cohorts.
+        sampling: sampling of their cohorts.
         noise_multiplier: standard deviation of the noise / L2 sensitivity of the sum.
-        rounds: how many.
+        rounds: number of rounds.
     """
 
     sampling: Sampling
@@ -64,18 +64,18 @@ class Entry:
 
 
 class Ledger:
-    """The private rounds that were made, in order."""
+    """Records the private rounds so far, in order."""
 
     def __init__(self) -> None:
         self.entries: list[Entry] = []
 
     @property
     def rounds(self) -> int:
-        """Number of rounds."""
+        """Return the number of rounds."""
         return sum(entry.rounds for entry in self.entries)
 
     def add(self, sampling: Sampling, noise_multiplier: float, rounds: int = 1) -> None:
-        """Note rounds."""
+        """Record rounds."""
         last = self.entries[-1] if self.entries else None
         if last is not None and (last.sampling, last.noise_multiplier) == (sampling, noise_multiplier):
             self.entries[-1] = Entry(sampling, noise_multiplier, last.rounds + rounds)
@@ -83,7 +83,7 @@ class Ledger:
             self.entries.append(Entry(sampling, noise_multiplier, rounds))
 
     def extended(self, sampling: Sampling, noise_multiplier: float, rounds: int) -> Ledger:
-        """A copy with more rounds."""
+        """Return a copy with more rounds."""
         other = Ledger()
         other.entries = list(self.entries)
         if rounds:
@@ -91,21 +91,21 @@ class Ledger:
         return other
 
     def state_dict(self) -> list[dict[str, Any]]:
-        """The entries, of plain types."""
+        """Return the entries as plain types, for a checkpoint."""
         return [asdict(entry) for entry in self.entries]
 
     def load_state_dict(self, state: list[dict[str, Any]]) -> None:
-        """Take the entries of a checkpoint."""
+        """Restore the entries of a checkpoint."""
         self.entries = [Entry(**{**entry, "sampling": Sampling(**entry["sampling"])}) for entry in state]
 
 
 class Accountant:
-    """What the rounds of a ledger cost.
+    """Computes the epsilon of a ledger's rounds.
 
     Args:
-        name: "pld", privacy loss distributions (Doroshenko et al., 2022; the tightest, Poisson cohorts alone), or
+        name: "pld", privacy loss distributions (Doroshenko et al., 2022; tightest, only for Poisson cohorts), or
             "rdp", Renyi differential privacy (Mironov, 2017).
-        delta: of the guarantee.
+        delta: delta of the guarantee.
 
     Raises:
         ConfigurationError: there is no such accountant, or dp-accounting is not installed.
@@ -132,7 +132,7 @@ class Accountant:
             )
 
     def epsilon(self, ledger: Ledger) -> float:
-        """Epsilon of all rounds of a ledger at this delta; 0 for none.
+        """Compute epsilon of all rounds of a ledger at this delta; 0 if there are none.
 
         Raises:
             ConfigurationError: cohorts of a fixed size and Poisson cohorts are mixed, which no accountant covers.
@@ -142,7 +142,7 @@ class Accountant:
         kinds = sorted({entry.sampling.kind for entry in ledger.entries})
         if len(kinds) > 1:
             raise ConfigurationError(
-                "the checkpoint's rounds and those to come draw their cohorts in different ways (data.sampling "
+                "the checkpoint's rounds and the coming ones draw their cohorts differently (data.sampling "
                 f"{' and '.join(kinds)}), whose neighbouring relations differ: continue with data.sampling "
                 f"{ledger.entries[0].sampling.kind}."
             )
@@ -152,7 +152,7 @@ class Accountant:
         return float(accountant.get_epsilon(self.delta))
 
     def calibrate(self, sampling: Sampling, rounds: int, epsilon: float) -> float:
-        """The smallest noise multiplier with which a number of rounds stays within epsilon.
+        """Find the smallest noise multiplier with which a number of rounds stays within epsilon.
 
         Raises:
             ConfigurationError: no noise is found.
@@ -166,16 +166,16 @@ class Accountant:
                 self._dp.LowerEndpointAndGuess(0.1, 1.0),
                 tol=NOISE_TOLERANCE,
             )
-        except Exception as error:  # whatever the search runs into at the ends of its range
+        except Exception as error:  # the search may fail in any way at the ends of its range
             raise ConfigurationError(
                 f"there is no noise for model.privacy.epsilon {epsilon} at delta {self.delta} over {rounds} rounds "
-                f"({type(error).__name__}: {error}): expected an epsilon of some tenths to some tens; choose another "
-                "one, or give noise_multiplier."
+                f"({type(error).__name__}: {error}): expected an epsilon between about 0.1 and 100; choose "
+                "another one, or give noise_multiplier."
             ) from error
         return float(noise)
 
     def rounds_left(self, ledger: Ledger, sampling: Sampling, noise_multiplier: float, epsilon: float) -> int:
-        """How many more rounds stay within epsilon, at most `MOST_ROUNDS`."""
+        """Return how many more rounds stay within epsilon, at most `MOST_ROUNDS`."""
 
         def within(rounds: int) -> bool:
             return self.epsilon(ledger.extended(sampling, noise_multiplier, rounds)) <= epsilon
@@ -198,7 +198,7 @@ class Accountant:
         return self._module.RdpAccountant(neighboring_relation=relation)
 
     def _event(self, sampling: Sampling, noise_multiplier: float) -> Any:
-        """One round. The accountants take the noise in units of the sensitivity, whatever the relation."""
+        """Create the event of one round; for any relation, accountants take the noise in units of the sensitivity."""
         gaussian = self._dp.GaussianDpEvent(noise_multiplier)
         if sampling.kind == "poisson":
             return self._dp.PoissonSampledDpEvent(sampling.cohort / sampling.population, gaussian)
@@ -206,5 +206,5 @@ class Accountant:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Not an order that the RDP accountant leaves out, every round anew: the others still bound epsilon."""
+    """Drop the RDP accountant's messages on orders that it excludes in every round: the others still bound epsilon."""
     return "Excluding this order" not in record.getMessage()

@@ -1,4 +1,4 @@
-"""What cannot be private, found before any training starts."""
+"""Refuse runs that cannot be private, before training starts."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ def check_private(method: Method, weighting: str, *, mean: bool, precision: str)
 
     Args:
         method: the algorithm.
-        weighting: of the clients in the server's mean.
-        mean: whether the server takes the mean of the updates.
-        precision: of the trainer.
+        weighting: weighting of the clients in the server's mean.
+        mean: whether the server averages the updates.
+        precision: precision of the trainer.
 
     Raises:
         ConfigurationError: the round cannot be private.
@@ -22,14 +22,14 @@ def check_private(method: Method, weighting: str, *, mean: bool, precision: str)
     if not method.shared:
         problem, remedy = f"{name}, whose clients send nothing", "leave model.privacy out: there is nothing to protect"
     elif method.participation is not None:
-        problem = f"{name}, whose server learns from each client which groups it has a part in"
-        remedy = "take a method whose clients all have a part in every group"
+        problem = f"{name}, whose server learns which groups each client takes part in"
+        remedy = "use a method whose clients all take part in every group"
     elif weighting != "uniform":
-        problem = f"model.loop.weighting '{weighting}', by which a client with more examples moves the mean further"
+        problem = f"model.loop.weighting '{weighting}', which lets a client with more examples move the mean further"
         remedy = "set model.loop.weighting to uniform"
     elif not mean:
         problem = "model.aggregation, which looks at single clients' updates"
-        remedy = "leave one of model.privacy and model.aggregation out"
+        remedy = "leave out either model.privacy or model.aggregation"
     elif precision == "16-mixed":
         problem = "trainer.precision 16-mixed, whose loss scale follows from single clients' gradients"
         remedy = "use bf16-mixed or 32-true"

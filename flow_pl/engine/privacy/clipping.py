@@ -1,4 +1,4 @@
-"""Clipping of clients' whole updates, to a norm that is fixed or follows a quantile."""
+"""Clip clients' whole updates to a norm that is fixed or follows a quantile."""
 
 from __future__ import annotations
 
@@ -15,54 +15,54 @@ from flow_pl.utils.validation import given, require_positive
 
 
 class Clipping(ABC):
-    """How a client's update is clipped before it is summed.
+    """Clips a client's update before it is summed; a base class.
 
     Attributes:
-        norm: bound of the L2 norm of a client's whole update in the next round.
+        norm: bound on the L2 norm of a client's whole update in the next round.
     """
 
     norm: float
 
     @abstractmethod
     def factors(self, difference: Groups) -> tuple[Tensor, Tensor]:
-        """What brings the clients' updates within the norm.
+        """Compute factors that bring the clients' updates within the norm.
 
         Args:
             difference: the clients' updates, by group and name [C, ...].
 
         Returns:
-            Factors of at most 1, [C] or [groups, C]; and [C] bool, which clients were within the norm as they came.
+            Factors of at most 1, [C] or [groups, C]; and [C] bool, which clients were within the norm before.
         """
 
     def split_noise(self, noise_multiplier: float, sensitivity: float, cohort: int) -> tuple[float, float]:
-        """Shares a round's noise between the updates and the number of clients within the norm.
+        """Divide a round's noise between the updates and the number of clients within the norm.
 
         Args:
-            noise_multiplier: of the whole round: standard deviation / sensitivity.
+            noise_multiplier: noise multiplier of the whole round: standard deviation / sensitivity.
             sensitivity: how far one client moves a sum of vectors of norm 1 (1 or 2).
             cohort: expected number of clients.
 
         Returns:
             The noise multiplier of the updates; and the standard deviation of the noise on the number of clients
-            within the norm, 0 where that is not used.
+            within the norm, 0 if that number is not used.
         """
         return noise_multiplier, 0.0
 
     def adapt(self, within: float) -> None:  # noqa: B027 (a fixed norm stays)
-        """Move the norm, by the noisy share of the expected cohort that was within it."""
+        """Adapt the norm to the noisy share of the expected cohort that was within it."""
 
     def resume(self, norm: float) -> None:  # noqa: B027 (a fixed norm is that of the settings)
-        """Go on with the norm of a checkpoint."""
+        """Continue with the norm of a checkpoint."""
 
 
 class FixedClipping(Clipping):
-    """Clips to a norm that stays.
+    """Clips to a constant norm.
 
     Args:
-        norm: bound of the L2 norm of a client's whole update.
-        per_group: clip each of the G shared groups (Flow: w_g and the router) apart, to norm / sqrt(G), instead of all
+        norm: bound on the L2 norm of a client's whole update.
+        per_group: clip each of the G shared groups (Flow: w_g and the router) separately, to norm / sqrt(G), instead of
             together (McMahan et al., Learning Differentially Private Recurrent Language Models, ICLR 2018, section 3).
-            The bound of the whole is the same, and so are noise and epsilon.
+            The bound on the whole update is the same, and so are noise and epsilon.
 
     Raises:
         ConfigurationError: the norm is not positive.
@@ -74,7 +74,7 @@ class FixedClipping(Clipping):
         self.per_group = per_group
 
     def factors(self, difference: Groups) -> tuple[Tensor, Tensor]:
-        """As `Clipping.factors`."""
+        """See `Clipping.factors`."""
         norms = group_norms(difference)
         if self.per_group:
             factors = shrink_factors(norms, self.norm / math.sqrt(len(norms)))
@@ -91,9 +91,9 @@ class AdaptiveClipping(Clipping):
     updates get so much more noise that the round as a whole has the noise multiplier that is accounted for.
 
     Args:
-        initial_norm: bound of the L2 norm in the first round.
-        quantile: share of the clients that is to be within the norm.
-        learning_rate: of the logarithm of the norm.
+        initial_norm: bound on the L2 norm in the first round.
+        quantile: target share of the clients within the norm.
+        learning_rate: learning rate of the logarithm of the norm.
         count_noise: standard deviation of the noise on the number of clients within the norm; null = a twentieth of
             the cohort, as in the paper.
 
@@ -119,15 +119,15 @@ class AdaptiveClipping(Clipping):
         self.count_noise = count_noise
 
     def factors(self, difference: Groups) -> tuple[Tensor, Tensor]:
-        """As `Clipping.factors`."""
+        """See `Clipping.factors`."""
         factors = shrink_factors(torch.linalg.vector_norm(group_norms(difference), dim=0), self.norm)
         return factors, factors == 1
 
     def split_noise(self, noise_multiplier: float, sensitivity: float, cohort: int) -> tuple[float, float]:
-        """As `Clipping.split_noise`; Theorem 1 of the paper.
+        """Divide the noise by Theorem 1 of the paper; see `Clipping.split_noise`.
 
         Raises:
-            ConfigurationError: the noise on the number leaves none of the budget for the updates.
+            ConfigurationError: the noise on the number leaves no budget for the updates.
         """
         deviation = cohort / 20 if self.count_noise is None else self.count_noise
         # a client counts as 1/2 or -1/2, so that the number's sensitivity is half of the updates' at norm 1
@@ -141,9 +141,9 @@ class AdaptiveClipping(Clipping):
         return (noise_multiplier**-2 - count_multiplier**-2) ** -0.5, deviation
 
     def adapt(self, within: float) -> None:
-        """As `Clipping.adapt`."""
+        """See `Clipping.adapt`."""
         self.norm *= math.exp(-self.learning_rate * (within - self.quantile))
 
     def resume(self, norm: float) -> None:
-        """As `Clipping.resume`."""
+        """See `Clipping.resume`."""
         self.norm = norm

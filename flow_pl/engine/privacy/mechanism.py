@@ -25,8 +25,8 @@ class GaussianMechanism:
 
     From McMahan et al., Learning Differentially Private Recurrent Language Models (ICLR 2018): every client's update
     is clipped as a whole, the updates are summed with equal weights, Gaussian noise is added to the sum, and the sum is
-    divided by the expected size of the cohort. Epsilon is computed by dp-accounting. What clients keep, and what is
-    measured on them, is not covered.
+    divided by the expected size of the cohort. Epsilon is computed by dp-accounting. The clients' state and
+    metrics measured on clients are not covered.
 
     The noise multiplier is the standard deviation of the noise / L2 sensitivity of the sum. With Poisson cohorts
     neighbours differ by the presence of one client, and the sensitivity is the clipping norm; with cohorts of a fixed
@@ -36,13 +36,13 @@ class GaussianMechanism:
         delta: delta of the guarantee; less than 1 / population is customary.
         epsilon: the budget. Without `noise_multiplier` the noise is calibrated for the rounds of the fit; with it, the
             run stops before the round that would exceed the budget. null = no budget.
-        noise_multiplier: standard deviation of the noise / sensitivity; null = calibrated.
+        noise_multiplier: standard deviation of the noise / sensitivity; null = calibrated to the budget.
         clipping: how updates are clipped; null = `FixedClipping` to norm 1.
         accountant: "pld" (tighter; needs `data.sampling: poisson`) or "rdp".
         secure: draw the noise from the system's secure generator instead of the seed. Such a run cannot be repeated.
-        noise_cohort_size: simulate the noise of cohorts of this size with those of `data.cohort_size`: the mean gets
-            the noise, and epsilon is, of the larger cohort. The guarantee is that of the deployment which is simulated,
-            not of this run.
+        noise_cohort_size: simulate the noise of cohorts of this size with those of `data.cohort_size`: noise
+            and epsilon are those of the larger cohort. The guarantee is that of the simulated deployment, not of this
+            run.
         population: number of clients of the simulated deployment; null = those of the data.
 
     Raises:
@@ -65,8 +65,8 @@ class GaussianMechanism:
             raise ConfigurationError(f"delta is {delta}, expected less than 1, such as 1 / the number of clients.")
         if epsilon is None and noise_multiplier is None:
             raise ConfigurationError(
-                "epsilon and noise_multiplier of model.privacy are null, expected one of them at least: give the "
-                "budget, and the noise is calibrated, or the noise, and epsilon is reported."
+                "epsilon and noise_multiplier of model.privacy are null, expected at least one of them: give the "
+                "budget to calibrate the noise, or the noise to have epsilon reported."
             )
         require_count(**given(noise_cohort_size=noise_cohort_size, population=population))
         self.delta = delta
@@ -87,12 +87,12 @@ class GaussianMechanism:
 
         Args:
             sampling: how the cohorts are actually drawn.
-            rounds: of the fit, those before a checkpoint included; None = no end.
-            seed: of the noise.
+            rounds: number of rounds of the fit, including those before a checkpoint; None = no limit.
+            seed: seed of the noise.
             first: whether this is the first process, which adds the noise.
 
         Raises:
-            ConfigurationError: the settings do not fit the fit.
+            ConfigurationError: the settings do not suit the fit.
         """
         self._cohort, self._seed, self._first = sampling.cohort, seed, first
         self._accountant = Accountant(self._accountant_name, self.delta)
@@ -102,15 +102,15 @@ class GaussianMechanism:
         if cohort > population:
             raise ConfigurationError(
                 f"cohorts of {cohort} clients cannot be drawn from {population}: set model.privacy.population to the "
-                "number of clients of the deployment that is simulated, or a smaller noise_cohort_size."
+                "number of clients of the simulated deployment, or a smaller noise_cohort_size."
             )
         self._sampling = Sampling(sampling.kind, population, cohort)
         if self._given_noise is not None:
             self.noise_multiplier = self._given_noise
         elif rounds is None or self.budget is None:
             raise ConfigurationError(
-                "the noise of model.privacy is calibrated for the rounds of the fit, which has no end: set "
-                "trainer.max_epochs, or give noise_multiplier and the run stops at epsilon."
+                "the noise of model.privacy is calibrated for the rounds of the fit, which are unlimited: set "
+                "trainer.max_epochs, or give noise_multiplier, and the run stops at epsilon."
             )
         else:
             self.noise_multiplier = self._accountant.calibrate(self._sampling, rounds, self.budget)
@@ -135,13 +135,13 @@ class GaussianMechanism:
         )
 
     def require_budget(self, rounds: int | None) -> None:
-        """Account for the ledger, and check that the rounds that are left to make are within the budget.
+        """Account for the ledger, and check that the remaining rounds are within the budget.
 
         Args:
-            rounds: in all, those of the ledger included; None = one more.
+            rounds: total number of rounds, including those of the ledger; None = one more.
 
         Raises:
-            PrivacyBudgetError: they are not.
+            PrivacyBudgetError: they exceed it.
             ConfigurationError: the ledger's rounds used another sampling scheme.
         """
         self.epsilon = self._accountant.epsilon(self.ledger)
@@ -163,10 +163,10 @@ class GaussianMechanism:
 
         Args:
             difference: the clients' updates, by group and name [C, ...].
-            weights: by group, [C]: 1, or 0 for clients that are left out.
+            weights: for each group, the clients' weights [C]: 1, or 0 for excluded clients.
 
         Returns:
-            The new weights; and the sum over clients of 1/2 for each within the norm, and -1/2 for each other.
+            The new weights; and the sum over clients of 1/2 for each within the norm, and -1/2 for each other one.
         """
         factors, within = self.clipping.factors(difference)
         counted = next(iter(weights.values()))
@@ -177,8 +177,8 @@ class GaussianMechanism:
         """Add the round's noise in place, in the first process only.
 
         Args:
-            sums: [D] of this process's clipped updates.
-            within: of this process, as `clip` counts it; a scalar.
+            sums: [D] the sum of this process's clipped updates.
+            within: count of this process, as returned by `clip`; a scalar.
         """
         if not self._first:
             return
@@ -202,7 +202,7 @@ class GaussianMechanism:
         """Add a round to the ledger and update the clipping norm.
 
         Args:
-            within: summed over processes, with its noise.
+            within: the count, summed over processes, with its noise.
         """
         self.clipping.adapt(within / self._cohort + 0.5)
         self.ledger.add(self._sampling, self.noise_multiplier)

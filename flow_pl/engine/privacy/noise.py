@@ -1,4 +1,4 @@
-"""Gaussian noise: of the seed and the round, for experiments, or of the system's secure generator."""
+"""Draw Gaussian noise: from the seed and the round, for experiments, or from the system's secure generator."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from numpy.typing import NDArray
 from flow_pl.utils.rng import Stream, generator
 
 AVERAGED = 4
-"""Secure normals that are averaged into one (Holohan and Braghin, Secure Random Sampling in Differential Privacy,
-ESORICS 2021): their sum hides the low bits of each, from which a single one could be told."""
+"""Number of secure normals averaged into one (Holohan and Braghin, Secure Random Sampling in Differential Privacy,
+ESORICS 2021): their sum hides the low bits of each, which could reveal it."""
 
 AT_ONCE = 1 << 20
-"""Secure normals that are made at once, which bounds the memory."""
+"""Number of secure normals drawn at once, to bound the memory."""
 
 UPDATES, CLIPPED = 0, 1
-"""What noise is for: the sum of the updates, or the number of clients that were clipped."""
+"""Purposes of noise: for the sum of the updates, or for the number of clients within the norm."""
 
 
 def seeded_noise(size: int, seed: int, round_: int, purpose: int) -> NDArray[np.float32]:
-    """Standard normals [size], a function of the arguments alone."""
+    """Draw standard normals [size], a function of the arguments alone."""
     return generator(seed, Stream.NOISE, round_, purpose).standard_normal(size, dtype=np.float32)
 
 
 def secure_noise(size: int) -> NDArray[np.float32]:
-    """Standard normals [size] from `os.urandom`, never the same twice."""
+    """Draw standard normals [size] from `os.urandom`, which cannot be repeated."""
     noise = np.empty(size, dtype=np.float32)
     for start in range(0, size, AT_ONCE):
         stop = min(start + AT_ONCE, size)
@@ -36,9 +36,9 @@ def secure_noise(size: int) -> NDArray[np.float32]:
 
 
 def _box_muller(size: int) -> NDArray[np.float64]:
-    """Standard normals [size] in double precision."""
+    """Draw standard normals [size] in double precision."""
     half = (size + 1) // 2
     bits = np.frombuffer(os.urandom(16 * half), dtype=np.uint64) >> np.uint64(11)
-    uniform = (bits.astype(np.float64) + 0.5) * 2.0**-53  # in (0, 1), so that the logarithm is finite
+    uniform = (bits.astype(np.float64) + 0.5) * 2.0**-53  # in (0, 1), so the logarithm is finite
     radius, angle = np.sqrt(-2 * np.log(uniform[:half])), 2 * np.pi * uniform[half:]
     return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:size]
