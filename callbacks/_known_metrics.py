@@ -15,7 +15,7 @@ from flow_pl.callbacks.backdoor_success import BackdoorSuccess
 from flow_pl.callbacks.convergence_diagnostics import PROGRESS, ConvergenceDiagnostics
 from flow_pl.errors import ConfigurationError
 from flow_pl.evaluation.convergence import HEAD, gradient_figures
-from flow_pl.methods.base import Phase
+from flow_pl.methods.steps import Phase
 from flow_pl.utils.words import nearest
 
 LOCAL_MODEL = ("global_or_local_accuracy", "best_mixture_accuracy", "gain_over_mixture")

@@ -28,6 +28,7 @@ from flow_pl.engine.client_states import client_state
 from flow_pl.engine.server_round import server_groups
 from flow_pl.errors import ConfigurationError, DataError, FlowError, find_cause
 from flow_pl.methods.base import Method
+from flow_pl.methods.predictor import predictor
 from flow_pl.module import FederatedModule
 from flow_pl.shipped import find
 from flow_pl.utils.checkpoints import WholeCheckpointIO, look_at
@@ -141,7 +142,7 @@ class ServedModel(nn.Module):
 
     def __init__(self, method: Method, groups: Groups) -> None:
         super().__init__()
-        self.method = method.predictor()
+        self.method = predictor(method)
         self.blocks = nn.ModuleList(self.method.modules.values())  # without weights; for their buffers
         self.groups = _Buffers({f"{name}.{key}": p for name, group in groups.items() for key, p in group.items()})
         self.eval()

@@ -13,7 +13,8 @@ from flow_pl.checks.block_calls import MIXES, named, watched
 from flow_pl.data.federation import Federation
 from flow_pl.errors import ConfigurationError, FlowError, brief
 from flow_pl.kernels.functional import training_mode
-from flow_pl.methods.base import Method, Phase
+from flow_pl.methods.base import Method
+from flow_pl.methods.steps import Phase
 from flow_pl.models.blocks import is_chain
 from flow_pl.models.lazy import set_classes
 from flow_pl.tasks import Objective

@@ -31,7 +31,7 @@ from flow_pl.deploy.private_state import PrivateState
 from flow_pl.engine.server_round import server_groups
 from flow_pl.errors import ConfigurationError
 from flow_pl.evaluation.clients import evaluate_clients
-from flow_pl.methods.base import Phase
+from flow_pl.methods.steps import Phase
 from flow_pl.serving import instantiate
 from flow_pl.utils.groups import Groups
 from flow_pl.utils.inputs import take

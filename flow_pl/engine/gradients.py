@@ -24,7 +24,7 @@ from flow_pl.engine.client_groups import ClientGroups
 from flow_pl.engine.tracing import CompileMode, compiled, trace
 from flow_pl.errors import ConfigurationError, brief
 from flow_pl.kernels.linear import REPLACED, ClientLinears
-from flow_pl.methods.base import Minibatch, Step
+from flow_pl.methods.steps import Minibatch, Step
 from flow_pl.utils.groups import Groups
 from flow_pl.utils.inputs import from_leaves, leaves, names_of, take
 from flow_pl.utils.unit_stream import UnitStream, UnitTable, drawing_from

@@ -24,7 +24,9 @@ from flow_pl.engine.schedule import make_schedule, part_mask
 from flow_pl.engine.tracing import CompileMode
 from flow_pl.engine.training_statistics import TrainingStatistics
 from flow_pl.kernels.functional import training_mode
-from flow_pl.methods.base import Derive, Method, Minibatch, Phase, naming_missing_groups
+from flow_pl.methods.base import Method
+from flow_pl.methods.group_names import naming_missing_groups
+from flow_pl.methods.steps import Derive, Minibatch, Phase
 from flow_pl.utils.counter_rng import step_keys
 from flow_pl.utils.groups import Groups, OptimizerFactory
 from flow_pl.utils.inputs import Inputs, map_inputs

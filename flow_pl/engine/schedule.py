@@ -9,7 +9,7 @@ from torch import Tensor
 
 from flow_pl.data.batch import GLOBAL, LOCAL, ClientBatch, part_sizes
 from flow_pl.errors import ConfigurationError
-from flow_pl.methods.base import Part
+from flow_pl.methods.steps import Part
 
 
 @dataclass(frozen=True)

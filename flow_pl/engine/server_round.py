@@ -16,7 +16,8 @@ from flow_pl.engine.compression import Compression
 from flow_pl.engine.loop import ClientUpdate
 from flow_pl.engine.privacy import GaussianMechanism
 from flow_pl.errors import FlowError
-from flow_pl.methods.base import Method, Phase
+from flow_pl.methods.base import Method
+from flow_pl.methods.steps import Phase
 from flow_pl.utils.groups import Groups
 
 

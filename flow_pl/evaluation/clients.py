@@ -14,7 +14,9 @@ from flow_pl.engine.loop import FederatedLoop
 from flow_pl.errors import ConfigurationError
 from flow_pl.evaluation.counts import ClientEvaluation, ClientPredictions, count_client, predict_client
 from flow_pl.kernels.functional import training_mode
-from flow_pl.methods.base import Method, Minibatch, naming_missing_groups
+from flow_pl.methods.base import Method
+from flow_pl.methods.group_names import naming_missing_groups
+from flow_pl.methods.steps import Minibatch
 from flow_pl.utils.groups import Groups
 from flow_pl.utils.inputs import take
 

@@ -24,8 +24,9 @@ from flow_pl.engine.client_groups import ClientGroups
 from flow_pl.engine.gradients import GradientEngine, map_clients
 from flow_pl.engine.server_round import sent_parameters
 from flow_pl.kernels.functional import training_mode
-from flow_pl.methods.base import Derive, Method, Minibatch, Phase, Step
+from flow_pl.methods.base import Method
 from flow_pl.methods.parts.pieces import pieces
+from flow_pl.methods.steps import Derive, Minibatch, Phase, Step
 from flow_pl.utils.groups import Groups, Parameters
 from flow_pl.utils.inputs import map_inputs
 

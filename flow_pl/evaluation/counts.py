@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from flow_pl.methods.base import Method, Minibatch
+from flow_pl.methods.base import Method
+from flow_pl.methods.steps import Minibatch
 from flow_pl.tasks import Objective
 from flow_pl.utils.groups import Groups
 

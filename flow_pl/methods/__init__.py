@@ -1,7 +1,7 @@
 """Federated algorithms, one file each; each follows its paper's pseudocode."""
 
 from flow_pl.methods.apfl import APFL
-from flow_pl.methods.base import Derive, Method, Minibatch, Phase, Prediction, Step
+from flow_pl.methods.base import Method, Prediction
 from flow_pl.methods.ditto import Ditto
 from flow_pl.methods.fedala import FedALA
 from flow_pl.methods.fedavg import FedAvg
@@ -26,6 +26,7 @@ from flow_pl.methods.partialfed import PartialFed
 from flow_pl.methods.per_fedavg import PerFedAvg
 from flow_pl.methods.pfedme import PFedMe
 from flow_pl.methods.scaffold import Scaffold
+from flow_pl.methods.steps import Derive, Minibatch, Phase, Step
 
 __all__ = [
     "APFL",

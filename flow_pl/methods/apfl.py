@@ -7,7 +7,8 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from flow_pl.methods.base import Derive, Method, Minibatch, Phase, Prediction, Step
+from flow_pl.methods.base import Method, Prediction
+from flow_pl.methods.steps import Derive, Minibatch, Phase, Step
 from flow_pl.utils.groups import Groups, Parameters
 from flow_pl.utils.inputs import Inputs
 from flow_pl.utils.validation import require_share

@@ -8,126 +8,25 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar, get_args
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from flow_pl.errors import ConfigurationError
+from flow_pl.methods.group_names import check_groups
+from flow_pl.methods.steps import Derive, Minibatch, Phase, Step
 from flow_pl.models.normalization import ClientBatchNorm
 from flow_pl.models.routed import RoutedModel
 from flow_pl.tasks import Objective
-from flow_pl.utils.groups import Groups, OptimizerFactory, Parameters
+from flow_pl.utils.groups import Groups, Parameters
 from flow_pl.utils.inputs import Inputs
-from flow_pl.utils.validation import require_choice, require_count, require_positive
+from flow_pl.utils.validation import require_positive
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
-
-Part = Literal["all", "local", "global"]
 M = TypeVar("M", bound="Method")
-
-
-class Minibatch(NamedTuple):
-    """Examples of one client.
-
-    Attributes:
-        x: features [B, ...]; a mapping of tensors where they are several by name.
-        y: targets [B, ...].
-        mask: [B] bool, False in the padding.
-    """
-
-    x: Inputs
-    y: Tensor
-    mask: Tensor
-
-
-@dataclass(frozen=True, eq=False)
-class Step:
-    """One optimizer step on a minibatch. It may be traced: what the objective reads must not change afterwards.
-
-    Attributes:
-        moves: the group that is updated; every other group is frozen.
-        objective: maps (groups, minibatch) to a scalar, whose gradient updates the group.
-        lr_scale: factor on the client optimizer's learning rate.
-        bounds: smallest and largest value that the group may take; it is clamped after each step.
-        optimizer: creates the step's optimizer; None for the client optimizer.
-
-    Raises:
-        ConfigurationError: `lr_scale` is not positive, or the bounds are not in order.
-    """
-
-    moves: str
-    objective: Callable[[Groups, Minibatch], Tensor]
-    lr_scale: float = 1.0
-    bounds: tuple[float, float] | None = None
-    optimizer: OptimizerFactory | None = None
-
-    def __post_init__(self) -> None:
-        """Reject invalid settings."""
-        require_positive(**{f"lr_scale of the step of '{self.moves}'": self.lr_scale})
-        if self.bounds is not None and not self.bounds[0] <= self.bounds[1]:
-            raise ConfigurationError(
-                f"bounds of the step of '{self.moves}' are {self.bounds}, expected the smaller value first."
-            )
-
-
-@dataclass(frozen=True, eq=False)
-class Phase:
-    """Epochs over a part of a client's training data, with the same steps, in order, on every minibatch.
-
-    The loop decides how often and in which order a client's examples are visited, so that all methods train alike.
-
-    Attributes:
-        part: which share of the data.
-        steps: the steps taken on each minibatch; every step has its own optimizer, fresh in each phase, and a step
-            listed several times is taken as often, with one optimizer.
-        epochs: passes over the data, if the method sets them; None for the loop's budget, `local_epochs` in a round
-            and `personal_epochs` in personalization; "personal" for `personal_epochs` in a round, too.
-        examples: a group with a row for each training example, made by a `Derive`: its `x` [N, ...] and `y` [N, ...]
-            take the place of the training data in the minibatches, and the group is gone after the phase. None for the
-            training data themselves.
-
-    Raises:
-        ConfigurationError: there is no such part, no epoch, or something else than steps.
-    """
-
-    part: Part
-    steps: tuple[Step, ...]
-    epochs: int | Literal["personal"] | None = None
-    examples: str | None = None
-
-    def __post_init__(self) -> None:
-        """Reject what the loop could not run."""
-        require_choice(get_args(Part), **{"part of a Phase": self.part})
-        if self.epochs is not None and self.epochs != "personal":
-            require_count(**{"epochs of a Phase": self.epochs})
-        if not isinstance(self.steps, tuple) or not all(isinstance(step, Step) for step in self.steps):
-            raise ConfigurationError(f"steps of a Phase are {self.steps!r}, expected a tuple of Steps.")
-
-
-@dataclass(frozen=True, eq=False)
-class Derive:
-    """Computes groups once from a part of a client's training data, without gradients.
-
-    Attributes:
-        part: which share of the data.
-        compute: maps (groups, examples) to new or replaced groups.
-
-    Raises:
-        ConfigurationError: there is no such part.
-    """
-
-    part: Part
-    compute: Callable[[Groups, Minibatch], Groups]
-
-    def __post_init__(self) -> None:
-        """Reject an unknown part."""
-        require_choice(get_args(Part), **{"part of a Derive": self.part})
 
 
 @dataclass(frozen=True)
@@ -336,34 +235,6 @@ class Method(ABC):
         """Compute the outputs of the server's model alone, from the groups of `models`."""
         return self.model.plain(x, groups["global"])
 
-    def predictor(self) -> Self:
-        """Return a copy that predicts with the groups it is given and holds no weights; it can be copied and pickled.
-
-        Buffers of its modules are copies.
-        """
-        other = copy.copy(self)
-        for name in self.training_only:
-            vars(other).pop(name, None)
-        # stand-ins without data, since a block may read a weight's shape; copying all weights would be wasteful.
-        # What is frozen is in no group, and no training changes it: one copy serves all.
-        stand_ins = {
-            id(p): p.detach() if name not in self.trained[group] else p.detach().to("meta")
-            for group, whole in self.modules.items()
-            for name, p in whole.named_parameters()
-        }
-        other = copy.deepcopy(other, stand_ins)
-        for module in (part for whole in other.modules.values() for part in whole.modules()):
-            frozen = {name: p for name, p in module._parameters.items() if p is not None and not p.is_meta}
-            for name, stand_in in module._parameters.items():
-                if name not in frozen:
-                    # as a plain attribute: a meta parameter could not be moved to a device
-                    vars(module)[name] = stand_in
-            module._parameters.clear()
-            for name, p in frozen.items():
-                module.register_buffer(name, p)
-            module.training = False
-        return other
-
     @abstractmethod
     def training(self) -> tuple[Phase | Derive, ...]:
         """Return what a sampled client does in a round."""
@@ -407,76 +278,3 @@ def trained_names(module: nn.Module) -> tuple[str, ...]:
     """
     averaged = getattr(module, "averaged", False)
     return tuple(name for name, p in module.named_parameters() if p.requires_grad or averaged)
-
-
-def check_groups(method: Method) -> None:
-    """Check that every group that a bound method names exists.
-
-    What a `Derive` creates is known only once it runs, so nothing is checked from there on.
-
-    Raises:
-        ConfigurationError: a group does not exist; names the choices.
-    """
-    parameters = {group: dict(module.named_parameters()) for group, module in method.modules.items()}
-    if any(isinstance(p, nn.UninitializedParameter) for group in parameters.values() for p in group.values()):
-        return  # a client's first groups are known only once the data is
-    server = {group: {key: parameters[group][key].detach() for key in keys} for group, keys in method.trained.items()}
-    name = type(method).__name__
-    try:
-        known = tuple(method.start(server))
-    except KeyError as error:
-        (key,) = error.args or ("",)
-        if not any(key in parameters for parameters in server.values()):  # it is no parameter that is missing
-            require_group(server, f"{name}.start reads", str(key))
-        raise
-    for setting, groups, choices in (
-        ("shared, of the server,", method.shared, tuple(method.modules)),
-        ("private, at the start,", method.private, known),
-    ):
-        for group in groups:
-            require_group(choices, f"{name}.{setting} names", group)
-    for stages in (method.phases, method.personal_phases):
-        made = list(known)
-        for stage in stages:
-            if isinstance(stage, Derive):
-                break
-            for step in stage.steps:
-                require_group(made, f"a step of {name} moves", step.moves)
-    if not any(isinstance(stage, Derive) for stage in method.phases):
-        for setting, groups in (("shared", method.shared), ("private", method.private)):
-            for group in groups.values():
-                require_group(known, f"{name}.{setting} names", group)
-        if method.participation is not None:
-            require_group(known, f"{name}.participation names", method.participation)
-
-
-@contextmanager
-def naming_missing_groups(method: Method, groups: Mapping[str, Any]) -> Iterator[None]:
-    """A context in which a group that a method reads and that does not exist is named, with the choices.
-
-    Args:
-        method: its steps, its `Derive`s or its `predict` are called here.
-        groups: the client's groups, as they are when the error occurs.
-
-    Raises:
-        ConfigurationError: a group does not exist.
-    """
-    try:
-        yield
-    except KeyError as error:
-        (key,) = error.args or ("",)
-        parameters = (name for module in method.modules.values() for name, _ in module.named_parameters())
-        if isinstance(key, str) and key not in parameters:  # else a parameter is missing, which is no misspelling
-            require_group(groups, f"{type(method).__name__} reads", key)
-        raise
-
-
-def require_group(choices: Iterable[str], where: str, group: str) -> None:
-    """Check that a group is among the choices.
-
-    Raises:
-        ConfigurationError: it is not.
-    """
-    choices = list(choices)
-    if group not in choices:
-        raise ConfigurationError(f"{where} the group '{group}', expected {' or '.join(map(repr, choices))}.")

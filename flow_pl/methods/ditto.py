@@ -6,8 +6,9 @@ from types import MappingProxyType
 
 from torch import Tensor
 
-from flow_pl.methods.base import Derive, Method, Minibatch, Phase, Prediction, Step
+from flow_pl.methods.base import Method, Prediction
 from flow_pl.methods.parts.regularizers import half_squared_distance
+from flow_pl.methods.steps import Derive, Minibatch, Phase, Step
 from flow_pl.utils.groups import Groups, Parameters
 from flow_pl.utils.inputs import Inputs
 from flow_pl.utils.validation import require_at_least_zero

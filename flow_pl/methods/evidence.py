@@ -12,7 +12,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from flow_pl.methods.base import Minibatch
+from flow_pl.methods.steps import Minibatch
 from flow_pl.models.dropout import Dropout
 from flow_pl.utils.groups import Parameters
 from flow_pl.utils.inputs import take

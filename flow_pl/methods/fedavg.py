@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from flow_pl.methods.base import Derive, Method, Phase
+from flow_pl.methods.base import Method
+from flow_pl.methods.steps import Derive, Phase
 from flow_pl.utils.groups import Groups, Parameters
 
 

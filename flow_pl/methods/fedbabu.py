@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from flow_pl.methods.base import Derive, Phase, Step
 from flow_pl.methods.parts.body_and_head import BodyAndHead
+from flow_pl.methods.steps import Derive, Phase, Step
 
 
 class FedBABU(BodyAndHead):

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from flow_pl.errors import ConfigurationError
 from flow_pl.kernels.functional import intercepted
-from flow_pl.methods.base import Derive, Minibatch, Phase, Prediction, Step
+from flow_pl.methods.base import Prediction
 from flow_pl.methods.parts.body_and_head import BodyAndHead
+from flow_pl.methods.steps import Derive, Minibatch, Phase, Step
 from flow_pl.models.normalization import ClientBatchNorm, statistics_of
 from flow_pl.utils.groups import Groups, Parameters
 from flow_pl.utils.inputs import Inputs, first

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from flow_pl.errors import ConfigurationError
-from flow_pl.methods.base import Derive, Minibatch, Phase, Prediction, Step
+from flow_pl.methods.base import Prediction
 from flow_pl.methods.parts.body_and_head import BodyAndHead
 from flow_pl.methods.parts.regularizers import maximum_mean_discrepancy
+from flow_pl.methods.steps import Derive, Minibatch, Phase, Step
 from flow_pl.utils.groups import Groups, Parameters
 from flow_pl.utils.inputs import Inputs
 from flow_pl.utils.validation import require_at_least_zero

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from flow_pl.methods.base import Derive, Method, Minibatch, Phase, Prediction, Step
+from flow_pl.methods.base import Method, Prediction
 from flow_pl.methods.parts.body_and_head import BodyAndHead
 from flow_pl.methods.parts.pieces import pieces
+from flow_pl.methods.steps import Derive, Minibatch, Phase, Step
 from flow_pl.utils.groups import Groups, Parameters
 from flow_pl.utils.inputs import Inputs
 from flow_pl.utils.validation import require_at_least_zero

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from types import MappingProxyType
 
-from flow_pl.methods.base import Derive, Phase
 from flow_pl.methods.parts.body_and_head import BodyAndHead
+from flow_pl.methods.steps import Derive, Phase
 
 
 class FedPer(BodyAndHead):

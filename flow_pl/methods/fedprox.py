@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from flow_pl.methods.base import Derive, Minibatch, Phase, Step
 from flow_pl.methods.fedavg import FedAvg
 from flow_pl.methods.parts.regularizers import half_squared_distance
+from flow_pl.methods.steps import Derive, Minibatch, Phase, Step
 from flow_pl.utils.groups import Groups
 from flow_pl.utils.validation import require_at_least_zero
 

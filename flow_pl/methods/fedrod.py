@@ -7,9 +7,10 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from flow_pl.methods.base import Derive, Minibatch, Phase, Prediction, Step
+from flow_pl.methods.base import Prediction
 from flow_pl.methods.parts.body_and_head import BodyAndHead
 from flow_pl.methods.parts.pieces import pieces
+from flow_pl.methods.steps import Derive, Minibatch, Phase, Step
 from flow_pl.utils.groups import Groups, Parameters
 from flow_pl.utils.inputs import Inputs
 

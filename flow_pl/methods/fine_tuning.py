@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from flow_pl.methods.base import Derive, Method, Part, Phase, Prediction
+from flow_pl.methods.base import Method, Prediction
+from flow_pl.methods.steps import Derive, Part, Phase
 from flow_pl.utils.groups import Groups, Parameters
 from flow_pl.utils.inputs import Inputs
 

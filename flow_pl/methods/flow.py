@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from flow_pl.errors import ConfigurationError
-from flow_pl.methods.base import Derive, Method, Minibatch, Part, Phase, Prediction, Step
+from flow_pl.methods.base import Method, Prediction
 from flow_pl.methods.parts.pieces import pieces
 from flow_pl.methods.parts.regularizers import routing_regularizer
+from flow_pl.methods.steps import Derive, Minibatch, Part, Phase, Step
 from flow_pl.models.fitting_router import fitting_router
 from flow_pl.models.routed import one_hot_routes
 from flow_pl.models.routers import Route, Router

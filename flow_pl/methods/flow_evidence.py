@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from flow_pl.kernels.functional import call
-from flow_pl.methods.base import Derive, Method, Minibatch, Part, Phase, Prediction, Step
+from flow_pl.methods.base import Method, Prediction
 from flow_pl.methods.evidence import (
     EVIDENCE,
     EXPERTS,
@@ -26,6 +26,7 @@ from flow_pl.methods.evidence import (
 from flow_pl.methods.fine_tuning import FineTuning
 from flow_pl.methods.parts.local_memory import LocalMemory
 from flow_pl.methods.parts.pieces import pieces
+from flow_pl.methods.steps import Derive, Minibatch, Part, Phase, Step
 from flow_pl.utils.groups import Groups
 from flow_pl.utils.inputs import Inputs, first
 from flow_pl.utils.validation import (

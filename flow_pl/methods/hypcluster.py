@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from flow_pl.errors import ConfigurationError
-from flow_pl.methods.base import Derive, Minibatch, Phase, Prediction
+from flow_pl.methods.base import Prediction
 from flow_pl.methods.fedavg import FedAvg
 from flow_pl.methods.parts.pieces import pieces
+from flow_pl.methods.steps import Derive, Minibatch, Phase
 from flow_pl.utils.groups import Groups, Parameters
 from flow_pl.utils.inputs import Inputs
 from flow_pl.utils.validation import require_count

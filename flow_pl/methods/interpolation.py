@@ -7,9 +7,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from flow_pl.methods.base import Derive, Minibatch, Phase, Prediction, Step
+from flow_pl.methods.base import Prediction
 from flow_pl.methods.fine_tuning import FineTuning
 from flow_pl.methods.parts.local_memory import LocalMemory
+from flow_pl.methods.steps import Derive, Minibatch, Phase, Step
 from flow_pl.utils.groups import Groups, Parameters
 from flow_pl.utils.inputs import Inputs
 from flow_pl.utils.validation import require_choice, require_share

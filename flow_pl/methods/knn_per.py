@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from flow_pl.methods.base import Derive, Phase, Prediction
+from flow_pl.methods.base import Prediction
 from flow_pl.methods.fedavg import FedAvg
 from flow_pl.methods.parts.local_memory import LocalMemory
+from flow_pl.methods.steps import Derive, Phase
 from flow_pl.utils.groups import Groups, Parameters
 from flow_pl.utils.inputs import Inputs
 

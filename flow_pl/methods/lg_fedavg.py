@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from types import MappingProxyType
 
-from flow_pl.methods.base import Derive, Method, Phase
+from flow_pl.methods.base import Method
 from flow_pl.methods.fedavg import FedAvg
 from flow_pl.methods.parts.body_and_head import BodyAndHead
+from flow_pl.methods.steps import Derive, Phase
 from flow_pl.utils.validation import require_count
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from types import MappingProxyType
 
-from flow_pl.methods.base import Derive, Phase, Prediction
+from flow_pl.methods.base import Prediction
 from flow_pl.methods.fine_tuning import FineTuning
+from flow_pl.methods.steps import Derive, Phase
 from flow_pl.utils.groups import Groups
 from flow_pl.utils.inputs import Inputs
 from flow_pl.utils.validation import require_count

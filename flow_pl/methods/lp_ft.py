@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-from flow_pl.methods.base import Derive, Phase, Step
 from flow_pl.methods.parts.body_and_head import BodyAndHead
+from flow_pl.methods.steps import Derive, Phase, Step
 from flow_pl.utils.validation import require_count
 
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 (what torch's own documentation calls it)
 
-from flow_pl.methods.base import Derive, Method, Minibatch, Phase, Prediction, Step
+from flow_pl.methods.base import Method, Prediction
+from flow_pl.methods.steps import Derive, Minibatch, Phase, Step
 from flow_pl.utils.groups import Groups, Parameters
 from flow_pl.utils.inputs import Inputs
 from flow_pl.utils.validation import require_count, require_positive

@@ -8,8 +8,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from flow_pl.methods.base import Derive, Minibatch, Phase, Step
 from flow_pl.methods.fine_tuning import FineTuning
+from flow_pl.methods.steps import Derive, Minibatch, Phase, Step
 from flow_pl.utils.groups import Groups, Parameters
 from flow_pl.utils.inputs import take, zip_inputs
 from flow_pl.utils.validation import require_at_least_zero

@@ -8,10 +8,10 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
-from flow_pl.methods.base import Derive, Minibatch, Phase, Step
 from flow_pl.methods.fedavg import FedAvg
 from flow_pl.methods.parts.pieces import pieces
 from flow_pl.methods.per_fedavg import INNER_SCALE
+from flow_pl.methods.steps import Derive, Minibatch, Phase, Step
 from flow_pl.utils.groups import Groups, Parameters
 from flow_pl.utils.inputs import Inputs
 

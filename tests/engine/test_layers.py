@@ -7,7 +7,7 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from flow_pl.engine.gradients import GradientEngine
-from flow_pl.methods.base import Minibatch, Step
+from flow_pl.methods.steps import Minibatch, Step
 from flow_pl.utils.counter_rng import step_keys
 
 CLIENTS, N, TOKENS = 3, 4, 6

@@ -18,8 +18,8 @@ from flow_pl.errors import ConfigurationError
 from flow_pl.evaluation.clients import evaluate_clients, predict_clients
 from flow_pl.evaluation.convergence import gradient_sums
 from flow_pl.methods import FedAvg, Flow
-from flow_pl.methods.base import Minibatch
 from flow_pl.methods.per_fedavg import halves
+from flow_pl.methods.steps import Minibatch
 from flow_pl.models import MLP
 from flow_pl.models.routers import InstanceRouter, Router
 from flow_pl.tasks import Classification

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from flow_pl.errors import ConfigurationError
-from flow_pl.methods.base import Derive, Method, Minibatch, Phase, Prediction, Step
+from flow_pl.methods.base import Method, Prediction
+from flow_pl.methods.steps import Derive, Minibatch, Phase, Step
 from flow_pl.utils.groups import Groups, Parameters
 from flow_pl.utils.inputs import Inputs
 from flow_pl.utils.validation import require_count, require_some

@@ -11,8 +11,8 @@ import math
 import torch
 from torch import Tensor
 
-from flow_pl.methods.base import Derive, Minibatch
 from flow_pl.methods.parts.pieces import pieces
+from flow_pl.methods.steps import Derive, Minibatch
 from flow_pl.models.routed import RoutedModel
 from flow_pl.tasks import Objective
 from flow_pl.utils.groups import Groups, Parameters

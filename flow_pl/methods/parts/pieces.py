@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from flow_pl.methods.base import Minibatch
+from flow_pl.methods.steps import Minibatch
 from flow_pl.utils.inputs import take
 
 ROWS = 64
