@@ -12,19 +12,15 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from flow_pl.checks import (
-    check_trainer,
-)
-from flow_pl.data import CohortSampler, FederatedDataModule
+from flow_pl.checks import check_trainer
+from flow_pl.data import FederatedDataModule
 from flow_pl.data.batch import ClientBatch
-from flow_pl.data.rounds import count_rounds
 from flow_pl.engine.aggregation import Aggregation, Mean
 from flow_pl.engine.attacks import Attack
 from flow_pl.engine.chunk_size import ChunkSize
@@ -36,22 +32,20 @@ from flow_pl.engine.privacy import GaussianMechanism
 from flow_pl.engine.round_settings import planned_rounds
 from flow_pl.engine.server_round import (
     ServerRound,
-    changed_parameters,
     sent_parameters,
     server_groups,
     trained_parameters,
 )
-from flow_pl.errors import ConfigurationError
 from flow_pl.evaluation.clients import evaluate_clients, predict_clients
 from flow_pl.evaluation.counts import ClientEvaluation, ClientPredictions, concatenate
 from flow_pl.methods.base import Method
 from flow_pl.models.blocks import Blocks
 from flow_pl.models.normalization import BatchNorm, converted
 from flow_pl.module.checkpoint import from_checkpoint, load, save
-from flow_pl.module.notices import EmptyRoundWarning, warn_of_empty_round, warn_of_rejected
-from flow_pl.module.preparation import prepare
-from flow_pl.module.round_log import log_round, prepare_log
-from flow_pl.resume import apply_server, data_record
+from flow_pl.module.notices import EmptyRoundWarning
+from flow_pl.module.preparation import begin_fit, check_still_trained, prepare
+from flow_pl.module.server_step import make_server_step
+from flow_pl.resume import data_record
 from flow_pl.tasks import Classification, Objective
 from flow_pl.utils.groups import Groups
 from flow_pl.utils.inputs import Inputs
@@ -122,7 +116,7 @@ class FederatedModule(lightning.LightningModule):
         self.loss_scale = LossScale()
         self.server_changed = False
         self._round: ServerRound | None = None
-        self._empty_rounds = 0
+        self.empty_rounds = 0
         self.states: ClientStates | None = None
         self.chunks = ChunkSize()
 
@@ -241,25 +235,12 @@ class FederatedModule(lightning.LightningModule):
         return []
 
     def on_train_start(self) -> None:
-        """Reject a loader whose sampler Lightning has replaced: every process would train every client."""
-        count_rounds(self.trainer)
-        prepare_log(self.trainer)
-        sampler = getattr(self.trainer.train_dataloader, "sampler", None)
-        if not isinstance(sampler, CohortSampler):
-            raise ConfigurationError(
-                f"the training loader's sampler is {type(sampler).__name__}, expected a CohortSampler, which shares "
-                "the cohort over processes: set trainer.use_distributed_sampler to false."
-            )
-        if self.server_changed:
-            schedulers = [config.scheduler for config in self.trainer.lr_scheduler_configs]
-            apply_server(
-                self.server_optimizer,
-                self.server_scheduler,
-                self.trainer.optimizers[0],
-                schedulers[0] if schedulers else None,
-                self.trainer.global_step,
-            )
-            self.server_changed = False
+        """Begin the fit.
+
+        Raises:
+            ConfigurationError: Lightning has replaced the training loader's sampler.
+        """
+        begin_fit(self)
 
     def on_train_epoch_start(self) -> None:
         """Begin the round from scratch, discarding what an interrupted round left behind.
@@ -267,13 +248,7 @@ class FederatedModule(lightning.LightningModule):
         Raises:
             ConfigurationError: a callback has frozen or unfrozen parameters.
         """
-        changed = changed_parameters(self.method)
-        if changed:
-            raise ConfigurationError(
-                f"{', '.join(changed[:3])} {'has' if len(changed) == 1 else 'have'} been frozen or unfrozen after the "
-                "fit has begun, expected requires_grad to stay as it is: leave out callbacks that change it "
-                "(BackboneFinetuning), and fit anew for each phase of the training."
-            )
+        check_still_trained(self.method)
         self._round = None
         if self.states is not None:
             self.states.discard()
@@ -295,7 +270,7 @@ class FederatedModule(lightning.LightningModule):
             )
         self._round.reject(batch.unusable)
         if len(batch):
-            scaler = self._scaler
+            scaler = self.scaler
             scale = None if scaler is None else self.loss_scale.value
             server = server_groups(self.method)
             for update in self.chunks.run(batch, partial(self._train, method, server, scale)):
@@ -328,69 +303,17 @@ class FederatedModule(lightning.LightningModule):
         return update
 
     def _server_step(self, round_: ServerRound) -> None:
-        figures = round_.finish(
-            lambda tensor: self.trainer.strategy.reduce(tensor, reduce_op="sum"),
-            self.current_epoch,
-            self.trainer.global_rank,
-            self.trainer.world_size,
-        )
-        scaler = self._scaler
-        if scaler is not None:
-            # Lightning unscales every gradient and requires a scaler; the pseudo-gradient was never scaled.
-            for p in self.trained():
-                if p.grad is not None or not self.method.shared:
-                    p.grad = scaler.scale(torch.zeros_like(p) if p.grad is None else p.grad)
-            self.loss_scale.adapt(figures["skipped_steps"])
-        warn_of_rejected(self.trainer, round_)
-        if round_.empty:
-            self._empty_rounds += 1
-            if self._empty_rounds == 1:  # `on_train_end` reports how many there were
-                warn_of_empty_round(self.trainer)
-        optimizer = self.optimizers()
-        assert isinstance(optimizer, LightningOptimizer)
-        optimizer.step()
-        optimizer.zero_grad()
-        scheduler = self.lr_schedulers()
-        if scheduler is not None:
-            scheduler.step()  # type: ignore[union-attr]
-        if scaler is None:
-            del figures["skipped_steps"]
-        sampler = self.trainer.train_dataloader.sampler  # type: ignore[union-attr]
-        figures["bytes_down"] = figures["bytes_down"] + round_.bytes_down * sum(sampler.absent.values())
-        figures |= {f"{name}_clients": torch.tensor(float(count)) for name, count in sampler.absent.items()}
-        if self.states is not None:
-            kept = torch.tensor(float(len(self.states.known())))
-            figures |= {"clients_with_state": kept, "state_bytes": kept * self.states.bytes_per_client}
-        if round_.unknown:
-            # Lightning keeps the last logged values and would log them again
-            logged_before = self.trainer.logged_metrics
-            for name in round_.unknown:
-                logged_before.pop(f"train/{name}", None)
-        logged = {f"train/{name}": value for name, value in figures.items()}
-        if self.privacy is not None:
-            logged["privacy/epsilon"] = torch.tensor(self.privacy.epsilon)
-            self._stop_at_budget(self.privacy)
-        log_round(self.trainer, logged)
-
-    def _stop_at_budget(self, privacy: GaussianMechanism) -> None:
-        """End the fit after the last round that the privacy budget allows."""
-        rounds = planned_rounds(self.trainer)
-        if privacy.exhausted and (rounds is None or self.trainer.global_step < rounds):
-            self.trainer.should_stop = True
-            rank_zero_info(
-                f"the privacy budget is spent: epsilon is {privacy.epsilon:.4g} of {privacy.budget:g} after "
-                f"{privacy.ledger.rounds} rounds, and another round would exceed it. Training stops here."
-            )
+        make_server_step(self, round_)
 
     def on_train_end(self) -> None:
         """Report how many rounds had no client."""
-        if self._empty_rounds and self.trainer.is_global_zero:
+        if self.empty_rounds and self.trainer.is_global_zero:
             warnings.warn(
-                f"{self._empty_rounds} of {self.trainer.global_step} rounds had no client to train.",
+                f"{self.empty_rounds} of {self.trainer.global_step} rounds had no client to train.",
                 EmptyRoundWarning,
                 stacklevel=2,
             )
-        self._empty_rounds = 0
+        self.empty_rounds = 0
 
     def on_validation_epoch_end(self) -> None:
         """Log validation against rounds: "step" is the loggers' x-axis, and Lightning would count chunks."""
@@ -399,7 +322,8 @@ class FederatedModule(lightning.LightningModule):
             self.log("step", step, on_step=False, on_epoch=True, batch_size=1, sync_dist=True, rank_zero_only=True)
 
     @property
-    def _scaler(self) -> Any:
+    def scaler(self) -> Any:
+        """Return the gradient scaler of 16-bit precision; None in other precisions."""
         plugin = self.trainer.precision_plugin
         return plugin.scaler if isinstance(plugin, MixedPrecision) else None
 

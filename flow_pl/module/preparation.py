@@ -11,7 +11,8 @@ from flow_pl.checks import (
     check_label_moments,
     check_server_optimizer,
 )
-from flow_pl.data import FederatedDataModule
+from flow_pl.data import CohortSampler, FederatedDataModule
+from flow_pl.data.rounds import count_rounds
 from flow_pl.engine.chunk_size import ChunkSize
 from flow_pl.engine.client_optimizer import check_elementwise
 from flow_pl.engine.draw_check import check_draws
@@ -20,6 +21,9 @@ from flow_pl.engine.server_round import changed_parameters
 from flow_pl.engine.tracing import check_compiler
 from flow_pl.errors import ConfigurationError
 from flow_pl.kernels.allocator import keep_freed_memory
+from flow_pl.methods.base import Method
+from flow_pl.module.round_log import prepare_log
+from flow_pl.resume import apply_server
 from flow_pl.utils.inputs import take
 
 if TYPE_CHECKING:
@@ -89,3 +93,46 @@ def prepare(module: FederatedModule, stage: str) -> None:
     module.open_states(data)
     if data.chunk_size == "auto" and not module.chunks.automatic:
         module.chunks = ChunkSize(True, 4 * sum(p.numel() for p in module.trained()))
+
+
+def begin_fit(module: FederatedModule) -> None:
+    """Begin a fit: count and log its rounds, and apply the settings of a changed server optimizer.
+
+    Raises:
+        ConfigurationError: Lightning has replaced the training loader's sampler: every process would train every
+            client.
+    """
+    trainer = module.trainer
+    count_rounds(trainer)
+    prepare_log(trainer)
+    sampler = getattr(trainer.train_dataloader, "sampler", None)
+    if not isinstance(sampler, CohortSampler):
+        raise ConfigurationError(
+            f"the training loader's sampler is {type(sampler).__name__}, expected a CohortSampler, which shares "
+            "the cohort over processes: set trainer.use_distributed_sampler to false."
+        )
+    if module.server_changed:
+        schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
+        apply_server(
+            module.server_optimizer,
+            module.server_scheduler,
+            trainer.optimizers[0],
+            schedulers[0] if schedulers else None,
+            trainer.global_step,
+        )
+        module.server_changed = False
+
+
+def check_still_trained(method: Method) -> None:
+    """Check that the parameters that are trained are those that the method was planned for.
+
+    Raises:
+        ConfigurationError: a callback has frozen or unfrozen parameters.
+    """
+    changed = changed_parameters(method)
+    if changed:
+        raise ConfigurationError(
+            f"{', '.join(changed[:3])} {'has' if len(changed) == 1 else 'have'} been frozen or unfrozen after the "
+            "fit has begun, expected requires_grad to stay as it is: leave out callbacks that change it "
+            "(BackboneFinetuning), and fit anew for each phase of the training."
+        )

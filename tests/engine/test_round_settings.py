@@ -186,7 +186,7 @@ def test_private_rounds_and_others_are_not_mixed(tmp_path, first):
 
 def test_a_run_without_end_stops_at_the_budget(tmp_path, monkeypatch):
     said = []
-    monkeypatch.setattr("flow_pl.module.federated.rank_zero_info", said.append)
+    monkeypatch.setattr("flow_pl.module.server_step.rank_zero_info", said.append)
     model, run = fitted(tmp_path, module(privacy=private(epsilon=6.0)), rounds=-1)
     accountant, ledger = model.privacy._accountant, model.privacy.ledger
     assert run.global_step == ledger.rounds > 1

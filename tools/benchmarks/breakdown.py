@@ -20,7 +20,7 @@ from torch.fx import GraphModule
 
 import flow_pl.engine.gradients
 import flow_pl.engine.loop
-import flow_pl.module.federated
+import flow_pl.module.server_step
 from flow_pl.data import ClientDataset, CohortSampler
 from flow_pl.engine.client_groups import ClientGroups
 from flow_pl.engine.client_optimizer import StackedOptimizer
@@ -75,7 +75,7 @@ SECTIONS = (
     Section("reduce", ServerRound, "add"),
     Section("reduce", ServerRound, "finish"),
     Section("server", FederatedModule, "_server_step"),
-    Section("log", flow_pl.module.federated, "log_round"),
+    Section("log", flow_pl.module.server_step, "log_round"),
 )
 
 
