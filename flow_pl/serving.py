@@ -1,4 +1,4 @@
-"""Serving: loads a trained server model from its files, and personalizes it for a client from its own examples."""
+"""Serve: load a trained server model from its files, and personalize it for a client by its own examples."""
 
 from __future__ import annotations
 
@@ -47,29 +47,29 @@ def load(
 ) -> tuple[FederatedModule, FederatedDataModule]:
     """Load a trained module and its data module, without a trainer.
 
-    Nothing is trained, printed or written, and random number generators are left untouched. The data need
-    not be there: the router's shapes come from the checkpoint. So the data module is not set up; its `transform` can
-    be used at once, its clients after `prepare_data()` and `setup()`, which a Trainer calls itself.
+    Nothing is trained, printed or written, and random number generators are left untouched. The data need not exist:
+    the router's shapes come from the checkpoint. So the data module is not set up; its `transform` can be used at once,
+    its clients only after `prepare_data()` and `setup()`, which a Trainer calls itself.
 
-    The clients' state of a stateful method is in the checkpoint, but is not loaded: `load_kept` does that for one
-    client, and a Trainer that is given the `ckpt_path` for all of them.
+    The clients' state of a stateful method is in the checkpoint but is not loaded: `load_kept` loads it for one client,
+    and a Trainer with this `ckpt_path` for all clients.
 
     Args:
-        config: YAML file that the run has saved, or the files or names of shipped ones that it was composed
-            from (`["task/digits", "method/flow"]`); None = that of the checkpoint. Their settings of the trainer and
+        config: YAML file saved by the run, or the files or names of shipped ones that it was composed of
+            (`["task/digits", "method/flow"]`); None = the configuration in the checkpoint. Settings of the trainer and
             the seed have no effect.
-        checkpoint: checkpoint of the run; loaded on the CPU.
-        *overrides: options of the command line for `--model` and `--data`, such as "--data.cache_dir=/tmp/stores".
+        checkpoint: checkpoint of the run; loaded to the CPU.
+        *overrides: command-line options for `--model` and `--data`, such as "--data.cache_dir=/tmp/stores".
 
     Returns:
         The module in evaluation mode, and the data module.
 
     Raises:
         ConfigurationError: the configuration is not valid; or the checkpoint is missing, damaged, not from this project
-            or of another method or backbone, or holds no configuration where none is given.
+            or of another method or backbone, or holds no configuration and none is given.
     """
     saved = WholeCheckpointIO().load_checkpoint(os.fspath(checkpoint))
-    with torch.random.fork_rng(devices=[]):  # initial weights are drawn, and replaced at once
+    with torch.random.fork_rng(devices=[]):  # initial weights are drawn, but replaced at once
         module, data = instantiate(_saved_settings(saved, checkpoint) if config is None else config, *overrides)
     check_checkpoint(saved["flow_pl"], module.identity(), saved["state_dict"], dict(module.state_dict()))
     module.load_state_dict(saved["state_dict"])
@@ -92,15 +92,15 @@ def instantiate(
     """Create the untrained module and the data module of a configuration, as the command line does.
 
     Args:
-        config: YAML file of a run, or several; names of shipped ones are found. Or the sections "model" and "data" of
-            one.
-        *overrides: options of the command line for `--model` and `--data`.
+        config: YAML file of a run, or several, or names of shipped ones; or the sections "model" and "data" of a
+            configuration.
+        *overrides: command-line options for `--model` and `--data`.
 
     Raises:
-        ConfigurationError: they are not valid.
+        ConfigurationError: the configuration is not valid.
     """
     if isinstance(config, dict):
-        files = [yaml.safe_dump(config)]  # which may stand in the place of a file
+        files = [yaml.safe_dump(config)]  # a mapping may replace a file
     else:
         listed = [config] if isinstance(config, str | os.PathLike) else config
         files = [str(find(os.fspath(each))) for each in listed]
@@ -126,14 +126,14 @@ def instantiate(
 
 
 SINGLE = "model"
-"""The only group of a model whose weights are one set of the backbone's parameters."""
+"""Name of the group of a model with a single set of the backbone's parameters."""
 
 
 class ServedModel(nn.Module):
     """Wraps a predictor as a standalone module: its weights are buffers, copied from the source model.
 
-    So it can be moved, converted, copied, pickled and saved like any module, and later training changes nothing in it.
-    It predicts in evaluation mode, also after `train()`: dropout has no place in a prediction.
+    So it can be moved, converted, copied, pickled and saved like any module, and later training does not change it. It
+    always predicts in evaluation mode, even after `train()`, so without dropout.
 
     Args:
         method: method of the run, bound to its backbone.
@@ -143,7 +143,7 @@ class ServedModel(nn.Module):
     def __init__(self, method: Method, groups: Groups) -> None:
         super().__init__()
         self.method = predictor(method)
-        self.blocks = nn.ModuleList(self.method.modules.values())  # without weights; for their buffers
+        self.blocks = nn.ModuleList(self.method.modules.values())  # without weights, for their buffers
         self.groups = _Buffers({f"{name}.{key}": p for name, group in groups.items() for key, p in group.items()})
         self.eval()
 
@@ -154,7 +154,7 @@ class ServedModel(nn.Module):
         return self
 
     def weights(self) -> Parameters:
-        """Return all tensors by name: a single model's by the backbone's own names, others as group.name."""
+        """Return all tensors by name: those of a single model by the backbone's names, others as group.name."""
         groups = self.tensors()
         if len(groups) == 1:
             ((_, weights),) = groups.items()
@@ -178,7 +178,7 @@ class PersonalModel(ServedModel):
     """Predicts for one client; created by `personalize`.
 
     Args:
-        method: of the run, bound to its backbone.
+        method: method of the run, bound to its backbone.
         groups: the client's parameter groups, personalized.
     """
 
@@ -188,9 +188,9 @@ class PersonalModel(ServedModel):
         super().__init__(method, needed if personal is None else {SINGLE: personal})
 
     def forward(self, x: Inputs) -> Tensor:
-        """Outputs for instances x [N, ...], as the backbone gives them: [N, classes] or [N, T, tokens].
+        """Compute outputs for instances x [N, ...], as the backbone does: [N, classes] or [N, T, tokens].
 
-        With hard routing by the instance, each goes through one copy of a block alone (Flow with `routing: hard`).
+        With hard routing, each instance passes through only one copy of a block (Flow with `routing: hard`).
         """
         groups = self.tensors()
         if SINGLE in groups:
@@ -202,7 +202,7 @@ class ServerModel(ServedModel):
     """Predicts with the method's generalized model.
 
     Args:
-        module: trained; of a checkpoint, say.
+        module: trained module, for instance from a checkpoint.
     """
 
     def __init__(self, module: FederatedModule) -> None:
@@ -210,14 +210,14 @@ class ServerModel(ServedModel):
         super().__init__(module.method, {name: server[name] for name in module.method.models})
 
     def forward(self, x: Inputs) -> Tensor:
-        """Outputs for instances x [N, ...], as the backbone gives them: [N, classes] or [N, T, tokens]."""
+        """Compute outputs for instances x [N, ...], as the backbone does: [N, classes] or [N, T, tokens]."""
         return self.method.generalized(self.tensors(), x)
 
 
 class _Buffers(nn.Module):
     """Holds tensors by dotted names, as buffers of nested modules.
 
-    A name that Python or torch has taken ("global") gets an underscore behind it: it must be an attribute's.
+    A name reserved by Python or torch ("global") gets a trailing underscore, so that it can be an attribute.
     """
 
     def __init__(self, tensors: Parameters) -> None:
@@ -257,25 +257,25 @@ def personalize(
     seed: int = 0,
     kept: Groups | None = None,
 ) -> PersonalModel:
-    """Personalize the server's model for a client that need not have been seen in training.
+    """Personalize the server's model for a client, which need not have been seen in training.
 
     The same steps are taken as when a client is evaluated (`Method.personalization`).
 
     Args:
-        module: trained; of a checkpoint, say.
-        x: the client's examples [N, ...], as a model gets them (`FederatedDataModule.transform`); a mapping where
-            they have several features by name.
-        y: their targets [N] or [N, ...], integers; -1 where an example has no label, which then has no part in it. For
-            a regression [N] real values, NaN in its place.
-        seed: of the order in which they are visited, and of dropout.
-        kept: what the client of a stateful method kept, without a client axis, as `load_kept` gives it; None for a
-            client that has not been sampled yet.
+        module: trained module, for instance from a checkpoint.
+        x: the client's examples [N, ...], as passed to a model (`FederatedDataModule.transform`); a mapping for
+            several inputs by name.
+        y: their targets [N] or [N, ...], integers; -1 for an example without a label, which is ignored. For a
+            regression, real values [N], NaN without a label.
+        seed: seed of the order of the examples, and of dropout.
+        kept: state of a client of a stateful method, without a client axis, from `load_kept`; None for a client that
+            has not been sampled.
 
     Returns:
         The client's model; the module is not changed.
 
     Raises:
-        DataError: there is no example with a label, not one target for each, or a value that cannot be used.
+        DataError: there is no example with a label, the number of targets is another, or a value cannot be used.
         ConfigurationError: the examples or `kept` do not fit the model.
     """
     device = next(module.parameters()).device
@@ -309,16 +309,16 @@ def load_kept(module: FederatedModule, checkpoint: str | os.PathLike[str], clien
     """Load the state of a client of a stateful method, for `personalize`.
 
     Args:
-        module: of the same run, as `load` gives it.
-        checkpoint: of the run.
-        client: its name in the data.
+        module: module of the same run, from `load`.
+        checkpoint: checkpoint of the run.
+        client: name of the client in the data.
 
     Returns:
         Its groups, without a client axis, on the module's device.
 
     Raises:
-        ConfigurationError: the method keeps nothing, or the checkpoint is missing, damaged, or of another method.
-        DataError: the client keeps nothing, as it has not been sampled.
+        ConfigurationError: the method keeps no state, or the checkpoint is missing, damaged, or of another method.
+        DataError: the client has no state, since it has not been sampled.
     """
     method = module.method
     if not method.private:
@@ -330,7 +330,7 @@ def load_kept(module: FederatedModule, checkpoint: str | os.PathLike[str], clien
 
 def _stateless(method: Method) -> str:
     return (
-        f"clients of {type(method).__name__} keep nothing between rounds: leave out what the client kept, its "
+        f"clients of {type(method).__name__} keep nothing between rounds: leave out the client's state; its "
         "personalized model is made from the server's and its examples."
     )
 
@@ -357,11 +357,11 @@ def as_tensor(name: str, values: Tensor | ArrayLike) -> Tensor:
     """Convert a user's values to a tensor.
 
     Args:
-        name: of the values, for the message.
+        name: name of the values, for the message.
         values: a tensor, an array, or lists of numbers.
 
     Raises:
-        DataError: they are not numbers.
+        DataError: the values are not numbers.
     """
     if isinstance(values, Tensor):
         return values
@@ -372,7 +372,7 @@ def as_tensor(name: str, values: Tensor | ArrayLike) -> Tensor:
 
 
 def as_inputs(name: str, values: Tensor | ArrayLike | Mapping[str, Tensor | ArrayLike]) -> Inputs:
-    """Convert a user's values to a tensor, or to several by name; see `as_tensor`."""
+    """Convert a user's values to a tensor, or a mapping of values to tensors by name; see `as_tensor`."""
     if isinstance(values, Mapping):
         return {key: as_tensor(f"{name}[{key!r}]", each) for key, each in sorted(values.items())}
     return as_tensor(name, values)
@@ -382,13 +382,13 @@ def _labelled(x: Inputs, y: Tensor, real_valued: bool) -> tuple[Inputs, Tensor]:
     """Select the examples with a label, in a model's input types: float32 or int64.
 
     Raises:
-        DataError: there are none, or a value cannot be used.
+        DataError: no example has a label, or a value cannot be used.
     """
     if not y.ndim or not len(y) or not leaves(x) or any(not t.ndim or len(t) != len(y) for t in leaves(x)):
         shape = {k: list(t.shape) for k, t in x.items()} if isinstance(x, dict) else list(x.shape)
         raise DataError(
-            f"x has shape {shape} and y {list(y.shape)}: of examples and targets, expected one for each, and "
-            "at least one."
+            f"x has shape {shape} and y {list(y.shape)}: expected one target for each example, and "
+            "at least one example."
         )
     if real_valued:
         y = y.float()
@@ -396,7 +396,7 @@ def _labelled(x: Inputs, y: Tensor, real_valued: bool) -> tuple[Inputs, Tensor]:
         if not bool((y == y.round()).all()):
             kind = str(y.dtype).removeprefix("torch.")
             raise DataError(f"y has labels of type {kind}: encode them as integers from 0, -1 = to be predicted.")
-        y = y.long()  # whole numbers, as NumPy and pandas often hold them
+        y = y.long()  # integers, as NumPy and pandas often store them
     there = ~y.isnan() if real_valued else (y != -1).reshape(len(y), -1).any(1)
     if not there.any():
         none = "NaN" if real_valued else "-1"

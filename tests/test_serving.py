@@ -223,7 +223,7 @@ def test_examples_without_a_label_have_no_part():
         (X[:, :5], Y, ConfigurationError, r"features have shape \[5\]"),
         (X, Y[:, None], ConfigurationError, r"label of the data has shape \[1\]"),
         (["a"], [0], DataError, "x has values of type <U1, expected numbers"),
-        (X[0, 0], Y, DataError, "expected one for each"),
+        (X[0, 0], Y, DataError, "expected one target for each"),
     ],
 )
 def test_examples_that_cannot_be_used_are_refused(x, y, error, words):
@@ -296,7 +296,7 @@ def test_modules_keep_their_modes():
 
 @pytest.mark.parametrize(("x", "y"), [(X[:0], Y[:0]), (X, Y[:3])])
 def test_examples_and_targets_must_match(x, y):
-    with pytest.raises(DataError, match="expected one for each, and at least one"):
+    with pytest.raises(DataError, match="expected one target for each example, and at least one"):
         personalize(trained(FedAvg()), x, y)
 
 

@@ -1,4 +1,4 @@
-"""Backbones. Any `torch.nn.Module` can be routed; these are the ones of the evaluation."""
+"""Backbones: any `torch.nn.Module` can be routed; these are the ones that the experiments use."""
 
 from flow_pl.models.adapters import LoRA
 from flow_pl.models.cnn import EMNISTCNN

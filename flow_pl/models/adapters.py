@@ -1,4 +1,4 @@
-"""Low-rank adapters around a frozen backbone: Hu et al., LoRA (ICLR 2022), by the peft library."""
+"""Low-rank adapters of a frozen backbone: Hu et al., LoRA (ICLR 2022), by the peft library."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from flow_pl.utils.validation import given, require_count, require_fraction, req
 
 
 class LoRA(nn.Module):
-    """Trains adapters of a backbone in place of its weights: W x becomes W x + alpha / r * B A x, with W frozen.
+    """Trains adapters of a backbone instead of its weights: W x becomes W x + alpha / r * B A x, with W frozen.
 
-    What is frozen is one copy for all clients, neither stacked nor sent. The adapters, and the modules named in
-    `train`, are averaged, copied and routed like any parameters: the blocks are the backbone's, as far as they have
-    any. An adapter's dropout draws for each client by itself, as all dropout does.
+    Frozen weights are one copy for all clients, neither stacked nor sent. The adapters, and the modules named in
+    `train`, are averaged, copied and routed like any parameters: the blocks are those of the backbone that have some.
+    An adapter's dropout is drawn for each client separately, as all dropout is.
 
     Args:
-        backbone: the model, with the weights that it keeps.
+        backbone: the model, with the weights to freeze.
         r: rank of the adapters.
-        alpha: scale of what they add (times 1 / r).
-        target_modules: names of the layers that get one, or endings of their names, such as query; null = all
-            linear layers that are not trained themselves.
+        alpha: scale of the adapters' outputs (times 1 / r).
+        target_modules: names of the layers that get an adapter, or endings of their names, such as query; null =
+            all linear layers that are not in `train`.
         dropout: share of an adapter's inputs dropped in training.
-        train: names of submodules of the backbone that are trained whole, such as a new head.
+        train: names of submodules of the backbone that are trained in full, such as a new head.
 
     Raises:
-        ConfigurationError: peft is not installed, a name is of no submodule, or a layer has an adapter or can
-            have none.
+        ConfigurationError: peft is not installed, a name is not that of a submodule, or a layer already has
+            an adapter or cannot have one.
     """
 
     def __init__(
@@ -48,8 +48,8 @@ class LoRA(nn.Module):
         require_some(**given(target_modules=target_modules))
         if any(hasattr(module, "peft_config") for module in backbone.modules()):
             raise ConfigurationError(
-                f"the backbone {type(backbone).__name__} has adapters already, expected one without: put LoRA around "
-                "it once."
+                f"the backbone {type(backbone).__name__} already has adapters, expected one without: wrap it in LoRA "
+                "once."
             )
         super().__init__()
         peft = import_optional("peft", "transformers", "LoRA")
@@ -60,15 +60,15 @@ class LoRA(nn.Module):
             adapted: nn.Module = peft.inject_adapter_in_model(settings, backbone)
         except (TypeError, ValueError) as error:
             raise ConfigurationError(
-                f"target_modules is {targets}, and no adapters can be made for these layers of "
-                f"{type(backbone).__name__} ({brief(error)}): name linear or convolution layers of it."
+                f"target_modules is {targets}, but these layers of {type(backbone).__name__} "
+                f"cannot have adapters ({brief(error)}): name linear or convolution layers."
             ) from error
         for p in (p for module in whole for p in module.parameters()):
-            p.requires_grad = True  # not requires_grad_, which a layer without a shape refuses
+            p.requires_grad = True  # not requires_grad_, which layers without a shape refuse
         self.backbone = adapted
 
     def forward(self, x: Tensor | Mapping[str, Tensor]) -> Tensor:
-        """Outputs of the backbone, with its adapters."""
+        """Compute the outputs of the backbone with its adapters."""
         outputs: Tensor = self.backbone(x)
         return outputs
 
@@ -78,14 +78,14 @@ def _trained_whole(backbone: nn.Module, names: Sequence[str]) -> list[nn.Module]
     for name in names:
         if not name or name not in modules:
             raise ConfigurationError(
-                f"train names '{name}', which is no submodule of {type(backbone).__name__}: "
+                f"train names '{name}', which is not a submodule of {type(backbone).__name__}: "
                 f"{suggestion(modules, name)}."
             )
     return [modules[name] for name in names]
 
 
 def _linear_layers(backbone: nn.Module, whole: Sequence[nn.Module]) -> list[str]:
-    """Names of the linear layers with a shape that are in none of these modules."""
+    """Return the names of the linear layers with a shape that are outside of these modules."""
     inside = {part for module in whole for part in module.modules()}
     return [
         name

@@ -1,4 +1,4 @@
-"""Which submodules of a backbone are its blocks: what exists twice where a method routes between two copies."""
+"""Choose the blocks of a backbone: the submodules of which a routing method has two copies."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from flow_pl.errors import ConfigurationError
 
 Blocks = Sequence[str] | Literal["auto"]
-"""Names of submodules, as `nn.Module.named_modules` has them, or "auto"."""
+"""Names of submodules, as in `nn.Module.named_modules`, or "auto"."""
 
 CONTAINERS = (nn.ModuleList, nn.ModuleDict)
 """Modules that hold others and are never called."""
 
 LISTED = 12
-"""Names that a message lists."""
+"""Largest number of names that a message lists."""
 
 
 def is_chain(backbone: nn.Module) -> bool:
-    """Whether a backbone does what `nn.Sequential` does, block after block, and nothing else."""
+    """Return whether a backbone is a plain `nn.Sequential`, which calls block after block and does nothing else."""
     plain = isinstance(backbone, nn.Sequential) and type(backbone).forward is nn.Sequential.forward
     return plain and not backbone._parameters
 
@@ -44,7 +44,7 @@ def check_parameters(backbone: nn.Module) -> None:
         shared = sorted(set(names) - set(trained(backbone)))
         raise ConfigurationError(
             f"the backbone {kind} uses a parameter twice ({', '.join(shared)}), expected every "
-            "block to have its own, or there is nothing to route between."
+            "block to have its own, since each is routed separately."
         )
     for name, module in backbone.named_modules():
         if getattr(module, "track_running_stats", False):
@@ -61,13 +61,13 @@ def check_parameters(backbone: nn.Module) -> None:
 
 
 def automatic_blocks(backbone: nn.Module) -> list[str]:
-    """Choose the blocks of a backbone, in the order in which its modules were defined.
+    """Choose the blocks of a backbone, in the order in which its modules are defined.
 
-    The children with trainable parameters are the blocks. A list of layers is opened into its items: a `ModuleList`, or
-    a `Sequential` of layers of one class, with parts of their own, that has no other such Sequential beside it. So the
-    layers of a transformer are blocks each, while of a residual net, whose stages stand beside each other, the stages
-    are. A module that holds such a list is opened too, and so is the only child of a wrapper. Modules that hold
-    embedding tables are no blocks.
+    The children with trainable parameters are the blocks. A list of layers is replaced by its items: a `ModuleList`,
+    or a `Sequential` of layers of one class, with submodules of their own, that has no such Sequential as a sibling. So
+    each layer of a transformer is a block, and so is each stage of a residual network, whose stages are siblings. A
+    module that holds such a list is opened too, and so is the only child of a wrapper. Modules that hold embedding
+    tables are not blocks.
 
     Args:
         backbone: any module.
@@ -95,21 +95,21 @@ def _opened(module: nn.Module, prefix: str) -> Iterator[str]:
 
 
 def _is_depth(child: nn.Module, parent: nn.Module) -> bool:
-    """Whether a Sequential is the list of its parent's layers, not one stage of several."""
+    """Return whether a Sequential is the list of its parent's layers, rather than one stage of several."""
     kind = _layer_class(child)
     beside = sum(_layer_class(other) is kind for other in parent.children())
     return kind is not None and beside == 1 and len(child._modules) > 1
 
 
 def _layer_class(module: nn.Module) -> type | None:
-    """The class of a Sequential's layers, where they are of one, with parts of their own."""
+    """Return the class of a Sequential's layers if they have the same class and submodules of their own."""
     layers = list(module.children()) if is_chain(module) else []
     same = len({type(layer) for layer in layers}) == 1
     return type(layers[0]) if same and all(any(layer.children()) and trained(layer) for layer in layers) else None
 
 
 def _holds_list(module: nn.Module) -> bool:
-    """Whether a module that is no list has a list of layers as a child, or a child that has."""
+    """Return whether a module, not a list itself, has a list of layers as a child, or a child that has one."""
     if isinstance(module, nn.Sequential):
         return False
     several = (c for c in module.children() if isinstance(c, nn.ModuleList) and len(c) > 1 and trained(c))
@@ -126,12 +126,12 @@ def named_blocks(backbone: nn.Module, names: Sequence[str], setting: str = "bloc
 
     Args:
         backbone: any module.
-        names: of submodules.
+        names: names of submodules.
         setting: name of the setting, for messages.
 
     Raises:
-        ConfigurationError: a name is of no submodule, of one that is never called or has nothing to train, or of one
-            that is inside another.
+        ConfigurationError: a name is not that of a submodule, or of one that is never called, has nothing to train, or
+            is inside another.
     """
     modules, kind = dict(backbone.named_modules()), type(backbone).__name__
     if isinstance(names, str) or not names:
@@ -139,7 +139,7 @@ def named_blocks(backbone: nn.Module, names: Sequence[str], setting: str = "bloc
     for name in names:
         if not name or name not in modules:
             raise ConfigurationError(
-                f"{setting} names '{name}', which is no submodule of {kind}: {suggestion(modules, name)}."
+                f"{setting} names '{name}', which is not a submodule of {kind}: {suggestion(modules, name)}."
             )
         module = modules[name]
         if isinstance(module, CONTAINERS):
@@ -155,7 +155,7 @@ def named_blocks(backbone: nn.Module, names: Sequence[str], setting: str = "bloc
             )
         if not trained(module):
             raise ConfigurationError(
-                f"{setting} names '{name}' of {kind}, which has no parameters to train: name modules that have."
+                f"{setting} names '{name}' of {kind}, which has no parameters to train: name modules that have some."
             )
         outer = next((other for other in names if name.startswith(f"{other}.")), None)
         if outer is not None:
@@ -168,14 +168,14 @@ def named_blocks(backbone: nn.Module, names: Sequence[str], setting: str = "bloc
 
 
 def suggestion(modules: dict[str, nn.Module], name: str) -> str:
-    """What a message offers in place of a name that is none.
+    """Return a message's suggestion for an unknown name.
 
     Args:
-        modules: by name.
-        name: what was given.
+        modules: known modules by name.
+        name: the unknown name.
     """
     near = difflib.get_close_matches(name, [known for known in modules if known], 3)
     if near:
-        return f"the nearest it has are {', '.join(map(repr, near))}"
+        return f"the closest names are {', '.join(map(repr, near))}"
     known = [f"'{known}'" for known, module in modules.items() if known and trained(module)]
     return f"it has {', '.join(known[:LISTED])}{' ...' if len(known) > LISTED else ''}"

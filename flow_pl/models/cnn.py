@@ -20,7 +20,7 @@ class EMNISTCNN(nn.Sequential):
     Args:
         num_classes: number of classes; null = that of the data.
         in_shape: channels, height and width of an image; null = those of the data.
-        dropout: shares dropped behind the pooling and behind the linear block (published: 0.25 and 0.5).
+        dropout: shares dropped after the pooling and after the linear block (published: 0.25 and 0.5).
 
     Raises:
         ConfigurationError: a size is not positive, an image too small for the layers, or a share is not in [0, 1).
@@ -36,12 +36,12 @@ class EMNISTCNN(nn.Sequential):
         require_counts(**given(in_shape=in_shape))
         if in_shape is not None and (len(in_shape) != 3 or min(in_shape[1:]) < 6):
             raise ConfigurationError(
-                f"in_shape is {list(in_shape)}, expected channels, height and width, with 6 pixels or more a side."
+                f"in_shape is {list(in_shape)}, expected channels, height and width, with at least 6 pixels a side."
             )
         if len(dropout) != 2:
             raise ConfigurationError(f"dropout is {list(dropout)}, expected two shares.")
         require_fraction(**{f"dropout[{i}]": share for i, share in enumerate(dropout)})
-        # two valid 3x3 convolutions take 4 pixels off each side length, the pooling halves what is left
+        # two valid 3x3 convolutions take 4 pixels off each side length, the pooling halves the rest
         pooled = None if in_shape is None else 64 * ((in_shape[1] - 4) // 2) * ((in_shape[2] - 4) // 2)
         super().__init__()
         self.add_module("conv1", nn.LazyConv2d(32, 3) if in_shape is None else nn.Conv2d(in_shape[0], 32, 3))

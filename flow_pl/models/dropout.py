@@ -1,4 +1,4 @@
-"""Dropout from the stream of a client's step."""
+"""Dropout by the random stream of a client's step."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from flow_pl.utils.validation import require_fraction
 
 
 class Dropout(nn.Dropout):
-    """As `torch.nn.Dropout`. What a client drops depends on (seed, round, client, step, unit) alone, with either.
+    """Drops elements like `torch.nn.Dropout`; either depends on (seed, round, client, step, unit) alone.
 
-    This one is faster where a client is trained alone: for torch's, each of the step's functions is looked at.
+    This one is faster for a client that is trained alone: torch's needs every function of the step to be intercepted.
 
     Args:
         p: share of the elements that are dropped.
@@ -29,7 +29,7 @@ class Dropout(nn.Dropout):
         super().__init__(p)
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # torch's own name
-        """Drop elements in training, and scale up the others."""
+        """Drop elements in training, and scale up the rest."""
         stream = current_stream()
         if stream is None or not self.training or self.p == 0:
             return super().forward(input)
@@ -37,16 +37,16 @@ class Dropout(nn.Dropout):
 
 
 def drop(stream: UnitStream, input: Tensor, shape: Sequence[int], p: float, inplace: bool = False) -> Tensor:  # noqa: A002
-    """Set a share of the elements to zero, and scale up the others.
+    """Set a share of the elements to zero, and scale up the rest.
 
     Args:
-        stream: where the draws come from.
-        input: any shape.
-        shape: of the draws, broadcast to the input.
-        p: the share, 0 to 1.
+        stream: source of the draws.
+        input: tensor of any shape.
+        shape: shape of the draws, broadcast to the input.
+        p: share of the elements to drop, 0 to 1.
         inplace: whether the input is changed.
     """
-    # by whole numbers, as 16 bits have too few values to draw a share from
+    # by integers, since 16-bit floats have too few values to draw a share from
     mask = below(stream.bits(shape), 1 - p).to(input.dtype)
     mask = mask.mul_(1 / (1 - p)) if p < 1 else torch.zeros_like(mask)
     return input.mul_(mask) if inplace else input * mask

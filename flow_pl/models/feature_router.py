@@ -1,4 +1,4 @@
-"""A router that decides by features of a submodule: for tokens, whose ids are names and no amounts, and for images."""
+"""A router that decides by a submodule's features: for tokens, whose ids are not quantities, and for images."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ if TYPE_CHECKING:
 
 
 class FeatureRouter(InstanceRouter):
-    """As `InstanceRouter`, over the pooled features of w_g: their mean over the tokens, or over an image's positions.
+    """Routes like `InstanceRouter`, but by pooled features of w_g: their mean over tokens or an image's positions.
 
-    The features are those of w_g as it is, computed once more and without gradients up to the submodule, so they are
-    the same whichever way the instance then takes. Padding does not count: by the instances' `attention_mask`, or where
-    they are one tensor of token ids, by the padding token. The whole instance is seen: for a task with an answer at
-    every token, later tokens too.
+    The features are those of the unmodified w_g, computed by an extra pass up to the submodule, without gradients, so
+    they do not depend on the route. Padding is excluded by the instances' `attention_mask` or, for a single tensor of
+    token ids, by the padding token. The router sees the whole instance, including later tokens in a task that predicts
+    at every token.
 
     Args:
         blocks: the routed blocks, given by the method.
-        submodule: its output is looked at, by its name in the backbone; null = the input of the last block, which is
-            what the head sees.
+        submodule: name in the backbone of the submodule whose outputs are the features; null = use the input of the
+            last block, which is what the head sees.
         hidden: widths of the hidden layers, with an early exit for each routed block.
         dropout: share of hidden units dropped in training; none in evaluation.
-        padding: the token that pads; null = the `padding_idx` of the backbone's embedding table, if it has one.
+        padding: the padding token; null = the `padding_idx` of the backbone's embedding table, if it has one.
     """
 
     def __init__(
@@ -53,10 +53,10 @@ class FeatureRouter(InstanceRouter):
         self.padding = padding
 
     def look(self, model: RoutedModel, parameters: Parameters, x: Inputs) -> Tensor:
-        """The pooled features [N, F] of instances x [N, ...], without gradients.
+        """Compute the pooled features [N, F] of instances x [N, ...], without gradients.
 
         Raises:
-            ConfigurationError: there is no such submodule, or the backbone does not call it with a tensor as a result.
+            ConfigurationError: there is no such submodule, or its output in the backbone is not a tensor.
         """
         with torch.no_grad():
             if self.submodule is None:
@@ -74,24 +74,24 @@ class _Found(Exception):  # noqa: N818 (no error: it ends a forward that has giv
 
 
 def output_of(backbone: nn.Module, name: str, parameters: Parameters, x: Inputs) -> Tensor:
-    """The output of a submodule where the backbone first calls it; what follows is not computed.
+    """Compute the output of a submodule at its first call in the backbone, and nothing after it.
 
     Args:
         backbone: any module.
-        name: of the submodule.
-        parameters: of the backbone.
+        name: name of the submodule.
+        parameters: parameters of the backbone.
         x: instances [N, ...].
 
     Returns:
         The output, or the first tensor in it.
 
     Raises:
-        ConfigurationError: there is no such submodule, it is not called, or gives no tensor.
+        ConfigurationError: there is no such submodule, it is not called, or returns no tensor.
     """
     modules, kind = dict(backbone.named_modules()), type(backbone).__name__
     if not name or name not in modules:
         raise ConfigurationError(
-            f"the router's submodule is '{name}', which is no submodule of {kind}: {suggestion(modules, name)}."
+            f"the router's submodule is '{name}', which is not a submodule of {kind}: {suggestion(modules, name)}."
         )
     module = modules[name]
 
@@ -107,7 +107,7 @@ def output_of(backbone: nn.Module, name: str, parameters: Parameters, x: Inputs)
     tensors = tensors_in(output)
     if not tensors:
         raise ConfigurationError(
-            f"the router's submodule '{name}' of {kind} is never called or gives no tensor: name one whose output "
-            "says something of the instances."
+            f"the router's submodule '{name}' of {kind} is never called or returns no tensor: name one whose "
+            "output depends on the instances."
         )
     return tensors[0]

@@ -1,4 +1,4 @@
-"""The router that fits a backbone, where none is named."""
+"""Choose a router that suits a backbone, if the user names none."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from flow_pl.models.routers import InstanceRouter, Router, SequenceRouter
 
 
 def fitting_router(blocks: Sequence[nn.Module], backbone: nn.Module | None = None) -> Router:
-    """Per token for recurrent blocks; else per instance, by features where the backbone has an embedding table.
+    """Create a router: per token for recurrent blocks, else per instance, by features if there is an embedding table.
 
     Args:
         blocks: the routed blocks, given by the method.
-        backbone: what they are blocks of, given by the method.
+        backbone: backbone of the blocks, given by the method.
     """
     if any(isinstance(block, Recurrent) for block in blocks):
         return SequenceRouter(blocks)

@@ -20,7 +20,7 @@ class NextWordLSTM(nn.Sequential):
         num_tokens: words and special tokens (published: 10,000 + 4).
         embedding: width of the embedding (published: 96).
         hidden: width of the LSTM (published: 670).
-        projection: width of the linear block behind it (published: 96).
+        projection: width of the linear block after it (published: 96).
     """
 
     def __init__(self, num_tokens: int = 10_004, embedding: int = 96, hidden: int = 670, projection: int = 96) -> None:

@@ -1,4 +1,4 @@
-"""Layers whose sizes are those of the data, which are known only when it is there."""
+"""Layers whose sizes come from the data, and are known only once it is loaded."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from flow_pl.models.sizes import flat_size
 
 
 class LazyClasses(nn.LazyLinear):
-    """A linear layer with an output for each class of the data; becomes an `nn.Linear` when it is first called.
+    """Create a linear layer with an output for each class of the data; becomes an `nn.Linear` when it is first called.
 
     `FederatedModule` sets `out_features` before that.
     """
@@ -22,7 +22,7 @@ class LazyClasses(nn.LazyLinear):
         super().__init__(out_features=0)
 
     def initialize_parameters(self, *args: Any) -> None:
-        """Take the number of inputs from the first ones.
+        """Take the number of inputs from the first call.
 
         Raises:
             RuntimeError: the number of classes is not known yet.
@@ -34,27 +34,27 @@ class LazyClasses(nn.LazyLinear):
 
 
 def inputs(in_features: int | Sequence[int] | None, out_features: int) -> nn.Linear:
-    """A linear layer on an example's features.
+    """Create a linear layer on an example's features.
 
     Args:
-        in_features: number of features, or their shape; None = as many as the first instance has.
+        in_features: number of features, or their shape; None = that of the first instance.
         out_features: number of outputs.
     """
     return nn.LazyLinear(out_features) if in_features is None else nn.Linear(flat_size(in_features), out_features)
 
 
 def outputs(in_features: int | Sequence[int] | None, num_classes: int | None) -> nn.Linear:
-    """A linear layer with an output for each class.
+    """Create a linear layer with an output for each class.
 
     Args:
-        in_features: number of features, or their shape; None = as many as the first instance has.
-        num_classes: number of classes; None = as many as the data has.
+        in_features: number of features, or their shape; None = that of the first instance.
+        num_classes: number of classes; None = that of the data.
     """
     return LazyClasses() if num_classes is None else inputs(in_features, num_classes)
 
 
 def set_classes(modules: Iterable[nn.Module], num_classes: int) -> None:
-    """Tell the layers that have an output for each class how many there are.
+    """Set the number of classes in layers that have an output for each class.
 
     Args:
         modules: backbones.

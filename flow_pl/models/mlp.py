@@ -16,7 +16,7 @@ class MLP(nn.Sequential):
     Args:
         in_features: number of features of an example, or their shape; null = those of the data.
         num_classes: number of classes; null = that of the data.
-        hidden: widths of the hidden layers; none = a linear model.
+        hidden: widths of the hidden layers; empty = a linear model.
     """
 
     def __init__(

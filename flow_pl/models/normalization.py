@@ -1,7 +1,7 @@
-"""Batch normalization where clients are trained side by side: what becomes of a backbone's BatchNorm layers.
+"""Replace a backbone's BatchNorm layers, so that clients can be trained side by side.
 
-In training a BatchNorm layer mixes the instances of a minibatch, and it writes running statistics that would go from
-client to client. Each choice here gives an instance outputs of its own, and writes nothing.
+In training, a BatchNorm layer mixes the instances of a minibatch and writes running statistics, which would leak
+between clients. Every replacement computes an instance's outputs from that instance alone, and writes nothing.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from flow_pl.errors import ConfigurationError
 from flow_pl.utils.validation import require_choice
 
 BatchNorm = Literal["group", "frozen", "local"]
-"""What becomes of BatchNorm layers; see `converted`."""
+"""Replacements of BatchNorm layers; see `converted`."""
 
 CHANNELS, GROUPS = 16, 32
-"""Least channels of a group and most groups: Wu and He, Group Normalization (ECCV 2018), found 16 channels in a group
-best among fixed widths (Table 3), and 32 groups best among fixed numbers."""
+"""Smallest number of channels in a group and largest number of groups: Wu and He, Group Normalization (ECCV 2018),
+found 16 channels in a group best among fixed widths (Table 3), and 32 groups best among fixed numbers."""
 
 
 class FixedBatchNorm(nn.Module):
-    """Normalizes by statistics that are constants; the affine parameters are trained.
+    """Normalizes by constant statistics; the affine parameters are trained.
 
     Args:
-        layer: whose parameters, statistics and names of both are taken over.
+        layer: BatchNorm layer whose parameters and statistics are used, under the same names.
     """
 
     weight: nn.Parameter | None
@@ -47,7 +47,7 @@ class FixedBatchNorm(nn.Module):
         self.register_buffer("running_var", layer.running_var.detach().clone())
 
     def forward(self, x: Tensor) -> Tensor:
-        """Outputs for x [N, C, ...], its channels normalized."""
+        """Normalize the channels of x [N, C, ...]."""
         return self.normalize(x, self.running_mean, self.running_var)
 
     def normalize(self, x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
@@ -60,21 +60,21 @@ class FixedBatchNorm(nn.Module):
 
 
 class ClientBatchNorm(FixedBatchNorm):
-    """Normalizes by statistics that each client has of its own data, with affine parameters of its own (`FedBN`)."""
+    """Normalizes by statistics of each client's own data; the affine parameters are the client's own, too (`FedBN`)."""
 
 
 def converted(backbone: nn.Module, choice: BatchNorm) -> nn.Module:
-    """Convert the BatchNorm layers of a backbone, in place.
+    """Replace the BatchNorm layers of a backbone, in place.
 
-    - "group" makes each a GroupNorm with its affine parameters: as many groups of at least 16 channels as there can be,
-      32 at most, and one where there are fewer channels.
-    - "frozen" takes its running statistics for constants, in training too; the affine parameters are trained.
-    - "local" does so with the statistics of each client's own examples, for a method that keeps these layers on the
-      client, such as `FedBN`.
+    - "group": a GroupNorm with the same affine parameters, and as many groups of at least 16 channels as possible, up
+      to 32; a single group for fewer channels.
+    - "frozen": the running statistics as constants, also in training; the affine parameters are trained.
+    - "local": the statistics of each client's own examples, for a method that keeps these layers on the client, such as
+      `FedBN`.
 
     Args:
         backbone: any module.
-        choice: what they become.
+        choice: the replacement.
 
     Returns:
         The backbone; the new layer, if it is a BatchNorm itself.
@@ -102,8 +102,8 @@ def converted(backbone: nn.Module, choice: BatchNorm) -> nn.Module:
 def _layer(named: str, layer: _BatchNorm, choice: BatchNorm) -> nn.Module:
     if type(layer).forward not in (_BatchNorm.forward, nn.SyncBatchNorm.forward) or not layer.num_features:
         raise ConfigurationError(
-            f"{named} does more than nn.BatchNorm2d does, or has no shape yet, so batch_norm: {choice} cannot stand "
-            "for it: put another layer in its place."
+            f"{named} does more than nn.BatchNorm2d does, or has no shape yet, so batch_norm: {choice} cannot replace "
+            "it: use another layer."
         )
     if choice == "group":
         groups = group_count(layer.num_features)
@@ -113,14 +113,14 @@ def _layer(named: str, layer: _BatchNorm, choice: BatchNorm) -> nn.Module:
         return norm
     if layer.running_mean is None:
         raise ConfigurationError(
-            f"{named} has no running statistics (track_running_stats=False), which batch_norm: {choice} begins with: "
+            f"{named} has no running statistics (track_running_stats=False), which batch_norm: {choice} starts from: "
             "use batch_norm: group."
         )
     return FixedBatchNorm(layer) if choice == "frozen" else ClientBatchNorm(layer)
 
 
 def group_count(channels: int) -> int:
-    """Return into how many groups channels are divided.
+    """Return the number of groups for a number of channels.
 
     Args:
         channels: number of channels.
@@ -130,12 +130,12 @@ def group_count(channels: int) -> int:
 
 
 def statistics_of(x: Tensor, mask: Tensor, empty: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Compute mean and variance of channels over the real instances, as BatchNorm normalizes a batch of them alone.
+    """Compute mean and variance of channels over the real instances, as BatchNorm does for a batch of these.
 
     Args:
-        x: [N, C, ...].
-        mask: [N] bool, which of the instances are real.
-        empty: mean and variance [C] where none is.
+        x: [N, C, ...] the inputs.
+        mask: [N] bool, True for real instances.
+        empty: mean and variance [C] for the case without real instances.
 
     Returns:
         Mean and variance [C], float32.

@@ -1,4 +1,4 @@
-"""One vector for each instance, from features that have one for each token or position."""
+"""Pool features of tokens or positions to one vector per instance."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from torch import Tensor, nn
 from flow_pl.utils.inputs import Inputs
 
 MASK = "attention_mask"
-"""Name, in instances of several tensors, of what is 1 for tokens and 0 for padding."""
+"""Name of the tensor that is 1 for tokens and 0 for padding, among several inputs."""
 
 
 def padding_token(backbone: nn.Module) -> int | None:
-    """Return the token that pads instances: the `padding_idx` of the backbone's first embedding table that has one."""
+    """Return the padding token: the `padding_idx` of the backbone's first embedding table that has one."""
     tables = (module for module in backbone.modules() if isinstance(module, nn.Embedding))
     return next((table.padding_idx for table in tables if table.padding_idx is not None), None)
 
 
 def token_mask(x: Inputs, padding: int | None) -> Tensor | None:
-    """Which tokens of instances are real.
+    """Return which tokens of instances are real.
 
     Args:
         x: instances: token ids [N, T], or several tensors by name, one of which may be the mask [N, T].
-        padding: the token that pads.
+        padding: the padding token; None if unknown.
 
     Returns:
-        [N, T] bool; None where nothing tells them apart.
+        [N, T] bool; None if nothing distinguishes padding.
     """
     if isinstance(x, dict):
         return x[MASK].bool() if MASK in x else None
@@ -35,11 +35,11 @@ def token_mask(x: Inputs, padding: int | None) -> Tensor | None:
 
 
 def pooled(features: Tensor, mask: Tensor | None = None) -> Tensor:
-    """The mean over tokens, or over the positions of an image.
+    """Average over tokens, or over the positions of an image.
 
     Args:
         features: [N, F], tokens [N, T, F] or images [N, F, ...].
-        mask: [N, T], 1 for the tokens that count; None = all. Where it is of other tokens, all count.
+        mask: [N, T], 1 for the tokens that count; None = all. With another number of tokens than T, all count.
 
     Returns:
         [N, F]; zeros for an instance without a token that counts.
@@ -55,5 +55,5 @@ def pooled(features: Tensor, mask: Tensor | None = None) -> Tensor:
 
 
 def is_tokens(x: Inputs) -> bool:
-    """Whether instances are token ids, or several tensors by name."""
+    """Return whether instances are token ids, or several tensors by name."""
     return isinstance(x, dict) or x.dtype in (torch.int64, torch.int32)

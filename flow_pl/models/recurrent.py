@@ -18,7 +18,7 @@ Decide = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class Recurrent(nn.Module, ABC):
-    """A block with a state: routed, the mixed state is what both copies get at the next step."""
+    """A block with a state; when routed, both copies continue from the mixed state at the next step."""
 
     @abstractmethod
     def routed(self, x: Tensor, global_: dict[str, Tensor], local: dict[str, Tensor], decide: Decide) -> Tensor:
@@ -27,8 +27,8 @@ class Recurrent(nn.Module, ABC):
         Args:
             x: inputs [N, T, D].
             global_: the global copy's parameters by name.
-            local: the local copy's.
-            decide: asked once at every step, in order, with the states of both copies.
+            local: the local copy's parameters by name.
+            decide: called once at every step, in order, with the states of both copies.
 
         Returns:
             The mixed outputs [N, T, H].
@@ -38,12 +38,12 @@ class Recurrent(nn.Module, ABC):
 class LSTM(Recurrent):
     """One LSTM layer, batch first, with the parameters of `torch.nn.LSTM` (two biases).
 
-    Inputs [N, T, D], outputs [N, T, H]; the state starts at zero. One client runs in torch's fused kernel, which has
-    no rule for vmap; several in `recur`.
+    Inputs [N, T, D], outputs [N, T, H]; the state starts at zero. A single client uses torch's fused kernel, which has
+    no vmap rule; several use `recur`.
 
     Args:
-        input_size: features of a step (D).
-        hidden_size: width (H).
+        input_size: number of features of a step (D).
+        hidden_size: number of features of the state (H).
     """
 
     def __init__(self, input_size: int, hidden_size: int) -> None:
@@ -56,26 +56,26 @@ class LSTM(Recurrent):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw initial weights, as torch's LSTM does."""
+        """Draw initial weights like torch's LSTM."""
         bound = 1 / math.sqrt(self.weight_hh.shape[1])
         for p in self.parameters():
             nn.init.uniform_(p, -bound, bound)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Outputs [N, T, H] for inputs x [N, T, D]."""
+        """Compute outputs [N, T, H] for inputs x [N, T, D]."""
         weights = (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
         if not any(has_client_axis(t) for t in (x, *weights)):
-            # One client alone: torch's fused kernel, which has no rule for vmap.
+            # A single client: torch's fused kernel, which has no vmap rule.
             zeros = x.new_zeros(1, x.shape[0], self.weight_hh.shape[1])
             outputs: Tensor = torch.lstm(x, (zeros, zeros), weights, True, 1, 0.0, self.training, False, True)[0]
             return outputs
-        # Time first; under vmap the clients' axis goes behind it, so that a step of all clients is one block of memory.
+        # Time comes first, and under vmap the client axis after it, so that a step of all clients is contiguous.
         gates = F.linear(x.transpose(0, 1), self.weight_ih, self.bias_ih + self.bias_hh)
         h = recur(gates.unsqueeze(1), self.weight_hh.to(gates.dtype).unsqueeze(0))
         return h.squeeze(1).transpose(0, 1)
 
     def routed(self, x: Tensor, global_: dict[str, Tensor], local: dict[str, Tensor], decide: Decide) -> Tensor:
-        """Run both copies; `decide` gets the states [N, 2 H]: h, then c."""
+        """Run both copies side by side; the states passed to `decide` are [N, 2 H]: h, then c."""
         h = c = x.new_zeros(x.shape[0], self.weight_hh.shape[1])
         outputs = []
         steps = zip(x.unbind(1), self._inputs(x, global_), self._inputs(x, local), strict=True)
@@ -83,7 +83,7 @@ class LSTM(Recurrent):
             h_global, c_global = _cell(gates_global + h @ global_["weight_hh"].t(), c)
             h_local, c_local = _cell(gates_local + h @ local["weight_hh"].t(), c)
             q = decide(inputs, torch.cat([h_global, c_global], -1), torch.cat([h_local, c_local], -1))
-            # the router's probabilities are float32, whatever the weights are
+            # the router's probabilities are float32, whatever the type of the weights
             h = (q[:, :1] * h_global + q[:, 1:] * h_local).to(global_["weight_hh"].dtype)
             c = (q[:, :1] * c_global + q[:, 1:] * c_local).to(global_["weight_hh"].dtype)
             outputs.append(h)
@@ -91,12 +91,12 @@ class LSTM(Recurrent):
 
     @staticmethod
     def _inputs(x: Tensor, parameters: dict[str, Tensor]) -> tuple[Tensor, ...]:
-        """The inputs' share of the gates, one tensor [N, 4 H] for each step."""
+        """Compute the inputs' contribution to the gates, one tensor [N, 4 H] for each step."""
         return F.linear(x, parameters["weight_ih"], parameters["bias_ih"] + parameters["bias_hh"]).unbind(1)
 
 
 def has_client_axis(t: Tensor) -> bool:
-    """Whether vmap works on a tensor, also under a gradient that is taken inside it (torch.func.grad)."""
+    """Return whether a tensor is batched by vmap, also inside of torch.func.grad."""
     functorch = torch._C._functorch
     while functorch.is_functorch_wrapped_tensor(t):
         if functorch.is_batchedtensor(t):
@@ -106,7 +106,7 @@ def has_client_axis(t: Tensor) -> bool:
 
 
 def _cell(gates: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-    """Next (h, c) [N, H] from gates [N, 4 H] in torch's order: input, forget, cell, output."""
+    """Compute the next (h, c) [N, H] from gates [N, 4 H] in torch's order: input, forget, cell, output."""
     i, f, g, o = gates.chunk(4, dim=-1)
     c = f.sigmoid() * c + i.sigmoid() * g.tanh()
     return o.sigmoid() * c.tanh(), c

@@ -1,4 +1,4 @@
-"""ResNet-18 with group normalisation: He et al. (CVPR 2016), with the norm of Wu and He (ECCV 2018)."""
+"""ResNet-18 (He et al., CVPR 2016) with group normalization (Wu and He, ECCV 2018)."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ class ResNet18(nn.Sequential):
     """Six routed blocks: stem, four stages of two residual blocks each, head.
 
     11,181,642 parameters for 10 classes and 11,227,812 for 100. Input [N, channels, height, width]. Batch
-    normalisation would keep running statistics, which clients trained side by side cannot share.
+    normalization would keep running statistics, which clients trained side by side cannot share.
 
     Args:
         num_classes: number of classes; null = that of the data.
         in_channels: channels of an image; null = those of the data.
-        groups: groups of each normalisation; divides 64.
+        groups: groups of each normalization; divides 64.
 
     Raises:
         ConfigurationError: `groups` does not divide 64.
@@ -52,13 +52,13 @@ class ResNet18(nn.Sequential):
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions with group normalisation, added to their input.
+    """Two 3x3 convolutions with group normalization, added to their input.
 
     Args:
         in_channels: channels of the input.
         out_channels: channels of the output.
-        stride: of the first convolution; with another than 1, or another width, the input passes a 1x1 convolution.
-        groups: groups of each normalisation.
+        stride: stride of the first convolution; if it is not 1, or the channels change, the input is convolved 1x1.
+        groups: groups of each normalization.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, groups: int) -> None:
@@ -74,7 +74,7 @@ class ResidualBlock(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Outputs [N, out_channels, H / stride, W / stride] for x [N, in_channels, H, W]."""
+        """Compute outputs [N, out_channels, H / stride, W / stride] for x [N, in_channels, H, W]."""
         h = self.norm2(self.conv2(self.norm1(self.conv1(x)).relu()))
         outputs: Tensor = (h + self.shortcut(x)).relu()
         return outputs

@@ -1,7 +1,7 @@
 """The dynamic personalized model w_p: two copies of each block, mixed per instance (Panchal et al., NeurIPS 2023).
 
-Everything here is written for ONE client and is functional: parameters are passed in as groups, so that the federated
-loop can vectorise over clients and differentiate with respect to a single group.
+Everything here is functional and written for ONE client: parameters are passed in as groups, so that the federated
+loop can vectorize over clients and differentiate with respect to a single group. docs/concepts.md defines the symbols.
 """
 
 from __future__ import annotations
@@ -24,26 +24,25 @@ __all__ = ["RoutedModel", "one_hot_routes"]
 
 
 class RoutedModel:
-    """Evaluates a backbone whose blocks exist twice: a global and a local branch.
+    """Evaluates a backbone with two copies of each block: a global and a local branch.
 
     Owns no parameters. The backbone never mentions global, local or router: its blocks are submodules, and a block's
-    second copy is computed where the backbone calls it, inside any control flow. What is in no block, such as
-    activations, is applied once, after the mixture; its parameters belong to the global group alone, as embedding
-    tables do. Frozen parameters (`requires_grad` is False) are ignored: they are in no group, and both branches use
-    the backbone's own.
+    second copy is computed where the backbone calls it, inside any control flow. Modules outside of blocks,
+    such as activations, are applied once, after the mixture; their parameters belong to the global group alone, as
+    embedding tables do. Frozen parameters (`requires_grad` is False) are in no group; both branches use the backbone's.
 
     Args:
-        backbone: any module that gives a tensor.
-        blocks: names of the submodules to route; None to choose them, see `flow_pl.models.blocks.automatic_blocks`.
+        backbone: any module that returns a tensor.
+        blocks: names of the submodules to route; None to choose them by `flow_pl.models.blocks.automatic_blocks`.
 
     Attributes:
         blocks: names of the blocks.
-        local_names: names of the parameters of which there is a local copy.
-        chosen: whether the blocks are other than the children of a plain Sequential.
+        local_names: names of the parameters that have a local copy.
+        chosen: whether the blocks are not simply the children of a plain Sequential.
 
     Raises:
-        ConfigurationError: a name is of no block, parameters are shared or none is trained, or a layer keeps running
-            statistics.
+        ConfigurationError: a name is not that of a block, parameters are shared or none is trained, or a layer keeps
+            running statistics.
     """
 
     def __init__(self, backbone: nn.Module, blocks: Sequence[str] | None = None) -> None:
@@ -53,17 +52,17 @@ class RoutedModel:
         self.chosen = not is_chain(backbone) or self.blocks != automatic_blocks(backbone)
         parts = self.blocks
         if not self.chosen:
-            # not named_children, which skips a block that occurs twice (one activation for all, say)
+            # not named_children, which skips a block that occurs twice, such as an activation used everywhere
             parts = [name for name, block in backbone._modules.items() if block is not None]
         self._parts = {name: backbone.get_submodule(name) for name in parts}
         self._names = {name: trained(part) for name, part in self._parts.items()}
         self._trained = trained(backbone)
-        # of a module that is one block itself, everything
+        # a module that is itself a single block: everything
         local = [f"{block}.{key}" for block in self.blocks for key in self._names[block]]
         self.local_names = local or self._trained
         if not self._trained or not (self.blocks or self.chosen):
             raise ConfigurationError(
-                f"the backbone {type(backbone).__name__} has no block with parameters to train, beside embedding "
+                f"the backbone {type(backbone).__name__} has no block with trainable parameters, beside embedding "
                 "tables and what is frozen (requires_grad=False): give it one."
             )
         self._ends: bool | None = None
@@ -76,7 +75,7 @@ class RoutedModel:
         """Return the blocks.
 
         Args:
-            user: what needs them, for the message.
+            user: name of the method or module that needs them, for the message.
 
         Raises:
             ConfigurationError: there are none.
@@ -89,7 +88,7 @@ class RoutedModel:
         return [self._parts[name] for name in self.blocks]
 
     def initialize(self, x: Inputs) -> None:
-        """Call the backbone on instances, which initializes lazy modules; learn where its last block stands."""
+        """Call the backbone on instances, which initializes lazy modules; check whether it ends with its last block."""
         if not self.chosen or not self.blocks:
             self.backbone(x)
             return
@@ -106,7 +105,7 @@ class RoutedModel:
         self._ends = len(calls) == 1 and calls[0][0] and calls[0][1] is outputs
 
     def plain(self, x: Inputs, *groups: Parameters) -> Tensor:
-        """Compute the backbone's outputs under the union of parameter groups; later ones win."""
+        """Compute the backbone's outputs with the union of parameter groups; later groups take precedence."""
         merged = groups[0] if len(groups) == 1 else {k: v for group in groups for k, v in group.items()}
         outputs: Tensor = call(self.backbone, merged, (x,))
         return outputs
@@ -115,10 +114,10 @@ class RoutedModel:
         """Return the parameter names of the representation (embedding tables too) and of the head.
 
         Args:
-            head_blocks: how many of the last blocks are the head, or names of the submodules that are.
+            head_blocks: number of last blocks that form the head, or names of its submodules.
 
         Raises:
-            ConfigurationError: a name is of no submodule, or nothing would be left for the body.
+            ConfigurationError: a name is not that of a submodule, or nothing would be left for the body.
         """
         kind = type(self.backbone).__name__
         if isinstance(head_blocks, int):
@@ -135,8 +134,8 @@ class RoutedModel:
         body = [name for name in self._trained if name not in head]
         if not body:
             raise ConfigurationError(
-                f"head_blocks names all that {kind} trains ({', '.join(names)}), expected some for the body: name "
-                "fewer."
+                f"head_blocks names all trainable parameters of {kind} ({', '.join(names)}), but the body needs "
+                "some: name fewer."
             )
         return body, head
 
@@ -176,7 +175,7 @@ class RoutedModel:
         return found[0][0]
 
     def head(self, features: Tensor, *groups: Parameters) -> Tensor:
-        """Compute the backbone's outputs from `features`: the last block with parameters and those after it.
+        """Compute the backbone's outputs from `features`: the last block with parameters and the modules after it.
 
         Raises:
             ConfigurationError: the last block's output is not the backbone's.
@@ -191,10 +190,10 @@ class RoutedModel:
         return h
 
     def require_head(self, user: str) -> None:
-        """Check that the last block gives the backbone's outputs; known once the backbone has been called.
+        """Check that the backbone's outputs are those of its last block, which `initialize` finds out.
 
         Args:
-            user: what needs it, for the message.
+            user: name of the method or module that needs it, for the message.
 
         Raises:
             ConfigurationError: it does not.
@@ -203,7 +202,7 @@ class RoutedModel:
             last = named(self.backbone, self.blocks[-1]) if self.blocks else "no block"
             raise ConfigurationError(
                 f"{user} computes outputs from features by the head alone, but {last}, the last of model.blocks, "
-                f"is not what {type(self.backbone).__name__} ends with: expected one that is called once with one "
+                f"is not the end of {type(self.backbone).__name__}: expected one that is called once with one "
                 "tensor, and whose output is the backbone's. Name it last in model.blocks, or use another method, such "
                 "as FedPer."
             )
@@ -218,7 +217,7 @@ class RoutedModel:
         hard: bool = False,
         ahead: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """The dynamic model: h <- q_global * B_global(h) + q_local * B_local(h), before the non-linearity.
+        """Compute the dynamic model: h <- q_global * B_global(h) + q_local * B_local(h), before the non-linearity.
 
         Recurrent blocks mix their state (h, c) at every time step, and both branches continue from the mixture.
 
@@ -226,17 +225,17 @@ class RoutedModel:
             x: instances [N, ...].
             global_: parameters of the global copy.
             local: parameters of the local copy (routed blocks only).
-            route: decides for each block.
+            route: returns the probabilities of both branches for each block.
             hard: whether to take the more probable branch instead of mixing by the probabilities.
-            ahead: whether the route is known before the block's outputs. Then hard routing computes, for each
-                instance, only the branch it is routed to, unless many clients are vectorised, whose instances cannot
-                be grouped by route, or the device is a GPU, which would be waited for.
+            ahead: whether the route is known before the block's outputs. Hard routing then computes only the branch
+                that an instance is routed to, except under vmap, where instances cannot be grouped by route, and on a
+                GPU, which would have to synchronize.
 
         Returns:
             The outputs, and the probabilities [N, blocks, 2] or, where blocks are routed per token, [N, T, blocks, 2].
 
         Raises:
-            ConfigurationError: the backbone does not call each block once, or a block gives no tensor.
+            ConfigurationError: the backbone does not call each block once, or a block returns no tensor.
         """
         routing = Routing(self.backbone, self.blocks, route, hard, ahead)
 

@@ -1,6 +1,6 @@
 """Routers: choose the global or the local branch of each block for each instance (Panchal et al., NeurIPS 2023).
 
-A router is written for one client and is functional: its parameters come in, so that the loop can vectorise it.
+A router is functional and written for one client: its parameters are passed in, so that the loop can vectorize it.
 """
 
 from __future__ import annotations
@@ -27,51 +27,51 @@ if TYPE_CHECKING:
 
 Route = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """Maps (index of the routed block, its inputs, its outputs on the global and on the local copy) to probabilities
-[..., 2], (global, local), that sum to 1. A recurrent block asks at every time step, with one step's tensors."""
+[..., 2], (global, local), that sum to 1. Recurrent blocks call it at every time step, with that step's tensors."""
 
 
 class Router(nn.Module, ABC):
     """Decides, for every instance and routed block, between the global and the local parameters.
 
-    A router is made from the routed blocks of a backbone, in order.
+    A router is created from the routed blocks of a backbone, in order.
 
     Attributes:
-        sees_outputs: whether it decides by the outputs of both copies of a block; otherwise a block of which one branch
-            alone is taken need not compute the other.
+        sees_outputs: whether it decides by the outputs of both copies of a block. If not, a block that is routed hard
+            need not compute the branch that is not taken.
     """
 
     sees_outputs = True
 
     def look(self, model: RoutedModel, parameters: Parameters, x: Inputs) -> Inputs:
-        """What it decides by [N, ...]: the instances themselves.
+        """Return what the router decides by [N, ...]: the instances themselves.
 
         Args:
             model: the backbone and its blocks.
-            parameters: of w_g.
+            parameters: parameters of w_g.
             x: instances [N, ...].
         """
         return x
 
     @abstractmethod
     def bind(self, parameters: dict[str, Tensor] | None, x: Inputs) -> Route:
-        """The route of instances through the blocks.
+        """Return the route of instances through the blocks.
 
         Args:
-            parameters: of the router; None for the module's own.
-            x: what it decides by, from `look` [N, ...].
+            parameters: parameters of the router; None for the module's own.
+            x: [N, ...] what the router decides by, from `look`.
         """
 
     def call(self, parameters: dict[str, Tensor] | None, *args: Any) -> Any:
-        """`forward` under the given parameters."""
+        """Call `forward` with the given parameters."""
         return self(*args) if parameters is None else call(self, parameters, args)
 
 
 class InstanceRouter(Router):
     """An MLP over the flattened instance with one early exit per routed block.
 
-    Exit i is a 2-way softmax on hidden layer i; blocks beyond the last hidden layer share it, and where there are
-    fewer blocks than layers the exits sit on the last ones. Takes amounts, such as pixels; for token ids there is
-    `FeatureRouter`.
+    Exit i is a softmax over the two branches on hidden layer i. Blocks beyond the last hidden layer share its exit;
+    with fewer blocks than layers, the exits are on the last layers. Inputs must be quantities, such as pixels; for
+    token ids, use `FeatureRouter`.
 
     Args:
         blocks: the routed blocks, given by the method.
@@ -93,40 +93,40 @@ class InstanceRouter(Router):
         return lambda block, inputs, on_global, on_local: q[:, block]
 
     def look(self, model: RoutedModel, parameters: Parameters, x: Inputs) -> Tensor:
-        """The instances [N, ...].
+        """Return the instances [N, ...].
 
         Raises:
             ConfigurationError: they are token ids, or several tensors by name.
         """
         if isinstance(x, dict) or is_tokens(x):
             raise ConfigurationError(
-                f"the router is {type(self).__name__}, which takes an instance's numbers for amounts, and these are "
+                f"the router is {type(self).__name__}, which treats numbers as quantities, but instances are "
                 "token ids or several tensors: use FeatureRouter, which decides by features of the backbone."
             )
         return x
 
     def forward(self, x: Tensor) -> Tensor:
-        """Probabilities [N, blocks, 2] for instances x [N, ...]."""
+        """Compute probabilities [N, blocks, 2] for instances x [N, ...]."""
         h = x.flatten(1)
         probabilities: Tensor = self.exits(h if h.is_floating_point() else h.float())
         return probabilities
 
 
 class SequenceRouter(Router):
-    """For recurrent backbones: an MLP at every time step of a cell, and one with early exits for the blocks behind.
+    """Routes recurrent backbones: by an MLP at every step of a cell, and one with early exits for the blocks after it.
 
-    The cell's MLP sees [input of the step, global h, local h], and with `cell_state` also both c. The one for the
-    blocks behind sees the concatenated global and local outputs of the first of them, per token.
+    The cell's MLP sees [input of the step, global h, local h], and with `cell_state` also both c. The MLP for the later
+    blocks sees the concatenated global and local outputs of the first of them, per token.
 
     Args:
         blocks: the routed blocks, given by the method.
         hidden: widths for a cell (published for Stack Overflow: 500, 250, 100, 50).
-        hidden_behind: widths for the blocks behind the last cell (published: 75, 30, 10).
+        hidden_behind: widths for the blocks after the last cell (published: 75, 30, 10).
         cell_state: whether the cell's MLP sees c too (published for Shakespeare).
         dropout: share of hidden units dropped in training (published: 0.3).
 
     Raises:
-        ConfigurationError: no block is recurrent, or a recurrent block stands behind one that is not.
+        ConfigurationError: no block is recurrent, or a recurrent block follows one that is not.
     """
 
     def __init__(
@@ -150,14 +150,14 @@ class SequenceRouter(Router):
         self.behind = _EarlyExits(max(1, len(blocks) - self._cells), hidden_behind, dropout, "hidden_behind")
 
     def bind(self, parameters: dict[str, Tensor] | None, x: Inputs) -> Route:
-        """Decide per token: at every step of a cell, and once for the blocks behind."""
+        """Decide per token: at every step of a cell, and once for the blocks after it."""
         decided: list[Tensor] = []
 
         def route(block: int, inputs: Tensor, on_global: Tensor, on_local: Tensor) -> Tensor:
             if block < self._cells:
                 states = [on_global, on_local]
                 if not self.cell_state:
-                    states = [state.chunk(2, dim=-1)[0] for state in states]  # h alone
+                    states = [state.chunk(2, dim=-1)[0] for state in states]  # only h
                 q: Tensor = self.call(parameters, block, torch.cat([inputs, *states], dim=-1))
                 return q[..., 0, :]
             if not decided:
@@ -167,21 +167,21 @@ class SequenceRouter(Router):
         return route
 
     def forward(self, block: int, features: Tensor) -> Tensor:
-        """Probabilities [..., exits, 2] for features [..., F] of a cell's step, or of the first block behind."""
+        """Compute probabilities [..., exits, 2] for features [..., F] of a cell's step or the first later block."""
         exits = self.cells[block] if block < self._cells else self.behind
         probabilities: Tensor = exits(features)
         return probabilities
 
 
 class _EarlyExits(nn.Module):
-    """An MLP with 2-way softmax exits on its hidden layers: [..., F] to [..., exits, 2]."""
+    """An MLP with exits on its hidden layers, each a softmax over two branches: [..., F] to [..., exits, 2]."""
 
     def __init__(self, exits: int, hidden: Sequence[int], dropout: float, setting: str = "hidden") -> None:
         super().__init__()
         require_counts(**{f"the router's {setting}": hidden})
         require_some(**{f"the router's {setting}": hidden})
         require_fraction(**{"the router's dropout": dropout})
-        # The first layer takes its width from the first instance it sees, in FederatedModule.setup.
+        # The first layer takes its width from the first instance, in FederatedModule.setup.
         self.layers = nn.ModuleList([nn.LazyLinear(hidden[0]), *(nn.Linear(a, b) for a, b in pairwise(hidden))])
         self.dropout = Dropout(dropout)
         skip = max(0, len(hidden) - exits)

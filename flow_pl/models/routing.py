@@ -1,4 +1,4 @@
-"""One call of a backbone in which each block is the mixture of its two copies, instance by instance."""
+"""Call a backbone with each block replaced by the mixture of its two copies, instance by instance."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from flow_pl.utils.groups import Parameters
 
 
 class Routing:
-    """The mixtures and decisions of one forward.
+    """Mixes the copies of each block in one forward pass, and records the decisions.
 
     Args:
-        backbone: for messages.
+        backbone: the backbone, for messages.
         blocks: names of the routed blocks.
-        route: decides for each block.
+        route: returns the probabilities of both branches for each block.
         hard: see `RoutedModel.routed`.
         ahead: see `RoutedModel.routed`.
     """
@@ -44,22 +44,22 @@ class Routing:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Tensor:
-        """Compute a block's outputs on both copies, mixed as the route says.
+        """Compute a block's outputs on both copies, mixed by the route.
 
         Args:
-            name: of the block.
+            name: name of the block.
             block: the block.
-            first: its parameters on the global copy.
-            second: its parameters on the local copy.
-            args: what it is called with; the first tensor is its input [N, ...].
-            kwargs: as `args`.
+            first: parameters of the global copy.
+            second: parameters of the local copy.
+            args: positional arguments of the call; the first tensor is the block's input [N, ...].
+            kwargs: keyword arguments of the call.
 
         Raises:
-            ConfigurationError: it was called before, gets or gives no tensor, or has other rows than instances.
+            ConfigurationError: it was called before, gets or returns no tensor, or has not one row per instance.
         """
         given = tensors_in((args, kwargs))
         if name in self._decisions or not given:
-            self._refuse(name, "is called without a tensor" if not given else "is called several times in a forward")
+            self._refuse(name, "is called several times in a forward pass" if given else "is called without a tensor")
         h, asked = given[0], []
 
         def decide(inputs: Tensor, on_global: Tensor, on_local: Tensor) -> Tensor:
@@ -71,7 +71,7 @@ class Routing:
             h = block.routed(h, first, second, decide)
             self._decisions[name] = torch.stack(asked, dim=1)
             return h
-        # An exported program has no shapes that depend on the instances' routes; a GPU would be waited for.
+        # An exported program has no shapes that depend on routes; a GPU would have to synchronize.
         grouped = self._hard and self._ahead and not has_client_axis(h) and not torch.compiler.is_exporting()
         grouped = grouped and h.device.type == "cpu"
         if grouped and len(given) == 1:
@@ -79,10 +79,10 @@ class Routing:
         else:
             on_global, on_local = call(block, first, args, kwargs), call(block, second, args, kwargs)
             if not isinstance(on_global, Tensor):
-                self._refuse(name, f"gives a {type(on_global).__name__}, not a tensor")
+                self._refuse(name, f"returns a {type(on_global).__name__}, not a tensor")
             q = decide(h, on_global, on_local)
             if not torch.compiler.is_exporting() and on_global.shape[:1] != q.shape[:1]:
-                self._refuse(name, f"gives outputs {list(on_global.shape)} for {len(q)} instances")
+                self._refuse(name, f"returns outputs of shape {list(on_global.shape)} for {len(q)} instances")
             q = q.reshape(*q.shape[:-1], *[1] * (on_global.ndim - q.ndim + 1), 2)
             if self._hard:
                 h = torch.where(q[..., 1] > 0, on_local, on_global)
@@ -93,55 +93,56 @@ class Routing:
         return h
 
     def probabilities(self) -> Tensor:
-        """The probabilities of all blocks, in their order: [N, blocks, 2] or [N, T, blocks, 2].
+        """Return the probabilities of all blocks, in order: [N, blocks, 2] or [N, T, blocks, 2].
 
         Raises:
             ConfigurationError: a block has not been called.
         """
         for name in self._blocks:
             if name not in self._decisions:
-                self._refuse(name, "is never called in a forward")
+                self._refuse(name, "is never called in a forward pass")
         decisions = [self._decisions[name] for name in self._blocks]
         most = max(q.ndim for q in decisions)
         shape = max(q.shape for q in decisions if q.ndim == most)
-        # a decision per instance holds for each of its tokens
+        # a decision per instance applies to all of its tokens
         per_token = [q if q.ndim == most else q.unsqueeze(1).expand(shape) for q in decisions]
         return torch.stack(per_token, dim=-2)
 
     def _refuse(self, name: str, what: str) -> NoReturn:
         raise ConfigurationError(
-            f"{named(self._backbone, name)} {what}, expected a block that is called once with a tensor and gives one, "
-            "with a row for each instance, so that its two copies can be mixed: name other submodules in model.blocks."
+            f"{named(self._backbone, name)} {what}, expected a block that is called once with a tensor and returns "
+            "one, with a row for each instance, so that its two copies can be mixed: name other submodules in "
+            "model.blocks."
         )
 
 
 def named(backbone: nn.Module, name: str) -> str:
-    """How messages call a block."""
+    """Name a block for messages."""
     return f"block '{name}' ({type(backbone.get_submodule(name)).__name__}) of the backbone"
 
 
 def tensors_in(tree: Any) -> list[Tensor]:
-    """Return the tensors of a call's arguments, in their order."""
+    """Return the tensors in a call's arguments, in order."""
     return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
 def one_hot_routes(q: Tensor) -> Tensor:
-    """Route hard: 1 for the more probable branch, the global one in a tie.
+    """Compute hard routes: 1 for the more probable branch, the global one in a tie.
 
     Args:
-        q: probabilities [..., 2], (global, local).
+        q: [..., 2] probabilities (global, local).
     """
     local = (q[..., 1] > q[..., 0]).to(q.dtype)
     return torch.stack([1 - local, local], dim=-1)
 
 
 def _dtype(parameters: Parameters) -> torch.dtype:
-    """Return a block's dtype outside autocast: routing probabilities are float32, whatever its weights are."""
+    """Return a block's dtype outside autocast: routing probabilities are float32, whatever the weights are."""
     return next(iter(parameters.values())).dtype
 
 
-def _taken(block: nn.Module, given: Any, global_: Parameters, local: Parameters, way: Tensor) -> Tensor:
-    """Compute a block's outputs for its one input h [N, ...], each by its branch: way [N] bool, True for the local."""
+def _taken(block: nn.Module, given: Any, global_: Parameters, local: Parameters, is_local: Tensor) -> Tensor:
+    """Compute a block's outputs for its only input h [N, ...], each by the branch taken: is_local [N] bool."""
 
     def outputs(parameters: Parameters, rows: Tensor | None) -> Tensor:
         args, kwargs = given
@@ -150,12 +151,12 @@ def _taken(block: nn.Module, given: Any, global_: Parameters, local: Parameters,
         out: Tensor = call(block, parameters, args, kwargs)
         return out
 
-    to_local = way.nonzero().squeeze(1)
-    if len(to_local) in (0, len(way)):
+    to_local = is_local.nonzero().squeeze(1)
+    if len(to_local) in (0, len(is_local)):
         return outputs(local if len(to_local) else global_, None)
-    to_global = (~way).nonzero().squeeze(1)
+    to_global = (~is_local).nonzero().squeeze(1)
     on_global = outputs(global_, to_global)
-    merged = on_global.new_empty(len(way), *on_global.shape[1:])
+    merged = on_global.new_empty(len(is_local), *on_global.shape[1:])
     merged[to_global] = on_global
     merged[to_local] = outputs(local, to_local)
     return merged

@@ -9,16 +9,16 @@ from flow_pl.utils.validation import require_count, require_counts, require_some
 
 
 def flat_size(in_features: int | Sequence[int]) -> int:
-    """How many numbers an example has.
+    """Return how many numbers an example has.
 
     Args:
-        in_features: that number, or the shape of the example.
+        in_features: this number, or the shape of the example.
 
     Returns:
         The number.
 
     Raises:
-        ConfigurationError: it is not positive, or the shape has no axis or an empty one.
+        ConfigurationError: the number is not positive, or the shape is empty or has an empty axis.
     """
     if isinstance(in_features, Sequence):
         require_counts(in_features=in_features)

@@ -1,4 +1,4 @@
-"""A classifier of texts on any Hugging Face encoder: mean of the real tokens, and a linear head."""
+"""Classify texts by any Hugging Face encoder: the mean over real tokens, and a linear head."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from flow_pl.utils.optional import import_optional
 from flow_pl.utils.validation import given, require_count, require_fraction
 
 IDS = "input_ids"
-"""Name, in instances of several tensors, of the token ids."""
+"""Name of the token ids, among several inputs."""
 
 
 class TextEncoder(nn.Module):
-    """An encoder of the transformers library, the mean of its outputs over the real tokens, and a head.
+    """An encoder of the transformers library, followed by the mean over real tokens and a linear head.
 
-    Takes token ids [N, T], in which a padding token marks what is no token, or a mapping with `input_ids` and
-    `attention_mask` [N, T], and whatever else of this shape the encoder takes (`token_type_ids`). Routed blocks: the
+    Takes token ids [N, T] with a padding token, or a mapping with `input_ids` and `attention_mask` [N, T] and any other
+    input of this shape that the encoder takes (`token_type_ids`). Routed blocks: the
     encoder's layers, and the head; embedding tables are shared. The encoder's pooler, if it has one, is left out.
 
     Args:
         model: folder with `config.json` and weights, or a name on the Hugging Face hub.
         num_classes: number of classes; null = that of the data.
-        pretrained: whether the weights are read; false = random ones, by the configuration alone.
-        padding: the token that pads; null = the encoder's own.
-        dropout: share dropped in training wherever the encoder drops; null = its own shares.
+        pretrained: whether to load the weights; false = use only the configuration, with random weights.
+        padding: the padding token; null = the encoder's own.
+        dropout: share dropped in training wherever the encoder uses dropout; null = the encoder's own shares.
 
     Raises:
-        ConfigurationError: transformers is not installed, there is no such model, or it is no encoder that looks at
-            the whole text.
+        ConfigurationError: transformers is not installed, there is no such model, or it is not an encoder that attends
+            to the whole text.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class TextEncoder(nn.Module):
         self.head = outputs(config.hidden_size, num_classes)
 
     def forward(self, x: Tensor | Mapping[str, Tensor]) -> Tensor:
-        """Outputs [N, classes] for token ids [N, T], alone or with their mask."""
+        """Compute outputs [N, classes] for token ids [N, T], alone or with their mask."""
         inputs = dict(x) if isinstance(x, Mapping) else {IDS: x}
         mask = token_mask(inputs if MASK in inputs else inputs[IDS], self.padding)
         mask = torch.ones_like(inputs[IDS], dtype=torch.bool) if mask is None else mask
@@ -82,31 +82,31 @@ def _load(model: str, pretrained: bool, dropout: float | None) -> nn.Module:
             made = _make(library.AutoModel, source if pretrained else None, config)
     except FlowError:
         raise
-    except Exception as error:  # whatever a folder, the hub or a configuration may give
+    except Exception as error:  # folders, the hub and configurations may raise anything
         raise ConfigurationError(
-            f"model is {model}, and that encoder cannot be loaded ({brief(error)}): give a folder with config.json and "
+            f"model is {model}, which cannot be loaded ({brief(error)}): give a folder with config.json and "
             "the weights, as save_pretrained writes it, or the name of a model on the Hugging Face hub."
         ) from error
-    made.train()  # as any new module; read from a folder it comes in evaluation mode
+    made.train()  # like any new module; a loaded one is in evaluation mode
     if isinstance(getattr(made, "pooler", None), nn.Module):
-        made._modules["pooler"] = None  # not called by a mean over the tokens
+        made._modules["pooler"] = None  # the mean over the tokens does not use it
     return made
 
 
 def _make(library: Any, source: str | None, config: Any) -> nn.Module:
-    """The encoder; with torch's attention where it knows that, of which the engine has one for many clients."""
+    """Create the encoder; if it supports torch's attention, with that, which the engine replaces for many clients."""
     make = library.from_config if source is None else library.from_pretrained
     what = {"config": config} if source is None else {"pretrained_model_name_or_path": source, "config": config}
     try:
         made: nn.Module = make(**what, attn_implementation="sdpa", dtype=torch.float32)
-    except ValueError:  # says that it is not
+    except ValueError:  # the encoder does not support it
         made = make(**what, attn_implementation="eager", dtype=torch.float32)
     return made
 
 
 @contextmanager
 def _quiet(library: Any) -> Iterator[None]:
-    """No bar of progress for a file that is read at once."""
+    """Suppress progress bars for a file that is read at once."""
     logging = library.utils.logging
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
@@ -118,9 +118,9 @@ def _quiet(library: Any) -> Iterator[None]:
 
 
 def _prepared(mask: Tensor, additive: bool) -> Tensor:
-    """A mask [N, T] for all heads and queries, [N, 1, 1, T]: an encoder that makes it itself asks for its values.
+    """Expand a mask [N, T] to all heads and queries, [N, 1, 1, T].
 
-    That is more than vmap allows, and a wait for the device.
+    Encoders that expand it themselves read its values, which vmap does not allow and which stalls the device.
     """
     look = mask[:, None, None, :]
     if not additive:
@@ -129,16 +129,16 @@ def _prepared(mask: Tensor, additive: bool) -> Tensor:
 
 
 def _takes_additive_masks(encoder: nn.Module, name: str) -> bool:
-    """Whether an encoder's prepared masks are added to the scores, or are bool; by what gives its own outputs.
+    """Return whether an encoder's expanded masks are added to the scores, rather than bool; by comparing its outputs.
 
     Raises:
-        ConfigurationError: neither does, as of one that looks at earlier tokens alone.
+        ConfigurationError: neither kind gives the encoder's outputs, for instance if it attends only to earlier tokens.
     """
     ids = torch.tensor([[1, 2, 3, 4], [4, 3, 2, 1]])
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
     training = encoder.training
     encoder.eval()
-    problem: Exception | str = "its outputs follow from earlier tokens alone, or its masks are of another kind"
+    problem: Exception | str = "its outputs depend only on earlier tokens, or its masks are of another kind"
     try:
         with torch.no_grad():
             expected = encoder(input_ids=ids, attention_mask=mask).last_hidden_state[mask.bool()]
@@ -146,11 +146,11 @@ def _takes_additive_masks(encoder: nn.Module, name: str) -> bool:
                 found = encoder(input_ids=ids, attention_mask=_prepared(mask.bool(), additive)).last_hidden_state
                 if torch.allclose(found[mask.bool()], expected, rtol=1e-4, atol=1e-5):
                     return additive
-    except Exception as error:  # whatever an architecture does with what it does not take
+    except Exception as error:  # an architecture may raise anything for a mask that it does not take
         problem = error
     finally:
         encoder.train(training)
     raise ConfigurationError(
-        f"model is {name}, a {type(encoder).__name__}, expected an encoder that looks at the whole text and gives a "
-        f"vector for each token, such as BERT, MPNet or ModernBERT ({brief(problem)}): choose such a model."
+        f"model is {name}, a {type(encoder).__name__}, expected an encoder that attends to the whole text and returns "
+        f"a vector for each token, such as BERT, MPNet or ModernBERT ({brief(problem)}): choose such a model."
     )

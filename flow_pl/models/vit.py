@@ -1,7 +1,7 @@
-"""A small vision transformer: Dosovitskiy et al. (ICLR 2021), as plain as that of Beyer et al. (arXiv 2205.01580).
+"""A small vision transformer: Dosovitskiy et al. (ICLR 2021), simplified like that of Beyer et al. (arXiv 2205.01580).
 
-Fixed sine-cosine positions and the mean of the tokens in place of a class token: fewer parameters to average, and any
-size of image.
+Fixed sine-cosine positions and the mean of the tokens in place of a class token mean fewer parameters to average, and
+allow any image size.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from flow_pl.utils.validation import given, require_count, require_fraction
 
 
 class VisionTransformer(nn.Sequential):
-    """Patches, encoder layers, head; 137,674 parameters for 10 classes of 32x32 pictures in three colours.
+    """Patches, encoder layers, head; 137,674 parameters for 10 classes of 32x32 images with three channels.
 
     Routed blocks: patches, layer1, layer2, ..., head. Input [N, channels, height, width] or [N, height, width], with
     sides that `patch_size` divides: 28x28 becomes 49 tokens of 4x4 pixels, 32x32 becomes 64. The head gets the mean of
@@ -27,14 +27,14 @@ class VisionTransformer(nn.Sequential):
         num_classes: number of classes; null = that of the data.
         in_channels: channels of an image; null = those of the data.
         patch_size: pixels of a patch's side.
-        width: of a token; divided by 4 (positions) and by `heads`.
+        width: width of a token; a multiple of 4 (for the positions) and of `heads`.
         depth: number of encoder layers.
-        heads: of the attention.
+        heads: number of attention heads.
         hidden: width of the hidden layer in each encoder layer; null = twice `width`.
-        dropout: share dropped behind the attention, and behind both linear layers of an encoder layer.
+        dropout: share dropped after the attention and after both linear layers of an encoder layer.
 
     Raises:
-        ConfigurationError: a size is not positive, or `width` is not divided by 4 and `heads`.
+        ConfigurationError: a size is not positive, or `width` is not a multiple of 4 and of `heads`.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class VisionTransformer(nn.Sequential):
         for i in range(1, depth + 1):
             self.add_module(f"layer{i}", EncoderLayer(width, heads, hidden or 2 * width, dropout))
         self.add_module("pool", TokenMean())
-        # without weights, which the head has
+        # without weights, since the head has some
         self.add_module("norm", nn.LayerNorm(width, elementwise_affine=False))
         self.add_module("head", outputs(width, num_classes))
 
@@ -67,29 +67,29 @@ class Patches(nn.Module):
     """Embed the patches of an image and add their positions.
 
     Args:
-        in_channels: channels of an image; None = those of the first one.
+        in_channels: channels of an image; None = those of the first image.
         size: pixels of a patch's side.
-        width: of a token.
+        width: width of a token.
     """
 
     def __init__(self, in_channels: int | None, size: int, width: int) -> None:
         super().__init__()
         self.size = size
-        # as a convolution with this stride, but one product for many clients
+        # like a convolution with this stride, but a single product for many clients
         self.linear = inputs(None if in_channels is None else in_channels * size**2, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return tokens [N, H / size * W / size, width], row by row, for images x [N, channels, H, W] or [N, H, W].
 
         Raises:
-            ConfigurationError: these are no images, or their sides are not multiples of the patch's.
+            ConfigurationError: these are not images, or their sides are not multiples of the patch's.
         """
         p = self.size
         x = x.unsqueeze(1) if x.ndim == 3 else x
         if x.ndim != 4 or x.shape[2] % p or x.shape[3] % p:
             raise ConfigurationError(
                 f"an instance has shape {list(x.shape[1:])}, expected (channels,) height and width, both multiples of "
-                f"patch_size {p}: choose another patch_size, or pad the pictures."
+                f"patch_size {p}: choose another patch_size, or pad the images."
             )
         rows, columns = x.shape[2] // p, x.shape[3] // p
         tokens = x.reshape(x.shape[0], -1, rows, p, columns, p).permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
@@ -98,13 +98,13 @@ class Patches(nn.Module):
 
 
 def positions(rows: int, columns: int, width: int, device: torch.device | None = None) -> Tensor:
-    """Sine and cosine of row and column at frequencies from 1 to 1 / 10,000 (Vaswani et al., NeurIPS 2017).
+    """Compute sine and cosine of row and column at frequencies from 1 to 1 / 10,000 (Vaswani et al., NeurIPS 2017).
 
     Args:
-        rows: of patches.
-        columns: of patches.
-        width: of a token, a multiple of 4.
-        device: of the result.
+        rows: number of rows of patches.
+        columns: number of columns of patches.
+        width: width of a token, a multiple of 4.
+        device: device of the result.
 
     Returns:
         [rows * columns, width]: sines and cosines of the row, then of the column.
@@ -119,13 +119,13 @@ def positions(rows: int, columns: int, width: int, device: torch.device | None =
 class EncoderLayer(nn.Module):
     """Attention and two linear layers, each added to its normalized input (Xiong et al., ICML 2020: norm first).
 
-    The function of `torch.nn.TransformerEncoderLayer` with `norm_first`, `batch_first` and GELU.
+    Computes the same function as `torch.nn.TransformerEncoderLayer` with `norm_first`, `batch_first` and GELU.
 
     Args:
-        width: of a token.
-        heads: of the attention; divides `width`.
+        width: width of a token.
+        heads: number of attention heads; divides `width`.
         hidden: width between the linear layers.
-        dropout: share dropped behind the attention and behind both linear layers.
+        dropout: share dropped after the attention and after both linear layers.
     """
 
     def __init__(self, width: int, heads: int, hidden: int, dropout: float = 0.0) -> None:
@@ -140,7 +140,7 @@ class EncoderLayer(nn.Module):
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Outputs [N, T, width] for tokens x [N, T, width]."""
+        """Compute outputs [N, T, width] for tokens x [N, T, width]."""
         x = x + self.dropout(self._attention(self.norm1(x)))
         hidden = self.dropout(F.gelu(self.linear1(self.norm2(x))))
         outputs: Tensor = x + self.dropout(self.linear2(hidden))
@@ -149,14 +149,14 @@ class EncoderLayer(nn.Module):
     def _attention(self, x: Tensor) -> Tensor:
         parts = self.query_key_value(x).view(*x.shape[:2], 3, self.heads, -1)
         query, key, value = parts.permute(2, 0, 3, 1, 4).unbind(0)
-        # side by side, the engine has it written out: see flow_pl.kernels.attention
+        # for clients side by side, the engine replaces it; see flow_pl.kernels.attention
         attended = F.scaled_dot_product_attention(query, key, value)
         projected: Tensor = self.projection(attended.transpose(1, 2).flatten(2))
         return projected
 
 
 class TokenMean(nn.Module):
-    """The mean of the tokens: [N, T, width] to [N, width]."""
+    """Averages over the tokens: [N, T, width] to [N, width]."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Average over the tokens."""

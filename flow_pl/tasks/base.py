@@ -1,4 +1,4 @@
-"""What a task is: a loss, what counts, and what is right, for one client's examples."""
+"""The base class of tasks: the loss, the targets that count, and correctness, for one client's examples."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from flow_pl.utils.inputs import Inputs
 class Objective(ABC):
     """Defines a task: loss, correctness and predictions from a model's outputs.
 
-    Shapes: outputs [N, ...], y [N] or [N, T], mask [N] (1 = real example). Padding enters no loss and no accuracy.
+    Shapes: outputs [N, ...], y [N] or [N, T], mask [N] (1 = real example). Padding is excluded from loss and accuracy.
 
     Attributes:
-        subset: for a task with a second accuracy, over those of its counted targets that `in_subset` picks: what the
-            names of its metrics end on; empty for a task with one accuracy.
-        positions: where an example is predicted position by position, the names of these axes, which lie behind that of
-            the examples; a file of predictions has a row for each position.
-        several_labels: whether an example has several labels, as zeros and ones, and several are predicted.
-        real_valued: whether a label is a real value, NaN where there is none, in place of the number of a class.
+        subset: for a task with a second accuracy, over the counted targets that `in_subset` selects: suffix of its
+            metrics' names; empty for a task with one accuracy.
+        positions: names of the axes after that of the examples if an example is predicted position by position; a file
+            of predictions has a row for each position.
+        several_labels: whether an example has several labels, as zeros and ones, of which several are predicted.
+        real_valued: whether a label is a real value (NaN if there is none) rather than the number of a class.
     """
 
     subset: str = ""
@@ -33,7 +33,7 @@ class Objective(ABC):
 
     @property
     def accuracy(self) -> str:
-        """Return what an accuracy of this task is, for tables; empty where it is the share that is right."""
+        """Return the name of this task's accuracy for tables; empty if it is the share of correct predictions."""
         return ""
 
     @abstractmethod
@@ -80,21 +80,21 @@ class Objective(ABC):
             std: standard deviation of the training labels.
 
         Raises:
-            ConfigurationError: the settings are others.
+            ConfigurationError: the settings do not match the labels.
         """
 
     def label_shape(self, outputs: Tensor) -> tuple[int, ...]:
-        """Shape of an example's label for a model's outputs for one example [1, ...]; by default all but the scores."""
+        """Return the shape of a label, given outputs for one example [1, ...]; by default without the scores' axis."""
         return tuple(outputs.shape[1:-1])
 
     def require_one_class(self, needs: str) -> None:
         """Check that a target is one class.
 
         Args:
-            needs: what a method does with that class, and the remedy; ends the message.
+            needs: what a method does with this class, and the remedy; the end of the message.
 
         Raises:
-            ConfigurationError: it is several labels or a real value.
+            ConfigurationError: it is several labels, or a real value.
         """
         if self.several_labels or self.real_valued:
             found = "several labels" if self.several_labels else "a real value"
@@ -108,7 +108,7 @@ class Objective(ABC):
     def correct(self, outputs: Tensor, y: Tensor) -> Tensor:
         """Return whether each target is predicted correctly: bool, in the shape of the targets.
 
-        Where targets are real values, a score of each in its place, whose mean is the accuracy.
+        For real-valued targets, a score of each instead, whose mean is the accuracy.
         """
         return self.predictions(outputs) == y
 

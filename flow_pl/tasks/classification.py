@@ -15,15 +15,15 @@ class Classification(Objective):
     """
 
     def counted(self, y: Tensor, mask: Tensor) -> Tensor:
-        """Every real example counts."""
+        """Count every real example."""
         return mask.bool()
 
     def losses(self, outputs: Tensor, y: Tensor) -> Tensor:
-        """Cross-entropy of every example [N], in float32."""
+        """Compute the cross-entropy of every example [N], in float32."""
         return cross_entropy(outputs, y)
 
     def predictions(self, outputs: Tensor) -> Tensor:
-        """The most probable class [N]."""
+        """Return the most probable class [N]."""
         return outputs.argmax(-1)
 
     def check(self, outputs: Tensor, num_classes: int) -> None:
@@ -37,8 +37,8 @@ class Classification(Objective):
 
 
 def cross_entropy(outputs: Tensor, y: Tensor) -> Tensor:
-    """Cross-entropy of every target, in the shape of the targets."""
-    # By hand: under vmap, cross_entropy(reduction="none") adds five kernels for its ignore_index.
+    """Compute the cross-entropy of every target, in the shape of the targets."""
+    # By hand, since cross_entropy(reduction="none") adds five kernels under vmap for its ignore_index
     return -outputs.float().log_softmax(-1).gather(-1, y.clamp_min(0).unsqueeze(-1)).squeeze(-1)
 
 
@@ -46,7 +46,7 @@ def check_classes(outputs: int, num_classes: int) -> None:
     """Check that there is an output for each class.
 
     Raises:
-        DataError: there is not.
+        DataError: there are too few.
     """
     if outputs < num_classes:
         raise DataError(

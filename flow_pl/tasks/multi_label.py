@@ -17,16 +17,16 @@ from flow_pl.utils.validation import require_choice, require_count
 class MultiLabel(Objective):
     """Several labels per example: binary cross-entropy of each, measured by recall at k.
 
-    Outputs [N, labels], y [N, labels] in {0, 1}. An accuracy of this task is recall@k: the share of true labels that
-    are among the k most probable ones. Examples without a label have nothing to recall and do not count in it; the
-    loss is over every label of every example, the absent ones too.
+    Outputs [N, labels], y [N, labels] in {0, 1}. The accuracy of this task is recall@k: the share of true labels that
+    are among the k most probable ones. It ignores examples without a label, which have nothing to recall; the loss is
+    over every label of every example, including absent ones.
 
     Args:
-        k: how many labels are predicted for an example (published for Stack Overflow tags: 5).
-        reduction: what a step of a client minimizes: "sum", over the labels and the examples of a minibatch (published
+        k: number of labels predicted for an example (published for Stack Overflow tags: 5).
+        reduction: what a client's step minimizes: "sum" over the labels and examples of a minibatch (published
             for Stack Overflow tags), or "mean" over both. For 32 examples of 500 labels the sum's gradient is 16,000
-            times the mean's, so each has learning rates and weights of a method's regulariser of its own. The losses
-            of an evaluation are means for both.
+            times the mean's, so each needs its own learning rates and regularization weights. Losses in evaluation are
+            means for both.
 
     Raises:
         ConfigurationError: `k` is not positive, or `reduction` is neither of the two.
@@ -42,49 +42,49 @@ class MultiLabel(Objective):
 
     @property
     def accuracy(self) -> str:
-        """Recall at k."""
+        """Return recall at k."""
         return f"recall@{self.k}"
 
     def counted(self, y: Tensor, mask: Tensor) -> Tensor:
-        """The true labels of real examples [N, labels]."""
+        """Count the true labels of real examples [N, labels]."""
         return mask.bool().unsqueeze(-1) & (y > 0)
 
     def in_loss(self, y: Tensor, mask: Tensor) -> Tensor:
-        """All labels of real examples [N, labels], true or not."""
+        """Select all labels of real examples [N, labels], true or not."""
         return mask.bool().unsqueeze(-1) & (y >= 0)
 
     def losses(self, outputs: Tensor, y: Tensor) -> Tensor:
-        """Binary cross-entropy of every label [N, labels], in float32."""
+        """Compute the binary cross-entropy of every label [N, labels], in float32."""
         scores = outputs.float()
         return functional.softplus(scores) - scores * y
 
     def loss(self, outputs: Tensor, y: Tensor, mask: Tensor) -> Tensor:
-        """Sum or mean over all labels of real examples; see `Objective.loss`."""
+        """Compute the sum or mean over all labels of real examples; see `Objective.loss`."""
         if self.reduction == "mean":
             return super().loss(outputs, y, mask)
         # selected, not multiplied by 0: a padded row's values must not reach the sum
         return self.losses(outputs, y).where(self.in_loss(y, mask), 0.0).sum()
 
     def predictions(self, outputs: Tensor) -> Tensor:
-        """The k most probable labels [N, k], the most probable first."""
+        """Return the k most probable labels [N, k], the most probable first."""
         return outputs.topk(self.k, dim=-1).indices
 
     def correct(self, outputs: Tensor, y: Tensor) -> Tensor:
-        """Which labels are true and among the k most probable [N, labels]."""
+        """Return which labels are true and among the k most probable [N, labels]."""
         chosen = torch.zeros_like(outputs, dtype=torch.bool).scatter(-1, self.predictions(outputs), True)
         return chosen & (y > 0)
 
     def probabilities(self, outputs: Tensor) -> Tensor:
-        """The probability of each label [N, labels]."""
+        """Compute the probability of each label [N, labels]."""
         return outputs.float().sigmoid()
 
     def outputs(self, probabilities: Tensor) -> Tensor:
-        """The log-odds of each label [N, labels]; see `Objective.outputs`."""
+        """Compute the log-odds of each label [N, labels]; see `Objective.outputs`."""
         kind = torch.finfo(probabilities.dtype)
         return probabilities.clamp_min(kind.tiny).log() - (-probabilities).clamp_min(kind.eps - 1).log1p()
 
     def label_shape(self, outputs: Tensor) -> tuple[int, ...]:
-        """A zero or one for each output; see `Objective.label_shape`."""
+        """Return a label for each output; see `Objective.label_shape`."""
         return tuple(outputs.shape[1:])
 
     def check(self, outputs: Tensor, num_classes: int) -> None:

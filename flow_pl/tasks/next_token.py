@@ -15,16 +15,16 @@ from flow_pl.utils.validation import require_count, require_counts
 
 
 class NextToken(Objective):
-    """The next token at every position of a sequence: cross-entropy over the vocabulary.
+    """Prediction of the next token at every position: cross-entropy over the vocabulary.
 
     Outputs [N, T, tokens], y [N, T] int64. Padding never counts, nor does a position without a label (-1). Unknown
     words and the end of a sequence count; a second accuracy leaves them out, as the Stack Overflow benchmark of
     TensorFlow Federated does.
 
     Args:
-        padding: the target that marks padding.
-        special_tokens: targets that the second accuracy leaves out besides padding: unknown words (oov) and the end of
-            a sequence (eos); none = no second accuracy.
+        padding: target that marks padding.
+        special_tokens: targets excluded from the second accuracy besides padding: unknown words (oov) and the end of a
+            sequence (eos); empty = no second accuracy.
     """
 
     positions: ClassVar[tuple[str, ...]] = ("position",)
@@ -37,28 +37,28 @@ class NextToken(Objective):
         self.subset = "without_oov_eos" if self.special_tokens else ""
 
     def counted(self, y: Tensor, mask: Tensor) -> Tensor:
-        """Targets of real sequences that are not padding [N, T]."""
+        """Count the targets of real sequences that are not padding [N, T]."""
         return mask.bool().unsqueeze(-1) & (y != self.padding) & (y >= 0)
 
     def in_subset(self, y: Tensor) -> Tensor | None:
-        """Targets that are no special token [N, T]."""
+        """Select the targets that are not special tokens [N, T]."""
         if not self.special_tokens:
             return None
         return torch.stack([y != token for token in self.special_tokens]).all(0)
 
     def to_predict(self, x: Inputs, y: Tensor, mask: Tensor) -> Tensor:
-        """Positions of real sequences that are not padding [N, T]; without a label, the token read there tells."""
+        """Select the positions of real sequences that are not padding [N, T], with or without a label."""
         real = y != self.padding
         if isinstance(x, Tensor) and x.shape == y.shape:
             real = real & ((y >= 0) | (x != self.padding))
         return mask.bool().unsqueeze(-1) & real
 
     def losses(self, outputs: Tensor, y: Tensor) -> Tensor:
-        """Cross-entropy of every token [N, T], in float32."""
+        """Compute the cross-entropy of every token [N, T], in float32."""
         return cross_entropy(outputs, y)
 
     def predictions(self, outputs: Tensor) -> Tensor:
-        """The most probable token [N, T]."""
+        """Return the most probable token [N, T]."""
         return outputs.argmax(-1)
 
     def check(self, outputs: Tensor, num_classes: int) -> None:

@@ -14,14 +14,14 @@ from flow_pl.utils.validation import require_finite, require_positive
 class Regression(Objective):
     """A real value for each example: mean squared error.
 
-    Outputs [N] or [N, 1], y [N] float; NaN where there is no label. The model's outputs are standardized: a value is
+    Outputs [N] or [N, 1], y [N] float; NaN without a label. The model's outputs are standardized: a value is
     `mean + std * output`, and a step minimizes the mean squared error of the standardized values, so that learning
     rates do not depend on the unit of the labels.
 
-    The loss of an evaluation is the mean squared error in the squared unit of the labels. An accuracy of this task is
+    The loss in evaluation is the mean squared error, in the squared unit of the labels. The accuracy of this task is
     R², the coefficient of determination: 1 - MSE / std². It is 1 for exact predictions, 0 for the mean of the training
-    labels, and below 0 for worse ones. The variance in it is that of all training labels, for every client alike, so
-    that it is defined for a client with one example, and the figure over examples is the examples' mean.
+    labels, and below 0 for worse ones. Its variance is that of all training labels, for every client, so it is defined
+    for a client with a single example, and its value over examples is their mean.
 
     Args:
         mean: mean of the training labels.
@@ -41,39 +41,39 @@ class Regression(Objective):
 
     @property
     def accuracy(self) -> str:
-        """R²."""
+        """Return R²."""
         return "R²"
 
     def counted(self, y: Tensor, mask: Tensor) -> Tensor:
-        """Every real example with a label counts."""
+        """Count every real example with a label."""
         return mask.bool() & ~y.isnan()
 
     def losses(self, outputs: Tensor, y: Tensor) -> Tensor:
-        """Squared error of every example [N], in float32; 0 where there is no label."""
+        """Compute the squared error of every example [N], in float32; 0 without a label."""
         return (self.predictions(outputs) - y).square().nan_to_num(0.0)
 
     def loss(self, outputs: Tensor, y: Tensor, mask: Tensor) -> Tensor:
-        """Mean squared error of the standardized values; see `Objective.loss`."""
+        """Compute the mean squared error of the standardized values; see `Objective.loss`."""
         return super().loss(outputs, y, mask) / self.std**2
 
     def predictions(self, outputs: Tensor) -> Tensor:
-        """The value of every example [N], float32."""
+        """Return the value of every example [N], float32."""
         return self.mean + self.std * outputs.float().reshape(outputs.shape[0])
 
     def correct(self, outputs: Tensor, y: Tensor) -> Tensor:
-        """The share of each label's variance that is explained [N], at most 1; its mean is R²."""
+        """Compute the explained share of the variance for each label [N], at most 1; its mean is R²."""
         return 1 - self.losses(outputs, y) / self.std**2
 
     def probabilities(self, outputs: Tensor) -> Tensor:
-        """The outputs themselves: a mixture of models is the mean of their values."""
+        """Return the outputs: a mixture of models is the mean of their values."""
         return outputs.float()
 
     def outputs(self, probabilities: Tensor) -> Tensor:
-        """The mixture itself."""
+        """Return the mixture."""
         return probabilities
 
     def label_shape(self, outputs: Tensor) -> tuple[int, ...]:
-        """One value; see `Objective.label_shape`."""
+        """Return the shape of a single value; see `Objective.label_shape`."""
         return ()
 
     def check(self, outputs: Tensor, num_classes: int) -> None:
@@ -85,14 +85,14 @@ class Regression(Objective):
             )
 
     def check_labels(self, mean: float, std: float) -> None:
-        """Check that the settings are those of the labels, within a tenth of the standard deviation.
+        """Check that the settings match the labels, within a tenth of the standard deviation.
 
         Args:
-            mean: of the training labels.
-            std: of the training labels.
+            mean: mean of the training labels.
+            std: standard deviation of the training labels.
 
         Raises:
-            ConfigurationError: they are not.
+            ConfigurationError: the settings do not match the labels.
         """
         if abs(mean - self.mean) <= self.std / 10 and abs(std - self.std) <= self.std / 10:
             return

@@ -41,12 +41,12 @@ def gru(net, x):
         (
             Odd(lambda m, x: m.b(x)),
             ["b", "a"],
-            "is never called in a forward, .* other submodules in model.blocks",
+            "is never called in a forward pass, .* other submodules in model.blocks",
         ),
         (
             Odd(gru, gru=nn.GRU(6, 6, batch_first=True)),
             ["gru", "b"],
-            r"block 'gru' \(GRU\) .* gives a tuple, not",
+            r"block 'gru' \(GRU\) .* returns a tuple, not",
         ),
         (
             Odd(lambda m, x: (m.b(m.a(x)), 0)),

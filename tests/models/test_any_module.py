@@ -208,9 +208,9 @@ def tied():
 @pytest.mark.parametrize(
     ("net", "blocks", "message"),
     [
-        (Residual(), ["stm"], "blocks names 'stm', which is no submodule of Residual: the nearest it has are 'stem'"),
-        (Residual(), ["zzz"], "which is no submodule of Residual: it has 'stem', 'inner', 'head'"),
-        (Residual(), ["scale"], "blocks names 'scale', which is no submodule"),
+        (Residual(), ["stm"], "blocks names 'stm', which is not a submodule of Residual: the closest names are 'stem'"),
+        (Residual(), ["zzz"], "which is not a submodule of Residual: it has 'stem', 'inner', 'head'"),
+        (Residual(), ["scale"], "blocks names 'scale', which is not a submodule"),
         (Residual(), ["dropout"], "blocks names 'dropout' of Residual, which has no parameters to train"),
         (Residual(), ["stem", "stem"], "blocks names 'stem' of Residual twice"),
         (Residual(), [], r"blocks is \[\], expected a list of names of submodules of Residual, or auto"),
@@ -218,7 +218,7 @@ def tied():
         (Transformer(), ["encoder.layers"], r"a ModuleList, which is never called itself: name what it holds \(enc"),
         (Transformer(), ["tokens"], "names 'tokens' of Transformer, an embedding table"),
         (tied(), None, r"the backbone Odd uses a parameter twice \(c.weight\)"),
-        (nn.Sequential(nn.ReLU()), None, "the backbone Sequential has no block with parameters to train"),
+        (nn.Sequential(nn.ReLU()), None, "the backbone Sequential has no block with trainable parameters"),
     ],
 )
 def test_blocks_that_there_are_not(net, blocks, message):
@@ -231,7 +231,10 @@ def test_blocks_that_there_are_not(net, blocks, message):
     [
         (lambda m, x: m.b(m.a(m.a(x))), r"block 'a' \(Linear\) of the backbone is called several times in a forward"),
         (lambda m, x: m.b(x), r"block 'a' \(Linear\) of the backbone is never called in a forward"),
-        (lambda m, x: m.b(m.a(x.view(-1, 2, 3).flatten(1)[:, None].transpose(0, 1))[0]), r"gives outputs \[1, 4, 6\]"),
+        (
+            lambda m, x: m.b(m.a(x.view(-1, 2, 3).flatten(1)[:, None].transpose(0, 1))[0]),
+            r"returns outputs of shape \[1, 4, 6\]",
+        ),
     ],
 )
 def test_calls_that_cannot_be_mixed(forward, message):
@@ -246,12 +249,12 @@ def test_a_block_that_gives_a_tuple():
     net = Odd(lambda m, x: m.b(m.gru(x[:, None])[0][:, 0]), gru=nn.GRU(6, 6, batch_first=True))
     model = RoutedModel(net, ["gru", "b"])
     g = group(net)
-    with pytest.raises(ConfigurationError, match=r"block 'gru' \(GRU\) of the backbone gives a tuple, not a tensor"):
+    with pytest.raises(ConfigurationError, match=r"block 'gru' \(GRU\) of the backbone returns a tuple, not a tensor"):
         model.routed(torch.randn(4, 6), g, g, given(torch.full((4, 2, 2), 0.5)))
 
 
 def test_a_head_that_is_not_the_end():
     model = RoutedModel(Odd(lambda m, x: m.b(m.a(x)).relu()))
     model.initialize(torch.randn(2, 6))
-    with pytest.raises(ConfigurationError, match=r"block 'b' \(Linear\) .* is not what Odd ends with"):
+    with pytest.raises(ConfigurationError, match=r"block 'b' \(Linear\) .* is not the end of Odd"):
         model.head(torch.randn(2, 6), group(model.backbone))

@@ -153,7 +153,7 @@ def test_a_router_by_the_instance_refuses_token_ids():
 
 @pytest.mark.parametrize(
     ("submodule", "message"),
-    [("11", "is '11', which is no submodule of Sequential: .* '1'"), ("", "is '', which is no submodule")],
+    [("11", "is '11', which is not a submodule of Sequential: .* '1'"), ("", "is '', which is not a submodule")],
 )
 def test_a_name_of_nothing_is_refused(submodule, message):
     with pytest.raises(ConfigurationError, match=f"the router's submodule {message}"):

@@ -146,7 +146,7 @@ def test_router_dropout_is_off_in_evaluation():
     ("backbone", "message"),
     [
         (nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)), "block '1' .* BatchNorm2d with running statistics"),
-        (nn.Sequential(nn.Embedding(3, 2)), "no block with parameters"),
+        (nn.Sequential(nn.Embedding(3, 2)), "no block with trainable parameters"),
     ],
 )
 def test_backbones_that_cannot_be_routed_are_refused(backbone, message):

@@ -129,8 +129,8 @@ def test_settings_replace_those_of_the_encoder(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"model": "no/such/folder"}, "model is no/such/folder, and that encoder cannot be loaded"),
-        ({"model": "gpt2"}, "GPT2Model, expected an encoder that looks at the whole text"),
+        ({"model": "no/such/folder"}, "model is no/such/folder, which cannot be loaded"),
+        ({"model": "gpt2"}, "GPT2Model, expected an encoder that attends to the whole text"),
         ({"model": "bert", "padding": -1}, "padding is -1"),
         ({"model": "bert", "dropout": 1.0}, "dropout is 1.0"),
     ],
