@@ -53,7 +53,7 @@ def check_monitors(trainer: Trainer, pl_module: LightningModule) -> None:
     callbacks: Sequence[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     pl_module.trainer = trainer  # as Lightning does at the start of a stage: a callback may use it
     known = _validation_metrics(trainer, callbacks, pl_module)
-    trained, told = _losses(pl_module), [f"train/{name}" for name in ROUND]
+    trained, always = _losses(pl_module), [f"train/{name}" for name in ROUND]
     foreign = [callback for callback in callbacks if not _known(callback)]
     for callback in callbacks:
         monitor = getattr(callback, "monitor", None)
@@ -69,7 +69,7 @@ def check_monitors(trainer: Trainer, pl_module: LightningModule) -> None:
             )
         raise ConfigurationError(
             f"{type(callback).__name__} monitors {monitor}, which no round logs."
-            f"{nearest(monitor, [*known, *trained, *told])} Known metrics: {', '.join([*trained, *told, *known])}."
+            f"{nearest(monitor, [*known, *trained, *always])} Known metrics: {', '.join([*trained, *always, *known])}."
         )
 
 

@@ -68,7 +68,7 @@ def continue_log(trainer: Trainer, ckpt_path: str | os.PathLike[str] | None) -> 
     state = look_at(path).get("callbacks", {}).get(MetricsLog.__qualname__)
     logger = _logger(trainer)
     if state and logger is not None and path.resolve().is_relative_to(Path(trainer.default_root_dir).resolve()):
-        logger.go_on(state["version"])
+        logger.continue_version(state["version"])
 
 
 def _logger(trainer: Trainer) -> RunLogger | None:

@@ -67,9 +67,9 @@ def main(args: Sequence[str] | None = None) -> None:
         raise SystemExit(2) from None
     let_threads_sleep()
     # from here on imports take seconds
-    from flow_pl.utils.told import told
+    from flow_pl.utils.exit_messages import exit_with_message
 
-    with told():
+    with exit_with_message():
         if command in OTHERS:
             _run_other(command, words[1:])
         else:

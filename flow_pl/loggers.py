@@ -30,7 +30,7 @@ class RunLogger(CSVLogger):
 
     continued = False
 
-    def go_on(self, version: int | str) -> None:
+    def continue_version(self, version: int | str) -> None:
         """Write to the folder of an earlier version from now on, if it still exists."""
         if (Path(self.root_dir) / f"version_{version}").is_dir():
             self._version, self.continued = version, True

@@ -177,9 +177,9 @@ def check_server(saved: Record, now: Record) -> bool:
     for role in ("optimizer", "scheduler"):
         before, after = saved.get(f"{role}_settings", {}), now.get(f"{role}_settings", {})
         names = [key for key in dict.fromkeys([*before, *after]) if before.get(key) != after.get(key)]
-        told = [key for key in names if not key.startswith("_") and key not in ("initial_lr", "base_lrs")]
-        lines += [f"model.server_{role}.{key} is {after.get(key)}, was {before.get(key)}" for key in told]
-        if names and not told and not lines:  # settings of a schedule within a schedule
+        changed = [key for key in names if not key.startswith("_") and key not in ("initial_lr", "base_lrs")]
+        lines += [f"model.server_{role}.{key} is {after.get(key)}, was {before.get(key)}" for key in changed]
+        if names and not changed and not lines:  # settings of a schedule within a schedule
             lines.append(f"model.server_{role} has different settings")
     if lines:
         warnings.warn(
@@ -234,9 +234,9 @@ def warn_of_changes(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     )
     names = [key for key in dict.fromkeys([*before, *after]) if before.get(key) != after.get(key)] if saved else []
     if names:
-        told = [f"{key} is {after.get(key)}, was {before.get(key)}".replace(".init_args.", ".") for key in names]
+        changed = [f"{key} is {after.get(key)}, was {before.get(key)}".replace(".init_args.", ".") for key in names]
         warnings.warn(
-            f"the run continues with settings other than those it began with: {'; '.join(told)}. Those of this "
+            f"the run continues with settings other than those it began with: {'; '.join(changed)}. Those of this "
             "command are used from here on.",
             ChangedSettingWarning,
             stacklevel=2,

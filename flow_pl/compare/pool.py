@@ -55,7 +55,7 @@ class RunProcess:
         self._alive.close()
         assert self.process.exitcode is not None
         if self.process.exitcode != 0:
-            return self.run.complaint(self.process.exitcode)
+            return self.run.failure(self.process.exitcode)
         try:
             self.run.finish(self.seconds)
         except FlowError as error:

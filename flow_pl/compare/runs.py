@@ -142,7 +142,7 @@ class Run:
                     "and run the same command to create it again."
                 )
 
-    def complaint(self, exitcode: int) -> str:
+    def failure(self, exitcode: int) -> str:
         """Return why the run failed: the message of the last error in its log.
 
         Args:

@@ -44,14 +44,14 @@ def resolve(configs: Sequence[Path], options: Sequence[str]) -> Settings:
     Raises:
         ConfigurationError: the settings are invalid.
     """
-    printed, complaint = io.StringIO(), io.StringIO()
+    printed, errors = io.StringIO(), io.StringIO()
     try:
-        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(complaint):
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(errors):
             given = [f"--config={path}" for path in configs]
             run(["fit", *given, *options, "--print_config"])
     except SystemExit as stop:
         if stop.code:
-            message = complaint.getvalue().strip().partition("error: ")[2] or complaint.getvalue().strip()
+            message = errors.getvalue().strip().partition("error: ")[2] or errors.getvalue().strip()
             raise ConfigurationError(f"{configs[-1]} with the options given: {message}") from None
     settings: Settings = yaml.safe_load(printed.getvalue())
     if settings["model"]["loop"] is None:  # make its defaults explicit, to compare them with other settings
@@ -117,11 +117,11 @@ def budgets(settings: Mapping[str, Settings]) -> dict[str, str]:
     found = {}
     for method, each in settings.items():
         own = flatten(each["model"]["method"].get("init_args", {}))
-        told = {key: value for key, value in own.items() if _is_budget(key, value)}
+        budget = {key: value for key, value in own.items() if _is_budget(key, value)}
         for key, values in different.items():
             if method in values:
-                told[key.partition(".")[2].removeprefix("loop.")] = values[method]
-        found[method] = ", ".join(f"{key} {value}" for key, value in told.items())
+                budget[key.partition(".")[2].removeprefix("loop.")] = values[method]
+        found[method] = ", ".join(f"{key} {value}" for key, value in budget.items())
     return found
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from flow_pl.cli import run
-from flow_pl.utils.told import told
+from flow_pl.utils.exit_messages import exit_with_message
 
 
 def train_and_test(folder: str, checkpoint: str) -> None:
@@ -33,7 +33,7 @@ def train_and_test(folder: str, checkpoint: str) -> None:
     config = ["--config", str(Path(folder, "config.yaml"))]
     checkpoints = Path(folder, "checkpoints")
     last = checkpoints / "last.ckpt"
-    with told():
+    with exit_with_message():
         run(["fit", *config, *(["--ckpt_path", str(last)] if last.exists() else [])])
         run(["test", *config, "--ckpt_path", str(checkpoints / f"{checkpoint}.ckpt")])
 

@@ -86,7 +86,7 @@ class DigitsData(FederatedDataModule):
         writers = divide(random, digits.target, self._num_clients, self._dirichlet_alpha, self._min_size)
         for writer, rows in enumerate(writers):
             random = generator(self.split_seed, Stream.STYLE, writer)
-            drawn = in_hand(random, images[torch.from_numpy(rows)], self._style_strength)
+            drawn = in_handwriting(random, images[torch.from_numpy(rows)], self._style_strength)
             yield ClientData(f"writer_{writer:04d}", (drawn * 255).round().byte().numpy(), digits.target[rows])
 
 
@@ -126,7 +126,7 @@ def divide(
     return [np.array(rows_of_client) for rows_of_client in owned]
 
 
-def in_hand(random: np.random.Generator, images: Tensor, strength: float) -> Tensor:
+def in_handwriting(random: np.random.Generator, images: Tensor, strength: float) -> Tensor:
     """Redraw images in one writer's handwriting.
 
     Args:

@@ -14,7 +14,7 @@ from flwr.serverapp import Grid, ServerApp
 from flow_pl.cli import FlowCLI, run
 from flow_pl.deploy.nodes import Nodes
 from flow_pl.deploy.remote import NodesData, RemoteModule
-from flow_pl.utils.told import told
+from flow_pl.utils.exit_messages import exit_with_message
 
 RUN_CONFIG: dict[str, str | float | int | bool] = {
     "folder": "",
@@ -38,7 +38,7 @@ def make_server_app(config: Path) -> ServerApp:
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
-        with told():
+        with exit_with_message():
             fit(config, grid, context.run_config)
 
     return app

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from flow_pl.report.names import Kind, tokens_of, visible
-from flow_pl.report.route_figures import WAYS
+from flow_pl.report.route_figures import BRANCH_COLORS
 from flow_pl.report.routes import Floats, Instance
 from flow_pl.results.curves import SIZE
 
@@ -61,22 +61,24 @@ def label_of(instance: Instance, classes: Sequence[str]) -> str:
     return ", ".join(classes[int(number)] for number in numbers)
 
 
-def token_ways(instance: Instance) -> Floats:
+def token_probabilities(instance: Instance) -> Floats:
     """Return, for each token, the mean probability [T] of the local branch over the blocks; NaN for padding."""
     probabilities = np.where(instance.mask, instance.local.mean(-1), np.nan)
     return np.full(len(np.ravel(instance.x)), probabilities) if probabilities.ndim == 0 else probabilities
 
 
-def way_range(instances: Sequence[Instance]) -> tuple[float, float]:
+def probability_range(instances: Sequence[Instance]) -> tuple[float, float]:
     """Return the probabilities at both ends of the colour scale, which covers nearly all tokens shown."""
-    probabilities = np.concatenate([token_ways(instance) for instance in instances])
+    probabilities = np.concatenate([token_probabilities(instance) for instance in instances])
     low, high = np.nanquantile(probabilities, (0.02, 0.98))
     return (float(low), float(high)) if high - low > 1e-6 else (0.0, 1.0)
 
 
-def way_color(probability: float, low: float, high: float) -> str:
+def probability_color(probability: float, low: float, high: float) -> str:
     """Return the colour of a probability of the local branch, as #rrggbb."""
-    red, green, blue, _ = (round(255 * float(part)) for part in WAYS(0.15 + 0.7 * (probability - low) / (high - low)))
+    red, green, blue, _ = (
+        round(255 * float(part)) for part in BRANCH_COLORS(0.15 + 0.7 * (probability - low) / (high - low))
+    )
     return f"#{red:02x}{green:02x}{blue:02x}"
 
 
@@ -94,19 +96,19 @@ def _show(axes: Axes, instance: Instance, kind: Kind) -> None:
 
 def _texts(instances: Sequence[Instance], names: Sequence[str] | None) -> Figure:
     """Draw coloured tokens in lines of a fixed width, since a figure does not reflow."""
-    low, high = way_range(instances)
+    low, high = probability_range(instances)
     words = names is None or max(map(len, names[4:]), default=0) > 1
     cells: list[tuple[int, int, str, str]] = []
     line = 0
     for instance in instances:
         column = 0
-        for token, probability in zip(tokens_of(instance.x, names), token_ways(instance), strict=True):
+        for token, probability in zip(tokens_of(instance.x, names), token_probabilities(instance), strict=True):
             if np.isnan(probability):
                 continue
             text = visible(token) + (" " if words else "")
             if column + len(text) > LINE:
                 line, column = line + 1, 0
-            cells.append((line, column, text, way_color(float(np.clip(probability, low, high)), low, high)))
+            cells.append((line, column, text, probability_color(float(np.clip(probability, low, high)), low, high)))
             column += len(text)
         line += 2
     figure = Figure(figsize=(SIZE[0], 0.17 * line))

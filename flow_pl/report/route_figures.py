@@ -17,7 +17,7 @@ from flow_pl.results.plotting import COLORS, POPULATION_COLORS, grid, line_style
 
 GLOBAL_COLOR, LOCAL_COLOR = COLORS[0], COLORS[1]
 
-WAYS = LinearSegmentedColormap.from_list("ways", [GLOBAL_COLOR, "#FFFFFF", LOCAL_COLOR])
+BRANCH_COLORS = LinearSegmentedColormap.from_list("branches", [GLOBAL_COLOR, "#FFFFFF", LOCAL_COLOR])
 """Colours from global through undecided to local."""
 
 MOST_CLASSES = 30
@@ -87,7 +87,7 @@ def by_class(routes: Routes, blocks: Sequence[str], names: Sequence[str]) -> Fig
     means, common = means[order], common[order]
     figure = Figure(figsize=(SIZE[0], 0.9 + 0.19 * len(common)), layout="constrained")
     axes = figure.subplots()
-    axes.imshow(100 * means, cmap=WAYS, vmin=0, vmax=100, aspect="auto")
+    axes.imshow(100 * means, cmap=BRANCH_COLORS, vmin=0, vmax=100, aspect="auto")
     for (row, column), value in np.ndenumerate(means):
         dark = abs(value - 0.5) > 0.27
         color = "#FFFFFF" if dark else "#222222"

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from flow_pl.report.instances import token_ways, way_color, way_range
+from flow_pl.report.instances import probability_color, probability_range, token_probabilities
 from flow_pl.report.names import tokens_of, visible
 from flow_pl.report.routes import Instance
 
@@ -53,19 +53,19 @@ def token_lists(
         names: names of the tokens; None for their numbers.
         clients: client names by index.
     """
-    low, high = way_range([*local, *global_])
+    low, high = probability_range([*local, *global_])
     lists = {
         title: [_text(instance, names, clients[instance.client], low, high) for instance in instances]
         for title, instances in (("Most local", local), ("Most global", global_))
     }
-    scale = [way_color(low + (high - low) * place, low, high) for place in (0, 0.5, 1)]
+    scale = [probability_color(low + (high - low) * place, low, high) for place in (0, 0.5, 1)]
     return TokenLists(lists, (low, high), scale, words=names is None or max(map(len, names[4:]), default=0) > 1)
 
 
 def _text(instance: Instance, names: Sequence[str] | None, client: str, low: float, high: float) -> Text:
     tokens = [
-        Token(visible(token), way_color(float(np.clip(probability, low, high)), low, high))
-        for token, probability in zip(tokens_of(instance.x, names), token_ways(instance), strict=True)
+        Token(visible(token), probability_color(float(np.clip(probability, low, high)), low, high))
+        for token, probability in zip(tokens_of(instance.x, names), token_probabilities(instance), strict=True)
         if not np.isnan(probability)
     ]
     right = f"{instance.generalized[instance.mask].sum()} with w_g and {instance.personalized[instance.mask].sum()}"

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from flow_pl.data import DigitsData
-from flow_pl.data.digits import divide, in_hand
+from flow_pl.data.digits import divide, in_handwriting
 from flow_pl.errors import ConfigurationError
 
 datasets = pytest.importorskip("sklearn.datasets", reason="scikit-learn is not installed")
@@ -63,18 +63,18 @@ def test_writers_write_differently():
     """The same image in two hands differs by far more than rounding, and the more so the stronger the style."""
 
     def difference(strength):
-        hands = torch.stack([in_hand(np.random.default_rng(hand), IMAGES[:50], strength) for hand in range(10)])
+        hands = torch.stack([in_handwriting(np.random.default_rng(hand), IMAGES[:50], strength) for hand in range(10)])
         return (hands - hands.mean(0)).abs().mean().item()
 
     assert difference(0) == 0
     assert 0.02 < difference(0.3) < difference(1)
-    torch.testing.assert_close(in_hand(np.random.default_rng(0), IMAGES, 0), IMAGES, atol=1e-5, rtol=0)
+    torch.testing.assert_close(in_handwriting(np.random.default_rng(0), IMAGES, 0), IMAGES, atol=1e-5, rtol=0)
 
 
 def test_a_hand_is_one_for_all_images_and_keeps_their_range():
     images = IMAGES[:20]
-    together = in_hand(np.random.default_rng(1), images, 1.0)
-    alone = torch.cat([in_hand(np.random.default_rng(1), image[None], 1.0) for image in images])
+    together = in_handwriting(np.random.default_rng(1), images, 1.0)
+    alone = torch.cat([in_handwriting(np.random.default_rng(1), image[None], 1.0) for image in images])
     torch.testing.assert_close(together, alone)
     assert together.shape == images.shape
     assert together.min() >= 0

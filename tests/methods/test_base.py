@@ -280,7 +280,7 @@ def test_models_of_hypcluster_have_the_same_frozen_parameters():
 
 
 def test_a_backbone_that_is_frozen_whole_is_refused():
-    with pytest.raises(ConfigurationError, match=r"no block with parameters to train.*frozen"):
+    with pytest.raises(ConfigurationError, match=r"no block with trainable parameters.*frozen"):
         FedAvg().bind(network().requires_grad_(False), Classification())
 
 

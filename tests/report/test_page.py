@@ -8,7 +8,7 @@ import pytest
 
 from flow_pl.report.client_figures import accuracy_by_size, accuracy_ranks, gain_histogram, size_groups
 from flow_pl.report.evidence import Evidence
-from flow_pl.report.instances import picture, token_ways, way_color, way_range
+from flow_pl.report.instances import picture, probability_color, probability_range, token_probabilities
 from flow_pl.report.page import report
 from flow_pl.report.routes import Instance, Routes
 from flow_pl.results.curves import accuracy_curves, route_curves
@@ -123,9 +123,9 @@ def test_tokens_are_coloured_by_their_way():
     routes.decisions, routes.most_local, routes.most_global = 5, [local], [global_]
     found = evidence(blocks=["b"], routes={"a": routes}, kind="text", tokens=NAMES, names={0: "a", 1: "b"})
     text = report(found, {}, {}, {})
-    low, high = way_range([local, global_])
+    low, high = probability_range([local, global_])
     assert 0.1 <= low < high <= 0.9
-    spans = f'<div class="tokens words"><span style="background:{way_color(high, low, high)}">to</span><span'
+    spans = f'<div class="tokens words"><span style="background:{probability_color(high, low, high)}">to</span><span'
     assert spans in text, "white space between tokens would be shown"
     assert text.count("alert(") == 2
     assert "<script" not in text
@@ -134,14 +134,14 @@ def test_tokens_are_coloured_by_their_way():
 
 
 def test_colours_run_from_global_to_local():
-    blue, white, orange = (way_color(way, 0.2, 0.6) for way in (0.2, 0.4, 0.6))
+    blue, white, orange = (probability_color(way, 0.2, 0.6) for way in (0.2, 0.4, 0.6))
     assert int(blue[1:3], 16) < int(blue[5:], 16)
     assert int(orange[1:3], 16) > int(orange[5:], 16)
     assert min(int(white[i : i + 2], 16) for i in (1, 3, 5)) > 250
 
 
 def test_padding_has_no_way():
-    assert np.isnan(token_ways(text_instance([0.5, None, 0.5]))).tolist() == [False, True, False]
+    assert np.isnan(token_probabilities(text_instance([0.5, None, 0.5]))).tolist() == [False, True, False]
 
 
 @pytest.mark.parametrize(

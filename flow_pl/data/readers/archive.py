@@ -74,7 +74,7 @@ def _unpack_tar(archive: Path, folder: Path, max_bytes: int) -> None:
         total = 0
         for count, info in enumerate(tar, start=1):
             if not (info.isreg() or info.isdir()):
-                raise _no_plain_file(archive, info.name)
+                raise _not_a_plain_file(archive, info.name)
             total += info.size
             _require_small(archive, count, total, max_bytes)
             try:
@@ -93,7 +93,7 @@ def _unpack_zip(archive: Path, folder: Path, max_bytes: int) -> None:
         for info in members:
             kind = info.external_attr >> 28  # the upper bits of the Unix mode; 0 where the archive has none
             if kind not in (0, 8) and not info.is_dir():
-                raise _no_plain_file(archive, info.filename)
+                raise _not_a_plain_file(archive, info.filename)
             packed.extract(info, folder)  # within the folder: it drops what would lead out of it
 
 
@@ -104,5 +104,5 @@ def _require_small(archive: Path, count: int, total: int, max_bytes: int) -> Non
         raise DataError(f"{archive} unpacks to more than {max_bytes} bytes: it is refused.")
 
 
-def _no_plain_file(archive: Path, name: str) -> DataError:
+def _not_a_plain_file(archive: Path, name: str) -> DataError:
     return DataError(f"{archive}: {name!r} is a link or no plain file: the archive is refused.")

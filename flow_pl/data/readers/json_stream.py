@@ -62,7 +62,7 @@ class JsonStream:
         try:
             event = next(self._events, None)
         except ijson.JSONError as error:
-            raise ValueError(_told(error)) from error
+            raise ValueError(_reason(error)) from error
         if event is not None:
             raise ValueError("Extra data")
 
@@ -72,7 +72,7 @@ class JsonStream:
         except StopIteration:
             raise ValueError("Unexpected end") from None
         except ijson.JSONError as error:
-            raise ValueError(_told(error)) from error
+            raise ValueError(_reason(error)) from error
         return event
 
 
@@ -107,11 +107,11 @@ class _Whole:
         return block
 
 
-def _told(error: ijson.JSONError) -> str:
+def _reason(error: ijson.JSONError) -> str:
     """What ijson found; its backends differ in form, and the fastest one draws where it is in lines of its own."""
     first = error.args[0] if error.args else ""
     text = first.decode(errors="replace") if isinstance(first, bytes) else str(first)
-    told = text.splitlines()[0].strip() if text else "damaged"
-    if "invalid char" in told or "Unexpected symbol" in told or "malformed number" in told:
-        told += "; JSON has no NaN and no Infinity"
-    return told
+    reason = text.splitlines()[0].strip() if text else "damaged"
+    if "invalid char" in reason or "Unexpected symbol" in reason or "malformed number" in reason:
+        reason += "; JSON has no NaN and no Infinity"
+    return reason

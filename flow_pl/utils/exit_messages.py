@@ -33,7 +33,7 @@ FRAME = re.compile(r'File "(?P<file>.+)", line (?P<line>\d+), in .+\n(?P<code>.*
 
 
 @contextmanager
-def told() -> Iterator[None]:
+def exit_with_message() -> Iterator[None]:
     """Exit with one message and status 1 on errors in the context that the user can correct.
 
     SIGTERM exits with status 143.
@@ -51,7 +51,7 @@ def told() -> Iterator[None]:
             print(f"error: {LOST[lost]} ({str(error).splitlines()[0]}): {RESUME}.", file=sys.stderr)
             raise SystemExit(1) from error
         cause = find_cause(error, FlowError, MisconfigurationException)
-        if cause is None and not _told_by_lightning(error) and not _anomaly(error):
+        if cause is None and not _raised_by_lightning(error) and not _anomaly(error):
             raise
         print(f"error: {_anomaly(error) or (brief(error) if cause is None else cause)}", file=sys.stderr)
         raise SystemExit(1) from None
@@ -108,7 +108,7 @@ def _anomaly(error: Exception) -> str:
     )
 
 
-def _told_by_lightning(error: Exception) -> bool:
+def _raised_by_lightning(error: Exception) -> bool:
     """Return whether Lightning itself raised the error."""
     frames = list(traceback.walk_tb(error.__traceback__))
     module = frames[-1][0].f_globals.get("__name__", "") if frames else ""
