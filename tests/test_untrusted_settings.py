@@ -181,7 +181,7 @@ def test_a_partitioner_must_be_one_before_it_is_called(tmp_path, monkeypatch, ca
     monkeypatch.chdir(tmp_path)
     np.savez("a.npz", x=np.ones((4, 2)), y=np.arange(4))
     data = PartitionedData("a.npz", CALLS[call], Vectors(), cache_dir="cache")
-    with pytest.raises(ConfigurationError, match="is no partitioner of flwr_datasets"):
+    with pytest.raises(ConfigurationError, match="is not a partitioner of flwr_datasets"):
         data.prepare_data()
     assert not (tmp_path / "trap").exists()
 

@@ -1,4 +1,4 @@
-"""Which sampled clients report back in time, simulated: devices go offline, or are too slow for their data."""
+"""Simulate which sampled clients report back in time: devices go offline, or are too slow for their data."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Arrivals(NamedTuple):
     """Tells which clients of a cohort report back.
 
     Attributes:
-        in_time: [C] bool.
+        in_time: [C] bool, which clients report back.
         dropped: number of clients that went offline.
         late: number of the others that had not finished by the deadline.
     """
@@ -58,10 +58,10 @@ class Availability:
         """Simulate which clients of a cohort report back.
 
         Args:
-            seed: of the run.
+            seed: seed of the run.
             round_: number of the round.
             clients: [C] indices into the client store.
-            sizes: [C] their numbers of training examples.
+            sizes: [C] numbers of training examples of the clients.
         """
         offline = np.zeros(len(clients), dtype=bool)
         speed = np.ones(len(clients))

@@ -1,4 +1,4 @@
-"""The base of all data modules: from a reader of clients to Lightning's loaders of chunks."""
+"""The base class of all data modules: from a reader of clients to Lightning's loaders of chunks."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from flow_pl.utils.validation import given, require_choice, require_count
 Loader = DataLoader[ClientBatch]
 
 MOST_LOADED = 64
-"""Clients that are loaded at once where `chunk_size` is "auto"."""
+"""Number of clients loaded at once if `chunk_size` is "auto"."""
 
 
 class FederatedDataModule(ABC, L.LightningDataModule):
@@ -48,11 +48,11 @@ class FederatedDataModule(ABC, L.LightningDataModule):
         chunk_size: number of clients trained or evaluated side by side; "auto" = the size that the first rounds find
             fastest on this machine and that fits into its memory. The results are the same, up to rounding.
         dropout: probability that a sampled client goes offline before it reports; it is then not trained.
-        deadline: number of training examples that a client of the usual speed gets through in a round; clients that
-            need longer are not waited for; null = wait for all.
+        deadline: number of training examples that a client of median speed processes in a round; clients that need
+            longer are left out; null = wait for all.
         speed_spread: standard deviation of the logarithm of a client's speed, for the deadline; drawn each round.
-        val_clients: number of clients evaluated at each validation, the same ones at every one, so that rounds can be
-            compared; drawn by `seed` from the seen clients (or from those that the data means for validation) that have
+        val_clients: number of clients evaluated at each validation, always the same ones, so that rounds can be
+            compared; drawn by `seed` from the seen clients (or from those that the data marks for validation) that have
             validation rows; null = all of them.
         new_client_fraction: share of the clients that are never sampled in training and are tested separately; has no
             effect if the data names its test clients.
@@ -61,7 +61,7 @@ class FederatedDataModule(ABC, L.LightningDataModule):
         min_examples: clients with fewer labelled examples are left out.
         unusable_clients: what to do with a client that has no label at all, so nothing can be learned from it:
             "skip" = leave it out with a warning, "error" = stop.
-        split_seed: seed of what makes the data: generated clients, splits, new clients.
+        split_seed: seed of the data: generated clients, splits, new clients.
         seed: seed of the cohorts and of the order of the examples; null = the seed of the run (`seed_everything`),
             or 0 if there is none.
         num_workers: number of prefetching processes; 0 = read in the training process.
@@ -193,7 +193,7 @@ class FederatedDataModule(ABC, L.LightningDataModule):
             build_store(path, self.remaining, self.class_count(), self.draw_identity(), self.label_names, leave_out)
             if self._left_out:
                 rank_zero_warn(
-                    f"clients left out, as they have no label, or no example that can be used: {len(self._left_out)} "
+                    f"clients left out, since they have no label or no usable example: {len(self._left_out)} "
                     f"({brief(self._left_out)})."
                 )
 
@@ -236,7 +236,7 @@ class FederatedDataModule(ABC, L.LightningDataModule):
 
         Raises:
             ConfigurationError: `val_clients` is larger than the number of clients that can be evaluated; or there are
-                none, and validation alone is asked for.
+                none, and only validation is requested.
         """
         federation = self.federation
         clients = self._with_rows(federation.validation if len(federation.validation) else federation.seen, "val")
@@ -310,13 +310,12 @@ class FederatedDataModule(ABC, L.LightningDataModule):
         """Return the shape of one example's features, as passed to a model.
 
         Raises:
-            ConfigurationError: they are several by name.
+            ConfigurationError: there are several inputs by name.
         """
         example = self.example()
         if isinstance(example, dict):
             raise ConfigurationError(
-                f"an example has several features ({described(example)}), thus no single shape: take them from "
-                "example()."
+                f"an example has several inputs ({described(example)}), so no single shape: use those of example()."
             )
         return tuple(example.shape[1:])
 
@@ -336,11 +335,11 @@ class FederatedDataModule(ABC, L.LightningDataModule):
 
         Args:
             client: index into the client store, such as one of `federation.seen` or `federation.new`.
-            part: of the client's split.
+            part: part of the client's split.
 
         Returns:
-            Features [n, ...] as passed to a model (a mapping, where they are several), and targets [n] or [n, ...],
-            int64; -1 where there is no label.
+            Features [n, ...] as passed to a model (a mapping for several inputs), and targets [n] or [n, ...], int64;
+            -1 without a label.
         """
         rows, stored = getattr(self.federation.split(client), part), self.federation.store.read(client)
         return self._model_inputs(stored.x, rows), torch.from_numpy(stored.y[rows]).long()
@@ -362,12 +361,12 @@ class FederatedDataModule(ABC, L.LightningDataModule):
         return store_path(self.cache_dir, type(self).__name__, self.options())
 
     def _model_inputs(self, features: Features, rows: Ints) -> Inputs:
-        """Some rows of features as stored, as passed to a model."""
+        """Return some rows of stored features as passed to a model."""
         return map_inputs(lambda x: self.transform(torch.from_numpy(x[rows])), features)
 
     def _transformed(self, examples: Examples) -> Examples:
         x = map_inputs(self.transform, examples.x)
-        # Lightning converts a batch to the run's precision before the transform, so it is done once more here
+        # Lightning converts a batch to the run's precision before the transform, so the result is converted again
         return replace(examples, x=x if self.trainer is None else self.trainer.precision_plugin.convert_input(x))
 
     def _summary(self, federation: Federation) -> str:

@@ -1,4 +1,4 @@
-"""Turns a chunk of clients into the padded tensors of a `ClientBatch`; runs in the loader's workers."""
+"""Turn a chunk of clients into the padded tensors of a `ClientBatch`; runs in the loader's workers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from flow_pl.utils.validation import given, require_choice, require_count
 Part = NDArray[np.uint8]
 
 PLANS_KEPT = 4096
-"""Clients whose split and parts are kept in memory: some megabytes, whatever the population."""
+"""Number of clients whose split and parts are kept in memory: some megabytes, whatever the population."""
 
 
 class ClientDataset(Dataset[ClientBatch]):
@@ -83,7 +83,7 @@ class ClientDataset(Dataset[ClientBatch]):
         )
 
     def _usable(self, chunk: Chunk) -> tuple[list[int], list[tuple[Split, Part]], list[tuple[int, str]]]:
-        """Return the usable clients, the largest first, their splits and parts, and who is left out, with the reason.
+        """Return the usable clients, the largest first, their splits and parts, and the excluded ones with reasons.
 
         Raises:
             DataError: a client to be evaluated cannot be used; an accuracy without it would be wrong.
@@ -109,7 +109,7 @@ class ClientDataset(Dataset[ClientBatch]):
             for room, features in zip(leaves(x), leaves(client.x), strict=True):
                 room[i, : len(index)] = features.take(index, axis=0)
                 if isinstance(x, dict):
-                    # an instance there is: of zeros alone, the mask of tokens among them, a model may make NaN
+                    # repeats a real instance: a model may turn zeros, including the mask of tokens, into NaN
                     room[i, len(index) :] = features[index[0] if len(index) else 0]
             y[i, : len(index)] = client.y.take(index, axis=0)
         mask = np.arange(shape[1]) < np.array(sizes, dtype=np.int64)[:, None]
@@ -134,7 +134,7 @@ class ClientDataset(Dataset[ClientBatch]):
         return client
 
     def _keys(self, round_: int, clients: list[int]) -> Ints:
-        # a stream has no negative keys, and the round is -1 in evaluation
+        # streams have no negative keys, but the round is -1 in evaluation
         return client_keys(self.seed, Stream.DROPOUT, round_ + 1, clients=[self.number(client) for client in clients])
 
     def _order_generators(self, round_: int, clients: list[int]) -> list[np.random.Generator]:

@@ -25,7 +25,7 @@ from flow_pl.utils.validation import require_at_least_zero, require_count, requi
 
 
 class DigitsData(FederatedDataModule):
-    """Provides writers of digits; images are [1, 8, 8], from 0 (paper) to 1 (ink).
+    """Provides digits by writer; images are [1, 8, 8], from 0 (paper) to 1 (ink).
 
     Args:
         num_clients: number of writers among whom the 1,797 images are divided.
@@ -145,5 +145,5 @@ def in_handwriting(random: np.random.Generator, images: Tensor, strength: float)
     shift = np.array([[0.15 * right], [0.15 * down]])  # in halves of the image: 0.6 pixels of 8
     affine = torch.from_numpy(np.hstack([rotation @ shear @ scale, shift])).float().expand(len(images), 2, 3)
     drawn = F.grid_sample(images, F.affine_grid(affine, list(images.shape), align_corners=False), align_corners=False)
-    # a pen presses harder or softer: more or less ink where there is some
+    # more or less pressure on the pen changes the amount of ink
     return drawn.clamp(0, 1).pow(2.0**-stroke)

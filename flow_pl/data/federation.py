@@ -1,7 +1,7 @@
-"""Decides which clients take part, and how each client's rows are split into training, validation and test.
+"""Decide which clients take part, and split each client's rows into training, validation and test rows.
 
-Sizes follow from the number of rows by a formula, for all clients at once and without reading a row; which rows they
-are is drawn when a client is read, from (split seed, client).
+Sizes follow from the number of rows by a formula, for all clients at once and without reading a row; the rows
+themselves are drawn when a client is read, from (split seed, client).
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from flow_pl.utils.rng import Stream, generator
 from flow_pl.utils.validation import require_count, require_fraction
 
 Heldout = Literal["val", "test", "predict"]
-"""Rows that a client is evaluated on; "predict" = its test rows and those without a label."""
+"""Rows that a client is evaluated on; "predict" = its test rows and its unlabelled rows."""
 
 Population = Literal["seen", "new", "validation", "left out"]
-"""Clients trained on; never sampled in training, but tested; never sampled, but evaluated on after a round, where the
-data has such; with fewer examples than `min_examples`."""
+"""Seen clients are trained on; new clients are only tested; validation clients, if the data has any, are only evaluated
+after rounds; clients with fewer examples than `min_examples` are left out."""
 
 POPULATIONS: tuple[Population, ...] = ("seen", "new", "validation", "left out")
 
@@ -38,7 +38,7 @@ class Split(NamedTuple):
         train: rows to train or to personalize on; at least one.
         val: rows for validation.
         test: rows for testing.
-        unlabelled: rows without a label, to be predicted.
+        unlabelled: rows without a label, to predict.
     """
 
     train: Ints
@@ -54,18 +54,16 @@ class Split(NamedTuple):
 class Federation:
     """Describes the clients of a store, their splits, and which clients are new.
 
-    Holds a few small integers per client.
+    Holds a few integers per client.
 
     Args:
         store: the clients' rows.
-        val_fraction: share of a client's labelled rows for validation; where it is not 0, a client with 3 labelled
-            rows or more has at least one. Where the data says which rows are for validation, that is kept and this
-            share does not matter.
-        test_fraction: share of a client's labelled rows for testing; where it is not 0, a client with 2 labelled rows
-            or more has at least one. Where the data says which rows are for testing, that is kept and this share does
-            not matter.
-        new_client_fraction: share of the clients that are new, that is, never sampled in training. Where the data names
-            its test clients, those are new and this share does not matter.
+        val_fraction: share of a client's labelled rows for validation; unless it is 0, a client with at least 3
+            labelled rows has at least one. Without effect if the data specifies its validation rows.
+        test_fraction: share of a client's labelled rows for testing; unless it is 0, a client with at least 2 labelled
+            rows has at least one. Without effect if the data specifies its test rows.
+        new_client_fraction: share of the clients that are new, that is, never sampled in training. Without effect if
+            the data names its test clients, which are then the new ones.
         min_examples: clients with fewer labelled rows are left out.
         split_seed: seed of the splits and of the choice of new clients.
 
@@ -76,7 +74,7 @@ class Federation:
         test_sizes: [M] int32 number of test rows.
         seen: indices of the clients to train on, ascending.
         new: indices of the new clients, ascending.
-        validation: indices of the clients that the data means for validation alone, ascending.
+        validation: indices of the clients that the data marks for validation only, ascending.
 
     Raises:
         ConfigurationError: a share is not in [0, 1), validation and test leave nothing to train on, the seed is
@@ -106,16 +104,16 @@ class Federation:
         self.validation = np.flatnonzero(self._population == POPULATIONS.index("validation"))
 
     def heldout_sizes(self, rows: Heldout) -> Ints:
-        """[M] number of rows that each client is evaluated on."""
+        """Return the number of rows [M] that each client is evaluated on."""
         sizes = {"val": self.val_sizes, "test": self.test_sizes, "predict": self.test_sizes + self._unlabelled}
         return sizes[rows]
 
     def population(self, client: int) -> Population:
-        """The population that a client belongs to."""
+        """Return the population that a client belongs to."""
         return POPULATIONS[int(self._population[client])]
 
     def split(self, client: int) -> Split:
-        """The split of a client's rows: disjoint, covering, and the same whenever it is asked for.
+        """Return the split of a client's rows: disjoint, complete, and the same in every call.
 
         Args:
             client: index of the client in the store.
@@ -125,7 +123,7 @@ class Federation:
         """
         labelled = int(self.store.labelled[client])
         fixed_val, fixed_test = (max(int(rows[client]), 0) for rows in (self.store.val_rows, self.store.test_rows))
-        # the rows that the data says are for validation and testing stay in place behind the drawn ones
+        # rows that the data specifies for validation and testing stay in place after the drawn ones
         drawn = labelled - fixed_val - fixed_test
         rows = np.arange(labelled)
         rows[:drawn] = generator(self._seed, Stream.SPLIT, client).permutation(drawn)
@@ -158,7 +156,7 @@ class Federation:
         if not (roles == ROLES.index("test")).any():
             count = min(_share(len(train), new_client_fraction), len(train) - 1)
             test = generator(self._seed, Stream.POPULATION).permutation(train)[:count]
-        # in this order, since the new clients may be drawn from those to train on
+        # in this order, since new clients may be drawn from those to train on
         for name, members in (("seen", train), ("validation", validation), ("new", test)):
             population[members] = POPULATIONS.index(name)
         return population
@@ -170,7 +168,7 @@ def check_split(
     """Check the settings of a `Federation`, which documents them.
 
     Raises:
-        ConfigurationError: one is out of range, or validation and test leave nothing to train on.
+        ConfigurationError: a setting is out of range, or validation and test leave nothing to train on.
     """
     require_fraction(val_fraction=val_fraction, test_fraction=test_fraction, new_client_fraction=new_client_fraction)
     require_count(min_examples=min_examples)
@@ -185,7 +183,7 @@ def check_split(
 def _split_sizes(
     labelled: Ints, fixed_val: Ints, fixed_test: Ints, val_fraction: float, test_fraction: float
 ) -> tuple[Ints, Ints, Ints]:
-    """[M] numbers of training, validation and test rows; those given by the data are fixed, -1 = not given."""
+    """Compute the numbers [M] of training, validation and test rows; the data may fix some, -1 = not fixed."""
     val, test = np.maximum(fixed_val, 0), np.maximum(fixed_test, 0)
     if test_fraction > 0:
         # one row to train on, and one for validation

@@ -1,4 +1,4 @@
-"""Chooses which clients take part in a round, on which process, in which chunk."""
+"""Choose which clients take part in a round, on which process, in which chunk."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from flow_pl.utils.rng import Stream, generator
 from flow_pl.utils.validation import given, require_choice, require_count
 
 SPREADS = 4
-"""Standard deviations above its expectation that a Poisson cohort has room for in chunks of the usual size."""
+"""Standard deviations above its expected size up to which a Poisson cohort fits into chunks of the usual size."""
 
 
 class CohortSampler(DistributedSampler[Chunk]):
@@ -47,9 +47,9 @@ class CohortSampler(DistributedSampler[Chunk]):
         availability: which clients of the cohort report back; the others are not trained. None = all.
 
     Attributes:
-        absent: numbers of clients of the current cohort that do not report back, by reason; empty if all do.
-        served: for each chunk of the current cohort the number of clients in those of all processes, this one's and
-            those that the others have at the same time.
+        absent: number of clients of the current cohort that do not report back, by reason; empty if all do.
+        served: for each chunk of the current cohort, the number of clients in the chunks that all processes have at the
+            same time.
 
     Raises:
         ConfigurationError: a size is not positive, or the cohort is larger than the population.
@@ -83,7 +83,7 @@ class CohortSampler(DistributedSampler[Chunk]):
         self._sizes = sizes
         self._cohort = len(clients) if cohort_size is None else cohort_size
         self._poisson = sampling == "poisson"
-        # Room for nearly every cohort; the chunks of a round that has more clients are larger.
+        # Enough for nearly every cohort; a round with more clients has larger chunks.
         spread = math.sqrt(self._cohort * (1 - self._cohort / max(1, len(clients)))) if self._poisson else 0.0
         self._room = min(len(clients), self._cohort + math.ceil(SPREADS * spread))
         self._chunk_size = chunk_size
@@ -95,7 +95,7 @@ class CohortSampler(DistributedSampler[Chunk]):
     def __len__(self) -> int:
         """Return the number of chunks of each process, the same in every round."""
         chunks = math.ceil(self._room / (self.num_replicas * self._chunk_size))
-        # with one more, a process may get more clients than another, where they are smaller
+        # one more, since a process may get more clients than another if they are smaller
         return chunks + (self.num_replicas > 1 and self._room > self._chunk_size)
 
     def __iter__(self) -> Iterator[Chunk]:
@@ -116,12 +116,12 @@ class CohortSampler(DistributedSampler[Chunk]):
         if self._cohort == population:
             cohort = np.arange(population)
         else:
-            # evaluation: the same clients after every round, or the best round would be that of the easiest ones
+            # evaluation: the same clients after every round, or the best round would be that of the easiest clients
             keys = (Stream.COHORT, self.epoch) if self._training else (Stream.EVALUATION_COHORT, 0)
             random = generator(self.seed, *keys)
             # independent draws: first the number of clients, then which ones
             size = random.binomial(population, self._cohort / population) if self._poisson else self._cohort
-            # unshuffled: numpy then draws a small cohort without a pass over the population
+            # unshuffled, so that numpy draws a small cohort without a pass over the population
             cohort = np.sort(random.choice(population, size, replace=False, shuffle=False))
         return cohort[np.argsort(-self._sizes[cohort], kind="stable")]
 

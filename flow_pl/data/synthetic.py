@@ -25,15 +25,15 @@ from flow_pl.utils.validation import given, require_at_least_zero, require_count
 Floats = NDArray[np.float64]
 
 LARGEST_SIZE = 10**8
-"""Instances of a client: more are a mistake in the settings of the sizes, and would fill memory and disk."""
+"""Largest number of instances of a client; more mean wrong settings of the sizes, and would fill memory and disk."""
 
 
 class Concept(NamedTuple):
-    """Labels linearly: y = argmax(weight x + bias).
+    """Labels instances by a linear model: y = argmax(weight x + bias).
 
     Attributes:
-        weight: [classes, features].
-        bias: [classes].
+        weight: [classes, features] weights.
+        bias: [classes] biases.
     """
 
     weight: Floats

@@ -56,7 +56,7 @@ def test_integer_clients_may_be_indices_into_names(tmp_path):
     path = save(tmp_path / "a.npz", client=np.array([1, 0, 1, 2, 0, 1]), client_names=np.array(["ä", "b", "c", "d"]))
     assert list(read(path)) == ["ä", "b", "c"]
     path = save(tmp_path / "b.npz", client=np.array([1, 0, 1, 2, 0, 1]), client_names=np.array(["a", "b"]))
-    with pytest.raises(DataError, match=r"b.npz: client 2 is no index into its 2 client_names"):
+    with pytest.raises(DataError, match=r"b.npz: client 2 is not an index into its 2 client_names"):
         read(path)
 
 
@@ -177,7 +177,7 @@ NAN[2, 1] = np.nan
         ({"y": np.array([0, 1, np.nan, 0, 1, 2])}, "a.npz: 'y' has the label NaN in row 2, expected whole numbers"),
         ({"y": np.array([0, 1, np.inf, 0, 1, 2])}, "a.npz: 'y' has the label inf in row 2, expected whole numbers"),
         ({"y": np.array([0, 1, 2**63, 0, 1, 2], dtype=np.uint64)}, "'y' has the label 9223372036854775808 in row 2"),
-        ({"y": np.array([1, 1, -1, 1, -1, 1])}, "the labels are -1 and 1 alone, but -1 marks a row to be predicted"),
+        ({"y": np.array([1, 1, -1, 1, -1, 1])}, "the labels are only -1 and 1, but -1 marks a row to be predicted"),
         ({"y": np.array(list("abcdef"))}, r"a.npz has 6 labels \(a, b, c, d, e, f\), but num_classes is 3"),
         ({"y": Y.astype("M8[D]")}, r"a.npz: 'y' has labels of type datetime64\[D\], expected whole numbers"),
         ({"y": np.array([0, 1, -2, 0, 1, 2])}, "client 'b' has the label -2 in row 1: expected 0 to 2"),
@@ -186,7 +186,7 @@ NAN[2, 1] = np.nan
         ({"x": X.astype(str)}, "a.npz: 'x' has type <U32.*: encode it as numbers, or leave it out"),
         ({"client": Y / 2}, r"a.npz: 'client' has type float64 and shape \(6,\), expected one integer or text"),
         ({"client": X.astype(int)}, r"'client' has type int64 and shape \(6, 2\)"),
-        ({"client": CLIENT.astype(object)}, "a.npz cannot be read .*Object arrays.*: write it anew by numpy.savez"),
+        ({"client": CLIENT.astype(object)}, "a.npz cannot be read .*Object arrays.*: write it again by numpy.savez"),
     ],
 )
 def test_arrays_that_cannot_be_used(tmp_path, arrays, message):
@@ -208,7 +208,7 @@ def test_missing_columns_are_listed_with_those_found(tmp_path):
 def test_truncated_files(tmp_path, suffix, length):
     path = (save if suffix == ".npz" else save_parquet)(tmp_path / f"a{suffix}")
     os.truncate(path, length if length >= 0 else os.path.getsize(path) + length)
-    with pytest.raises(DataError, match=rf"a{suffix} cannot be read .*: write it anew"):
+    with pytest.raises(DataError, match=rf"a{suffix} cannot be read .*: write it a(new|gain)"):
         prepare(path, tmp_path)
 
 
@@ -244,8 +244,11 @@ def test_features_that_cannot_be_joined(tmp_path):
             r"'client' has type int64 and shape \(6, 2\), expected one integer or text",
         ),
         ({"y": [1.0, 2.0, None, float("nan"), 0.0, 0.0]}, "'y' has the label NaN in row 3, expected whole numbers"),
-        ({"left": None, "right": [[1], [1, 2], [1], [1], [1], [1]]}, "'right' holds lists of several lengths or none"),
-        ({"left": None, "right": [[1], None, [1], [1], [1], [1]]}, "'right' holds lists of several lengths or none"),
+        (
+            {"left": None, "right": [[1], [1, 2], [1], [1], [1], [1]]},
+            "'right' holds lists of different lengths or none",
+        ),
+        ({"left": None, "right": [[1], None, [1], [1], [1], [1]]}, "'right' holds lists of different lengths or none"),
     ],
 )
 def test_columns_that_cannot_be_used(tmp_path, columns, message):
@@ -372,7 +375,7 @@ def test_what_pandas_writes_as_its_index_is_no_feature(tmp_path):
 
 def test_a_client_without_a_label_is_left_out(tmp_path):
     path = save(tmp_path / "a.npz", y=np.array([0, 1, 0, -1, 1, 1]))
-    with pytest.warns(UserWarning, match=r"clients left out, as they have no label.*: 1 \(c\)"):
+    with pytest.warns(UserWarning, match=r"clients left out, since they have no label.*: 1 \(c\)"):
         data = prepared(path, tmp_path)
     assert [data.client_name(client) for client in range(2)] == ["a", "b"]
     assert len(data.federation.store) == 2

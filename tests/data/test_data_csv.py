@@ -90,7 +90,7 @@ def test_truth_values_and_whole_numbers_are_numbers(tmp_path):
     [
         ("", r"a.csv is empty: write a header"),
         ("\n\n", r"a.csv is empty: write a header"),
-        ("client,y,left\n", r"a.csv has a header and no rows"),
+        ("client,y,left\n", r"a.csv has a header but no rows"),
         ("client,y,left,left\na,0,1,2\n", r"a.csv has the column 'left' more than once: rename it"),
         ("a,0,1\nb,1,2\n", r"a.csv has no 'client' and no 'y', only 'a', '0', '1': name the right ones"),
         ("client,y\na,0\n", r"a.csv has no column for features beside 'client' and 'y'"),
@@ -102,7 +102,7 @@ def test_truth_values_and_whole_numbers_are_numbers(tmp_path):
         ("client,y,left\na,0,1\nb,1,1e300\n", r"'left' has 1e\+300, larger than the largest float32"),
         ("client,y,left\na,0.5,1\nb,1,2\n", r"'y' has the label 0.5 in row 0, expected whole numbers"),
         ("client,y,left\na,2020-01-01,1\n", r"'y' has .*expected whole numbers"),
-        (b"client,y,left\nJos\xe9,0,1\n", r"a.csv is no UTF-8 in line 2 .*: save it as UTF-8"),
+        (b"client,y,left\nJos\xe9,0,1\n", r"a.csv is not UTF-8 in line 2 .*: save it as UTF-8"),
     ],
 )
 def test_files_that_cannot_be_used(tmp_path, content, message):

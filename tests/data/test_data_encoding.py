@@ -51,11 +51,11 @@ def test_pictures_may_be_rows_of_numbers_and_labels_of_one_entry():
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        (np.zeros((2, 28, 27)), r"pictures of shape \(28, 27\), expected \(28, 28, 1\): set height, width, channels"),
-        (np.full((2, 28, 28), 1.5), "pixels from 1.5 to 1.5, expected fractions from 0 to 1"),
-        (np.full((2, 28, 28), np.nan), "pixels from nan to nan, expected fractions"),
+        (np.zeros((2, 28, 27)), r"images of shape \(28, 27\), expected \(28, 28, 1\): set height, width, channels"),
+        (np.full((2, 28, 28), 1.5), "pixels from 1.5 to 1.5, expected numbers from 0 to 1"),
+        (np.full((2, 28, 28), np.nan), "pixels from nan to nan, expected numbers"),
         (np.full((2, 28, 28), 256), "pixels from 256 to 256, expected bytes"),
-        ([[1, 2], [3]], "rows of several shapes in 'pixels'"),
+        ([[1, 2], [3]], "rows of different shapes in 'pixels'"),
         ([["a"], ["b"]], "values of type <U1 in 'pixels', expected numbers"),
     ],
 )
@@ -119,9 +119,9 @@ def test_sequences_of_tokens():
     [
         ([[["a"]]], [{"target_tokens": [["a"]]}], "a sequence of 1 tokens, expected 2: set length"),
         ([[["a", "b"]]], [{"target_tokens": []}], "1 sequences but 0 of targets in row 0"),
-        ([[["a", "b"]]], [{}], "is no list of sequences"),
-        ([3], [{}], "is no list of sequences"),
-        (["ab"], [{}], "is no list of sequences"),
+        ([[["a", "b"]]], [{}], "is not a list of sequences"),
+        ([3], [{}], "is not a list of sequences"),
+        (["ab"], [{}], "is not a list of sequences"),
     ],
 )
 def test_sequences_that_are_none(x, y, message):
@@ -209,9 +209,9 @@ def test_channels_may_be_stored_first():
     last = Images("x", "y", 4, 2, 3).encode({"x": np.moveaxis(picture, 1, -1), "y": [0]}, {}).x
     np.testing.assert_array_equal(first, picture)
     np.testing.assert_array_equal(last, picture)
-    with pytest.raises(DataError, match=r"has pictures of shape \(3, 2, 4\), expected \(4, 2, 3\)"):
+    with pytest.raises(DataError, match=r"has images of shape \(3, 2, 4\), expected \(4, 2, 3\)"):
         Images("x", "y", 4, 2, 3).encode({"x": picture.swapaxes(2, 3), "y": [0]}, {})
-    with pytest.raises(DataError, match=r"has pictures of shape \(2, 4\), expected \(4, 2, 1\)"):
+    with pytest.raises(DataError, match=r"has images of shape \(2, 4\), expected \(4, 2, 1\)"):
         Images("x", "y", 4, 2).encode({"x": picture[0].reshape(3, 2, 4), "y": [0, 0, 0]}, {})
 
 

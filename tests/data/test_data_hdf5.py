@@ -207,7 +207,9 @@ def test_an_unusable_client_stops_the_build_or_is_left_out(tmp_path, words):
     words["train"] = write_tff(tmp_path / "train.h5", users)
     with pytest.raises(DataError, match=r"train.h5: client 'bob' has no usable text: .*set unusable_clients to skip"):
         prepared(HDF5Data(**words))
-    with pytest.warns(UserWarning, match=r"clients left out, as they have no label, or no example .*: 1 \(bob\)"):
+    with pytest.warns(
+        UserWarning, match=r"clients left out, since they have no label or no usable example.*: 1 \(bob\)"
+    ):
         data = prepared(HDF5Data(**words, unusable_clients="skip"))
     assert names(data, range(2)) == ["ann", "carl"]
 
@@ -255,7 +257,7 @@ def test_a_damaged_vocabulary(words, tmp_path):
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.9])
 def test_a_truncated_file(tmp_path, words, share):
     os.truncate(words["train"], int(os.path.getsize(words["train"]) * share))
-    with pytest.raises(DataError, match=r"train.h5 is no usable HDF5 file of clients .*: .*get it again"):
+    with pytest.raises(DataError, match=r"train.h5 is not a usable HDF5 file of clients .*: .*get it again"):
         prepared(HDF5Data(**words))
     assert list((tmp_path / "cache").glob("**/*")) == []
 
@@ -278,7 +280,7 @@ def test_a_file_whose_data_is_damaged(tmp_path, words):
 def test_files_that_hold_something_else(tmp_path, words):
     with h5py.File(words["train"], "w") as file:
         file.create_group("clients")
-    with pytest.raises(DataError, match=r"it must have the group 'examples', with a group for each client"):
+    with pytest.raises(DataError, match=r"it needs the group 'examples' with a group for each client"):
         prepared(HDF5Data(**words))
     write_tff(words["train"], {"ann": emnist(3)})
     with pytest.raises(DataError, match=r"train.h5: client 'ann' has no tokens, only label, pixels: name the right"):

@@ -134,18 +134,18 @@ def shard(**changes):
     [
         (
             shard(users=["ann", "bob", "eve"], num_samples=[2, 1, 1]),
-            "client 'eve' is not in `user_data`: mend the file",
+            "client 'eve' is not in `user_data`: correct the file",
         ),
-        (shard(users=["ann"], num_samples=[2]), "client 'bob' is not in `users`: mend the file"),
-        (shard(num_samples=[2]), "`users` and `num_samples` must be lists of one length"),
-        (shard(num_samples=None), "`users` and `num_samples` must be lists of one length"),
+        (shard(users=["ann"], num_samples=[2]), "client 'bob' is not in `users`: correct the file"),
+        (shard(num_samples=[2]), "`users` and `num_samples` must be lists of equal length"),
+        (shard(num_samples=None), "`users` and `num_samples` must be lists of equal length"),
         (shard(num_samples=[2, 5]), "client 'bob' has 1 examples, but its `num_samples` is 5"),
         (
             shard(user_data={"ann": numbers(1, 2), "bob": {"x": [[1, 1]], "y": [1, 2]}}),
             "client 'bob' has columns of different lengths, {'x': 1, 'y': 2}",
         ),
-        (shard(user_data={"ann": numbers(1, 2), "bob": {"x": [[1]]}}), "client 'bob' has no y, only x: mend"),
-        (shard(user_data={"ann": numbers(1, 2), "bob": 3}), "client 'bob' is no object of lists"),
+        (shard(user_data={"ann": numbers(1, 2), "bob": {"x": [[1]]}}), "client 'bob' has no y, only x: correct"),
+        (shard(user_data={"ann": numbers(1, 2), "bob": 3}), "client 'bob' is not an object of lists"),
         (shard(user_data={"ann": numbers(1, 2), "bob": numbers()}), "client 'bob' has no examples: .*unusable_clients"),
         (
             shard(user_data={"ann": numbers(1, 2), "bob": {"x": [[1, 2, 3]], "y": [1]}}),
@@ -165,23 +165,25 @@ def test_shards_that_do_not_agree_with_themselves(tmp_path, make, shard, message
 def test_a_shard_that_is_truncated(tmp_path, make, ending, share):
     path = Path(write_leaf(tmp_path / f"shard{ending}", {str(user): numbers(*range(9)) for user in range(50)}))
     os.truncate(path, int(path.stat().st_size * share))
-    with pytest.raises(DataError, match=rf"shard{ending} is no whole LEAF file \(.*\): get it again, or mend it"):
+    with pytest.raises(
+        DataError, match=rf"shard{ending} is not a complete LEAF file \(.*\): get it again, or correct it"
+    ):
         make(train=str(path), encoding=Vectors())
     assert list((tmp_path / "cache").iterdir()) == []
 
 
 def test_a_shard_that_is_not_packed(tmp_path, make):
     (tmp_path / "shard.json.gz").write_text("{}")
-    with pytest.raises(DataError, match=r"shard.json.gz is no whole LEAF file"):
+    with pytest.raises(DataError, match=r"shard.json.gz is not a complete LEAF file"):
         make(train=str(tmp_path / "shard.json.gz"), encoding=Vectors())
     (tmp_path / "shard.json.gz").write_bytes(gzip.compress(b"\xff\xfe{}"))
-    with pytest.raises(DataError, match=r"shard.json.gz is no whole LEAF file"):
+    with pytest.raises(DataError, match=r"shard.json.gz is not a complete LEAF file"):
         make(train=str(tmp_path / "shard.json.gz"), encoding=Vectors())
 
 
 def test_paths_without_shards(tmp_path, make):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=r"the folder .*empty has no file ending on .json or .json.gz"):
+    with pytest.raises(DataError, match=r"the folder .*empty has no .json or .json.gz file"):
         make(train=str(tmp_path / "empty"), encoding=Vectors())
     with pytest.raises(DataError, match=r"there is no file .*nowhere.json"):
         make(train=str(tmp_path / "nowhere.json"), encoding=Vectors())

@@ -44,7 +44,7 @@ def test_the_limits(monkeypatch):
         require_bounded("a", 10**6 + 1, 1)
 
 
-@pytest.mark.parametrize(("name", "found"), [("a\ud800", "is no valid text"), ("n" * 1025, "a name of 1025 bytes")])
+@pytest.mark.parametrize(("name", "found"), [("a\ud800", "is not valid text"), ("n" * 1025, "a name of 1025 bytes")])
 def test_names_that_cannot_be_stored(name, found):
     assert require_name("n" * 1024, "a.json") == "n" * 1024
     with pytest.raises(DataError, match=f"a.json: client .* {found}"):
@@ -99,14 +99,17 @@ def test_leaf_bomb(tmp_path):
     ("text", "found"),
     [
         ('{"users": ' + "[" * 100_000, "Nested too deeply"),
-        ('{"users": ' + "9" * 5000, r"is no whole LEAF file \(.*(overflow|Unexpected symbol)"),
+        ('{"users": ' + "9" * 5000, r"is not a complete LEAF file \(.*(overflow|Unexpected symbol)"),
         ('{"users": [["a"]], "num_samples": [1]}', "`users` must be a list of names"),
-        ('{"user_data": {"a": {"x": [[1]], "y": [1e999]}}}', r"is no whole LEAF file \(.*(overflow|Unexpected symbol)"),
+        (
+            '{"user_data": {"a": {"x": [[1]], "y": [1e999]}}}',
+            r"is not a complete LEAF file \(.*(overflow|Unexpected symbol)",
+        ),
         (
             '{"user_data": {"a": {"x": [[NaN]], "y": [1]}}}',
-            r"a.json is no whole LEAF file .*JSON has no NaN.*get it",
+            r"a.json is not a complete LEAF file .*JSON has no NaN.*get it",
         ),
-        (r'{"user_data": {"a\ud800": {"x": [[1]], "y": [1]}}}', "surrogate pair|no valid text"),
+        (r'{"user_data": {"a\ud800": {"x": [[1]], "y": [1]}}}', "surrogate pair|not valid text"),
     ],
 )
 def test_json_that_python_cannot_take(tmp_path, text, found):
@@ -145,7 +148,7 @@ def test_a_saved_data_set_that_leads_out_of_its_folder(tmp_path):
     (tmp_path / "data" / "state.json").write_text(json.dumps(state))
     partitioner = {"class_path": "IidPartitioner", "init_args": {"num_partitions": 2}}
     data = PartitionedData(str(tmp_path / "data"), partitioner, Vectors(), cache_dir=str(tmp_path / "cache"))
-    refused(data, "leads out of the folder, to '../other/")
+    refused(data, "refers to a file outside of the folder, '../other/")
 
 
 def numbers(rows):

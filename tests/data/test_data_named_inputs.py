@@ -147,9 +147,7 @@ def test_an_example_is_what_a_model_gets(tmp_path):
     assert {name: tuple(t.shape) for name, t in example.items()} == dict.fromkeys(COLUMNS, (1, LENGTH))
     x, y = made.examples(int(made.federation.seen[0]), "test")
     assert len(x["input_ids"]) == len(x["attention_mask"]) == len(y)
-    with pytest.raises(
-        ConfigurationError, match=r"several features \(attention_mask .*input_ids \[4\] \(torch.int64\)"
-    ):
+    with pytest.raises(ConfigurationError, match=r"several inputs \(attention_mask .*input_ids \[4\] \(torch.int64\)"):
         _ = made.feature_shape
 
 

@@ -200,11 +200,11 @@ def test_an_interrupted_store_is_gone_on_with_if_the_partitions_are_the_same(mak
     [
         ({"init_args": {}}, ConfigurationError, "expected a class_path and its init_args"),
         ({"class_path": "X", "init_args": 3}, ConfigurationError, "expected a class_path and its init_args"),
-        ({**partitioner("IidPartitioner"), "init_arg": {}}, ConfigurationError, "cannot be made: .*init_arg"),
-        (partitioner("NoPartitioner"), ConfigurationError, "cannot be made: .*NoPartitioner"),
-        (partitioner("IidPartitioner", number=3), ConfigurationError, "cannot be made: .*number"),
-        (partitioner("IidPartitioner", num_partitions=0), ConfigurationError, "cannot be made: .*greater than zero"),
-        ({"class_path": "collections.Counter"}, ConfigurationError, "collections.Counter is no partitioner"),
+        ({**partitioner("IidPartitioner"), "init_arg": {}}, ConfigurationError, "cannot be created: .*init_arg"),
+        (partitioner("NoPartitioner"), ConfigurationError, "cannot be created: .*NoPartitioner"),
+        (partitioner("IidPartitioner", number=3), ConfigurationError, "cannot be created: .*number"),
+        (partitioner("IidPartitioner", num_partitions=0), ConfigurationError, "cannot be created: .*greater than zero"),
+        ({"class_path": "collections.Counter"}, ConfigurationError, "collections.Counter is not a partitioner"),
         (partitioner("NaturalIdPartitioner", partition_by="who"), DataError, "cannot be divided by NaturalId"),
         (partitioner("VerticalEvenPartitioner", num_partitions=2), DataError, "cannot be divided by VerticalEven"),
         (
@@ -252,7 +252,7 @@ def test_a_damaged_file(make, tmp_path):
     datasets.Dataset.from_dict(TABLE).to_parquet(tmp_path / "table.parquet")
     content = (tmp_path / "table.parquet").read_bytes()
     (tmp_path / "table.parquet").write_bytes(content[: len(content) // 2])
-    with pytest.raises(DataError, match=r"table.parquet cannot be read \(.*: check that it is whole"):
+    with pytest.raises(DataError, match=r"table.parquet cannot be read \(.*: check that it is complete"):
         make(tmp_path / "table.parquet")
     assert not list((tmp_path / "cache").glob("PartitionedData-*"))
 
@@ -327,7 +327,7 @@ def test_npz_with_natural_clients(make, tmp_path):
             lambda arrays: arrays.update(y_test=arrays["y_test"][1:]),
             r"images.npz has arrays of shapes .*'y_test': \(7,\)",
         ),
-        (lambda arrays: arrays.update(x_test=arrays["x_test"][:, 1:]), r"splits train\+test do not fit each other"),
+        (lambda arrays: arrays.update(x_test=arrays["x_test"][:, 1:]), r"splits train\+test do not match"),
         (lambda arrays: arrays.update(y_test=np.array([{}])), r"images.npz cannot be read .*numpy.savez"),
     ],
 )

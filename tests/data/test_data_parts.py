@@ -114,7 +114,7 @@ def test_a_user_in_two_shards_of_a_part(tmp_path, make, part):
     for shard in "01":
         write_leaf(tmp_path / "shards" / f"{shard}.json", {**users, f"user_{shard}": numbers(3)})
     settings = {"train": users, part: str(tmp_path / "shards")}
-    message = r"1.json: client 'ann' has examples in .*0.json too: put all its examples of a part into one entry"
+    message = r"1.json: client 'ann' has examples in .*0.json, too: put all its examples of a part into one entry"
     with pytest.raises(DataError, match=message):
         make(**settings)
 
@@ -123,7 +123,7 @@ def test_a_user_twice_in_one_shard(tmp_path, make):
     entry = '"ann": {"x": [[1.0]], "y": [1]}'
     head = '{"users": ["ann", "ann"], "num_samples": [1, 1], "user_data": {'
     (tmp_path / "twice.json").write_text(f"{head}{entry}, {entry}}}}}")
-    with pytest.raises(DataError, match=r"twice.json: client 'ann' has examples in .*twice.json too"):
+    with pytest.raises(DataError, match=r"twice.json: client 'ann' has examples in .*twice.json, too"):
         make(train=str(tmp_path / "twice.json"))
     (tmp_path / "twice.json").write_text(f"{head}{entry}}}}}")
     with pytest.raises(DataError, match=r"twice.json: client 'ann' is more than once in `users`"):
@@ -197,7 +197,9 @@ def test_a_new_client_of_words_that_only_it_says(tmp_path, make):
     message = r"all.json: client 'user_\d+' has only tokens that are not in the vocabulary: .*unusable_clients"
     with pytest.raises(DataError, match=message):
         make(**settings)
-    with pytest.warns(UserWarning, match=r"clients left out, as they have no label, or no example .*: 10 \(user_"):
+    with pytest.warns(
+        UserWarning, match=r"clients left out, since they have no label or no usable example.*: 10 \(user_"
+    ):
         data = make(**settings, unusable_clients="skip")
     assert len(data.federation.seen) == 30  # and none of these is drawn in place of those left out
 

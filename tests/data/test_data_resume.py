@@ -111,7 +111,7 @@ def test_the_clients_that_are_written_are_not_encoded_again(tmp_path, monkeypatc
     again = make(cache_dir=str(tmp_path / "cache"))
     with caplog.at_level(logging.INFO):
         again.prepare_data()
-    assert "clients are written already, going on behind them" in caplog.text
+    assert "clients are already written, continuing after them" in caplog.text
     (store,) = stores(tmp_path / "cache")
     assert content(store) == whole
     usable = [client for client in encoded if any(len(texts) and texts[0] for texts in client.columns.values())]
@@ -293,7 +293,7 @@ def test_after_a_full_disk_the_writer_goes_on(tmp_path, whole, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Journal, "append", full)
         message = (
-            r"store .* cannot be written \(.*No space left.*What is written stays in .*\.s\.partial, to resume from"
+            r"store .* cannot be written \(.*No space left.*The written clients stay in .*\.s\.partial, to resume from"
         )
         with pytest.raises(ConfigurationError, match=message):
             write(tmp_path / "s")

@@ -222,7 +222,7 @@ NAN[2, 1] = np.nan
         (("bob", X[:0], Y[:0]), "client 'bob' has no rows: leave it out"),
         (("bob", X, Y[:3]), r"client 'bob' has features \(4, 3\) and labels \(3,\): there must be one label"),
         (("bob", X, 3), r"client 'bob' has features \(4, 3\) and labels \(\)"),
-        (("ann", X, Y), "client 'ann' comes twice: give every client a name of its own"),
+        (("ann", X, Y), "client 'ann' comes twice: give every client a unique name"),
         (("bob", X[:, :2], Y), r"'bob' has features of shape \(2,\) and type float32: .* have shape \(3,\)"),
         (("bob", X.astype(int), Y), "'bob' has features of shape .* and type int64: .* type float32; make them equal"),
         (("bob", X, Y[:, None]), r"'bob' has labels of shape \(1,\) .*before it have shape \(\)"),

@@ -131,7 +131,7 @@ def without_padding(folder):
 def test_bad_tokenizers_and_texts_are_refused(tmp_path, tokenizer):
     with pytest.raises(ConfigurationError, match=r"tokenizer is .*/none, which cannot be loaded .*: give a folder"):
         load_tokenizer(str(tmp_path / "none"))
-    with pytest.raises(ConfigurationError, match=r"has no padding token to fill up short texts"):
+    with pytest.raises(ConfigurationError, match=r"has no padding token for short texts"):
         load_tokenizer(without_padding(tmp_path / "own"))
     with pytest.raises(DataError, match=r"client 'ann' has no y, only x, kind"):
         leaf(tmp_path, TokenizedTexts(tokenizer))

@@ -46,7 +46,12 @@ def test_published_lists_of_tokens(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("", "lists no token"), ("\n \n", "lists no token"), ("{}", "lists no token"), ('{"a": ', "is no list of tokens")],
+    [
+        ("", "lists no token"),
+        ("\n \n", "lists no token"),
+        ("{}", "lists no token"),
+        ('{"a": ', "is not a list of tokens"),
+    ],
 )
 def test_lists_without_tokens(tmp_path, text, message):
     (tmp_path / "list").write_text(text)
@@ -55,7 +60,7 @@ def test_lists_without_tokens(tmp_path, text, message):
 
 
 def test_a_list_that_is_not_there(tmp_path):
-    with pytest.raises(DataError, match=r"list is no list of tokens .*No such file"):
+    with pytest.raises(DataError, match=r"list is not a list of tokens .*No such file"):
         read_tokens(tmp_path / "list", 5)
 
 

@@ -111,7 +111,7 @@ def test_a_client_with_damaged_data_is_left_out_of_training(tmp_path):
 def test_a_client_with_damaged_data_is_never_evaluated(tmp_path):
     data = damaged(tmp_path)
     data.setup("test")
-    with pytest.raises(DataError, match=r"store .* is damaged, delete .*'client-5' has the label 100"):
+    with pytest.raises(DataError, match=r"store .* is damaged: delete .*'client-5' has the label 100"):
         list(data.test_dataloader()[0])
 
 

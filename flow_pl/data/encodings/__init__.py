@@ -1,1 +1,1 @@
-"""How what a file holds becomes numbers: images, vectors, texts, tags."""
+"""Encode the contents of files as numbers: images, vectors, texts, tags."""

@@ -1,4 +1,4 @@
-"""The base of the readers of published files: from their clients' examples to rows, by an encoding."""
+"""The base class of readers of published files, whose examples an encoding turns into rows."""
 
 from __future__ import annotations
 
@@ -28,28 +28,27 @@ _TRAIN: tuple[Part] = ("train",)
 
 
 class EncodedData(FederatedDataModule):
-    """Clients of published files, whose examples an encoding turns into rows.
+    """Provides clients of published files, whose examples an encoding turns into rows.
 
-    A reader of a file format is a subclass with `source` and `source_options`, and with `parts` where it has other ones
+    A reader of a file format is a subclass with `source` and `source_options`, and with `parts` if it has other parts
     than training examples.
 
-    Where a vocabulary is counted, the tokens of new clients do not count: the new clients are then drawn by their names
-    before anything is counted, unless the data names its own, and noted in the store, which therefore depends on
-    `new_client_fraction` and `split_seed`. All examples of the training part of the other clients count; of these a
-    share may be for validation or testing later (`val_fraction`, `test_fraction`) and clients of fewer than
-    `min_examples` rows are left out later: those settings concern rows, which there are only after the encoding.
-    Validation and test examples in parts of their own never count.
+    A vocabulary does not count the tokens of new clients. Unless the data names them, new clients are drawn by their
+    names before counting, and recorded in the store, which therefore depends on `new_client_fraction` and `split_seed`.
+    All training examples of the other clients count, even if some become validation or test rows later (`val_fraction`,
+    `test_fraction`) or the client is excluded by `min_examples`: these settings concern rows, which exist only after
+    encoding. Validation and test examples in separate parts never count.
 
     Args:
-        encoding: how a client's examples become rows, by its class: `Images`, `Vectors`, `NextWord`, `NextCharacter`,
-            `CharacterAfterWindow`, `TokenSequences`, `TagPrediction`, `TokenizedTexts`.
-        max_examples: largest number of examples of a client that are read, in each part of the data; the first ones
-            count; null = all.
-        client_fraction: share of the clients that are read, drawn by `split_seed`.
-        same_clients: whether a name means the same client in the training, the validation and the test files; otherwise
-            the test files have clients of their own, who are new, and so have the validation files.
-        unusable_clients: what to do about a client that nothing can be learned from (without examples, without text, or
-            with unknown tokens alone, without a label): "error" = stop, "skip" = leave it out and say so.
+        encoding: how a client's examples become rows, given by its class: `Images`, `Vectors`, `NextWord`,
+            `NextCharacter`, `CharacterAfterWindow`, `TokenSequences`, `TagPrediction`, `TokenizedTexts`.
+        max_examples: largest number of examples read of a client in each part of the data, taken from the start; null =
+            all.
+        client_fraction: share of the clients to read, drawn by `split_seed`.
+        same_clients: whether a name means the same client in the training, validation and test files; otherwise the
+            test and validation files have their own clients, which are new.
+        unusable_clients: what to do with a client that nothing can be learned from (no examples, no text, only unknown
+            tokens, or no label): "error" = stop, "skip" = leave it out with a warning.
         **kwargs: settings of every data set, see `FederatedDataModule`.
 
     Raises:
@@ -77,32 +76,32 @@ class EncodedData(FederatedDataModule):
 
     @abstractmethod
     def source(self, part: Part, selection: Selection) -> Source | None:
-        """Open a part of the data; None where there is no such part. There is always one to train on."""
+        """Open a part of the data; None if it does not exist. The part to train on always exists."""
 
     @property
     def parts(self) -> Collection[Part]:
-        """The parts that there are; one to train on is among them."""
+        """Return the existing parts, which include one to train on."""
         return _TRAIN
 
     @abstractmethod
     def source_options(self) -> dict[str, Any]:
-        """What identifies the source, of JSON types."""
+        """Return what identifies the source, as JSON types."""
 
     def obtain(self) -> None:
-        """Fetch the files of the source where they are to be fetched."""
+        """Fetch the files of the source, if that is allowed."""
 
     def prepare_data(self) -> None:
-        """Fetch what is to be fetched, and write the client store where it is not there yet.
+        """Fetch missing files, if that is allowed, and write the client store unless it exists.
 
         Raises:
-            DataError: the source is not there or cannot be used.
+            DataError: the source is missing or cannot be used.
             ConfigurationError: the cache cannot be written to.
         """
         self.obtain()
         super().prepare_data()
 
     def options(self) -> dict[str, Any]:
-        """The source, what is read of it, and how it is encoded."""
+        """Return the source, the selection from it, and its encoding."""
         selection, sources = self._selection, self._encoding.vocabularies().values()
         return {
             "source": self.source_options(),
@@ -116,11 +115,11 @@ class EncodedData(FederatedDataModule):
         }
 
     def class_count(self) -> int | None:
-        """What the encoding says."""
+        """Return the encoding's number of classes."""
         return self._encoding.class_count(self.vocabularies)
 
     def label_names(self) -> Sequence[str]:
-        """What the encoding says."""
+        """Return the encoding's class names."""
         return self._encoding.label_names()
 
     def transform(self, x: Tensor) -> Tensor:
@@ -128,12 +127,12 @@ class EncodedData(FederatedDataModule):
         return super().transform(self._encoding.unpack(x))
 
     def token_names(self) -> Sequence[str]:
-        """The tokens of the encoding's own tokenizer in the order of their numbers; none where it has none."""
+        """Return the tokens of the encoding's tokenizer in the order of their numbers; none without a tokenizer."""
         return self._encoding.token_names()
 
     @cached_property
     def vocabularies(self) -> dict[str, Vocabulary]:
-        """The vocabularies of the encoding by name; kept beside the client store, so that they are counted once.
+        """Return the vocabularies of the encoding by name; stored beside the client store, so they are counted once.
 
         Raises:
             DataError: the source cannot be used, or a vocabulary is empty.
@@ -145,8 +144,8 @@ class EncodedData(FederatedDataModule):
         """Read the parts of the source, one client at a time.
 
         Yields:
-            The clients of the training part, each with its validation and test examples, and then those of the other
-            parts.
+            The clients of the training part, each with its validation and test examples, and then the clients of
+            other parts.
 
         Raises:
             DataError: the source cannot be used; the message names the file and the client.
@@ -154,13 +153,13 @@ class EncodedData(FederatedDataModule):
         return self.remaining(())
 
     def remaining(self, written: Collection[str]) -> Iterator[ClientData]:
-        """Read the clients that are missing in an unfinished store; the others are not encoded.
+        """Read the clients that an unfinished store lacks; the others are not encoded.
 
         Args:
-            written: names of the clients that are not needed, in their order.
+            written: names of the stored clients, in order.
 
         Yields:
-            The others, as `clients` does.
+            The other clients, as `clients` does.
 
         Raises:
             DataError: the source cannot be used; the message names the file and the client.
@@ -180,7 +179,7 @@ class EncodedData(FederatedDataModule):
         return None if source is None else stack.enter_context(contextlib.closing(source))
 
     def _counted_clients(self) -> Iterator[RawClient]:
-        """The clients whose tokens count for the vocabularies."""
+        """Yield the clients whose tokens count for the vocabularies."""
         with contextlib.ExitStack() as stack:
             for client in self._open("train", stack):
                 if client.name not in self._new_clients:
@@ -188,7 +187,7 @@ class EncodedData(FederatedDataModule):
 
     @property
     def _draws_new_clients(self) -> bool:
-        """Whether the new clients are drawn before the vocabulary is counted."""
+        """Return whether the new clients are drawn before the vocabulary is counted."""
         counted = any(source.is_counted for source in self._encoding.vocabularies().values())
         named = "heldout" in self.parts or ("test" in self.parts and not self._same_clients)
         return counted and not named and self.new_client_fraction > 0
@@ -199,7 +198,7 @@ class EncodedData(FederatedDataModule):
 
     @cached_property
     def _new_clients(self) -> frozenset[str]:
-        """Names of the clients of the training part that are drawn to be new."""
+        """Return the names of the clients of the training part that are drawn as new clients."""
         if not self._draws_new_clients:
             return frozenset()
         with contextlib.ExitStack() as stack:
@@ -217,7 +216,7 @@ class EncodedData(FederatedDataModule):
         return ClientData(record.name, x, y, val_rows, test_rows, role, record.train.source)
 
     def _heldout(self, client: RawClient | None) -> tuple[list[Rows], int | None]:
-        """Rows to be evaluated on and their number; None = the data does not say which they are."""
+        """Return the rows to evaluate on and their number; None = the data does not specify them."""
         if client is None:
             return [], None
         try:
@@ -239,5 +238,5 @@ class EncodedData(FederatedDataModule):
 
 def _unusable(client: RawClient, found: object) -> UnusableError:
     return UnusableError(
-        f"{client.source}: client {client.name!r} {found}: mend the file, or set unusable_clients to skip."
+        f"{client.source}: client {client.name!r} {found}: correct the file, or set unusable_clients to skip."
     )

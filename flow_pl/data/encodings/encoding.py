@@ -1,7 +1,7 @@
-"""From a client's examples as they are published to rows of numbers; one class per kind of example.
+"""Encode a client's published examples as rows of numbers; one class per kind of example.
 
-An encoding knows the columns that it needs and nothing of files; a reader knows files and nothing of what their columns
-mean. Any reader goes with any encoding.
+An encoding knows its columns but not files; a reader knows files but not the meaning of their columns. Any reader works
+with any encoding.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from flow_pl.errors import DataError, brief
 from flow_pl.utils.validation import given, require_count, require_some
 
 Columns = Mapping[str, Sequence[Any]]
-"""A client's examples: columns by name, all of one length, of numbers, arrays, texts or what JSON holds."""
+"""A client's examples: columns by name, all of the same length, of numbers, arrays, texts or JSON values."""
 
 Vocabularies = Mapping[str, Vocabulary]
-"""Vocabularies by the name that an encoding gives them."""
+"""Vocabularies by their names in an encoding."""
 
 
 class Rows(NamedTuple):
-    """A client's examples as they are stored.
+    """Holds a client's examples as stored.
 
     Attributes:
-        x: [n, ...] features, or several by name; the number of rows need not be that of the examples.
+        x: [n, ...] features, or several by name; the number of rows may differ from that of the examples.
         y: [n] or [n, ...] targets.
     """
 
@@ -39,12 +39,12 @@ class Rows(NamedTuple):
 
 
 class VocabularySource(NamedTuple):
-    """Where a vocabulary comes from.
+    """Describes where a vocabulary comes from.
 
     Attributes:
-        size: number of tokens, if there are as many.
-        characters: the tokens themselves, each a character; None = not known beforehand.
-        path: file of the tokens, see `read_tokens`; None = none. Without either, the tokens are the most frequent ones
+        size: largest number of tokens.
+        characters: the tokens, each a character; None = not known in advance.
+        path: file of the tokens, see `read_tokens`; None = no file. Without both, the tokens are the most frequent ones
             of the training clients.
     """
 
@@ -54,87 +54,87 @@ class VocabularySource(NamedTuple):
 
     @property
     def is_counted(self) -> bool:
-        """Whether the tokens are those of the training clients."""
+        """Return whether the tokens are counted over the training clients."""
         return self.path is None and self.characters is None
 
 
 class Encoding(ABC):
-    """How examples become rows. The settings of a subclass are its public attributes, of JSON types."""
+    """Turns examples into rows; the settings of a subclass are its public attributes, of JSON types."""
 
     @property
     @abstractmethod
     def columns(self) -> tuple[str, ...]:
-        """Names of the columns that are read."""
+        """Return the names of the columns to read."""
 
     @abstractmethod
     def encode(self, columns: Columns, vocabularies: Vocabularies) -> Rows:
         """Turn one client's examples into rows.
 
         Args:
-            columns: the examples, one or more.
-            vocabularies: those of `vocabularies`.
+            columns: the examples, at least one.
+            vocabularies: the vocabularies that `vocabularies` asks for, by name.
 
         Returns:
-            The rows; of one shape and type for every client.
+            The rows, of the same shape and type for every client.
 
         Raises:
             UnusableError: there is no row.
-            DataError: they are not what the encoding is for.
+            DataError: the examples do not suit the encoding.
         """
 
     def can_be_learned_from(self, rows: Rows) -> bool:
-        """Whether a client's training rows hold more than unknown tokens."""
+        """Return whether a client's training rows hold more than unknown tokens."""
         return True
 
     def options(self) -> dict[str, Any]:
-        """Everything that the rows depend on, of JSON types."""
+        """Return everything that the rows depend on, as JSON types."""
         return {"encoding": type(self).__name__, **vars(self)}
 
     def vocabularies(self) -> dict[str, VocabularySource]:
-        """The vocabularies that are needed, by name."""
+        """Return the sources of the necessary vocabularies, by name."""
         return {}
 
     def tokens(self, columns: Columns) -> Iterable[tuple[str, Iterable[str]]]:
-        """The tokens of one client's examples to count for a vocabulary, with the name of that vocabulary."""
+        """Yield the tokens of one client's examples to count, each with the name of its vocabulary."""
         return ()
 
     def class_count(self, vocabularies: Vocabularies) -> int | None:
-        """Number of classes; None = the largest label + 1."""
+        """Return the number of classes; None = the largest label + 1."""
         return None
 
     def label_names(self) -> Sequence[str]:
-        """Names of the classes in the order of their numbers; none where they have none."""
+        """Return the class names in the order of their numbers; empty if unnamed."""
         return getattr(self, "classes", None) or ()
 
     def token_names(self) -> Sequence[str]:
-        """The tokens in the order of their numbers, where they are not in a vocabulary of `vocabularies`; else none."""
+        """Return the tokens in the order of their numbers, unless `vocabularies` has them; otherwise none."""
         return ()
 
     def unpack(self, x: Tensor) -> Tensor:
-        """Undo what saves room in the store; runs on the device.
+        """Undo what saves space in the store; runs on the device.
 
         Args:
-            x: features as stored, with any leading axes; of several by name, one.
+            x: features as stored, with any leading axes; one of several by name.
 
         Returns:
-            The features; `FederatedDataModule.transform` makes inputs of a model of them.
+            The features, which `FederatedDataModule.transform` turns into inputs of a model.
         """
         return x
 
 
 class Images(Encoding):
-    """Pictures with a label, stored as bytes with the channels first.
+    """Encodes images with a label as bytes, with the channels first.
 
     Args:
-        image: column of the pictures: [height, width], [height, width, channels], [channels, height, width], or as many
-            numbers in a row; bytes, truth values, or fractions from 0 to 1, which are rounded to 256 levels. Where all
-            numbers of a data set are 0 or 1, they are not scaled. Grey pictures may be written in three colours.
+        image: column of the images: [height, width], [height, width, channels], [channels, height, width], or
+            flattened; bytes, booleans, or numbers from 0 to 1, which are rounded to 256 levels. If all numbers of a
+            data set are 0 or 1, they are not scaled. Grey images may have three channels.
         label: column of the labels.
-        height: number of rows of a picture.
-        width: number of columns of a picture.
+        height: number of rows of an image.
+        width: number of columns of an image.
         channels: number of channels.
         num_classes: number of classes; null = the largest label + 1.
-        classes: names of the classes in the order of their numbers, where labels are texts; null = labels are numbers.
+        classes: names of the classes in the order of their numbers, if labels are texts; null = labels are numbers.
     """
 
     def __init__(
@@ -159,15 +159,15 @@ class Images(Encoding):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The pictures and the labels."""
+        """Return the names of the columns of images and labels."""
         return self.image, self.label
 
     def class_count(self, vocabularies: Vocabularies) -> int | None:
-        """The number of classes given, if one is."""
+        """Return the configured number of classes, if any."""
         return self.num_classes
 
     def encode(self, columns: Columns, vocabularies: Vocabularies) -> Rows:
-        """Pictures as bytes [n, channels, height, width] and labels [n]; see `Encoding.encode`."""
+        """Encode images as bytes [n, channels, height, width] and labels [n]; see `Encoding.encode`."""
         images = _array(columns[self.image], self.image)
         shape = (self.height, self.width, self.channels)
         found, channels_first = images.shape[1:], (self.channels, self.height, self.width)
@@ -176,17 +176,17 @@ class Images(Encoding):
             (self.height, self.width) if self.channels == 1 else shape,
         )
         if self.channels == 1 and found == (self.height, self.width, 3) and (images == images[..., :1]).all():
-            images = images[..., 0]  # grey, written in colours
+            images = images[..., 0]  # grey, stored with three channels
         elif found == channels_first != shape:
             images = np.moveaxis(images, 1, -1)
         elif found not in (shape, flat, grey):
-            raise DataError(f"has pictures of shape {found}, expected {shape}: set height, width, channels.")
+            raise DataError(f"has images of shape {found}, expected {shape}: set height, width, channels.")
         if images.dtype.kind == "b":
             images = images * np.uint8(255)
         elif images.dtype.kind == "f":
             if not (images.min() >= 0 and images.max() <= 1):
                 raise DataError(
-                    f"has pixels from {images.min()} to {images.max()}, expected fractions from 0 to 1: divide them by "
+                    f"has pixels from {images.min()} to {images.max()}, expected numbers from 0 to 1: divide them by "
                     "the largest one possible, or write them as bytes."
                 )
             images = np.rint(images * 255)
@@ -197,15 +197,15 @@ class Images(Encoding):
 
 
 class Vectors(Encoding):
-    """Rows of numbers with a label, stored in single precision.
+    """Encodes rows of numbers with a label in single precision.
 
     Args:
-        features: column of the features; or several columns of numbers, which are joined. For a model that takes a
-            mapping of tensors, a mapping from each name to its column, or to several that are joined, such as
-            {input_ids: ids, attention_mask: mask}; in it, lists of whole numbers stay what they are (tokens).
+        features: column of the features, or several columns of numbers, which are joined. For a model that takes a
+            mapping of tensors, a mapping from each name to its column, or to several to be joined, such as
+            {input_ids: ids, attention_mask: mask}; in a mapping, lists of integers are kept (tokens).
         label: column of the labels.
         num_classes: number of classes; null = the largest label + 1.
-        classes: names of the classes in the order of their numbers, where labels are texts; null = labels are numbers.
+        classes: names of the classes in the order of their numbers, if labels are texts; null = labels are numbers.
     """
 
     def __init__(
@@ -227,17 +227,17 @@ class Vectors(Encoding):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The features and the labels."""
+        """Return the names of the columns of features and labels."""
         groups = self.features.values() if isinstance(self.features, dict) else [self.features]
         names = [name for group in groups for name in ([group] if isinstance(group, str) else group)]
         return *dict.fromkeys(names), self.label
 
     def class_count(self, vocabularies: Vocabularies) -> int | None:
-        """The number of classes given, if one is."""
+        """Return the configured number of classes, if any."""
         return self.num_classes
 
     def encode(self, columns: Columns, vocabularies: Vocabularies) -> Rows:
-        """Features [n, ...] in single precision and labels [n]; see `Encoding.encode`."""
+        """Encode features [n, ...] in single precision and labels [n]; see `Encoding.encode`."""
         if isinstance(self.features, dict):
             found = {name: _joined(columns, group, _tokens_kept) for name, group in self.features.items()}
             x: Features = {name: each if each.ndim > 1 else each[:, None] for name, each in found.items()}
@@ -247,17 +247,17 @@ class Vectors(Encoding):
 
 
 def texts(columns: Columns, name: str) -> list[str]:
-    """A column of texts, which files hold as bytes or as texts.
+    """Return a column of texts, which files store as bytes or as texts.
 
     Args:
         columns: a client's examples.
         name: name of the column.
 
     Returns:
-        The texts; bytes that are no UTF-8 become replacement characters.
+        The texts; bytes that are not UTF-8 become replacement characters.
 
     Raises:
-        DataError: an entry is no text.
+        DataError: an entry is not a text.
     """
     found = []
     for row, value in enumerate(columns[name]):
@@ -268,10 +268,10 @@ def texts(columns: Columns, name: str) -> list[str]:
 
 
 def whole_numbers(labels: NDArray[Any]) -> NDArray[Any]:
-    """Labels as signed integers where they are whole numbers of another type, and otherwise as they are.
+    """Convert labels that are integers of another type to signed integers; leave others unchanged.
 
     Args:
-        labels: of any numeric type and shape.
+        labels: labels of any numeric type and shape.
 
     Returns:
         The labels.
@@ -284,10 +284,10 @@ def whole_numbers(labels: NDArray[Any]) -> NDArray[Any]:
 
 
 def class_numbers(column: Sequence[Any], name: str, classes: Sequence[str] | None = None) -> NDArray[Any]:
-    """A column of labels as whole numbers.
+    """Return a column of labels as integers.
 
     Args:
-        column: of numbers, or of texts.
+        column: labels, numbers or texts.
         name: name of the column, for messages.
         classes: names of the classes in the order of their numbers; None = labels are numbers.
 
@@ -295,7 +295,7 @@ def class_numbers(column: Sequence[Any], name: str, classes: Sequence[str] | Non
         [n] or [n, ...] classes; -1 = to be predicted.
 
     Raises:
-        DataError: a label is none.
+        DataError: an entry is not a label.
     """
     if classes is not None or (len(column) and isinstance(column[0], str | bytes)):
         return _numbered(column, name, classes)
@@ -304,14 +304,14 @@ def class_numbers(column: Sequence[Any], name: str, classes: Sequence[str] | Non
         row = int(np.argwhere(np.isnan(labels))[0][0])
         raise DataError(f"has the label NaN in row {row} of {name!r}: expected 0 or more, -1 = to be predicted.")
     labels = whole_numbers(labels)  # JSON files may write 3.0 for 3
-    # files of one label a row may hold it as [n, 1]
+    # a single label per row may be stored as [n, 1]
     return labels.reshape(len(labels)) if labels.size == len(labels) else labels
 
 
 def _joined(
     columns: Columns, names: str | list[str], read: Callable[[Sequence[Any], str], NDArray[Any]]
 ) -> NDArray[Any]:
-    """A column, or several that are joined along a new last axis."""
+    """Return a column, or several joined along a new last axis."""
     if isinstance(names, str):
         return read(columns[names], names)
     found = {name: read(columns[name], name) for name in names}
@@ -324,22 +324,22 @@ def _joined(
 def _tokens_kept(column: Sequence[Any], name: str) -> NDArray[Any]:
     values = _array(column, name)
     if values.ndim > 1 and values.dtype.kind in "iu":
-        return values.astype(np.int64)  # of one type for every client
+        return values.astype(np.int64)  # the same type for every client
     return _single(column, name)
 
 
 def _array(column: Sequence[Any], name: str) -> NDArray[Any]:
     try:
         values = np.asarray(column)
-    except (ValueError, TypeError, OverflowError, RecursionError) as error:  # rows of several lengths
-        raise DataError(f"has rows of several shapes in {name!r} ({brief(error)}): make them equal.") from error
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:  # rows of different lengths
+        raise DataError(f"has rows of different shapes in {name!r} ({brief(error)}): make them equal.") from error
     if values.dtype.kind not in "biuf":
         raise DataError(f"has values of type {values.dtype} in {name!r}, expected numbers.")
     return values
 
 
 def _numbered(column: Sequence[Any], name: str, classes: Sequence[str] | None) -> NDArray[np.int64]:
-    """Labels that are texts as the numbers of their classes; an empty one is -1."""
+    """Return the class numbers of labels that are texts; an empty one is -1."""
     if classes is None:
         raise DataError(
             f"has the label {brief(repr(column[0]))} in {name!r}: set classes in the encoding to the names of all "

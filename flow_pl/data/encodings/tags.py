@@ -1,4 +1,4 @@
-"""Tags of texts: which of the most frequent tags a text has, from the words that are in it.
+"""Encode tag prediction: which of the most frequent tags a text has, given its words.
 
 Source: tag prediction on Stack Overflow in TensorFlow Federated's simulations (github.com/google-research/federated,
 `utils/datasets/stackoverflow_tag_prediction.py`).
@@ -22,17 +22,18 @@ TAGS = "tags"
 
 
 class TagPrediction(Encoding):
-    """Texts as bags of words, and which tags they have as zeros and ones (multi-hot).
+    """Encodes texts as bags of words, and their tags as zeros and ones (multi-hot).
 
-    A text's words are stored by their numbers. On the device they become the share of each word among the text's words,
-    unknown ones included: [..., vocab_size] in the order of the vocabulary, whose columns sum to 1 where all are known.
+    A text's words are stored by number. On the device they become the share of each word among the text's words,
+    including unknown ones: [..., vocab_size] in the order of the vocabulary; the shares sum to 1 if all words are
+    known.
 
     Args:
-        text: columns of the texts, joined.
+        text: columns of the texts, which are joined.
         tags: column of the tags, separated by `|`.
-        vocab_size: number of words that have a column of their own.
-        num_tags: number of tags to be predicted; a text with others alone has no tag, and is kept.
-        length: number of words of a text that are kept.
+        vocab_size: number of words in the vocabulary, each with its own column.
+        num_tags: number of tags to predict; a text with only other tags has no label, and is kept.
+        length: largest number of words of a text; the rest is cut.
         vocabulary: file with the words in the order of their columns, such as the published
             `stackoverflow.word_count`; null = the most frequent words of the training clients.
         tag_vocabulary: file with the tags, such as the published `stackoverflow.tag_count`; null = the most frequent
@@ -61,28 +62,28 @@ class TagPrediction(Encoding):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The texts and the tags."""
+        """Return the names of the columns of texts and tags."""
         return *self.text, self.tags
 
     def vocabularies(self) -> dict[str, VocabularySource]:
-        """The words and the tags."""
+        """Return the sources of the vocabularies of words and tags."""
         return {
             WORDS: VocabularySource(self.vocab_size, path=self.vocabulary),
             TAGS: VocabularySource(self.num_tags, path=self.tag_vocabulary),
         }
 
     def tokens(self, columns: Columns) -> Iterable[tuple[str, Iterable[str]]]:
-        """The words of the texts and the tags."""
+        """Yield the words of the texts and the tags."""
         for name in self.text:
             yield from ((WORDS, text.split()) for text in texts(columns, name))
         yield from ((TAGS, _tags(entry)) for entry in texts(columns, self.tags))
 
     def class_count(self, vocabularies: Vocabularies) -> int:
-        """The number of tags asked for, whether or not there are as many."""
+        """Return the configured number of tags, even if fewer occur."""
         return self.num_tags
 
     def encode(self, columns: Columns, vocabularies: Vocabularies) -> Rows:
-        """Numbers of words [n, length] and zeros and ones [n, num_tags]; see `Encoding.encode`."""
+        """Encode words by number [n, length] and tags as zeros and ones [n, num_tags]; see `Encoding.encode`."""
         words, tags = vocabularies[WORDS], vocabularies[TAGS]
         joined = zip(*(texts(columns, name) for name in self.text), strict=True)
         numbers = [words.encode(" ".join(parts).split()[: self.length]) for parts in joined]
@@ -97,14 +98,14 @@ class TagPrediction(Encoding):
         return Rows(x, y)
 
     def can_be_learned_from(self, rows: Rows) -> bool:
-        """Whether a word is one of the vocabulary."""
+        """Return whether any word is in the vocabulary."""
         return bool((np.asarray(rows.x) >= SPECIAL).any())
 
     def unpack(self, x: Tensor) -> Tensor:
-        """Numbers of words [..., length] to their shares [..., vocab_size], float32."""
+        """Turn numbers of words [..., length] into shares [..., vocab_size], float32."""
         numbers = x.long()
         known = (numbers >= SPECIAL).float()
-        # words without a column add nothing to the first one
+        # words without a column add zero to the first column
         columns = (numbers - SPECIAL).clamp_min(0)
         counts = torch.zeros(*x.shape[:-1], self.vocab_size, device=x.device).scatter_add(-1, columns, known)
         return counts / (numbers != PAD).sum(-1, keepdim=True).clamp_min(1)

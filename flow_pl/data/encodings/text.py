@@ -1,9 +1,9 @@
-"""Texts as rows of numbers, for models that predict the next word or character.
+"""Encode texts as rows of numbers, for models that predict the next word or character.
 
-A row's target at a position is the token that follows it, and `PAD` where nothing is to be predicted. Rows without any
-target are left out.
+A row's target at a position is the token that follows, or `PAD` if there is nothing to predict. Rows without a target
+are left out.
 
-Source of the words and the characters: the preprocessing of TensorFlow Federated's Stack Overflow and Shakespeare
+Source of words and characters: the preprocessing of TensorFlow Federated's Stack Overflow and Shakespeare
 simulations (github.com/google-research/federated, `utils/datasets`), with other numbers for the special tokens.
 """
 
@@ -26,22 +26,22 @@ CHARACTER = "characters"
 
 
 class NextToken(Encoding):
-    """Base of the encodings whose targets are tokens."""
+    """The base class of encodings whose targets are tokens."""
 
     def can_be_learned_from(self, rows: Rows) -> bool:
-        """Whether a target is a token of the vocabulary."""
+        """Return whether any target is a token of the vocabulary."""
         return bool(np.isin(rows.y, (PAD, OOV, EOS), invert=True).any())
 
 
 class NextWord(NextToken):
-    """Sentences of words separated by spaces, cut at a length; every word and the end are to be predicted.
+    """Encodes sentences of words separated by spaces, cut at a length; every word and the end are targets.
 
-    A row is the sentence's beginning and its first `length` - 1 words; a shorter sentence is filled up.
+    A row is the start token and the sentence's first `length` - 1 words; a shorter sentence is padded.
 
     Args:
         text: column of the sentences.
-        vocab_size: number of words that have a number of their own.
-        length: number of words of a sentence that are kept, which is the length of a row.
+        vocab_size: number of words in the vocabulary.
+        length: largest number of words of a sentence, which is the length of a row.
         vocabulary: file with the words in the order of their numbers, such as the published
             `stackoverflow.word_count`; null = the most frequent words of the training clients.
     """
@@ -57,41 +57,41 @@ class NextWord(NextToken):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The sentences."""
+        """Return the name of the column of sentences."""
         return (self.text,)
 
     def vocabularies(self) -> dict[str, VocabularySource]:
-        """The words."""
+        """Return the source of the vocabulary of words."""
         return {WORDS: VocabularySource(self.vocab_size, path=self.vocabulary)}
 
     def tokens(self, columns: Columns) -> Iterable[tuple[str, Iterable[str]]]:
-        """The words of the sentences, those behind the cut as well."""
+        """Yield the words of the sentences, including those cut off."""
         return ((WORDS, sentence.split()) for sentence in texts(columns, self.text))
 
     def class_count(self, vocabularies: Vocabularies) -> int:
-        """The words and the special tokens."""
+        """Return the number of words and special tokens."""
         return len(vocabularies[WORDS])
 
     def encode(self, columns: Columns, vocabularies: Vocabularies) -> Rows:
-        """Words [n, length] and those that follow them [n, length]; see `Encoding.encode`."""
+        """Encode words [n, length] and the words that follow them [n, length]; see `Encoding.encode`."""
         words = vocabularies[WORDS]
         sentences = (sentence.split()[: self.length] for sentence in texts(columns, self.text))
-        # as published, the end is a target only of sentences that are not cut
+        # as published, the end is a target only in sentences that are not cut
         numbered = [[BOS, *words.encode(sentence), EOS][: self.length + 1] for sentence in sentences if sentence]
         return _next_tokens(words, numbered, self.length)
 
 
 class NextCharacter(NextToken):
-    """Texts cut into windows of characters; every character and the end are to be predicted.
+    """Encodes texts, cut into windows of characters; every character and the end are targets.
 
-    A text with its beginning and its end is cut into pieces of `length` + 1, the last one being filled up; a piece's
-    first `length` characters are a row, its last `length` the targets.
+    A text with its start and end tokens is cut into pieces of `length` + 1, of which the last one is padded; a piece's
+    first `length` characters are a row, its last `length` characters the targets.
 
     Args:
         text: column of the texts.
         length: number of characters of a row.
-        characters: the characters that have a number of their own; null = those of the training clients.
-        vocab_size: largest number of characters, where they are those of the training clients.
+        characters: the characters of the vocabulary; null = those of the training clients.
+        vocab_size: largest number of characters, if they are counted over the training clients.
     """
 
     def __init__(
@@ -111,23 +111,23 @@ class NextCharacter(NextToken):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The texts."""
+        """Return the name of the column of texts."""
         return (self.text,)
 
     def vocabularies(self) -> dict[str, VocabularySource]:
-        """The characters."""
+        """Return the source of the vocabulary of characters."""
         return {CHARACTER: VocabularySource(self.vocab_size, self.characters)}
 
     def tokens(self, columns: Columns) -> Iterable[tuple[str, Iterable[str]]]:
-        """The characters of the texts."""
+        """Yield the characters of the texts."""
         return ((CHARACTER, text) for text in texts(columns, self.text))
 
     def class_count(self, vocabularies: Vocabularies) -> int:
-        """The characters and the special tokens."""
+        """Return the number of characters and special tokens."""
         return len(vocabularies[CHARACTER])
 
     def encode(self, columns: Columns, vocabularies: Vocabularies) -> Rows:
-        """Characters [n, length] and those that follow them [n, length]; see `Encoding.encode`."""
+        """Encode characters [n, length] and the characters that follow [n, length]; see `Encoding.encode`."""
         characters, size = vocabularies[CHARACTER], self.length + 1
         numbered = ([BOS, *characters.encode(text), EOS] for text in texts(columns, self.text) if text)
         pieces = [numbers[start : start + size] for numbers in numbered for start in range(0, len(numbers), size)]
@@ -135,22 +135,22 @@ class NextCharacter(NextToken):
 
 
 def _next_tokens(vocabulary: Vocabulary, sequences: Sequence[Sequence[int]], length: int) -> Rows:
-    """Rows [n, length] of sequences of at most `length` + 1 numbers, and the numbers that follow."""
+    """Return rows [n, length] of sequences of at most `length` + 1 numbers, and the numbers that follow."""
     rows = vocabulary.rows(sequences, length + 1)
     return usable_rows(Rows(rows[:, :-1], rows[:, 1:]))
 
 
 def usable_rows(rows: Rows) -> Rows:
-    """The rows that have a target.
+    """Select the rows that have a target.
 
     Args:
-        rows: x and y [n, T] numbers of tokens.
+        rows: x and y [n, T], numbers of tokens.
 
     Returns:
-        Those rows, at least one.
+        These rows, at least one.
 
     Raises:
-        UnusableError: there is none.
+        UnusableError: no row has a target.
     """
     some = (rows.y != PAD).any(axis=1)
     if not some.any():

@@ -1,7 +1,7 @@
-"""Vocabularies: which tokens have a number of their own, and which numbers stand for something else.
+"""Vocabularies: the tokens that have numbers, and the special numbers.
 
-Four numbers are the same in every vocabulary, so that a loss or an accuracy knows them without knowing the vocabulary:
-a target equal to `PAD` is none, `OOV` and `EOS` are targets that some accuracies leave out.
+Four numbers are the same in every vocabulary, so that losses and accuracies can rely on them: a target equal to `PAD`
+is no target, and `OOV` and `EOS` are targets that some accuracies exclude.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 from flow_pl.errors import DataError, brief
 
 PAD, OOV, BOS, EOS = range(4)
-"""Numbers of what fills a row up, of a token that is not in the vocabulary, and of a text's beginning and end."""
+"""Numbers of padding, of a token that is not in the vocabulary, and of a text's start and end."""
 
 SPECIAL = 4
-"""How many numbers come before that of the first token."""
+"""Number of special numbers, which come before that of the first token."""
 
 
 class Vocabulary:
-    """Numbers of tokens: `SPECIAL` for the first one, and so on.
+    """Numbers tokens: `SPECIAL` for the first one, and so on.
 
     Args:
         tokens: the tokens, each once, in the order of their numbers.
@@ -34,7 +34,7 @@ class Vocabulary:
         dtype: the smallest integer type that holds every number.
 
     Raises:
-        DataError: there is no token, or one comes twice.
+        DataError: there are no tokens, or one occurs twice.
     """
 
     def __init__(self, tokens: Iterable[str]) -> None:
@@ -48,23 +48,23 @@ class Vocabulary:
         self.dtype: np.dtype[np.signedinteger] = np.dtype(np.int16 if len(self) <= np.iinfo(np.int16).max else np.int32)
 
     def __len__(self) -> int:
-        """Number of tokens and special numbers together: every number is smaller."""
+        """Return the number of tokens and special numbers together; every number is smaller."""
         return len(self.tokens) + SPECIAL
 
     def encode(self, tokens: Iterable[str]) -> list[int]:
-        """Numbers of tokens, `OOV` for those that are not in the vocabulary."""
+        """Return the numbers of tokens, `OOV` for those that are not in the vocabulary."""
         numbers = self._numbers
         return [numbers.get(token, OOV) for token in tokens]
 
     def rows(self, sequences: Sequence[Sequence[int]], length: int) -> NDArray[np.signedinteger]:
-        """Sequences of numbers as rows of one length, filled up with `PAD`.
+        """Return sequences of numbers as rows of equal length, padded with `PAD`.
 
         Args:
             sequences: n sequences, none longer than `length`.
-            length: the length of a row.
+            length: length of a row.
 
         Returns:
-            [n, length] of `dtype`.
+            [n, length] of type `dtype`.
         """
         rows = np.full((len(sequences), length), PAD, dtype=self.dtype)
         for row, numbers in zip(rows, sequences, strict=True):
@@ -73,11 +73,11 @@ class Vocabulary:
 
 
 def most_frequent(counts: Counter[str], size: int) -> list[str]:
-    """The most frequent tokens, the more frequent first, equally frequent ones in alphabetical order.
+    """Return the most frequent tokens, in order of decreasing frequency, ties in alphabetical order.
 
     Args:
         counts: how often each token occurs.
-        size: number of tokens; fewer, where there are fewer.
+        size: largest number of tokens.
 
     Returns:
         The tokens.
@@ -86,13 +86,13 @@ def most_frequent(counts: Counter[str], size: int) -> list[str]:
 
 
 def read_tokens(path: Path, size: int) -> list[str]:
-    """The first tokens of a published list.
+    """Read the first tokens of a published list.
 
     Args:
-        path: a JSON object of counts, as TensorFlow Federated's `stackoverflow.tag_count`, the most frequent being
-            taken; or lines of a token and whatever follows it, in the order of the vocabulary, as its
+        path: a JSON object of counts, like TensorFlow Federated's `stackoverflow.tag_count`, of which the most
+            frequent are taken; or lines that start with a token, in the order of the vocabulary, like its
             `stackoverflow.word_count`.
-        size: number of tokens; fewer, where the file has fewer.
+        size: largest number of tokens.
 
     Returns:
         The tokens.
@@ -108,7 +108,7 @@ def read_tokens(path: Path, size: int) -> list[str]:
             tokens = [line.split(maxsplit=1)[0] for line in text.splitlines() if line.strip()][:size]
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise DataError(
-            f"{path} is no list of tokens ({brief(error)}): give lines, or a JSON object of counts."
+            f"{path} is not a list of tokens ({brief(error)}): give lines, or a JSON object of counts."
         ) from error
     if not tokens:
         raise DataError(f"{path} lists no token: give lines that start with one, or a JSON object of counts.")

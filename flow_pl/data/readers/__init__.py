@@ -1,1 +1,1 @@
-"""Readers of file formats and releases, one a file."""
+"""Read file formats and published data sets; one module each."""

@@ -1,4 +1,4 @@
-"""Unpacking archives that others made: nothing outside the folder, no links, no more bytes than allowed."""
+"""Unpack untrusted archives: nothing outside the folder, no links, no more bytes than allowed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _OPENERS: dict[bytes, Callable[..., Any]] = {
     b"\xfd7": lzma.open,
     b"]\0": lzma.open,
 }
-"""How a compressed file is opened, by its first two bytes."""
+"""Functions that open compressed files, by their first two bytes."""
 
 
 def extract(archive: Path, folder: Path, max_bytes: int) -> None:
@@ -36,12 +36,12 @@ def extract(archive: Path, folder: Path, max_bytes: int) -> None:
 
     Args:
         archive: a `.zip` file, or a `.tar` file, compressed or not.
-        folder: where its files go, in the folders that they have in the archive.
-        max_bytes: largest number of bytes of all files together.
+        folder: output folder; files keep their relative paths.
+        max_bytes: largest total number of bytes of the files.
 
     Raises:
-        DataError: it is damaged, a member would leave the folder or is no plain file, or it holds too much, also in
-            comparison with its size.
+        DataError: it is damaged, a member would leave the folder or is not a plain file, or it expands to too many
+            bytes, also relative to its size.
     """
     temporary = folder / f".{archive.name}.{uuid.uuid4().hex}.tmp"
     try:
@@ -55,9 +55,9 @@ def extract(archive: Path, folder: Path, max_bytes: int) -> None:
                 path.replace(target)
     except DataError:
         raise
-    except Exception as error:  # damage shows as one of a dozen types: of tarfile, zipfile, zlib, OSError, ...
+    except Exception as error:  # damage raises one of a dozen types: of tarfile, zipfile, zlib, OSError, ...
         raise DataError(
-            f"{archive} cannot be unpacked into {folder} ({brief(error)}): get it again if it is damaged, or make room."
+            f"{archive} cannot be unpacked into {folder} ({brief(error)}): get it again if damaged, or free space."
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -68,7 +68,7 @@ def _unpack_tar(archive: Path, folder: Path, max_bytes: int) -> None:
         with archive.open("rb") as start:
             opener = _OPENERS.get(start.read(2), open)
         packed = stack.enter_context(opener(archive, "rb"))
-        # as a stream, in which a compressed file is read once
+        # as a stream, so that a compressed file is read only once
         content = io.BufferedReader(Bounded(packed, archive), _CHUNK)
         tar = stack.enter_context(tarfile.open(fileobj=content, mode="r|"))
         total = 0
@@ -78,7 +78,7 @@ def _unpack_tar(archive: Path, folder: Path, max_bytes: int) -> None:
             total += info.size
             _require_small(archive, count, total, max_bytes)
             try:
-                # keeps it within the folder; made readable and writable, whatever its permissions were
+                # the filter keeps it within the folder; files become readable and writable
                 tar.extract(info, folder, filter="data")
             except tarfile.FilterError as error:
                 raise DataError(f"{archive}: {info.name!r} cannot be unpacked safely ({error}): refused.") from error
@@ -91,10 +91,10 @@ def _unpack_zip(archive: Path, folder: Path, max_bytes: int) -> None:
         require_bounded(archive, total, archive.stat().st_size)
         _require_small(archive, len(members), total, max_bytes)
         for info in members:
-            kind = info.external_attr >> 28  # the upper bits of the Unix mode; 0 where the archive has none
+            kind = info.external_attr >> 28  # the upper bits of the Unix mode; 0 if the archive has none
             if kind not in (0, 8) and not info.is_dir():
                 raise _not_a_plain_file(archive, info.filename)
-            packed.extract(info, folder)  # within the folder: it drops what would lead out of it
+            packed.extract(info, folder)  # it stays within the folder: parts of a path that lead out of it are dropped
 
 
 def _require_small(archive: Path, count: int, total: int, max_bytes: int) -> None:
@@ -105,4 +105,4 @@ def _require_small(archive: Path, count: int, total: int, max_bytes: int) -> Non
 
 
 def _not_a_plain_file(archive: Path, name: str) -> DataError:
-    return DataError(f"{archive}: {name!r} is a link or no plain file: the archive is refused.")
+    return DataError(f"{archive}: {name!r} is a link or not a plain file: the archive is refused.")

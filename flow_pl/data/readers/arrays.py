@@ -1,4 +1,4 @@
-"""The user's own arrays: one `.npz`, Parquet or CSV file that says in every row whose it is."""
+"""Read the user's own arrays: one `.npz`, Parquet or CSV file that names the client of every row."""
 
 from __future__ import annotations
 
@@ -24,35 +24,35 @@ from flow_pl.utils.validation import given, require_choice, require_count, requi
 
 
 class ArrayData(FederatedDataModule):
-    """Clients from one file that says in every row whose it is; rows need not be grouped by client.
+    """Provides clients from one file that names the client of every row; rows need not be grouped by client.
 
     A `.npz` file holds arrays of equal length (integer clients may be indices into an array `client_names`); a
-    `.parquet` file holds columns, of numbers or of lists of one length; a `.csv` or `.tsv` file, which may be packed as
-    `.csv.gz`, holds columns of numbers below a header. The file is read into memory once, when its store is written.
+    `.parquet` file holds columns, of numbers or of lists of one length; a `.csv` or `.tsv` file, which may be
+    compressed as `.csv.gz`, holds columns of numbers below a header. The file is read into memory once, when its store
+    is written.
 
-    Labels are whole numbers from 0, truth values, or texts: these become classes in sorted order, whose names are kept
-    (`class_names`). -1, an empty text, or null in Parquet marks a row to be predicted. Or they are real values
-    (`labels: values`), for `Regression`, of which NaN or null marks a row to be predicted.
+    Labels are integers from 0, booleans, or texts, which become classes in sorted order, with their names
+    (`class_names`). -1, an empty text, or null in Parquet marks a row to be predicted. Labels may also be real values
+    (`labels: values`), for `Regression`, where NaN or null marks a row to be predicted.
 
-    Features that are single numbers, whole ones and truth values too, are taken as they are, in single precision. In
-    arrays or lists, bytes are pixels and are scaled to 0..1, unless all of them are 0 or 1.
+    Features that are single numbers, including integers and booleans, are used unscaled, in single precision. In arrays
+    or lists, bytes are pixels and are scaled to 0..1, unless all of them are 0 or 1.
 
     Args:
-        path: the file, ending on .npz, .parquet, .csv, .tsv, .csv.gz or .tsv.gz.
-        test: another file, with the test examples in the same columns; clients that are in it alone are new. null = a
-            share of each client's examples is for testing.
+        path: the file, with the ending .npz, .parquet, .csv, .tsv, .csv.gz or .tsv.gz.
+        test: another file, with test examples in the same columns; clients that are only in this file are new. null =
+            a share of each client's examples is for testing.
         client_column: array or column with the client of each row, an integer or a text.
         label_column: array or column of the labels.
-        feature_columns: arrays or columns of the features, several being joined along a new last axis. For a model
-            that takes a mapping of tensors, a mapping from each name to its array or column, or to several that are
-            joined, such as {input_ids: ids, attention_mask: mask}. null = the array `x` of a `.npz` file, or all
-            columns of another one but the client, the label, and the row numbers that pandas writes as its index.
-        feature_shape: shape that the features of a row are given, such as [1, 28, 28] for images; pictures that are
-            stored with their channels last are turned to have them first. null = as stored; so are the features of a
-            mapping.
+        feature_columns: arrays or columns of the features; several are joined along a new last axis. For a model that
+            takes a mapping of tensors, a mapping from each name to its array or column, or to several to be joined,
+            such as {input_ids: ids, attention_mask: mask}. null = the array `x` of a `.npz` file, or else all columns
+            except the client, the label, and the row numbers that pandas writes as its index.
+        feature_shape: shape of the features of a row, such as [1, 28, 28] for images; images stored with channels last
+            are changed to channels first. null = as stored, which is required for a mapping.
         num_classes: number of classes; null = the largest label + 1.
-        tokens: whether whole numbers in arrays or lists of features are tokens, for a model that begins with an
-            embedding; null = in a mapping, and where a label is a sequence as well.
+        tokens: whether integers in arrays or lists of features are tokens, for a model that starts with an embedding;
+            null = in a mapping, and if labels are sequences, too.
         labels: `classes`, or `values` for regression.
         **kwargs: settings of every data set, see `FederatedDataModule`.
 
@@ -98,7 +98,7 @@ class ArrayData(FederatedDataModule):
         self._label_names: tuple[str, ...] = ()
 
     def options(self) -> dict[str, Any]:
-        """The files, by their paths, sizes and times of modification, and how they are read."""
+        """Return the files' paths, sizes and modification times, and how they are read."""
         return {
             "files": [file_identity(file) for file in self._paths],
             "columns": self._columns,
@@ -108,22 +108,22 @@ class ArrayData(FederatedDataModule):
         }
 
     def class_count(self) -> int | None:
-        """The number of classes given, if one is."""
+        """Return the configured number of classes, if any."""
         return self._class_count
 
     def label_names(self) -> tuple[str, ...]:
-        """The labels, where they are texts, in sorted order."""
+        """Return the labels in sorted order if they are texts."""
         return self._label_names
 
     def clients(self) -> Iterator[ClientData]:
         """Read the files and group their rows by client.
 
         Yields:
-            The clients in the order of their values in the file, each with its rows in the order of the file; those of
-            the test file alone come last.
+            The clients in the order of their values in the file, each with its rows in the order of the file; clients
+            that are only in the test file come last.
 
         Raises:
-            DataError: a file is damaged, lacks a column, or its columns do not fit each other.
+            DataError: a file is damaged, lacks a column, or has inconsistent columns.
         """
         tables = [self._table(file) for file in self._paths]
         self._label_names = tuple(sorted({name for table in tables for name in table.class_names}))
@@ -133,7 +133,7 @@ class ArrayData(FederatedDataModule):
             )
         parts = []
         for path, table in zip(self._paths, tables, strict=True):
-            # the names of one file may be some of those of both; the last entry is for -1
+            # a file may have only some of all names; the last entry is for -1
             numbers = np.array([*map(self._label_names.index, table.class_names), -1])
             y = numbers[table.y] if self._label_names else table.y
             if not self._real_valued:
@@ -170,7 +170,7 @@ class ArrayData(FederatedDataModule):
         return table
 
     def _grouped(self, path: Path, table: Table) -> dict[str, tuple[Features, NDArray[Any]]]:
-        """The features and labels of each client, by its name."""
+        """Return the features and labels of each client by name."""
         x = self._shaped(path, table.x)
         rows = np.argsort(table.client, kind="stable")
         values, starts = np.unique(table.client[rows], return_index=True)
@@ -185,7 +185,7 @@ class ArrayData(FederatedDataModule):
             )
         if y.ndim == 1 and (y == -1).any() and y.max() == 1 and y.min() == -1 and not (y == 0).any():
             raise DataError(
-                f"{path}: the labels are -1 and 1 alone, but -1 marks a row to be predicted: write the two "
+                f"{path}: the labels are only -1 and 1, but -1 marks a row to be predicted: write the two "
                 "classes as 0 and 1."
             )
 
@@ -204,9 +204,9 @@ class ArrayData(FederatedDataModule):
     def _name(self, path: Path, value: int | str | bytes, names: NDArray[Any] | None) -> str:
         if names is not None and isinstance(value, int):
             if not 0 <= value < len(names):
-                raise DataError(f"{path}: client {value} is no index into its {len(names)} client_names.")
+                raise DataError(f"{path}: client {value} is not an index into its {len(names)} client_names.")
             value = names[value]
-        # bytes that are no UTF-8 become what no name may hold
+        # bytes that are not UTF-8 become what no name may contain
         name = value.decode("utf-8", errors="surrogateescape") if isinstance(value, bytes) else str(value)
         return require_name(name, path)
 
@@ -216,22 +216,22 @@ def _reader(path: Path) -> Reader | None:
 
 
 def with_shape(x: NDArray[Any], shape: Sequence[int]) -> NDArray[Any] | None:
-    """Rows of another shape, in which no axis is read as another one.
+    """Reshape rows such that no axis is read as another one.
 
-    Axes may be split or joined, and the last one may become the first (channels); they are not mixed otherwise.
+    Axes may be split or joined, and the last one may become the first (channels).
 
     Args:
         x: [n, ...] rows.
-        shape: the shape of a row.
+        shape: new shape of a row.
 
     Returns:
-        [n, *shape]; None where that cannot be.
+        [n, *shape]; None if that is impossible.
     """
     stored, wanted = x.shape[1:], tuple(shape)
     if np.prod(stored) != np.prod(wanted):
         return None
     cuts, wanted_cuts = set(accumulate(stored, mul)), set(accumulate(wanted, mul))
-    # an axis of length 1 adds no cut but a 1
+    # an axis of length 1 adds no boundary, only a 1
     if (cuts - {1}) <= wanted_cuts or (wanted_cuts - {1}) <= cuts:
         return x.reshape(len(x), *wanted)
     if stored[-1:] == wanted[:1] and stored[:-1] == wanted[1:]:

@@ -1,4 +1,4 @@
-"""Columns of a table as numbers: features in single precision, and labels as classes."""
+"""Convert columns of a table to numbers: features in single precision, and labels as classes."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from flow_pl.errors import DataError, brief
 from flow_pl.utils.optional import import_optional
 
 LARGEST = float(np.finfo(np.float32).max)
-"""The largest number of single precision, in which features are held."""
+"""Largest number of single precision, in which features are stored."""
 
 
 class Labels(NamedTuple):
-    """The labels of a table.
+    """Holds the labels of a table.
 
     Attributes:
         y: [n] or [n, ...] numbers of the classes; -1 = to be predicted.
-        names: names of the classes in the order of their numbers, where they are texts; otherwise none.
+        names: names of the classes in the order of their numbers if they are texts; otherwise none.
     """
 
     y: NDArray[Any]
@@ -29,7 +29,7 @@ class Labels(NamedTuple):
 
 
 def is_list(column: Any) -> bool:
-    """Whether an Arrow column holds lists.
+    """Return whether an Arrow column holds lists.
 
     Args:
         column: a `pyarrow.ChunkedArray` or `Array`.
@@ -39,7 +39,7 @@ def is_list(column: Any) -> bool:
 
 
 def is_text(kind: Any) -> bool:
-    """Whether an Arrow type is one of texts.
+    """Return whether an Arrow type is one of texts.
 
     Args:
         kind: a `pyarrow.DataType`.
@@ -49,19 +49,19 @@ def is_text(kind: Any) -> bool:
 
 
 def column_values(path: Path | str, name: str, column: Any) -> NDArray[Any]:
-    """An Arrow column as an array.
+    """Convert an Arrow column to an array.
 
     Args:
-        path: the file it comes from, for messages.
-        name: its name, for messages.
-        column: a `pyarrow.ChunkedArray` or `Array` of numbers or texts, or of lists of them; categories become what
-            they stand for, and decimal numbers double precision.
+        path: file of the column, for messages.
+        name: name of the column, for messages.
+        column: a `pyarrow.ChunkedArray` or `Array` of numbers or texts, or of lists of them; categories become their
+            values, and decimals double precision.
 
     Returns:
-        [n], or [n, length, ...] where it holds lists.
+        [n], or [n, length, ...] for lists.
 
     Raises:
-        DataError: it holds lists of several lengths, or truth values of which some are missing.
+        DataError: the column holds lists of different lengths, or booleans of which some are missing.
     """
     types = import_optional("pyarrow.types", "parquet")
     column = plain_column(column)
@@ -76,13 +76,13 @@ def column_values(path: Path | str, name: str, column: Any) -> NDArray[Any]:
     compute = import_optional("pyarrow.compute", "parquet")
     lengths = np.unique(compute.list_value_length(column).to_numpy(zero_copy_only=False))
     if column.null_count or len(lengths) > 1:
-        raise DataError(f"{path}: column {name!r} holds lists of several lengths or none: pad them to one length.")
+        raise DataError(f"{path}: column {name!r} holds lists of different lengths or none: pad them to one length.")
     inner = column_values(path, name, compute.list_flatten(column))
     return inner.reshape(len(column), -1, *inner.shape[1:])
 
 
 def plain_column(column: Any) -> Any:
-    """An Arrow column without what is wrapped around its values: categories and types of other libraries.
+    """Unwrap the values of an Arrow column from categories and from types of other libraries.
 
     Args:
         column: a `pyarrow.ChunkedArray` or `Array`.
@@ -96,19 +96,19 @@ def plain_column(column: Any) -> Any:
 
 
 def column_labels(path: Path, name: str, column: Any) -> Labels:
-    """The labels of an Arrow column.
+    """Return the labels of an Arrow column.
 
     Args:
-        path: the file it comes from, for messages.
-        name: its name, for messages.
-        column: a `pyarrow.ChunkedArray` of numbers, truth values or texts, or of lists of numbers; null = to be
+        path: file of the column, for messages.
+        name: name of the column, for messages.
+        column: a `pyarrow.ChunkedArray` of numbers, booleans or texts, or of lists of numbers; null = to be
             predicted.
 
     Returns:
         The labels.
 
     Raises:
-        DataError: they are none.
+        DataError: the values are not labels.
     """
     compute = import_optional("pyarrow.compute", "parquet")
     if is_list(plain_column(column)):
@@ -116,7 +116,7 @@ def column_labels(path: Path, name: str, column: Any) -> Labels:
     known = column.is_valid().to_numpy()
     column = plain_column(column)
     if is_text(column.type):
-        # texts stay as often as they differ
+        # only distinct texts are kept
         encoded = compute.dictionary_encode(column).combine_chunks()
         texts = np.array(encoded.dictionary.to_pylist(), dtype=object)
         return _named(texts, encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False))
@@ -132,19 +132,19 @@ def column_labels(path: Path, name: str, column: Any) -> Labels:
 
 
 def array_labels(path: Path, name: str, values: NDArray[Any], rows: NDArray[np.int64] | None = None) -> Labels:
-    """The labels of an array.
+    """Return the labels of an array.
 
     Args:
-        path: the file it comes from, for messages.
-        name: its name, for messages.
-        values: [n] or [n, ...] numbers or truth values, or [n] texts, of which an empty one is to be predicted.
-        rows: [n] their rows in the file, for messages; None = the first n.
+        path: file of the column, for messages.
+        name: name of the column, for messages.
+        values: [n] or [n, ...] numbers or booleans, or [n] texts, of which empty ones are to be predicted.
+        rows: [n] row numbers in the file, for messages; None = the first n.
 
     Returns:
         The labels.
 
     Raises:
-        DataError: they are none.
+        DataError: the values are not labels.
     """
     if values.dtype.kind in "US" and values.ndim == 1:
         texts, indices = np.unique(values, return_inverse=True)
@@ -152,7 +152,7 @@ def array_labels(path: Path, name: str, values: NDArray[Any], rows: NDArray[np.i
             decoded = [text.decode("utf-8") if isinstance(text, bytes) else text for text in texts.tolist()]
         except UnicodeDecodeError as error:
             raise DataError(
-                f"{path}: {name!r} has a label that is no UTF-8 ({brief(error)}): write it anew."
+                f"{path}: {name!r} has a label that is not UTF-8 ({brief(error)}): write it again."
             ) from error
         return _named(np.array(decoded, dtype=object), indices)
     if values.dtype.kind not in "biuf":
@@ -161,7 +161,7 @@ def array_labels(path: Path, name: str, values: NDArray[Any], rows: NDArray[np.i
         values = values.reshape(len(values))
     y = whole_numbers(values)
     if y.dtype.kind == "f" or y.dtype == np.uint64:
-        # the first one that is no class
+        # the first one that is not a class
         wrong = ~np.isfinite(y) | (y != np.floor(y)) if y.dtype.kind == "f" else y > np.iinfo(np.int64).max
         at = np.argwhere(wrong | (np.abs(y) >= 2.0**53))[0]
         row = int(at[0]) if rows is None else int(rows[at[0]])
@@ -174,21 +174,21 @@ def array_labels(path: Path, name: str, values: NDArray[Any], rows: NDArray[np.i
 
 
 def column_reals(path: Path, name: str, column: Any) -> Labels:
-    """The real-valued labels of an Arrow column, of which null and an empty text are to be predicted.
+    """Return the real-valued labels of an Arrow column, of which null and empty texts are to be predicted.
 
     Args:
-        path: the file it comes from, for messages.
-        name: its name, for messages.
+        path: file of the column, for messages.
+        name: name of the column, for messages.
         column: a `pyarrow.ChunkedArray` of numbers, or of texts that are numbers.
 
     Returns:
         The labels, [n] float32; NaN = to be predicted.
 
     Raises:
-        DataError: it holds something else.
+        DataError: the column holds something else.
     """
     column = plain_column(column)
-    if is_text(column.type):  # as CSV holds them
+    if is_text(column.type):  # as in CSV files
         arrow, compute = import_optional("pyarrow", "parquet"), import_optional("pyarrow.compute", "parquet")
         texts = compute.if_else(compute.equal(column, ""), None, column)
         try:
@@ -205,18 +205,18 @@ def column_reals(path: Path, name: str, column: Any) -> Labels:
 
 
 def array_values(path: Path, name: str, values: NDArray[Any]) -> Labels:
-    """The real-valued labels of an array.
+    """Return the real-valued labels of an array.
 
     Args:
-        path: the file it comes from, for messages.
-        name: its name, for messages.
+        path: file of the column, for messages.
+        name: name of the column, for messages.
         values: [n] or [n, 1] numbers; NaN = to be predicted.
 
     Returns:
         The labels, [n] float32.
 
     Raises:
-        DataError: they are no numbers, or one is larger than single precision holds.
+        DataError: they are not numbers, or one exceeds single precision.
     """
     if values.dtype.kind not in "biuf" or values.size != len(values):
         raise _no_values(path, name, f"{values.dtype} and shape {list(values.shape)}")
@@ -227,18 +227,18 @@ def array_values(path: Path, name: str, values: NDArray[Any]) -> Labels:
 
 
 def single_precision(path: Path | str, name: str, values: NDArray[Any]) -> NDArray[Any]:
-    """Features in single precision.
+    """Convert features to single precision.
 
     Args:
-        path: the file they come from, for messages.
+        path: file of the features, for messages.
         name: name of the column or array, for messages.
-        values: [n, ...] numbers or truth values.
+        values: [n, ...] numbers or booleans.
 
     Returns:
         [n, ...] float32.
 
     Raises:
-        DataError: a value is missing, not finite, or larger than single precision holds; the message names its row.
+        DataError: a value is missing, not finite, or exceeds single precision; the message names its row.
     """
     with np.errstate(over="ignore"):
         single = values.astype(np.float32)
@@ -257,7 +257,7 @@ def require_numbers(path: Path, name: str, values: NDArray[Any]) -> None:
     """Check that features are numbers.
 
     Raises:
-        DataError: they are not.
+        DataError: they are not numbers.
     """
     if values.dtype.kind not in "biuf":
         entries = values.tolist() if values.dtype.kind in "OUS" and values.ndim == 1 else []
@@ -278,7 +278,7 @@ def _is_number(value: object) -> bool:
 
 
 def _named(texts: NDArray[Any], indices: NDArray[Any]) -> Labels:
-    """Texts, given as indices into them (-1 = none), as classes in sorted order."""
+    """Return the classes of texts, given as indices into them (-1 = none), in sorted order."""
     names = sorted({text for text in texts.tolist() if text})
     number = {text: place for place, text in enumerate(names)}
     # the last entry is for the index -1

@@ -1,4 +1,4 @@
-"""Tables in CSV files, as people and spreadsheets write them."""
+"""Read tables in CSV files as people and spreadsheets write them."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def csv_table(path: Path, client: str, label: str) -> Any:
     """Read a CSV file with a header.
 
     Fields are separated by commas, semicolons, tabs or bars, and may be quoted. The text is UTF-8, with or without a
-    byte order mark, or UTF-16 with one; a file ending on .gz is unpacked. Where commas do not separate fields, they may
-    stand in numbers (1,5).
+    byte order mark, or UTF-16 with one; a file with the ending .gz is decompressed. If fields are not separated by
+    commas, numbers may contain them (1,5).
 
     Args:
         path: the file.
-        client: column of the clients, which stay texts (007 is not 7).
+        client: column of the clients, which are kept as texts (007 is not 7).
         label: column of the labels.
 
     Returns:
@@ -35,8 +35,8 @@ def csv_table(path: Path, client: str, label: str) -> Any:
 
     Raises:
         ConfigurationError: pyarrow is not installed.
-        DataError: the file cannot be read as a text, has no header, or a name stands there twice.
-        pyarrow.ArrowException: its rows do not fit the header.
+        DataError: the file cannot be read as text, or its header is missing or repeats a name.
+        pyarrow.ArrowException: a row does not match the header.
     """
     arrow, reader = import_optional("pyarrow", "parquet"), import_optional("pyarrow.csv", "parquet")
     text = _text(path)
@@ -46,7 +46,7 @@ def csv_table(path: Path, client: str, label: str) -> Any:
     def read(decimal_point: str) -> Any:
         return reader.read_csv(
             io.BytesIO(content),
-            # in one block, as types are told by the first one
+            # in one block, since the first block determines the types
             read_options=reader.ReadOptions(
                 column_names=names, skip_rows=lines, block_size=min(len(content) + 1, 2**31 - 1)
             ),
@@ -65,7 +65,7 @@ def csv_table(path: Path, client: str, label: str) -> Any:
             raise
         table = None
     if table is None or not table.num_rows:
-        raise DataError(f"{path} has a header and no rows: check where it comes from.")
+        raise DataError(f"{path} has a header but no rows: check its source.")
     if delimiter != ",":
         other = read(",")
         table = other if _texts(other, arrow) < _texts(table, arrow) else table
@@ -73,7 +73,7 @@ def csv_table(path: Path, client: str, label: str) -> Any:
 
 
 def _texts(table: Any, arrow: Any) -> int:
-    """How many columns are no numbers."""
+    """Return how many columns are not numbers."""
     return sum(arrow.types.is_string(column.type) for column in table.columns)
 
 
@@ -88,17 +88,17 @@ def _text(path: Path) -> str:
         return content.decode("utf-16" if is_wide else "utf-8-sig")
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
-        raise DataError(f"{path} is no UTF-8 in line {line} ({brief(error)}): save it as UTF-8.") from error
+        raise DataError(f"{path} is not UTF-8 in line {line} ({brief(error)}): save it as UTF-8.") from error
 
 
 def _header(path: Path, text: str, wanted: Iterable[str]) -> tuple[str, list[str], int]:
-    """The delimiter, the names of the columns, and the number of lines up to the end of the header."""
+    """Return the delimiter, the names of the columns, and the number of lines up to the end of the header."""
     best: tuple[tuple[int, int], str, list[str], int] | None = None
     for delimiter in _DELIMITERS:
         rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
         try:
             found = next((row for row in rows if any(row)), [])
-            # as pandas names what has no name; several may have none, where lines end on delimiters
+            # named as by pandas; several names may be missing if lines end with delimiters
             names = [name.strip() or f"Unnamed: {place}" for place, name in enumerate(found)]
         except csv.Error as error:
             raise DataError(f"{path} has no header ({brief(error)}): write the names of the columns first.") from error

@@ -1,4 +1,4 @@
-"""Published archives: fetched only when asked to, and verified."""
+"""Fetch published archives, only on request, and verify them."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from flow_pl.utils.optional import import_optional
 from flow_pl.utils.validation import require_count
 
 _CHUNK = 1 << 20
-_TIMEOUT = 60  # seconds without an answer
+_TIMEOUT = 60  # seconds without a response
 
 
 @dataclass(frozen=True)
 class Archive:
-    """A published archive.
+    """Describes a published archive.
 
     Attributes:
-        url: where it is published; http or https.
-        sha256: its published checksum; None = none is published.
-        max_bytes: an archive that unpacks to more is refused.
+        url: address of the archive; http or https.
+        sha256: published checksum; None = none is published.
+        max_bytes: largest number of bytes after unpacking; an archive with more is refused.
 
     Raises:
         ConfigurationError: `max_bytes` is not positive.
@@ -40,20 +40,20 @@ class Archive:
 
     @property
     def name(self) -> str:
-        """Name of the file."""
+        """Return the name of the file."""
         return PurePosixPath(urlsplit(self.url).path).name
 
 
 def obtain(paths: Sequence[Path], archive: Archive, download: bool) -> None:
-    """Make sure that files are there, unpacking the archive they come in, and fetching it first where asked to.
+    """Make sure that files exist: unpack their archive if necessary, and fetch it first if allowed.
 
     Args:
         paths: the files or folders; the archive is unpacked into the folder of the first one.
-        archive: the archive that holds them; used where it lies in that folder already.
-        download: whether it may be fetched.
+        archive: the archive that holds them; used without a download if it is in that folder.
+        download: whether the archive may be fetched.
 
     Raises:
-        DataError: the files are not there and cannot be had; the message says which to put where.
+        DataError: the files are missing and cannot be obtained; the message says which to put where.
     """
     folder = paths[0].parent
     missing = _missing(paths)
@@ -72,29 +72,29 @@ def obtain(paths: Sequence[Path], archive: Archive, download: bool) -> None:
     missing = _missing(paths)
     if missing:
         raise DataError(f"{packed} unpacks to no {missing}: it is not the archive of this data.")
-    if fetched:  # one that was put there by hand is not ours to delete
+    if fetched:  # an archive that the user put there is not deleted
         packed.unlink()
 
 
 def fetch(archive: Archive, target: Path, by_hand: str) -> None:
-    """Fetch an archive, with a progress bar on a terminal; the file is there when it is whole and verified.
+    """Fetch an archive, with a progress bar on a terminal; the file appears when it is complete and verified.
 
     Args:
         archive: the archive.
         target: the file to write.
-        by_hand: what to do without a network, for messages.
+        by_hand: remedy without a network, for messages.
 
     Raises:
         ConfigurationError: pooch is not installed.
-        DataError: it cannot be reached, the disk is full, or the checksum is wrong.
+        DataError: the server cannot be reached, the disk is full, or the checksum is wrong.
     """
     pooch = import_optional("pooch", "download", f"fetching {archive.name}")
-    pooch.get_logger().setLevel("WARNING")  # where it puts the file, and the checksum where none is published
+    pooch.get_logger().setLevel("WARNING")  # its messages on the file's path, and on the checksum if none is published
     known = None if archive.sha256 is None else f"sha256:{archive.sha256}"
     downloader = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=_TIMEOUT)
     try:
         pooch.retrieve(archive.url, known, fname=target.name, path=target.parent, downloader=downloader)
-    except OSError as error:  # those of requests among them
+    except OSError as error:  # including those of requests
         raise DataError(f"{archive.url} cannot be fetched ({brief(error)}): try again, or {by_hand}.") from error
     except ValueError as error:
         raise DataError(

@@ -1,4 +1,4 @@
-"""The base of the readers of files that lie in a folder or come in an archive."""
+"""The base class of readers of files in a folder or an archive."""
 
 from __future__ import annotations
 
@@ -17,34 +17,34 @@ from flow_pl.utils.validation import given, require_some
 
 
 def is_hidden(path: Path) -> bool:
-    """Whether a file below a folder is none of its data: hidden, or what macOS writes beside a file (`._a.json`).
+    """Return whether a file below a folder is not data: hidden, or written by macOS beside a file (`._a.json`).
 
     Args:
-        path: of the file, from the folder.
+        path: path of the file, relative to the folder.
     """
     return any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
 
 
 class FileData(EncodedData):
-    """Clients of files; each part of the data is a file, a folder of files, or a list of both.
+    """Provides clients of files; each part of the data is a file, a folder of files, or a list of both.
 
     A reader of a file format is a subclass with `part_source`.
 
     Args:
         train: files of the training examples.
         encoding: how a client's examples become rows, see `EncodedData`.
-        test: files of the test examples; clients that are in no training file are new. null = a share of each client's
+        test: files of the test examples; clients without training examples are new. null = a share of each client's
             examples is for testing.
-        validation: files of the validation examples; clients that are in no training file are never trained on, but
-            evaluated on after a round. null = a share of each client's examples is for validation.
-        heldout: files of clients that are never trained on and are new at the end; null = none.
-        archive: where the files are published; it is unpacked into the folder that `train` is in. null = nowhere.
-        download: whether the archive may be fetched, where a file is not there.
+        validation: files of the validation examples; clients without training examples are not trained on, only
+            evaluated on after rounds. null = a share of each client's examples is for validation.
+        heldout: files of clients that are not trained on, and tested as new clients; null = none.
+        archive: published archive of the files, which is unpacked into the folder of `train`; null = none.
+        download: whether the archive may be fetched if a file is missing.
         **kwargs: settings of every published data set, see `EncodedData`, and of every data set, see
             `FederatedDataModule`.
 
     Attributes:
-        endings: what the names of the files in a folder end on.
+        endings: endings of the names of the files in a folder.
 
     Raises:
         ConfigurationError: a setting is out of its range.
@@ -81,7 +81,7 @@ class FileData(EncodedData):
 
     @property
     def parts(self) -> Collection[Part]:
-        """The parts that there are files of."""
+        """Return the parts that have files."""
         return self._paths.keys()
 
     @abstractmethod
@@ -89,20 +89,20 @@ class FileData(EncodedData):
         """Open the files of a part."""
 
     def obtain(self) -> None:
-        """Unpack the archive where a file is not there, fetching it first where that is allowed.
+        """Unpack the archive if a file is missing; fetch it first if that is allowed.
 
         Raises:
-            DataError: a file cannot be had; the message says which to put where.
+            DataError: a file cannot be obtained; the message says which to put where.
         """
         if self._archive is not None:
             obtain([path for paths in self._paths.values() for path in paths], self._archive, self._download)
 
     def source_options(self) -> dict[str, Any]:
-        """The files, by their paths, sizes and times of modification."""
+        """Return the files' paths, sizes and modification times."""
         return {part: [file_identity(file) for file in self._files(part)] for part in self._paths}
 
     def source(self, part: Part, selection: Selection) -> Source | None:
-        """Open the files of a part; None where there are none."""
+        """Open the files of a part; None if there are none."""
         return self.part_source(self._files(part), selection) if part in self._paths else None
 
     def _files(self, part: Part) -> list[Path]:
@@ -117,6 +117,6 @@ class FileData(EncodedData):
                 if file.is_file() and file.name.endswith(self.endings) and not is_hidden(file.relative_to(path))
             )
             if not files:
-                raise DataError(f"the folder {path} has no file ending on {' or '.join(self.endings)}: correct it.")
+                raise DataError(f"the folder {path} has no {' or '.join(self.endings)} file: correct it.")
             found += files
         return found

@@ -1,4 +1,4 @@
-"""Files of TensorFlow Federated's simulations: HDF5, a group for each client (`examples/<client>/<field>`).
+"""Read files of TensorFlow Federated's simulations: HDF5, a group for each client (`examples/<client>/<field>`).
 
 Source: `tff.simulation.HDF5ClientData` (github.com/google-parfait/tensorflow-federated).
 """
@@ -22,19 +22,19 @@ from flow_pl.utils.optional import import_optional
 
 _GROUP = "examples"
 _FILTERS = {1, 2, 3, 4, 5, 6, 32000}
-"""Numbers of the compressions that are part of HDF5 and h5py; for others HDF5 would load code from a folder."""
+"""Numbers of the filters that are part of HDF5 and h5py; for others, HDF5 would load code from a folder."""
 
 
 class HDF5Source(Source):
-    """One HDF5 file, of which one client at a time is read.
+    """Reads one HDF5 file, one client at a time.
 
     Args:
         path: the file.
-        selection: which clients and examples are read; its columns are the fields of a client.
+        selection: clients and examples to read; its columns are the fields of a client.
 
     Raises:
         ConfigurationError: h5py is not installed.
-        DataError: the file is not there, damaged, or of another layout.
+        DataError: the file is missing, damaged, or has another layout.
     """
 
     def __init__(self, path: Path, selection: Selection) -> None:
@@ -45,7 +45,7 @@ class HDF5Source(Source):
         h5py = import_optional("h5py", "hdf5")
         try:
             self._file = h5py.File(path, "r")
-            # what is known of groups that will not be asked for again would fill 300 MB and more, outside of Python
+            # caches of groups that are no longer needed would fill 300 MB and more, outside of Python
             cache = self._file.id.get_mdc_config()
             cache.max_size = cache.initial_size
             self._file.id.set_mdc_config(cache)
@@ -53,31 +53,31 @@ class HDF5Source(Source):
             self._names = [require_name(name, path) for name in sorted(_plain(self._file, _GROUP).keys())]
         except DataError:
             raise
-        except Exception as error:  # damage shows as one of a dozen types
+        except Exception as error:  # damage raises one of a dozen types
             raise DataError(
-                f"{path} is no usable HDF5 file of clients ({brief(error)}): it must have the group {_GROUP!r}, with a "
-                "group for each client; get it again where it is damaged."
+                f"{path} is not a usable HDF5 file of clients ({brief(error)}): it needs the group {_GROUP!r} with a "
+                "group for each client; get it again if it is damaged."
             ) from error
 
     def __iter__(self) -> Iterator[RawClient]:
-        """The clients in the order of their names."""
+        """Yield the clients in the order of their names."""
         for name in self._names:
             if name not in self._taken and self._selection.keeps(name):
                 yield self._read(name)
 
     def take(self, name: str) -> RawClient | None:
-        """The client of a name, or None where the file has none."""
+        """Return a client by name; None if the file lacks it."""
         if name not in self._file[_GROUP]:
             return None
         self._taken.add(name)
         return self._read(name)
 
     def names(self) -> Iterable[str]:
-        """Names of the groups."""
+        """Return the names of the groups."""
         return filter(self._selection.keeps, self._names)
 
     def drop(self, name: str) -> None:
-        """Pass over the client of a name, of which nothing is read."""
+        """Skip a client by name, without reading it."""
         self._taken.add(name)
 
     def close(self) -> None:
@@ -97,14 +97,14 @@ class HDF5Source(Source):
             columns = {field: self._column(_plain(group, field)) for field in self._selection.columns}
         except DataError:
             raise
-        except Exception as error:  # damage shows as one of a dozen types
+        except Exception as error:  # damage raises one of a dozen types
             raise DataError(
                 f"{self._path}: client {name!r} cannot be read ({brief(error)}): get the file again."
             ) from error
         return RawClient(name, columns, str(self._path)).checked()
 
     def _column(self, dataset: Any) -> Any:
-        """The rows of a field, whose size is checked before there is room made for them."""
+        """Read the rows of a field, after checking their size before memory is allocated."""
         h5py = import_optional("h5py", "hdf5")
         kind, creation = dataset.dtype.kind, dataset.id.get_create_plist()
         texts = h5py.check_string_dtype(dataset.dtype) is not None
@@ -119,7 +119,7 @@ class HDF5Source(Source):
             self._require(math.prod(dataset.chunks) * dataset.dtype.itemsize)
         stop = len(dataset) if self._selection.max_examples is None else self._selection.max_examples
         count = min(len(dataset), stop)
-        # rows of no bytes may be declared in any number
+        # any number of rows without bytes can be declared
         self._add(count * max(1, dataset.dtype.itemsize * math.prod(dataset.shape[1:])))
         if kind != "O":
             return dataset[:count]
@@ -137,7 +137,7 @@ class HDF5Source(Source):
 
 
 class HDF5Data(FileData):
-    """Clients from HDF5 files in the layout of TensorFlow Federated's simulations; a part is one file.
+    """Provides clients from HDF5 files in the layout of TensorFlow Federated's simulations; a part is one file.
 
     Args:
         train: file of the training examples.
@@ -155,12 +155,12 @@ class HDF5Data(FileData):
     def part_source(self, paths: Sequence[Path], selection: Selection) -> HDF5Source:
         """Open the file of a part."""
         if len(paths) != 1:
-            raise ConfigurationError(f"a part is {len(paths)} HDF5 files, {', '.join(map(str, paths))}: give one.")
+            raise ConfigurationError(f"a part has {len(paths)} HDF5 files, {', '.join(map(str, paths))}: give one.")
         return HDF5Source(paths[0], selection)
 
 
 def _plain(group: Any, name: str) -> Any:
-    """A member of a group, which must lie in the same file: a link may lead to any file of the machine."""
+    """Return a member of a group, which must be in the same file: a link may lead to any file on the machine."""
     if isinstance(group.get(name, getlink=True), import_optional("h5py", "hdf5").ExternalLink):
         raise ValueError(f"{name} lies in another file")
     return group[name]

@@ -1,9 +1,8 @@
-"""Where an HDF5 file keeps texts of varying length, looked through before HDF5 itself goes there.
+"""Check where an HDF5 file stores texts of variable length, before HDF5 reads them.
 
-HDF5 trusts what lies there: a damaged piece can make it loop for ever, and a small file can mean the same long text by
-any number of rows. Source of the layout: HDF5 File Format Specification 3.0, III.E "Global Heap"
-and VIII "Appendix: Definitions, References" (a row is the length of its text, the address of a heap, and the number of
-an object in it).
+HDF5 trusts this part of a file: damage can make it loop forever, and a small file can refer to the same long text in
+any number of rows. Source of the layout: HDF5 File Format Specification 3.0, III.E "Global Heap" and VIII "Appendix:
+Definitions, References" (a row is the length of its text, the address of a heap, and the number of an object in it).
 """
 
 from __future__ import annotations
@@ -24,14 +23,14 @@ _MOST_REMEMBERED = 1 << 16
 
 
 class Texts:
-    """The texts of a file.
+    """Checks the texts of a file.
 
     Args:
         path: the file.
-        file: the same, opened by h5py.
+        file: the same file, opened by h5py.
 
     Raises:
-        ValueError: its addresses are of another size than in all files of h5py.
+        ValueError: addresses have another size than in files of h5py.
     """
 
     def __init__(self, path: Path, file: Any) -> None:
@@ -48,17 +47,17 @@ class Texts:
         self._file.close()
 
     def lengths(self, dataset: Any, count: int) -> NDArray[np.uint32]:
-        """How long the first texts of a field are, when everything that HDF5 needs for reading them is whole.
+        """Return the lengths of the first texts of a field, after checking everything that HDF5 needs to read them.
 
         Args:
-            dataset: the field, of one axis.
+            dataset: the field, with one axis.
             count: number of texts.
 
         Returns:
-            [count] bytes of each.
+            [count] lengths in bytes.
 
         Raises:
-            ValueError: something is damaged, or stored in a way that cannot be looked through.
+            ValueError: something is damaged, or stored in a form that cannot be checked.
         """
         rows = self._rows(dataset, count)
         for heap in np.unique(rows["heap"]).tolist():
@@ -72,11 +71,11 @@ class Texts:
     def _rows(self, dataset: Any, count: int) -> NDArray[Any]:
         if dataset.chunks is not None:
             return self._chunked_rows(dataset, count)
-        if not dataset.id.get_storage_size():  # never written: empty texts
+        if not dataset.id.get_storage_size():  # never written, so the texts are empty
             return np.zeros(count, dtype=_ROW)
         offset = dataset.id.get_offset()
         if offset is None:
-            raise ValueError(f"the texts of {dataset.name} are stored in its header, expected them apart")
+            raise ValueError(f"the texts of {dataset.name} are stored in its header, expected outside of it")
         return np.frombuffer(self._read(offset, count * _ROW.itemsize), dtype=_ROW)
 
     def _chunked_rows(self, dataset: Any, count: int) -> NDArray[Any]:
@@ -98,7 +97,7 @@ class Texts:
         return rows[:count]
 
     def _check_heap(self, address: int) -> None:
-        """Go through the objects of a heap, as HDF5 does."""
+        """Walk through the objects of a heap, as HDF5 does."""
         signature, version, size = _HEAP.unpack(self._read(self._base + address, _HEAP.size))
         if signature != b"GCOL" or version != 1:
             raise ValueError(f"there is no heap of texts at {address}")
@@ -106,7 +105,7 @@ class Texts:
         at, seen = _HEAP.size, set()
         while len(content) - at >= _OBJECT.size:
             number, _, length = _OBJECT.unpack_from(content, at)
-            # number 0 is what is free, its header included
+            # number 0 is free space, including its header
             at += (_OBJECT.size + (length + 7) // 8 * 8) if number else length
             if (not number and length < _OBJECT.size) or at > len(content) or number in seen:
                 raise ValueError(f"the heap of texts at {address} is damaged")
@@ -114,13 +113,13 @@ class Texts:
 
     def _read(self, offset: int, size: int) -> bytes:
         if offset < 0 or offset + size > self._size:
-            raise ValueError(f"it ends at {self._size}, but {size} bytes should lie at {offset}")
+            raise ValueError(f"it ends at {self._size}, but {size} bytes are expected at {offset}")
         self._file.seek(offset)
         return self._file.read(size)
 
 
 def _unfiltered(content: bytes, code: int, size: int) -> bytes:
-    """Undo one of the filters of a chunk of so many bytes."""
+    """Undo one of the filters of a chunk of this size in bytes."""
     if code == _DEFLATE:
         inflated = zlib.decompressobj()
         found = inflated.decompress(content, size + 64)

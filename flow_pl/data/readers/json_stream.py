@@ -1,4 +1,4 @@
-"""Reading a large JSON text value by value, so that only one value at a time is in memory."""
+"""Read a large JSON text value by value, so that only one value at a time is in memory."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ _CHUNK = 1 << 13  # ijson keeps the events of a whole chunk, which take many tim
 _DEEPEST = 200
 _PAIR = len(r"\ud83d\ude00")
 _ESCAPE = re.compile(rb"\\(?:u(?:[dD][89abAB]..\\u[dD][c-fC-F]..|([dD][89a-fA-F]..))|.)", re.DOTALL)
-"""Any escape; the group is half of a surrogate pair without the other half."""
+"""An escape; the group is half of a surrogate pair without the other half."""
 
 
 class JsonStream:
-    """Walks through a JSON text; the caller says what comes next.
+    """Walks through a JSON text; the caller determines what is expected next.
 
-    The text is parsed by ijson, as RFC 8259 has it: so without NaN and Infinity. Every method raises `ValueError` where
-    the text is damaged, ends too early, is nested too deeply or has numbers out of the range of the parser.
+    The text is parsed by ijson according to RFC 8259, so without NaN and Infinity. Every method raises `ValueError` if
+    the text is damaged, ends too early, is nested too deeply or has numbers out of the parser's range.
 
     Args:
         file: the text in UTF-8, with or without a byte order mark.
-        chunk: number of bytes that are read at a time.
+        chunk: number of bytes to read at a time.
     """
 
     def __init__(self, file: io.BufferedIOBase, chunk: int = _CHUNK) -> None:
         self._events = ijson.basic_parse(_Whole(file), use_float=True, buf_size=chunk)
 
     def members(self) -> Iterator[str]:
-        """The names of the members of the object that comes next.
+        """Read the names of the members of the next object.
 
         Yields:
-            A name, before its value: the caller takes the value before it asks for the next name.
+            A name before its value, which the caller must take before the next name.
         """
         if self._next()[0] != "start_map":
             raise ValueError("Expecting an object")
@@ -43,7 +43,7 @@ class JsonStream:
             yield event[1]
 
     def value(self) -> Any:
-        """Take the value that comes next."""
+        """Take the next value."""
         builder, depth = ijson.ObjectBuilder(), 0
         while True:
             event, value = self._next()
@@ -58,7 +58,7 @@ class JsonStream:
                 return builder.value
 
     def end(self) -> None:
-        """Check that nothing comes next, and that no string had half of a character."""
+        """Check that the text ends here, and that no string had half a character."""
         try:
             event = next(self._events, None)
         except ijson.JSONError as error:
@@ -77,9 +77,9 @@ class JsonStream:
 
 
 class _Whole:
-    """A file without its byte order mark, whose escapes name whole characters.
+    """A file without its byte order mark, whose escapes are checked to be whole characters.
 
-    ijson's fastest backend puts a question mark in place of half a surrogate pair; here it is refused.
+    ijson's fastest backend replaces half a surrogate pair by a question mark; here it is refused.
     """
 
     def __init__(self, file: io.BufferedIOBase) -> None:
@@ -88,7 +88,7 @@ class _Whole:
         self._cut = b""
 
     def read(self, size: int) -> bytes:
-        if size == 0:  # asked for to see that this gives bytes
+        if size == 0:  # called once to check that this returns bytes
             return b""
         block = self._file.read(size)
         if self._first:
@@ -97,7 +97,7 @@ class _Whole:
             block, self._first = block.removeprefix(codecs.BOM_UTF8) or self._file.read(size), False
         text, self._cut = self._cut + block, b""
         for escape in _ESCAPE.finditer(text):
-            if block and escape.end() > len(text) - _PAIR:  # may go on in the next block
+            if block and escape.end() > len(text) - _PAIR:  # may continue in the next block
                 self._cut = text[escape.start() :]
                 break
             if escape[1]:
@@ -108,7 +108,7 @@ class _Whole:
 
 
 def _reason(error: ijson.JSONError) -> str:
-    """What ijson found; its backends differ in form, and the fastest one draws where it is in lines of its own."""
+    """Return what ijson found, for all backends; the fastest one adds lines that point to the position."""
     first = error.args[0] if error.args else ""
     text = first.decode(errors="replace") if isinstance(first, bytes) else str(first)
     reason = text.splitlines()[0].strip() if text else "damaged"

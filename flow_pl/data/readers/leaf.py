@@ -1,4 +1,4 @@
-"""Files in the form of LEAF: JSON with the lists `users` and `num_samples` and the object `user_data`, in any number.
+"""Read LEAF's files: JSON with the lists `users` and `num_samples` and the object `user_data`, in any number of files.
 
 Source: Caldas et al., *LEAF: A Benchmark for Federated Settings* (arXiv 1812.01097), github.com/TalwalkarLab/leaf.
 """
@@ -23,16 +23,15 @@ from flow_pl.errors import DataError, brief
 
 
 class LeafSource(Source):
-    """The shards of one part, of which one client at a time is read.
+    """Reads the shards of one part, one client at a time.
 
-    Clients are taken by name at no cost in memory where they come in the same order as in the part that names them,
-    as LEAF's scripts write them; those that come too early are kept. All examples of a client must be in one entry of
-    one shard of the part, as in what LEAF's scripts write, which number the users of all shards: to put entries
-    together, all of them would have to be in memory.
+    Taking clients by name needs no memory if they come in the same order as in the part that names them, as written by
+    LEAF's scripts; clients that come too early are kept. All examples of a client must be in one entry of one shard of
+    the part, as LEAF's scripts write them; merging entries would need all of them in memory.
 
     Args:
         files: the shards in their order.
-        selection: which clients and examples are read; its columns are the lists of a client.
+        selection: clients and examples to read; its columns are the lists of a client.
         check_samples: whether `num_samples` must agree with the data.
     """
 
@@ -46,13 +45,13 @@ class LeafSource(Source):
         self._found_in: dict[str, Path] = {}
 
     def __iter__(self) -> Iterator[RawClient]:
-        """The clients in the order of the files."""
+        """Yield the clients in the order of the files."""
         while self._early:
             yield self._early.pop(next(iter(self._early)))
         yield from self._stream
 
     def take(self, name: str) -> RawClient | None:
-        """The client of a name, or None where the files have none."""
+        """Return a client by name; None if the files lack it."""
         if name in self._early:
             return self._early.pop(name)
         if self._names is None:
@@ -65,7 +64,7 @@ class LeafSource(Source):
         return None
 
     def names(self) -> Iterable[str]:
-        """The lists `users` of the shards."""
+        """Return the names in the lists `users` of the shards."""
         return filter(self._selection.keeps, (user for file in self._files for user in _users(file)))
 
     def _shards(self) -> Iterator[RawClient]:
@@ -92,20 +91,20 @@ class LeafSource(Source):
     def _require_first(self, file: Path, name: str) -> None:
         if name in self._found_in:
             raise DataError(
-                f"{file}: client {name!r} has examples in {self._found_in[name]} too: put all its examples of a part "
+                f"{file}: client {name!r} has examples in {self._found_in[name]}, too: put all its examples of a part "
                 "into one entry of one shard."
             )
         self._found_in[name] = file
 
     def _client(self, file: Path, name: str, data: Any) -> RawClient:
         if not isinstance(data, dict):
-            raise DataError(f"{file}: client {name!r} is no object of lists: mend the file.")
+            raise DataError(f"{file}: client {name!r} is not an object of lists: correct the file.")
         lists = {key: value for key, value in data.items() if isinstance(value, list | str)}
         missing = [column for column in self._selection.columns if column not in lists]
         if missing:
             raise DataError(
                 f"{file}: client {name!r} has no {' and no '.join(missing)}, only {brief(list(lists) or 'nothing')}: "
-                "mend the file, or name the right lists in the encoding."
+                "correct the file, or name the right lists in the encoding."
             )
         columns = {column: lists[column] for column in self._selection.columns}
         return RawClient(name, columns, str(file)).checked()
@@ -118,27 +117,27 @@ class LeafSource(Source):
         users, samples = header.get("users"), header.get("num_samples")
         users = _names(file, users)
         if not isinstance(samples, list) or len(users) != len(samples):
-            raise DataError(f"{file}: `users` and `num_samples` must be lists of one length: mend the file.")
+            raise DataError(f"{file}: `users` and `num_samples` must be lists of equal length: correct the file.")
         if len(set(users)) < len(users):
             twice = next(name for name, count in Counter(users).items() if count > 1)
-            raise DataError(f"{file}: client {twice!r} is more than once in `users`: mend the file.")
+            raise DataError(f"{file}: client {twice!r} is more than once in `users`: correct the file.")
         for names, others, place in ((users, sizes, "user_data"), (sizes, set(users), "users")):
             missing = [name for name in names if name not in others]
             if missing:
-                raise DataError(f"{file}: client {missing[0]!r} is not in `{place}`: mend the file.")
+                raise DataError(f"{file}: client {missing[0]!r} is not in `{place}`: correct the file.")
         for name, expected in zip(users, samples, strict=True):
             if self._check_samples and sizes[name] != expected:
                 raise DataError(
                     f"{file}: client {name!r} has {sizes[name]} examples, but its `num_samples` is "
-                    f"{brief(repr(expected))}: mend the file, or set check_samples to false."
+                    f"{brief(repr(expected))}: correct the file, or set check_samples to false."
                 )
 
 
 class LeafData(FileData):
-    """Clients from JSON files in the form of LEAF, ending on .json or .json.gz; a part may be folders of them.
+    """Provides clients from JSON files in LEAF's format (.json or .json.gz); a part may be folders of them.
 
     LEAF's Reddit has every user in each of its folders `train`, `val` and `test`, which are the parts `train`,
-    `validation` and `test`. In one part a user may be in one shard only.
+    `validation` and `test`. Within a part, a user may be in only one shard.
 
     Args:
         train: files of the training examples.
@@ -158,11 +157,11 @@ class LeafData(FileData):
         self._check_samples = check_samples
 
     def source_options(self) -> dict[str, Any]:
-        """The files, by their paths, sizes and times of modification."""
+        """Return the files' paths, sizes and modification times."""
         return {**super().source_options(), "check_samples": self._check_samples}
 
     def part_source(self, paths: Sequence[Path], selection: Selection) -> LeafSource:
-        """The shards of a part."""
+        """Open the shards of a part."""
         return LeafSource(paths, selection, self._check_samples)
 
 
@@ -174,11 +173,11 @@ def _stream(file: Path) -> Iterator[JsonStream]:
     except DataError:
         raise
     except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise DataError(f"{file} is no whole LEAF file ({brief(error)}): get it again, or mend it.") from error
+        raise DataError(f"{file} is not a complete LEAF file ({brief(error)}): get it again, or correct it.") from error
 
 
 def _users(file: Path) -> list[str]:
-    """The clients of a file by its list `users`, which comes first in LEAF's files."""
+    """Return the clients of a file by its list `users`, which comes first in LEAF's files."""
     users: list[str] = []
     with _stream(file) as stream:
         for key in stream.members():
@@ -193,7 +192,7 @@ def _users(file: Path) -> list[str]:
 
 
 def _names(file: Path, users: Any) -> list[str]:
-    """The list `users`, whatever the file has in its place."""
+    """Read the list `users`, and check that it is one."""
     if not isinstance(users, list) or not all(isinstance(name, str) for name in users):
-        raise DataError(f"{file}: `users` must be a list of names: mend the file.")
+        raise DataError(f"{file}: `users` must be a list of names: correct the file.")
     return [require_name(name, file) for name in users]

@@ -1,4 +1,4 @@
-"""Texts in the forms that LEAF publishes: already cut into windows of characters or sequences of words.
+"""Encode texts as LEAF publishes them: already cut into windows of characters or sequences of words.
 
 Source: Caldas et al., *LEAF: A Benchmark for Federated Settings* (arXiv 1812.01097), github.com/TalwalkarLab/leaf,
 `data/shakespeare` and `data/reddit`. The numbers of tokens are those of `flow_pl.data.encodings.text`.
@@ -18,20 +18,20 @@ from flow_pl.errors import DataError
 from flow_pl.utils.validation import require_count
 
 MARKS = {"<PAD>": PAD, "<BOS>": BOS, "<EOS>": EOS}
-"""How LEAF's Reddit writes the special tokens."""
+"""Special tokens in LEAF's Reddit."""
 
 
 class CharacterAfterWindow(NextCharacter):
-    """Windows of characters and the one character that follows each, as LEAF's Shakespeare has them.
+    """Encodes windows of characters and the character that follows each, as in LEAF's Shakespeare.
 
-    Only that one is to be predicted: windows overlap, so the others are targets elsewhere.
+    Only this character is a target: windows overlap, so the others are targets elsewhere.
 
     Args:
         text: column of the windows, texts of `length` characters.
         target: column of the characters that follow them.
         length: number of characters of a window.
-        characters: the characters that have a number of their own; null = those of the training clients.
-        vocab_size: largest number of characters, where they are those of the training clients.
+        characters: the characters of the vocabulary; null = those of the training clients.
+        vocab_size: largest number of characters, if they are counted over the training clients.
     """
 
     def __init__(
@@ -47,11 +47,11 @@ class CharacterAfterWindow(NextCharacter):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The windows and the characters that follow them."""
+        """Return the names of the columns of windows and following characters."""
         return self.text, self.target
 
     def encode(self, columns: Columns, vocabularies: Vocabularies) -> Rows:
-        """Windows [n, length], and targets [n, length] that are `PAD` but for the last; see `Encoding.encode`."""
+        """Encode windows [n, length], and targets [n, length] that are `PAD` except the last; see `Encoding.encode`."""
         characters = vocabularies[CHARACTER]
         windows, following = texts(columns, self.text), texts(columns, self.target)
         for row, (window, character) in enumerate(zip(windows, following, strict=True)):
@@ -67,14 +67,14 @@ class CharacterAfterWindow(NextCharacter):
 
 
 class TokenSequences(NextToken):
-    """Comments that are already cut into sequences of tokens, as LEAF's Reddit has them.
+    """Encodes comments that are already cut into sequences of tokens, as in LEAF's Reddit.
 
-    A comment is a list of sequences; its entry among the targets holds the tokens that follow, under `target_tokens`.
+    A comment is a list of sequences; its entry in the targets holds the following tokens, under `target_tokens`.
 
     Args:
         text: column of the comments.
         target: column of the targets.
-        vocab_size: number of words that have a number of their own.
+        vocab_size: number of words in the vocabulary.
         length: number of tokens of a sequence.
         vocabulary: file with the words in the order of their numbers; null = the most frequent words of the training
             clients.
@@ -97,25 +97,25 @@ class TokenSequences(NextToken):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The comments and their targets."""
+        """Return the names of the columns of comments and targets."""
         return self.text, self.target
 
     def vocabularies(self) -> dict[str, VocabularySource]:
-        """The words."""
+        """Return the source of the vocabulary of words."""
         return {WORDS: VocabularySource(self.vocab_size, path=self.vocabulary)}
 
     def tokens(self, columns: Columns) -> Iterable[tuple[str, Iterable[str]]]:
-        """The words of the comments, without the special tokens."""
+        """Yield the words of the comments, without the special tokens."""
         for comment in columns[self.text]:
             for sequence in self._sequences(comment):
                 yield WORDS, (token for token in sequence if token not in MARKS)
 
     def class_count(self, vocabularies: Vocabularies) -> int:
-        """The words and the special tokens."""
+        """Return the number of words and special tokens."""
         return len(vocabularies[WORDS])
 
     def encode(self, columns: Columns, vocabularies: Vocabularies) -> Rows:
-        """Tokens [n, length] and those that follow them [n, length], a row a sequence; see `Encoding.encode`."""
+        """Encode tokens [n, length] and the tokens that follow, one row per sequence; see `Encoding.encode`."""
         words = vocabularies[WORDS]
         x: list[list[int]] = []
         y: list[list[int]] = []
@@ -130,9 +130,9 @@ class TokenSequences(NextToken):
 
     def _sequences(self, value: Any) -> Sequence[Sequence[str]]:
         if not isinstance(value, list) or not all(isinstance(entry, list) for entry in value):
-            raise DataError("has a comment or `target_tokens` that is no list of sequences of tokens")
+            raise DataError("has a comment or `target_tokens` that is not a list of sequences of tokens")
         if not all(isinstance(token, str) for sequence in value for token in sequence):
-            raise DataError("has a token that is no text")
+            raise DataError("has a token that is not a text")
         wrong = {len(sequence) for sequence in value} - {self.length}
         if wrong:
             raise DataError(f"has a sequence of {min(wrong)} tokens, expected {self.length}: set length")

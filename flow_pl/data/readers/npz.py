@@ -1,4 +1,4 @@
-"""`.npz` files: their arrays, and as the columns of a table."""
+"""Read `.npz` files, as arrays or as the columns of a table."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def npz_arrays(path: Path, wanted: Callable[[str], bool]) -> tuple[list[str], di
 
     Args:
         path: the file.
-        wanted: whether the array of a name is read.
+        wanted: whether to read the array of a name.
 
     Returns:
-        The names of all arrays, and those that are wanted.
+        The names of all arrays, and the wanted arrays.
 
     Raises:
-        DataError: the file is damaged, is none of numpy's, holds objects, or expands to too much.
+        DataError: the file is damaged, not written by numpy, holds objects, or expands to too many bytes.
     """
     try:
         if not zipfile.is_zipfile(path):
@@ -39,24 +39,24 @@ def npz_arrays(path: Path, wanted: Callable[[str], bool]) -> tuple[list[str], di
             return list(stored), {name: _array(file, info) for name, info in stored.items() if wanted(name)}
     except DataError:
         raise
-    except Exception as error:  # damage shows as one of a dozen types: of zipfile, of zlib, OSError, ValueError, ...
+    except Exception as error:  # damage raises one of a dozen types: of zipfile, of zlib, OSError, ValueError, ...
         raise DataError(
-            f"{path} cannot be read ({brief(error)}): write it anew by numpy.savez, with arrays of numbers or texts."
+            f"{path} cannot be read ({brief(error)}): write it again by numpy.savez, with arrays of numbers or texts."
         ) from error
 
 
 def _array(file: zipfile.ZipFile, info: zipfile.ZipInfo) -> NDArray[Any]:
-    """One array, whose size is checked before there is room made for it."""
+    """Read one array, after checking its size before memory is allocated."""
     with file.open(info) as content:
         version = npy.read_magic(content)
         read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}.get(version)
         if read_header is None:
-            raise ValueError(f"{info.filename} is of version {version} of numpy's format, which is for records alone")
+            raise ValueError(f"{info.filename} is of version {version} of numpy's format, which is only for records")
         shape, _, dtype = read_header(content)
         if dtype.hasobject:
-            raise ValueError("Object arrays are refused, as they can run code when they are read")
+            raise ValueError("Object arrays are refused, since they can run code when they are read")
         size = math.prod(shape) * dtype.itemsize
-        # arrays of no bytes may declare any number of rows
+        # arrays without bytes can declare any number of rows
         if content.tell() + size != info.file_size or (not size and shape[:1] != (0,)):
             raise ValueError(f"{info.filename} has {info.file_size} bytes, but declares shape {shape} and type {dtype}")
     with file.open(info) as content:
@@ -65,14 +65,14 @@ def _array(file: zipfile.ZipFile, info: zipfile.ZipInfo) -> NDArray[Any]:
 
 
 def npz_table(path: Path, columns: Sequence[str], split: str) -> Any:
-    """Read a `.npz` file as a table, whose columns are arrays with an entry for each row.
+    """Read a `.npz` file as a table, whose columns are its arrays with an entry for each row.
 
-    The array `x_train` is the column `x` of the split `train`. Where the file has no such arrays, it has no splits, and
-    the array `x` is the column.
+    The array `x_train` is the column `x` of the split `train`. A file without such arrays has no splits, and its array
+    `x` is the column.
 
     Args:
         path: the file.
-        columns: columns that are needed; others with as many rows are read as well.
+        columns: necessary columns; others with as many rows are read, too.
         split: name of the split; `train+test` = the rows of both, in this order.
 
     Returns:
@@ -97,14 +97,14 @@ def npz_table(path: Path, columns: Sequence[str], split: str) -> Any:
     try:
         table = {name: np.concatenate([part[name] for part in parts]) for name in names}
     except ValueError as error:
-        raise DataError(f"{path}: the splits {split} do not fit each other ({brief(error)}): mend the file.") from error
+        raise DataError(f"{path}: the splits {split} do not match ({brief(error)}): correct the file.") from error
     return import_optional("pyarrow", "parquet").table({name: _arrow(values) for name, values in table.items()})
 
 
 def _columns(
     path: Path, arrays: dict[str, NDArray[Any]], columns: Sequence[str], ending: str
 ) -> dict[str, NDArray[Any]]:
-    """The arrays of one split by column: those that are needed, and what fits them."""
+    """Return the arrays of one split by column: the necessary ones, and those with as many rows."""
     lengths = {column + ending: arrays[column + ending].shape[:1] for column in columns}
     if len(set(lengths.values())) != 1 or set(lengths.values()) & {(), (0,)}:
         shapes = {name: arrays[name].shape for name in lengths}
@@ -115,7 +115,7 @@ def _columns(
 
 
 def _arrow(values: NDArray[Any]) -> Any:
-    """An array as an Arrow column; every axis behind the first one becomes lists of a fixed length."""
+    """Convert an array to an Arrow column; every axis after the first one becomes lists of fixed length."""
     arrow = import_optional("pyarrow", "parquet")
     column = arrow.array(np.ascontiguousarray(values).reshape(-1))
     for length in reversed(values.shape[1:]):

@@ -1,4 +1,4 @@
-"""Any `datasets.Dataset`, cut into clients by any partitioner of Flower Datasets.
+"""Divide any `datasets.Dataset` among clients by any partitioner of Flower Datasets.
 
 Sources: huggingface.co/docs/datasets and flower.ai/docs/datasets.
 """
@@ -33,13 +33,13 @@ _EXTRA = "datasets"
 
 
 class PartitionedSource(Source):
-    """The clients of a partitioned data set, of which one at a time is read.
+    """Reads the clients of a partitioned data set, one at a time.
 
     Args:
         name: name of the data set, for messages.
         dataset: a `datasets.Dataset`.
-        rows: row numbers of each client, by its name.
-        selection: which clients and examples are read.
+        rows: row numbers of each client, by name.
+        selection: clients and examples to read.
     """
 
     def __init__(self, name: str, dataset: Any, rows: dict[str, NDArray[np.int64]], selection: Selection) -> None:
@@ -55,13 +55,13 @@ class PartitionedSource(Source):
         self._dataset = dataset.select_columns(list(selection.columns))
 
     def __iter__(self) -> Iterator[RawClient]:
-        """The clients in the order of the partitions."""
+        """Yield the clients in the order of the partitions."""
         for name in list(self._rows):
             if self._selection.keeps(name) and (client := self.take(name)) is not None:
                 yield client
 
     def take(self, name: str) -> RawClient | None:
-        """The client of a name, or None where there is none."""
+        """Return a client by name; None if there is none."""
         rows = self._rows.pop(name, None)
         if rows is None:
             return None
@@ -72,21 +72,21 @@ class PartitionedSource(Source):
             columns = {column: self._column(chosen, column) for column in self._selection.columns}
         except DataError:
             raise
-        except Exception as error:  # pictures and files that cannot be decoded: errors of Arrow, of Pillow, ...
+        except Exception as error:  # images and files that cannot be decoded: errors of Arrow, of Pillow, ...
             raise DataError(f"{self._name}: client {name!r} cannot be read ({brief(error)}).") from error
         return RawClient(name, columns, self._name)
 
     def names(self) -> Iterable[str]:
-        """Names of the partitions that have not been taken."""
+        """Return the names of the partitions that have not been taken."""
         return filter(self._selection.keeps, self._rows)
 
     def drop(self, name: str) -> None:
-        """Pass over the client of a name, of which nothing is read."""
+        """Skip a client by name, without reading it."""
         self._rows.pop(name, None)
 
     def _column(self, chosen: Any, name: str) -> Any:
         feature = column = chosen.features[name]
-        while hasattr(feature, "feature"):  # lists, of lists
+        while hasattr(feature, "feature"):  # lists, possibly of lists
             feature = feature.feature
         kind = getattr(feature, "dtype", "")
         if kind in ("string", "large_string"):
@@ -97,29 +97,29 @@ class PartitionedSource(Source):
         require_embedded(chosen.with_format("arrow")[:][name])
         if type(feature).__name__ == "Image" and feature is column:
             return [_pixels(picture) for picture in chosen[name]]
-        return chosen.with_format("numpy")[:][name]  # lists of pictures, decoded
+        return chosen.with_format("numpy")[:][name]  # lists of decoded images
 
 
 class PartitionedData(EncodedData):
-    """Clients cut out of a table: of local files, or of the Hugging Face hub.
+    """Provides clients by dividing a table: from local files, or from the Hugging Face hub.
 
     Args:
-        path: a file (.parquet, .csv, .json, .jsonl, .arrow or .npz), a folder of files of one of these kinds but the
-            last, a folder written by `Dataset.save_to_disk`, or the name of a data set on the hub. The columns of a
-            `.npz` file are its arrays, of which `x_train` is the column `x` of the split `train`.
+        path: a file (.parquet, .csv, .json, .jsonl, .arrow or .npz), a folder of files of one of these kinds except
+            `.npz`, a folder written by `Dataset.save_to_disk`, or the name of a data set on the hub. The columns of a
+            `.npz` file are its arrays, where `x_train` is the column `x` of the split `train`.
         partitioner: a partitioner by its `class_path`, such as `flwr_datasets.partitioner.DirichletPartitioner`, and
-            its `init_args`; other keys are arguments over those, as `--data.partitioner.alpha 0.3` gives one.
+            its `init_args`; other keys override these arguments, as in `--data.partitioner.alpha 0.3`.
         encoding: how a client's examples become rows, see `EncodedData`; its columns are those of the table.
-        split: split of a data set of the hub, or of a folder or a `.npz` file that has some; `train+test` = both.
-        name: configuration of a data set of the hub; null = its only one.
-        revision: commit or tag of a data set of the hub; null = the newest, of which a client store that is already
-            written or begun is not told.
-        download: whether a data set of the hub may be fetched; otherwise it must be in the hub's cache.
+        split: split of a data set on the hub, or of a folder or a `.npz` file with splits; `train+test` = both.
+        name: configuration of a data set on the hub; null = its only one.
+        revision: commit or tag of a data set on the hub; null = the newest, which does not affect a client store that
+            is already written or begun.
+        download: whether a data set may be fetched from the hub; otherwise it must be in the hub's cache.
         **kwargs: settings of every published data set, see `EncodedData`, and of every data set, see
             `FederatedDataModule`.
 
     Raises:
-        ConfigurationError: a setting is out of its range, or the partitioner is none.
+        ConfigurationError: a setting is out of its range, or the partitioner is not one.
     """
 
     def __init__(
@@ -139,10 +139,10 @@ class PartitionedData(EncodedData):
         if "class_path" not in partitioner or not isinstance(given, dict):
             raise ConfigurationError(
                 f"partitioner is {partitioner}, expected a class_path and its init_args. A later file replaces the "
-                "whole partitioner: give one argument alone as --data.partitioner.<name>."
+                "whole partitioner: to set one argument, use --data.partitioner.<name>."
             )
         self._path = path
-        # also where `--data.partitioner.init_args.alpha 0.3` goes, which jsonargparse (4.53) puts beside the init_args
+        # also for `--data.partitioner.init_args.alpha 0.3`, which jsonargparse (4.53) puts beside the init_args
         self._partitioner = {"class_path": partitioner["class_path"], "init_args": {**given, **arguments}}
         self._split = split
         self._name = name
@@ -150,7 +150,7 @@ class PartitionedData(EncodedData):
         self._download = download
 
     def source_options(self) -> dict[str, Any]:
-        """The files, or the name on the hub, and the partitioner."""
+        """Return the files, or the name on the hub, and the partitioner."""
         local = self._local()
         files = None if local is None else [file_identity(file) for file in _files(local)]
         return {
@@ -162,14 +162,14 @@ class PartitionedData(EncodedData):
         }
 
     def source(self, part: Part, selection: Selection) -> PartitionedSource | None:
-        """The partitions; there is no other part."""
+        """Open the partitions as the training part; there is no other part."""
         if part != "train":
             return None
         dataset, rows = self._partitioned
         return PartitionedSource(self._path, dataset, rows, selection)
 
     def draw_identity(self) -> str:
-        """A digest of the partitions: a partitioner without a seed draws others each time."""
+        """Return a digest of the partitions, since a partitioner without a seed draws different ones each time."""
         digest = hashlib.sha256()
         for name, rows in self._partitioned[1].items():
             digest.update(f"{name} {len(rows)} ".encode() + rows.tobytes())
@@ -177,7 +177,7 @@ class PartitionedData(EncodedData):
 
     @cached_property
     def _partitioned(self) -> tuple[Any, dict[str, NDArray[np.int64]]]:
-        """The table and the row numbers of its partitions, once for the vocabulary and the store."""
+        """Return the table and the row numbers of its partitions, computed once for the vocabulary and the store."""
         dataset = self._load()
         return dataset, partition(dataset, self._make_partitioner(), self._path)
 
@@ -186,17 +186,17 @@ class PartitionedData(EncodedData):
         base = import_optional("flwr_datasets.partitioner", _EXTRA).Partitioner
         try:
             kind = getattr(import_optional(module or "flwr_datasets.partitioner", _EXTRA), name)
-            # before it is called: what is no partitioner may be anything, a command to the system say
+            # before it is called, since anything else may be harmful, such as a command to the system
             if not (isinstance(kind, type) and issubclass(kind, base)):
-                raise ConfigurationError(f"{self._partitioner['class_path']} is no partitioner of flwr_datasets.")
+                raise ConfigurationError(f"{self._partitioner['class_path']} is not a partitioner of flwr_datasets.")
             return kind(**self._partitioner.get("init_args", {}))
         except ConfigurationError:
             raise
         except (AttributeError, TypeError, ValueError) as error:
-            raise ConfigurationError(f"the partitioner {self._partitioner} cannot be made: {error}.") from error
+            raise ConfigurationError(f"the partitioner {self._partitioner} cannot be created: {error}.") from error
 
     def _local(self) -> Path | None:
-        """The path, unless it is the name of a data set on the hub."""
+        """Return the path, unless it is the name of a data set on the hub."""
         path = Path(self._path).expanduser()
         if path.exists():
             return path
@@ -226,11 +226,11 @@ class PartitionedData(EncodedData):
             )
         except DataError:
             raise
-        except Exception as error:  # of Arrow, of the hub's client, of the readers of the file formats, ...
+        except Exception as error:  # of Arrow, of the hub's client, of readers of file formats, ...
             remedy = (
                 "set download to true, or put it into the hub's cache on a machine with a network, or give a local path"
                 if local is None and not self._download
-                else "check that it is whole, that it can be reached, and its split"
+                else "check that it is complete and reachable, and its split"
             )
             raise DataError(f"the data set {self._path} cannot be read ({brief(error)}): {remedy}.") from error
 
@@ -244,13 +244,13 @@ def partition(dataset: Any, partitioner: Any, name: str) -> dict[str, NDArray[np
         name: name of the data set, for messages.
 
     Returns:
-        The row numbers of each client by its name: the natural id where the partitioner goes by one.
+        The row numbers of each client by name, which is the natural id if the partitioner uses one.
 
     Raises:
         DataError: the partitioner cannot divide the table.
     """
     try:
-        # the partitioner divides row numbers instead of rows; what they stand for is read a client at a time
+        # the partitioner divides row numbers instead of rows; the rows are read one client at a time
         partitioner.dataset = dataset.add_column(_ROW, np.arange(len(dataset)))
         natural: dict[int, Any] = {}
         rows = {}
@@ -259,7 +259,7 @@ def partition(dataset: Any, partitioner: Any, name: str) -> dict[str, NDArray[np
             natural = natural or getattr(partitioner, "partition_id_to_natural_id", {})
             client = str(natural.get(index, f"partition_{index:05d}"))
             rows[client] = np.asarray(members.with_format("numpy", columns=[_ROW])[:][_ROW], dtype=np.int64)
-    except Exception as error:  # partitioners raise what their arithmetic raises
+    except Exception as error:  # partitioners raise whatever their arithmetic raises
         raise DataError(
             f"{name} cannot be divided by {type(partitioner).__name__} ({brief(error)}): change its init_args."
         ) from error
@@ -267,9 +267,9 @@ def partition(dataset: Any, partitioner: Any, name: str) -> dict[str, NDArray[np
 
 
 def _pixels(picture: Any) -> NDArray[Any]:
-    """The pixels of a decoded picture, where its numbers are no pixels themselves: of two levels, or of a palette."""
+    """Return the pixels of a decoded image whose values are not pixels: with two levels, or a palette."""
     if picture is None:
-        raise ValueError("a row has no picture")
+        raise ValueError("a row has no image")
     if picture.mode == "1":
         picture = picture.convert("L")
     elif picture.mode in ("P", "PA"):
@@ -279,7 +279,7 @@ def _pixels(picture: Any) -> NDArray[Any]:
 
 @contextlib.contextmanager
 def _network(datasets: Any, allowed: bool) -> Iterator[None]:
-    """Keep the hub's client from the network, for whose answer it would wait long; its cache is still used."""
+    """Keep the hub's client off the network, where it would wait long for a response; its cache is still used."""
     before = datasets.config.HF_HUB_OFFLINE
     datasets.config.HF_HUB_OFFLINE = before or not allowed
     try:
@@ -289,7 +289,7 @@ def _network(datasets: Any, allowed: bool) -> Iterator[None]:
 
 
 def _files(path: Path) -> list[Path]:
-    """The files of a local path, all of one kind."""
+    """Return the files of a local path, all of one kind."""
     files = (
         [path]
         if path.is_file()

@@ -1,6 +1,6 @@
-"""The data sets of TensorFlow Federated's simulations: where they are published, and what their fields mean.
+"""Read the data sets of TensorFlow Federated's simulations: their addresses and the meaning of their fields.
 
-Source of the addresses, the checksums and the facts: `tff.simulation.datasets`
+Source of addresses, checksums and facts: `tff.simulation.datasets`
 (github.com/google-parfait/tensorflow-federated), in its versions that read HDF5 files.
 """
 
@@ -33,15 +33,15 @@ STACK_OVERFLOW = Archive(
 
 
 class ReleasedData(HDF5Data):
-    """The files `<name>_train.h5` and `<name>_test.h5` of a folder, and others of that name.
+    """Provides clients from the files `<name>_train.h5` and `<name>_test.h5` of a folder, and others with this name.
 
     Args:
-        folder: where the files are, or are to be unpacked.
-        name: what their names begin with.
-        archive: where they are published.
+        folder: folder of the files, into which the archive is unpacked.
+        name: start of their names.
+        archive: their published archive.
         encoding: how a client's examples become rows, see `EncodedData`.
-        heldout: what comes before `.h5` in the name of the file of new clients, behind `name` and `_`; null = none.
-        download: whether the archive may be fetched, where a file is not there.
+        heldout: part of the name of the file of new clients between `<name>_` and `.h5`; null = no such file.
+        download: whether the archive may be fetched if a file is missing.
         **kwargs: settings of every published data set, see `EncodedData`, and of every data set, see
             `FederatedDataModule`.
     """
@@ -69,15 +69,15 @@ class ReleasedData(HDF5Data):
 
 
 class EmnistData(ReleasedData):
-    """EMNIST by writer: 3,400 writers of 62 characters, or 3,383 writers of the ten digits; images are [1, 28, 28].
+    """Provides EMNIST by writer: 3,400 writers of 62 characters, or 3,383 writers of digits; images are [1, 28, 28].
 
     Paper is 1 and ink 0, as published. Every writer has training and test examples.
 
     Args:
-        folder: where `fed_emnist_train.h5` and `fed_emnist_test.h5` are, or are to be unpacked; with `only_digits`,
-            `fed_emnist_digitsonly_train.h5` and `fed_emnist_digitsonly_test.h5`.
-        only_digits: whether the data are the digits alone.
-        download: whether the archive may be fetched, where a file is not there.
+        folder: folder of `fed_emnist_train.h5` and `fed_emnist_test.h5`, into which the archive is unpacked; with
+            `only_digits`, of `fed_emnist_digitsonly_train.h5` and `fed_emnist_digitsonly_test.h5`.
+        only_digits: whether to use only the digits.
+        download: whether the archive may be fetched if a file is missing.
         **kwargs: settings of every published data set, see `EncodedData`, and of every data set, see
             `FederatedDataModule`.
     """
@@ -94,12 +94,14 @@ class EmnistData(ReleasedData):
 
 
 class Cifar100Data(ReleasedData):
-    """CIFAR-100 on 500 training and 100 new clients of 100 images, by Pachinko allocation; images are [3, 32, 32].
+    """Provides CIFAR-100 for 500 training and 100 new clients with 100 images each; images are [3, 32, 32].
+
+    The images were divided by Pachinko allocation.
 
     Args:
-        folder: where `fed_cifar100_train.h5` and `fed_cifar100_test.h5` are, or are to be unpacked.
-        coarse_labels: whether the labels are the 20 superclasses.
-        download: whether the archive may be fetched, where a file is not there.
+        folder: folder of `fed_cifar100_train.h5` and `fed_cifar100_test.h5`, into which the archive is unpacked.
+        coarse_labels: whether to use the 20 superclasses as labels.
+        download: whether the archive may be fetched if a file is missing.
         **kwargs: settings of every published data set, see `EncodedData`, and of every data set, see
             `FederatedDataModule`.
     """
@@ -118,12 +120,14 @@ class Cifar100Data(ReleasedData):
 
 
 class ShakespeareData(ReleasedData):
-    """The plays of Shakespeare by role, for the next character: 715 roles, each with training and test examples.
+    """Provides the plays of Shakespeare by role, to predict the next character; 715 roles.
+
+    Each role has training and test examples.
 
     Args:
-        folder: where `shakespeare_train.h5` and `shakespeare_test.h5` are, or are to be unpacked.
+        folder: folder of `shakespeare_train.h5` and `shakespeare_test.h5`, into which the archive is unpacked.
         length: number of characters of a row.
-        download: whether the archive may be fetched, where a file is not there.
+        download: whether the archive may be fetched if a file is missing.
         **kwargs: settings of every published data set, see `EncodedData`, and of every data set, see
             `FederatedDataModule`.
     """
@@ -140,7 +144,7 @@ class ShakespeareData(ReleasedData):
 
 
 class _StackOverflow(ReleasedData):
-    """The files of Stack Overflow, whatever is predicted from them."""
+    """Provides the files of Stack Overflow, for any task."""
 
     def __init__(self, folder: str, encoding: Encoding, download: bool = False, **kwargs: Any) -> None:
         super().__init__(
@@ -155,20 +159,20 @@ class _StackOverflow(ReleasedData):
 
 
 class StackOverflowData(_StackOverflow):
-    """Questions and answers of Stack Overflow by user, for the next word.
+    """Provides questions and answers of Stack Overflow by user, to predict the next word.
 
-    342,477 users are trained on, and tested on what they wrote later (204,088 users wrote later, some of them for the
-    first time: those are new); 38,758 further users are held out and new.
+    342,477 users are trained on, and tested on their later posts (204,088 users have some; users without earlier posts
+    are new); 38,758 further users are held out and new.
 
     Args:
-        folder: where `stackoverflow_train.h5`, `stackoverflow_test.h5` and `stackoverflow_held_out.h5` are, or are to
-            be unpacked.
-        vocab_size: number of words that have a number of their own.
-        length: number of words of a sentence that are kept.
+        folder: folder of `stackoverflow_train.h5`, `stackoverflow_test.h5` and `stackoverflow_held_out.h5`, into which
+            the archive is unpacked.
+        vocab_size: number of words in the vocabulary.
+        length: largest number of words of a sentence; the rest is cut.
         vocabulary: the published file `stackoverflow.word_count`, or another list of words; null = the most frequent
             words of the training part.
-        max_examples: largest number of sentences of a user that are read, in each part of the data.
-        download: whether the archive may be fetched, where a file is not there.
+        max_examples: largest number of sentences read of a user in each part of the data.
+        download: whether the archive may be fetched if a file is missing.
         **kwargs: settings of every published data set, see `EncodedData`, and of every data set, see
             `FederatedDataModule`.
     """
@@ -193,19 +197,19 @@ class StackOverflowData(_StackOverflow):
 
 
 class StackOverflowTagsData(_StackOverflow):
-    """Questions and answers of Stack Overflow by user, for the tags of the question; see `StackOverflowData`.
+    """Provides questions and answers of Stack Overflow by user, to predict tags; see `StackOverflowData`.
 
     Args:
-        folder: where `stackoverflow_train.h5`, `stackoverflow_test.h5` and `stackoverflow_held_out.h5` are, or are to
-            be unpacked.
-        vocab_size: number of words that have a column of their own.
-        num_tags: number of tags to be predicted.
+        folder: folder of `stackoverflow_train.h5`, `stackoverflow_test.h5` and `stackoverflow_held_out.h5`, into which
+            the archive is unpacked.
+        vocab_size: number of words in the vocabulary.
+        num_tags: number of tags to predict.
         vocabulary: the published file `stackoverflow.word_count`, or another list of words; null = the most frequent
             words of the training part.
         tag_vocabulary: the published file `stackoverflow.tag_count`, or another list of tags; null = the most frequent
             tags of the training part.
-        max_examples: largest number of sentences of a user that are read, in each part of the data.
-        download: whether the archive may be fetched, where a file is not there.
+        max_examples: largest number of sentences read of a user in each part of the data.
+        download: whether the archive may be fetched if a file is missing.
         **kwargs: settings of every published data set, see `EncodedData`, and of every data set, see
             `FederatedDataModule`.
     """

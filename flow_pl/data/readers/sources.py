@@ -1,7 +1,7 @@
-"""Published parts of a data set (training, test, ...): their clients by name, and how the parts belong together.
+"""Read the published parts of a data set (training, test, ...) by client, and join them.
 
-A client may be in several parts: its training examples in one file, its validation and test examples in others. Or a
-part has clients of its own, who are never trained on.
+A client may be in several parts: its training examples in one file, its validation and test examples in others. A part
+may also have its own clients, which are not trained on.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from flow_pl.data.store.client_store import Role
 from flow_pl.errors import DataError
 
 Part = Literal["train", "test", "validation", "heldout"]
-"""Training examples; test examples; validation examples; clients that are new at the end."""
+"""Training examples; test examples; validation examples; clients that are tested as new clients."""
 
 _APART = "test/"
 
 
 class RawClient(NamedTuple):
-    """One client's examples in one part.
+    """Holds one client's examples in one part.
 
     Attributes:
-        name: the client's name.
-        columns: its examples; none, where the columns are empty.
-        source: the file they come from.
+        name: name of the client.
+        columns: examples of the client; empty columns for none.
+        source: file of the examples.
     """
 
     name: str
@@ -36,28 +36,28 @@ class RawClient(NamedTuple):
     source: str
 
     def checked(self) -> RawClient:
-        """The same client.
+        """Check the client and return it.
 
         Raises:
-            DataError: its columns are not of one length; the message names the file and the client.
+            DataError: its columns have different lengths; the message names the file and the client.
         """
         lengths = {name: len(column) for name, column in self.columns.items()}
         if len(set(lengths.values())) > 1:
             raise DataError(
-                f"{self.source}: client {self.name!r} has columns of different lengths, {lengths}: mend the file."
+                f"{self.source}: client {self.name!r} has columns of different lengths, {lengths}: correct the file."
             )
         return self
 
 
 class Record(NamedTuple):
-    """One client's examples in all parts.
+    """Holds one client's examples in all parts.
 
     Attributes:
-        name: the client's name, unique among all parts.
+        name: name of the client, unique among all parts.
         train: its examples to train or to personalize on.
-        validation: its validation examples; None = the data does not say which they are.
-        test: its test examples; None = the data does not say which they are.
-        role: whether the client is to be trained on.
+        validation: its validation examples; None = the data does not specify them.
+        test: its test examples; None = the data does not specify them.
+        role: whether the client is trained on.
     """
 
     name: str
@@ -69,11 +69,11 @@ class Record(NamedTuple):
 
 @dataclass(frozen=True)
 class Selection:
-    """Which clients and examples are read.
+    """Selects the clients and examples to read.
 
     Attributes:
         columns: names of the columns.
-        max_examples: number of examples of a client in a part; the first ones are read; None = all.
+        max_examples: largest number of examples of a client in a part, taken from the start; None = all.
         client_fraction: share of the clients.
         seed: seed of the choice of the clients.
     """
@@ -84,27 +84,27 @@ class Selection:
     seed: int = 0
 
     def keeps(self, name: str) -> bool:
-        """Whether a client is read: drawn by its name alone, thus the same in every part, whatever their order."""
+        """Return whether to read a client, drawn by its name alone: the same in every part, in any order."""
         return _draw(f"{self.seed}/{name}") < self.client_fraction * 2**64
 
 
 class Source(ABC):
-    """One part of a data set, which gives each client once."""
+    """Reads one part of a data set; each client can be taken once."""
 
     @abstractmethod
     def __iter__(self) -> Iterator[RawClient]:
-        """The clients that have not been taken, in their order."""
+        """Yield the clients that have not been taken, in order."""
 
     @abstractmethod
     def take(self, name: str) -> RawClient | None:
-        """The client of a name, or None where the part has none."""
+        """Return a client by name; None if the part lacks it."""
 
     @abstractmethod
     def names(self) -> Iterable[str]:
-        """Names of all the clients that are selected, in any order; reads no examples where it need not."""
+        """Return the names of all selected clients, in any order; reads no examples unless it must."""
 
     def drop(self, name: str) -> None:
-        """Pass over the client of a name, if the part has it; reads no examples where it need not."""
+        """Skip a client by name, if the part has it; reads no examples unless it must."""
         self.take(name)
 
     def close(self) -> None:  # noqa: B027 (not every source has something open)
@@ -119,19 +119,19 @@ def joined(
     same_clients: bool,
     written: Collection[str] = (),
 ) -> Iterator[Record]:
-    """The clients of all parts.
+    """Join the clients of all parts.
 
     Args:
         train: training examples.
         test: test examples.
-        validation: validation examples; a client that has no others is only evaluated on after a round.
-        heldout: clients that are new at the end.
-        same_clients: whether a name means the same client in all parts; otherwise the test part has clients of its own,
-            who are new, and so has the validation part.
-        written: names of records that are not needed, in the order in which they come here.
+        validation: validation examples; a client without other examples is only evaluated on after rounds.
+        heldout: clients that are tested as new clients.
+        same_clients: whether a name means the same client in all parts; otherwise the test and validation parts have
+            their own clients, which are new.
+        written: names of records to skip, in the order in which they are yielded.
 
     Yields:
-        The clients of the training part, each with its validation and test examples, and then the other ones.
+        The clients of the training part, each with its validation and test examples, and then the others.
     """
     for name in written:
         for source in (train, validation, heldout, test if same_clients else None):
@@ -153,12 +153,12 @@ def new_clients(names: Iterable[str], fraction: float, seed: int) -> frozenset[s
     """Draw a share of the clients by their names.
 
     Args:
-        names: all of them, in any order.
-        fraction: the share, at least 0 and less than 1.
+        names: names of all clients, in any order.
+        fraction: share to draw, at least 0 and less than 1.
         seed: seed of the draw.
 
     Returns:
-        The names of as many as is nearest to the share, halves up, but never of all.
+        The names drawn; their number is the share, rounded half up, but never all.
     """
     ranked = sorted(set(names), key=lambda name: (_draw(f"new/{seed}/{name}"), name))
     return frozenset(ranked[: min(int(len(ranked) * fraction + 0.5), len(ranked) - 1)])
@@ -167,7 +167,7 @@ def new_clients(names: Iterable[str], fraction: float, seed: int) -> frozenset[s
 def _record(train: RawClient, validation: RawClient | None, test: RawClient | None) -> Record:
     if _count(train):
         return Record(train.name, train, validation, test, "train")
-    # without an example to train on it is new, and personalized on the validation examples, or else on some of the test
+    # without training examples it is new, and personalized on validation examples, or else on some test examples
     given = [part for part in (validation, test) if part is not None and _count(part)]
     if not given:
         return Record(train.name, train, None, None, "train")
@@ -175,7 +175,7 @@ def _record(train: RawClient, validation: RawClient | None, test: RawClient | No
 
 
 def _of_client(source: Source | None, client: RawClient) -> RawClient | None:
-    """A client's examples in another part, none where that part does not have it."""
+    """Return a client's examples in another part; none if the part lacks it."""
     if source is None:
         return None
     return source.take(client.name) or client._replace(columns=dict.fromkeys(client.columns, ()))
@@ -186,5 +186,5 @@ def _count(client: RawClient) -> int:
 
 
 def _draw(text: str) -> int:
-    """A number below 2 ** 64 that depends on a text alone."""
+    """Draw a number below 2 ** 64 that depends only on a text."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")

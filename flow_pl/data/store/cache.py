@@ -1,4 +1,4 @@
-"""Locates client stores, and builds missing ones."""
+"""Locate client stores, and build missing ones."""
 
 from __future__ import annotations
 
@@ -83,21 +83,23 @@ def build_store(
 
     Args:
         path: the folder of the store.
-        clients: gives the clients but for those of the given names, the first ones, one at a time and always in the
-            same order.
+        clients: yields the clients except the first ones, whose names it is given, one at a time and always in the same
+            order.
         num_classes: number of classes; None = the largest label + 1.
-        identity: what identifies the clients besides the path; an interrupted store of another one is not resumed.
-        class_names: gives the names of the classes, if they have any, when all clients are read.
-        leave_out: is told the name of a client without any label, which is then left out; None = such a one is refused.
+        identity: what identifies the clients besides the path; an interrupted store with another identity is not
+            resumed.
+        class_names: returns the class names, if any, after all clients are read.
+        leave_out: called with the name of a client without labels, which is then left out; None = such a client is an
+            error.
 
     Raises:
         DataError: a client cannot be used.
-        ConfigurationError: the folder cannot be made, or the disk is full.
+        ConfigurationError: the folder cannot be created, or the disk is full.
     """
     with ClientStoreWriter(path, num_classes, resume=identity) as writer:
         written = dict.fromkeys(writer.written)
         if written:
-            _log.info("%s: %d clients are written already, going on behind them", path, len(written))
+            _log.info("%s: %d clients are already written, continuing after them", path, len(written))
         skipped = False
         for client in progress(clients(written), f"Writing {path.name}"):
             try:

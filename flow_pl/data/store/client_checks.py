@@ -1,4 +1,4 @@
-"""What a client's arrays must be like to be stored."""
+"""Check a client's arrays before they are stored."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from flow_pl.errors import DataError
 from flow_pl.utils.inputs import leaves, names_of
 
 LARGEST_LABEL = np.iinfo(np.int32).max
-"""A larger label is damage: a model has an output for each class."""
+"""Largest label; a larger one means damage, since a model has an output for each class."""
 
 LARGEST_FEATURE = float(np.finfo(np.float32).max)
-"""The largest number of single precision, in which models get features."""
+"""Largest number of single precision, the type of a model's features."""
 
 
 class UnusableError(DataError):
-    """A client has nothing that can be learned from, and may be left out."""
+    """A client has no data to learn from, and may be left out."""
 
 
 def check_client(name: str, x: Features, y: NDArray[Any], heldout_rows: int, num_classes: int | None) -> None:
@@ -30,12 +30,12 @@ def check_client(name: str, x: Features, y: NDArray[Any], heldout_rows: int, num
         name: the client's name.
         x: features.
         y: labels.
-        heldout_rows: number of rows, the last ones, that are not for training by the data's own split.
+        heldout_rows: number of last rows that the data's own split excludes from training.
         num_classes: number of classes, if known.
 
     Raises:
-        UnusableError: it has no labelled row.
-        DataError: they cannot be used; the message names the client, what was found and the remedy.
+        UnusableError: the client has no labelled row.
+        DataError: the arrays cannot be used; the message names the client, what was found and the remedy.
     """
     require_name(name, "the data")
     arrays, names = leaves(x), names_of(x) or (None,)
@@ -59,7 +59,7 @@ def check_client(name: str, x: Features, y: NDArray[Any], heldout_rows: int, num
 
 
 def unusable(name: str, found: str, remedy: str) -> DataError:
-    """The error that a client cannot be used."""
+    """Create the error for a client that cannot be used."""
     return DataError(f"client {name!r} {found}: {remedy}.")
 
 
@@ -82,10 +82,10 @@ def _check_features(name: str, x: NDArray[Any], part: str | None) -> None:
 
 
 def labelled_rows(y: NDArray[Any]) -> NDArray[np.bool_]:
-    """Which rows have a label, [n].
+    """Return which rows have a label, [n] bool.
 
     Args:
-        y: [n] or [n, ...] classes, -1 = none; or [n] real values, NaN = none.
+        y: [n] or [n, ...] classes, -1 = no label; or [n] real values, NaN = no label.
     """
     known = ~np.isnan(y) if y.dtype.kind == "f" else y != -1
     labelled: NDArray[np.bool_] = np.logical_or.reduce(_rows(np.asarray(known)), axis=1)

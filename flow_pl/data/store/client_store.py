@@ -1,22 +1,21 @@
 """A store of clients on disk: the rows of all clients one after the other, memory-mapped.
 
-Opening a store costs the same for a hundred clients and for a million: no row is read before a client is asked for,
-and what is kept in memory does not grow with the population.
+Opening a store costs the same for a hundred clients and for a million: rows are read only when a client is requested,
+and memory does not grow with the population.
 
 Layout of the folder, with M clients and R rows in all:
 
-- `x.npy` [R, ...]: features, of any numeric type; where they are several by name, `x_0.npy`, `x_1.npy`, ... in the
-  order of the names in `meta.json`;
+- `x.npy` [R, ...]: features, of any numeric type; for several by name, `x_0.npy`, `x_1.npy`, ... in the order of the
+  names in `meta.json`;
 - `y.npy` [R] or [R, ...]: labels, a signed integer type, -1 = to be predicted; or [R] real values, float32, NaN = to
   be predicted;
 - `offsets.npy` [M + 1] int64: client i owns the rows offsets[i] to offsets[i + 1]; its labelled rows come first;
 - `labelled.npy` [M] int64: number of labelled rows;
-- `val_rows.npy` and `test_rows.npy` [M] int64: numbers of rows that are for validation and for testing by the data's
-  own split: the test rows are the last labelled ones, and the validation rows come before them; -1 where the data
-  does not say which rows are;
-- `roles.npy` [M] int8: what the data means the client for, an index into `ROLES`;
+- `val_rows.npy` and `test_rows.npy` [M] int64: numbers of validation and test rows in the data's own split: the test
+  rows are the last labelled ones, and the validation rows come before them; -1 if the data does not specify them;
+- `roles.npy` [M] int8: role of the client in the data, an index into `ROLES`;
 - `names.npy` [M] bytes: names of the clients, UTF-8;
-- `meta.json`: what a reader checks (`StoreMeta`).
+- `meta.json`: metadata that a reader checks (`StoreMeta`).
 """
 
 from __future__ import annotations
@@ -39,21 +38,21 @@ FORMAT_VERSION = 4
 """Version of the layout; a store of another version is not read."""
 
 Role = Literal["train", "validation", "test"]
-"""What the data means a client for: to be trained on, or never sampled in training and evaluated on after a round
-("validation") or at the end ("test"). Data that does not divide its clients means all of them to be trained on."""
+"""Role of a client in the data: trained on, or never sampled in training and evaluated after rounds ("validation") or
+at the end ("test"). If the data does not divide its clients, all are trained on."""
 
 ROLES: tuple[Role, ...] = ("train", "validation", "test")
 
 
 class ClientRows(NamedTuple):
-    """The rows of one client, not copied from the file until they are indexed.
+    """Holds the rows of one client, which are not copied from the file until they are indexed.
 
     Attributes:
-        x: [n, ...] features; a mapping where they are several by name.
+        x: [n, ...] features; a mapping for several by name.
         y: [n, ...] labels; -1 in the rows after the labelled ones.
         labelled: number of labelled rows, which come first.
-        val_rows: number of validation rows by the data's own split; -1 = it does not say.
-        test_rows: number of test rows by the data's own split, which are the last labelled ones; -1 = it does not say.
+        val_rows: number of validation rows in the data's own split; -1 = not specified.
+        test_rows: number of test rows in the data's own split, the last labelled ones; -1 = not specified.
     """
 
     x: Features
@@ -65,16 +64,16 @@ class ClientRows(NamedTuple):
 
 @dataclass(frozen=True)
 class StoreMeta:
-    """What `meta.json` holds.
+    """Describes the contents of `meta.json`.
 
     Attributes:
         version: `FORMAT_VERSION` of the writer.
         clients: number of clients.
         rows: number of rows.
-        num_classes: number of classes of the labels; 1 where they are real values.
-        class_names: names of the classes in the order of their numbers, where the labels are texts; otherwise none.
-        features: names of the features in the order of their files, where they are several; otherwise none, and not
-            in the file.
+        num_classes: number of classes of the labels; 1 for real values.
+        class_names: names of the classes in the order of their numbers if labels are texts; otherwise none.
+        features: names of several features in the order of their files; otherwise none, and not in the
+            file.
     """
 
     version: int
@@ -86,9 +85,9 @@ class StoreMeta:
 
 
 class ClientStore:
-    """Clients read from a folder written by `ClientStoreWriter`; made by `ClientStore.open`.
+    """Reads clients from a folder written by `ClientStoreWriter`; created by `ClientStore.open`.
 
-    Copies sent to loader workers open the files anew instead of carrying the rows.
+    Copies sent to loader workers open the files again instead of carrying the rows.
 
     Attributes:
         path: the folder.
@@ -116,7 +115,7 @@ class ClientStore:
 
     @classmethod
     def open(cls, path: str | Path) -> ClientStore:
-        """Open a store; reads the headers of its files and how many rows each client has, but no row.
+        """Open a store; reads the headers of its files and the clients' numbers of rows, but no row.
 
         Args:
             path: the folder of the store.
@@ -144,7 +143,7 @@ class ClientStore:
         }
         arrays = {}
         for name, length in lengths.items():
-            # a plain array on the mapped memory: numpy's memmap makes an object of itself of every slice
+            # a plain array on the mapped memory, since numpy's memmap creates an object of its class for every slice
             array = np.asarray(
                 _load(path / f"{name}.npy", lambda file: np.load(file, mmap_mode="r", allow_pickle=False))
             )
@@ -153,7 +152,7 @@ class ClientStore:
             kinds = "biuf" if name in features else _KINDS.get(name, "i")
             if array.dtype.kind not in kinds or (name not in (*features, "y") and array.ndim != 1):
                 raise DataError(_broken(path / f"{name}.npy", f"shape {array.shape} and type {array.dtype}"))
-            # the same mapped memory as a plain array: of numpy's memmap, every slice is slow
+            # the same mapped memory as a plain array, since slices of numpy's memmap are slow
             arrays[name] = np.asarray(array)
         if arrays["offsets"][-1] != meta.rows:
             raise DataError(_broken(path / "offsets.npy", f"it ends at {arrays['offsets'][-1]}, not at {meta.rows}"))
@@ -166,46 +165,46 @@ class ClientStore:
         return ClientStore.open, (str(self.path),)
 
     def __len__(self) -> int:
-        """Number of clients."""
+        """Return the number of clients."""
         return self.meta.clients
 
     @property
     def sizes(self) -> NDArray[np.int64]:
-        """[M] number of rows of each client, unlabelled ones included; reads no row."""
+        """Return the number of rows [M] of each client, including unlabelled ones; reads no row."""
         return np.diff(self.offsets)
 
     @property
     def feature_shape(self) -> tuple[int, ...]:
-        """Shape of the features of one row; of the first ones, where they are several."""
+        """Return the shape of the features of one row; of several, that of the first."""
         return first(self._x).shape[1:]
 
     @property
     def feature_dtype(self) -> np.dtype[Any]:
-        """Type of the features, as stored; of the first ones, where they are several."""
+        """Return the stored type of the features; of several, that of the first."""
         return first(self._x).dtype
 
     def room(self, *shape: int) -> Features:
-        """Zeros for the features of [*shape] rows."""
+        """Allocate zeros for the features of [*shape] rows."""
         return map_inputs(lambda x: np.zeros((*shape, *x.shape[1:]), dtype=x.dtype), self._x)
 
     @property
     def real_valued(self) -> bool:
-        """Whether the labels are real values rather than classes."""
+        """Return whether the labels are real values rather than classes."""
         return bool(self._y.dtype.kind == "f")
 
     @property
     def label_shape(self) -> tuple[int, ...]:
-        """Shape of the label of one row: () for a class, (T,) for a sequence."""
+        """Return the shape of the label of one row: () for a class, (T,) for a sequence."""
         return self._y.shape[1:]
 
     def read(self, client: int) -> ClientRows:
-        """The rows of one client.
+        """Return the rows of one client.
 
         Args:
             client: index of the client, 0 to M - 1.
 
         Returns:
-            Views of the memory-mapped rows: only those that are indexed are read.
+            Views of the memory-mapped rows, of which only indexed ones are read.
         """
         start, stop = int(self.offsets[client]), int(self.offsets[client + 1])
         x, y = take(self._x, slice(start, stop)), self._y[start:stop]
@@ -213,21 +212,21 @@ class ClientStore:
         return ClientRows(x, y, *counts)
 
     def check(self, client: int) -> None:
-        """Look at the values of a client: those of a file that was damaged can stop or spoil a whole training.
+        """Check the values of a client: a damaged file could stop or spoil a whole run.
 
         Raises:
-            DataError: a feature is not finite, or a label is no class.
+            DataError: a feature is not finite, or a label is not a class.
         """
         rows = self.read(client)
         try:
             check_client(self.name(client), rows.x, rows.y, 0, self.meta.num_classes)
         except DataError as error:
             raise DataError(
-                f"the client store {self.path} is damaged, delete the folder and it is made again ({brief(error)})"
+                f"the client store {self.path} is damaged: delete the folder, it will be rebuilt ({brief(error)})"
             ) from error
 
     def name(self, client: int) -> str:
-        """Name of a client, as in the source data."""
+        """Return the name of a client, as in the source data."""
         try:
             return bytes(self._names[client]).decode("utf-8")
         except UnicodeDecodeError as error:
@@ -235,7 +234,7 @@ class ClientStore:
 
 
 _KINDS = {"y": "if", "names": "S"}
-"""Types of the files; features are of any, the others hold signed integers."""
+"""Types of the files; features have any type, all other files signed integers."""
 
 
 _CLIENTS_AT_ONCE = 1 << 13
@@ -245,19 +244,19 @@ def _meta(file: Path) -> StoreMeta:
     meta = StoreMeta(**json.loads(file.read_text(encoding="utf-8")))
     counts = (meta.version, meta.clients, meta.rows, meta.num_classes)
     if not all(type(value) is int and 0 <= value < 2**62 for value in counts):
-        raise ValueError(f"{counts} holds what is no count")
+        raise ValueError(f"{counts} holds a value that is not a count")
     for key, names in (("class_names", meta.class_names), ("features", meta.features)):
         if not (isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)):
-            raise ValueError(f"{key} is no list of texts")
+            raise ValueError(f"{key} is not a list of texts")
     if len(meta.class_names) > meta.num_classes:
         raise ValueError(f"{len(meta.class_names)} names are given to {meta.num_classes} classes")
     if len(set(meta.features)) != len(meta.features):
-        raise ValueError("features has a name twice")
+        raise ValueError("features repeats a name")
     return replace(meta, class_names=tuple(meta.class_names), features=tuple(meta.features))
 
 
 def _wrong_counts(arrays: dict[str, NDArray[Any]], clients: slice) -> Iterator[tuple[str, str]]:
-    """Files whose numbers for some clients lead out of the rows, and what is wrong."""
+    """Yield files whose numbers for some clients are inconsistent with the rows, and what is wrong."""
     sizes = np.diff(arrays["offsets"][clients.start : clients.stop + 1])
     labelled, val_rows, test_rows, roles = (
         arrays[name][clients] for name in ("labelled", "val_rows", "test_rows", "roles")
@@ -277,7 +276,7 @@ def _wrong_counts(arrays: dict[str, NDArray[Any]], clients: slice) -> Iterator[t
 def _load(file: Path, read: Callable[[Path], Any]) -> Any:
     try:
         return read(file)
-    except Exception as error:  # damage shows as one of a dozen types: ValueError, TokenError, OSError, TypeError, ...
+    except Exception as error:  # damage raises one of a dozen types: ValueError, TokenError, OSError, TypeError, ...
         raise DataError(_broken(file, brief(error))) from error
 
 

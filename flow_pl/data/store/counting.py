@@ -1,4 +1,4 @@
-"""Vocabularies of a data set: counted once, and kept in a file."""
+"""Count the vocabularies of a data set once, and store them in a file."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from flow_pl.errors import ConfigurationError, DataError, brief
 def kept_vocabularies(
     path: Path, encoding: Encoding, clients: Callable[[], Iterable[RawClient]]
 ) -> dict[str, Vocabulary]:
-    """The vocabularies of an encoding, from a file that is written where it is not there yet.
+    """Return the vocabularies of an encoding from a file, which is written if missing.
 
     Args:
         path: the file.
         encoding: the encoding.
-        clients: gives the clients whose tokens count, one at a time.
+        clients: yields the clients whose tokens count, one at a time.
 
     Returns:
         The vocabularies by name.
 
     Raises:
-        DataError: a client's examples are not what the encoding is for, or a vocabulary is empty or damaged.
+        DataError: a client's examples do not suit the encoding, or a vocabulary is empty or damaged.
         ConfigurationError: the file cannot be written.
     """
     wanted = encoding.vocabularies()
@@ -58,14 +58,14 @@ def _find(
         else:
             tokens[name] = list(source.characters or most_frequent(counts.get(name, Counter()), source.size))
         try:
-            Vocabulary(tokens[name])  # an empty one is never written
+            Vocabulary(tokens[name])  # an empty vocabulary is never written
         except DataError as error:
             raise DataError(f"{source.path or files}: {error}") from error
     return tokens
 
 
 def _count(encoding: Encoding, clients: Iterable[RawClient]) -> tuple[dict[str, Counter[str]], str]:
-    """How often each token occurs, by vocabulary; and the files that they come from, for messages."""
+    """Count the tokens of each vocabulary; also return the source files, for messages."""
     counts: dict[str, Counter[str]] = {}
     files: dict[str, None] = {}
     for client in progress(clients, "Counting tokens"):
@@ -88,5 +88,5 @@ def _write(path: Path, tokens: dict[str, list[str]]) -> None:
         temporary.unlink(missing_ok=True)
         raise ConfigurationError(
             f"the vocabulary {path} cannot be written ({brief(error)}): set cache_dir, or the environment variable "
-            "FLOW_PL_CACHE, to a folder that can be written to, on a disk with room."
+            "FLOW_PL_CACHE, to a writable folder on a disk with free space."
         ) from error

@@ -1,4 +1,4 @@
-"""`.npy` files that grow by their first axis."""
+"""Write `.npy` files that grow along their first axis."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 
 class GrowingArray:
-    """A `.npy` file to which rows are appended; numpy pads its header so that the length can be put in at the end.
+    """A `.npy` file to which rows are appended; numpy pads the header, so that the length can be filled in at the end.
 
     Args:
-        file: the file, open behind its header.
+        file: the file, open after its header.
         dtype: type of the entries.
         shape: shape of a row.
 
@@ -34,7 +34,7 @@ class GrowingArray:
 
     @classmethod
     def create(cls, path: Path, like: NDArray[Any]) -> GrowingArray:
-        """A new file for rows like those of an array; one that is there is replaced."""
+        """Create a file for rows like those of an array; an existing one is replaced."""
         dtype, shape = like.dtype.newbyteorder("="), like.shape[1:]
         file = path.open("w+b")
         _write_header(file, dtype, (0, *shape))
@@ -42,7 +42,7 @@ class GrowingArray:
 
     @classmethod
     def reopen(cls, path: Path) -> GrowingArray:
-        """A file that was left unfinished, at its beginning: no row counts before `truncate` says so.
+        """Open an unfinished file at its start: rows count only after `truncate`.
 
         Raises:
             OSError: there is no such file.
@@ -60,18 +60,18 @@ class GrowingArray:
         return cls(file, dtype, tuple(shape))
 
     def fits(self, rows: NDArray[Any]) -> bool:
-        """Whether an array's rows are of the type and shape of those in the file, in any byte order."""
+        """Return whether an array's rows have the file's type and shape, in any byte order."""
         return (rows.dtype.newbyteorder("="), rows.shape[1:]) == (self.dtype, self.shape)
 
     def append(self, rows: NDArray[Any], before: int = 0) -> int:
         """Append rows.
 
         Args:
-            rows: of the type and shape of those in the file.
-            before: checksum to go on from, of the rows of another file.
+            rows: rows of the file's type and shape.
+            before: checksum of another file's rows to continue from.
 
         Returns:
-            Their checksum, see `checksum`.
+            The rows' checksum, see `checksum`.
         """
         content = np.ascontiguousarray(rows, dtype=self.dtype)
         self._file.write(content.data)
@@ -79,7 +79,7 @@ class GrowingArray:
         return zlib.crc32(content.data, before)
 
     def checksum(self, start: int, count: int, before: int = 0) -> int | None:
-        """The CRC-32 of rows in the file, going on from another one's, or None where it ends before them."""
+        """Compute the CRC-32 of rows in the file, continuing that of another one; None if the file is too short."""
         end = self._start + (start + count) * self._row_bytes
         if not 0 <= count <= end <= os.fstat(self._file.fileno()).st_size:
             return None
@@ -88,18 +88,18 @@ class GrowingArray:
         return zlib.crc32(content, before) if len(content) == count * self._row_bytes else None
 
     def truncate(self, length: int) -> None:
-        """Keep the first rows; further ones are appended to them."""
+        """Keep only the first rows; new ones are appended to them."""
         self._length = length
         self._file.truncate(self._file.seek(self._start + length * self._row_bytes))
 
     def flush(self) -> None:
-        """Hand everything to the operating system, which keeps it if this process is killed."""
+        """Pass everything to the operating system, which keeps it if this process is killed."""
         self._file.flush()
 
     def finish(self) -> None:
-        """Write the length, and everything to the disk.
+        """Fill in the length, and write everything to the disk.
 
-        Bytes that are 0 and 1 alone are pictures of two levels: they become truth values, of the same size.
+        Bytes that are all 0 or 1 are images with two levels: they become booleans, of the same size.
         """
         two_levels = self.dtype == np.uint8 and self._length > 0 and self._largest_byte() <= 1
         self._file.seek(0)
@@ -107,7 +107,7 @@ class GrowingArray:
         sync(self._file)
 
     def _largest_byte(self) -> int:
-        """A byte larger than 1, or else the largest one."""
+        """Return a byte larger than 1 if there is one, or else the largest."""
         self._file.flush()
         self._file.seek(self._start)
         largest = 0
@@ -123,7 +123,7 @@ class GrowingArray:
 def sync(file: BinaryIO | TextIO) -> None:
     """Write a file to the disk.
 
-    Before a folder is renamed to its place, so that after a power cut it does not stand for rows that never got there.
+    Done before a folder is renamed to its final name, so that no rows are missing in it after a power cut.
     """
     file.flush()
     os.fsync(file.fileno())

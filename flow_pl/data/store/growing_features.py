@@ -1,4 +1,4 @@
-"""The files of features that grow: one `.npy` file, or one for each name of a mapping."""
+"""Write growing files of features: one `.npy` file, or one for each name of a mapping."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from flow_pl.data.store.growing import GrowingArray, sync
 from flow_pl.utils.inputs import leaves, names_of
 
 _NAMES = "x.json"
-"""Names of the files of a mapping, until the store's `meta.json` has them."""
+"""File with the names of a mapping's features, until the store's `meta.json` has them."""
 
 
 class GrowingFeatures:
-    """Files to which the features of one client after the other are appended.
+    """Appends the features of one client after the other to files.
 
     Args:
-        names: of a mapping's features; none = they are one array.
-        files: as many, or one.
-        folder: that they are in.
+        names: names of a mapping's features; empty = a single array.
+        files: a file for each name, or a single one.
+        folder: folder of the files.
 
     Attributes:
-        names: of a mapping's features.
+        names: names of a mapping's features.
     """
 
     def __init__(self, names: tuple[str, ...], files: Sequence[GrowingArray], folder: Path) -> None:
@@ -37,7 +37,7 @@ class GrowingFeatures:
 
     @classmethod
     def create(cls, folder: Path, like: Features) -> GrowingFeatures:
-        """New files for features like these; those that are there are replaced."""
+        """Create files for features like these; existing ones are replaced."""
         names = names_of(like) or ()
         if names:
             with (folder / _NAMES).open("w", encoding="utf-8") as file:
@@ -49,11 +49,11 @@ class GrowingFeatures:
 
     @classmethod
     def reopen(cls, folder: Path) -> GrowingFeatures:
-        """Files that were left unfinished, see `GrowingArray.reopen`.
+        """Open unfinished files, see `GrowingArray.reopen`.
 
         Raises:
-            OSError: one is missing.
-            ValueError: one is damaged.
+            OSError: a file is missing.
+            ValueError: a file is damaged.
         """
         names: tuple[str, ...] = ()
         if (folder / _NAMES).exists():
@@ -70,7 +70,7 @@ class GrowingFeatures:
         return cls(names, files, folder)
 
     def misfit(self, x: Features) -> tuple[str, str] | None:
-        """What of a client's features does not fit those in the files, and what those are; None where all do."""
+        """Return which of a client's features differ from those in the files, and those; None if all match."""
         if names_of(x) != (self.names or None):
             return f"features {_listed(names_of(x))}", f"them {_listed(self.names or None)}"
         for name, file, rows in zip(self.names or (None,), self._files, leaves(x), strict=True):
@@ -87,7 +87,7 @@ class GrowingFeatures:
         return checksum
 
     def checksum(self, start: int, count: int) -> int | None:
-        """The checksum of rows in the files, or None where one ends before them."""
+        """Compute the checksum of rows in the files; None if a file is too short."""
         checksum: int | None = 0
         for file in self._files:
             checksum = None if checksum is None else file.checksum(start, count, checksum)
@@ -99,15 +99,15 @@ class GrowingFeatures:
             file.truncate(length)
 
     def flush(self) -> None:
-        """Hand everything to the operating system."""
+        """Pass everything to the operating system."""
         for file in self._files:
             file.flush()
 
     def finish(self) -> None:
-        """Write the lengths, and everything to the disk."""
+        """Fill in the lengths, and write everything to the disk."""
         for file in self._files:
             file.finish()
-        with contextlib.suppress(OSError):  # it does no harm in a store
+        with contextlib.suppress(OSError):  # a left-over file does no harm in a store
             (self._folder / _NAMES).unlink()
 
     def close(self) -> None:

@@ -24,14 +24,14 @@ _NAME = "journal.jsonl"
 
 
 class Entry(NamedTuple):
-    """Records a client's properties besides its rows; see `ClientStore` for most of them.
+    """Records a client's properties apart from its rows; see `ClientStore` for most of them.
 
     Attributes:
         name: the client's name.
         rows: number of rows.
         labelled: number of labelled rows.
-        val_rows: number of validation rows by the data's own split, or -1.
-        test_rows: number of test rows by the data's own split, or -1.
+        val_rows: number of validation rows in the data's own split, or -1.
+        test_rows: number of test rows in the data's own split, or -1.
         role: index of the role.
         largest_label: its largest label.
         x_checksum: checksum of its features.
@@ -75,10 +75,10 @@ class Journal:
             identity: what must match for a journal to be resumed, as JSON types.
 
         Returns:
-            Its journal; None where another process holds it, or where the file system has no locks.
+            Its journal; None if another process holds it, or if the file system has no locks.
 
         Raises:
-            OSError: the folder cannot be made or written to.
+            OSError: the folder cannot be created or written to.
         """
         if fcntl is None:
             return None
@@ -86,11 +86,11 @@ class Journal:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             file = path.open("a+b")
-        except (FileNotFoundError, FileExistsError):  # the folder was there, and has just become a store
+        except (FileNotFoundError, FileExistsError):  # the folder has just become a store
             return None
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(file.fileno()), path.stat()):  # else the folder was taken away meanwhile
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):  # otherwise the folder was removed
                 return cls(folder, file, identity)
         except OSError:
             pass
@@ -101,7 +101,7 @@ class Journal:
         """Yield the written clients, up to the first damaged line.
 
         Yields:
-            What is known of a client, and what `cut` keeps it by; nothing where the journal is not of this identity.
+            A client's entry and the position that `cut` needs to keep it; nothing if the journal has another identity.
         """
         self._file.seek(0)
         if self._file.readline() != self._header:
@@ -132,7 +132,7 @@ class Journal:
 
     def discard(self) -> None:
         """Delete the folder."""
-        # under another name first: whoever makes a folder of this name meanwhile has one of their own
+        # renamed first, so that another process that creates a folder with this name gets its own
         doomed = self.folder.with_name(f"{self.folder.name}.{uuid.uuid4().hex}.tmp")
         self.folder.rename(doomed)
         shutil.rmtree(doomed, ignore_errors=True)
@@ -144,8 +144,8 @@ class Journal:
             OSError: it cannot be renamed.
         """
         self.folder.rename(target)
-        # not before: whoever made a new journal meanwhile would take the folder for their own
-        with contextlib.suppress(OSError):  # it does no harm in a store
+        # not earlier: another process that created a new journal would take the folder for its own
+        with contextlib.suppress(OSError):  # a left-over file does no harm in a store
             (target / _NAME).unlink()
 
     def close(self) -> None:

@@ -1,7 +1,7 @@
-"""How much a source file may expand to, and which names its clients may have.
+"""Limit how much a source file may expand to, and which names its clients may have.
 
-A compressed file can hold a thousand times its size and more, and a damaged one can declare any size. What is read is
-therefore bounded before memory or disk is taken for it.
+A compressed file can hold more than a thousand times its size, and a damaged one can declare any size. So sizes are
+checked before memory or disk space is allocated.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from typing import Any, Protocol
 from flow_pl.errors import DataError
 
 ALWAYS_ALLOWED = 1 << 30
-"""Bytes that any file may expand to, however small it is."""
+"""Number of bytes that any file may expand to, however small it is."""
 
 LARGEST_RATIO = 200
-"""Beyond that, how many times its own size a file may expand to. Pictures and texts are packed to a tenth, tables of
-nearly equal numbers to a hundredth."""
+"""Beyond that, largest ratio of the expanded size to the size of a file. Images and texts are compressed to a tenth,
+tables of nearly equal numbers to a hundredth."""
 
 LONGEST_NAME = 1024
-"""Bytes of a client's name: a client store gives every name the room of the longest one."""
+"""Largest number of bytes of a client's name: in a store, all names take as much space as the longest."""
 
 
 class Readable(Protocol):
     """A file of bytes."""
 
     def read(self, size: int, /) -> bytes:
-        """Up to as many bytes; none at the end."""
+        """Read up to this many bytes; none at the end."""
 
 
 def require_bounded(path: Path | str, expanded: int, packed: int) -> None:
@@ -35,11 +35,11 @@ def require_bounded(path: Path | str, expanded: int, packed: int) -> None:
 
     Args:
         path: the file, for the message.
-        expanded: number of bytes that it holds, or declares to hold.
-        packed: its size in bytes.
+        expanded: number of bytes that it contains, or declares.
+        packed: size of the file in bytes.
 
     Raises:
-        DataError: it does.
+        DataError: it expands to more than allowed.
     """
     if expanded > max(ALWAYS_ALLOWED, LARGEST_RATIO * packed):
         raise DataError(
@@ -52,19 +52,19 @@ def require_name(name: str, source: Path | str) -> str:
     """Check that a client's name can be stored.
 
     Args:
-        name: the name.
-        source: the file that it comes from, for the message.
+        name: name of the client.
+        source: file of the client, for the message.
 
     Returns:
         The name.
 
     Raises:
-        DataError: it is too long, or holds what is no Unicode character.
+        DataError: the name is too long, or not valid Unicode.
     """
     try:
         size = len(name.encode("utf-8"))
     except UnicodeEncodeError as error:
-        raise DataError(f"{source}: client {name!r} has a name that is no valid text ({error}): rename it.") from error
+        raise DataError(f"{source}: client {name!r} has a name that is not valid text ({error}): rename it.") from error
     if size > LONGEST_NAME:
         raise DataError(
             f"{source}: client '{name[:40]}...' has a name of {size} bytes, expected at most {LONGEST_NAME}: rename it."
@@ -73,11 +73,11 @@ def require_name(name: str, source: Path | str) -> str:
 
 
 class Bounded(io.RawIOBase):
-    """A file that is expanded while it is read, up to what `require_bounded` allows; to be wrapped in a buffer.
+    """A file that is expanded while it is read, up to the limit of `require_bounded`; to be wrapped in a buffer.
 
     Args:
-        file: gives what is expanded.
-        path: the packed file.
+        file: file of the expanded bytes.
+        path: path of the compressed file.
     """
 
     def __init__(self, file: Readable, path: Path) -> None:
@@ -88,14 +88,14 @@ class Bounded(io.RawIOBase):
         self._expanded = 0
 
     def readable(self) -> bool:
-        """Always."""
+        """Return True."""
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Read up to as many bytes as the buffer has.
+        """Read up to as many bytes as the buffer holds.
 
         Raises:
-            DataError: the file has expanded to too much.
+            DataError: the file has expanded to more than allowed.
         """
         block = self._file.read(len(buffer))
         self._expanded += len(block)

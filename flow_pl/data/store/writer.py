@@ -1,4 +1,4 @@
-"""Writes a client store, one client at a time, so that it is either complete or absent."""
+"""Write a client store, one client at a time, so that it is either complete or absent."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from flow_pl.utils.validation import given, require_count
 
 
 class ClientData(NamedTuple):
-    """One client, as a reader of a source format yields it.
+    """Holds one client, as yielded by a reader.
 
     Attributes:
         name: the client's name, unique in the data set.
@@ -36,11 +36,11 @@ class ClientData(NamedTuple):
             several by name, which a model gets as a mapping of tensors, in alphabetical order.
         y: [n] or [n, ...] integer labels, 0 or more; -1 (in every entry of the row) = to be predicted. Or [n] real
             values, float32; NaN = to be predicted.
-        val_rows: number of rows that the data means for validation, which come before its test rows; None = it does
-            not say.
-        test_rows: number of rows that the data means for testing, which come last; None = it does not say.
-        role: whether the data means the client to be trained on, or only to be evaluated on.
-        source: file that the client comes from, for messages; empty = none.
+        val_rows: number of rows that the data marks for validation, which come before its test rows; None = not
+            specified.
+        test_rows: number of rows that the data marks for testing, which come last; None = not specified.
+        role: role of the client in the data: trained on, or only evaluated.
+        source: file of the client, for messages; empty = none.
     """
 
     name: str
@@ -56,9 +56,9 @@ class ClientStoreWriter:
     """Writes a client store; a context manager.
 
     Rows go straight to disk, in a folder beside the target that is renamed to it at the end. A writer that fails or is
-    killed leaves no store; where another process has finished the same store first, that one is kept.
+    killed leaves no store; if another process has finished the same store first, that one is kept.
 
-    With `resume`, what a writer has written stays in the folder `.<name>.partial` beside the target, unless a client
+    With `resume`, unfinished work stays in the folder `.<name>.partial` beside the target, unless a client
     cannot be used, and the next writer continues there, if it has the same `resume` and number of classes. While
     one process writes there, another one with the same target writes elsewhere.
 
@@ -70,11 +70,11 @@ class ClientStoreWriter:
 
     Raises:
         ConfigurationError: the folder cannot be made, or the disk is full.
-        DataError: on leaving, no client was added.
+        DataError: at the end of the context, if no client was added.
 
     Attributes:
-        class_names: names of the classes in the order of their numbers, to be set before it is left; none = they have
-            none.
+        class_names: names of the classes in the order of their numbers, to be set before the context ends; none =
+            unnamed.
     """
 
     def __init__(self, target: str | Path, num_classes: int | None = None, resume: str | None = None) -> None:
@@ -144,7 +144,7 @@ class ClientStoreWriter:
         """Append one client; the arguments are the fields of `ClientData`.
 
         Raises:
-            UnusableError: the client has no labelled row; it may be left out, and others be added.
+            UnusableError: the client has no labelled row; it can be left out, and others added.
             DataError: the client cannot be used; the message names it and its file, what was found and the remedy.
             ConfigurationError: the disk is full.
         """
@@ -161,7 +161,7 @@ class ClientStoreWriter:
         self, name: str, x: Features, y: NDArray[Any], val_rows: int | None, test_rows: int | None, role: Role
     ) -> None:
         if name in self._names:
-            raise unusable(name, "comes twice", "give every client a name of its own, and all of its rows at once")
+            raise unusable(name, "comes twice", "give every client a unique name, and all of its rows at once")
         check_client(name, x, y, (val_rows or 0) + (test_rows or 0), self._num_classes)
         if y.dtype.kind != "f":
             y = y.astype(np.promote_types(y.dtype, np.int8))  # the smallest signed type that holds -1 and every label
@@ -234,7 +234,7 @@ class ClientStoreWriter:
             stack.pop_all()
 
     def _commit(self) -> bool:
-        """Make a store of the folder; False = there is one by now, and the folder is left."""
+        """Turn the folder into a store; False = another one exists by now, and the folder is left."""
         if self._x is None or self._y is None:
             raise DataError(f"no client to write to {self._target}: the data set has no rows; check its source.")
         for name, values in {"offsets": self._offsets, **self._counts}.items():
@@ -249,7 +249,7 @@ class ClientStoreWriter:
             FORMAT_VERSION, len(self._names), self._offsets[-1], max(classes, len(names)), names, self._x.names
         )
         described = asdict(meta)
-        if not meta.features:  # a store of one array is as it was before there were others
+        if not meta.features:  # the layout of a store with one array is unchanged
             del described["features"]
         with (self._folder / "meta.json").open("w", encoding="utf-8") as file:
             json.dump(described, file, indent=2)
@@ -260,7 +260,7 @@ class ClientStoreWriter:
             else:
                 self._journal.move(self._target)
         except OSError:
-            if not self._target.is_dir():  # where it is one, another process was first, with the same rows
+            if not self._target.is_dir():  # if it is a store, another process was first, with the same rows
                 raise
             return False
         return True
@@ -268,14 +268,14 @@ class ClientStoreWriter:
     def _close(self) -> None:
         for file in (self._x, self._y, self._journal):
             if file is not None:
-                with contextlib.suppress(OSError):  # on a full disk, what is still to be written fails again
+                with contextlib.suppress(OSError):  # on a full disk, pending writes fail again
                     file.close()
 
     def _unwritable(self, error: OSError) -> ConfigurationError:
-        stays = f" What is written stays in {self._folder}, to resume from." if self._journal and self._names else ""
+        stays = f" The written clients stay in {self._folder}, to resume from." if self._journal and self._names else ""
         return ConfigurationError(
             f"the client store {self._target} cannot be written ({error}): set cache_dir, or the environment variable "
-            f"FLOW_PL_CACHE, to a folder that can be written to, on a disk with room for the data.{stays}"
+            f"FLOW_PL_CACHE, to a writable folder on a disk with space for the data.{stays}"
         )
 
 
