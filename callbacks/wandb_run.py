@@ -5,64 +5,85 @@ Nothing here imports wandb; Lightning's logger does, when it is used.
 
 from __future__ import annotations
 
-import json
+import contextlib
+import os
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
-from flow_pl.loggers import NOTE, Note, read_note, wandb_loggers
-from flow_pl.utils.files import write_text
+from flow_pl.errors import ConfigurationError
+from flow_pl.loggers import wandb_loggers
+from flow_pl.results.run_folder import find_checkpoint, goes_on
+from flow_pl.utils.checkpoints import look_at
 
-SLACK = 10
-"""Rows that a killed process may have logged since it last wrote the note; a round logs two."""
+SLACK = 1000
+"""Rows that may have been logged since the last checkpoint; a round logs two."""
 
 
 class WandbRun(Callback):
-    """Records the W&B run of a fit in the run's folder, where `continued_run` finds it.
+    """Saves the id of a fit's W&B run in its checkpoints, where `continued_run` finds it.
 
     A command that continues the run offline, where the server cannot report how many rows it has, counts its rows from
-    there on, so that `wandb sync` can append them. A new fit that is not logged to W&B removes the record
-    of the run it replaces.
+    there on, so that `wandb sync` can append them. A fit that resumes without W&B passes the id on.
     """
 
     def __init__(self) -> None:
-        self._path: Path | None = None
         self._run: Any = None
+        self._saved: dict[str, Any] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write the record, in the first process."""
-        self._path = None
+        """Find the run, in the first process, and count its rows from those of the checkpoints on."""
+        self._run, self._saved = None, {}
         loggers = wandb_loggers(trainer)
         if not loggers or not trainer.is_global_zero:
             return
-        path, run = Path(trainer.default_root_dir) / NOTE, loggers[0].experiment
-        note = read_note(path)
-        continued = note is not None and note.id == run.id
-        if note is not None and continued and run.step == 0:
-            run.log({}, step=note.step + SLACK)
-        if continued or stage == "fit":
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._path, self._run = path, run
-            self._write()
+        self._run = loggers[0].experiment
+        rows = _saved_rows(Path(trainer.default_root_dir), self._run.id) if self._run.step == 0 else None
+        if rows is not None:
+            self._run.log({}, step=rows + SLACK)
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remove the record of a run that is replaced by one not logged to W&B."""
-        # a trial (fast_dev_run) has dummy loggers, and replaces nothing
-        trial = getattr(trainer, "fast_dev_run", False)
-        if trainer.is_global_zero and trainer.current_epoch == 0 and not trial and not wandb_loggers(trainer):
-            (Path(trainer.default_root_dir) / NOTE).unlink(missing_ok=True)
+    def state_dict(self) -> dict[str, Any]:
+        """Return the id of the run and W&B's own counter of logged rows; that of the checkpoint without W&B."""
+        return self._saved if self._run is None else {"id": self._run.id, "step": self._run.step}
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Record the number of rows of the last round."""
-        self._write()
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep what the checkpoint says."""
+        self._saved = state_dict
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Record the final number of rows."""
-        self._write()
-        self._path = None
 
-    def _write(self) -> None:
-        if self._path is not None:
-            write_text(self._path, json.dumps(Note(self._run.id, self._run.step)._asdict()) + "\n")
+def continued_run(root: Path, ckpt_path: str | os.PathLike[str] | None) -> str | None:
+    """Return the W&B run that a command continues: the one whose checkpoint it starts from.
+
+    Args:
+        root: folder of the run.
+        ckpt_path: the checkpoint given on the command line.
+
+    Returns:
+        The id; None if the checkpoint is not in the folder, its run was not logged to W&B, or the environment names a
+        run (`WANDB_RUN_ID`), as in a sweep.
+    """
+    if "WANDB_RUN_ID" in os.environ:
+        return None
+    if ckpt_path in ("best", "last", "hpc"):
+        with contextlib.suppress(ConfigurationError):  # a fit then starts from scratch
+            return _saved(find_checkpoint(root, str(ckpt_path))).get("id")
+        return None
+    path = Path(str(ckpt_path))
+    return _saved(path).get("id") if path.is_file() and goes_on(root, path) else None
+
+
+def _saved(path: Path) -> dict[str, Any]:
+    """Return what a checkpoint says of its W&B run; empty if nothing."""
+    saved: dict[str, Any] = look_at(path).get("callbacks", {}).get(WandbRun.__qualname__, {})
+    return saved
+
+
+def _saved_rows(root: Path, run_id: str) -> int | None:
+    """Return the largest number of rows in the checkpoints of a W&B run; None if there are none."""
+    found = []
+    for path in root.rglob("*.ckpt"):
+        with contextlib.suppress(ConfigurationError):  # a damaged one, or not one of ours
+            found.append(_saved(path))
+    return max((saved["step"] for saved in found if saved.get("id") == run_id), default=None)

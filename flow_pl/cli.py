@@ -27,11 +27,12 @@ from flow_pl.callbacks._known_metrics import check_monitors
 from flow_pl.callbacks.metrics_log import MetricsLog, continue_log
 from flow_pl.callbacks.preemption import Preemption
 from flow_pl.callbacks.run_folder import BestCheckpoint, LastCheckpoint, RunFolder
+from flow_pl.callbacks.wandb_run import continued_run
 from flow_pl.checks import check_class_paths
 from flow_pl.configuration import KEY, SECTIONS
 from flow_pl.data import FederatedDataModule
 from flow_pl.errors import ConfigurationError, FlowError, brief
-from flow_pl.loggers import RunLogger, continued_run, make_wandb_logger, sweep_folder
+from flow_pl.loggers import RunLogger, make_wandb_logger, sweep_folder
 from flow_pl.module import FederatedModule
 from flow_pl.results.run_folder import CONFIG, CONFIG_HEADER, LOGS, find_checkpoint
 from flow_pl.resume import warn_of_changes

@@ -7,17 +7,15 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import os
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
-from flow_pl.errors import ConfigurationError
 from flow_pl.utils.files import unwritable, write_text
 
 
@@ -126,64 +124,9 @@ class MetricsFile(ExperimentWriter):
         return text.getvalue()
 
 
-NOTE = "wandb_run.json"
-"""Name of the file in a run's folder that records the W&B run of its fit."""
-
-
-class Note(NamedTuple):
-    """Identifies the W&B run that a fit is logged to.
-
-    Attributes:
-        id: id of the run.
-        step: W&B's own counter of logged rows.
-    """
-
-    id: str
-    step: int
-
-
 def wandb_loggers(trainer: Trainer) -> list[WandbLogger]:
     """Return a trainer's W&B loggers, whose `log_table` and `log_image` take tables and images."""
     return [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
-
-
-def read_note(path: Path) -> Note | None:
-    """Read which W&B run a fit was logged to; None if there is no such file.
-
-    Raises:
-        ConfigurationError: the file is not one that `WandbRun` wrote.
-    """
-    if not path.exists():
-        return None
-    try:
-        return Note(**json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise ConfigurationError(
-            f"{path} names no Weights & Biases run ({error}): delete it, and the command starts a new one."
-        ) from error
-
-
-def continued_run(root: Path, ckpt_path: str | os.PathLike[str] | None) -> str | None:
-    """Return the W&B run that a command continues: the one whose checkpoint it starts from.
-
-    Args:
-        root: folder of the run.
-        ckpt_path: the checkpoint given on the command line.
-
-    Returns:
-        The id; None if the checkpoint is not in the folder, its run was not logged to W&B, or the environment names a
-        run (`WANDB_RUN_ID`), as in a sweep.
-
-    Raises:
-        ConfigurationError: see `read_note`.
-    """
-    if ckpt_path is None or "WANDB_RUN_ID" in os.environ:
-        return None
-    path = Path(ckpt_path)
-    if str(path) in ("best", "last", "hpc") or (path.exists() and path.resolve().is_relative_to(root.resolve())):
-        note = read_note(root / NOTE)
-        return None if note is None else note.id
-    return None
 
 
 def sweep_folder(root: str) -> str:

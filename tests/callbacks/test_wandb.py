@@ -12,11 +12,10 @@ import yaml
 from lightning.pytorch.loggers import WandbLogger
 
 import flow_pl.callbacks
-from flow_pl.__main__ import main
 from flow_pl.callbacks import RoundProgressBar
-from flow_pl.callbacks.wandb_run import SLACK
+from flow_pl.callbacks.wandb_run import SLACK, WandbRun, continued_run
 from flow_pl.cli import run
-from flow_pl.loggers import NOTE, continued_run, make_wandb_logger
+from flow_pl.loggers import make_wandb_logger
 from flow_pl.shipped import find
 from tests.test_cli import TINY
 from tests.wandb_files import offline_runs
@@ -92,7 +91,10 @@ def test_config_rounds_table_and_images(command, tmp_path):
 
 
 def test_a_resumed_run_and_its_test_go_on_with_the_same_run(command, tmp_path):
-    """Steps of W&B never repeat, so that `wandb sync` can append: 4 rows, then rows from 4 + SLACK on, and so on."""
+    """Steps of W&B never repeat, so that `wandb sync` can append.
+
+    A checkpoint is written between the two rows of its round, so after 3 of 4 rows; the next ones follow SLACK later.
+    """
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
     logger = command("fit").trainer.logger
     assert logger._wandb_init["resume"] == "allow"
@@ -108,8 +110,8 @@ def test_a_resumed_run_and_its_test_go_on_with_the_same_run(command, tmp_path):
         [],
     ]
     steps = [[row["_step"] for row in run.history] for run in runs]
-    assert steps[:3] == [[0, 1, 2, 3], [4 + SLACK, 5 + SLACK], [6 + 2 * SLACK, 7 + 2 * SLACK]]
-    assert steps[3][0] == 8 + 3 * SLACK
+    assert steps[:3] == [[0, 1, 2, 3], [3 + SLACK, 4 + SLACK], [4 + 2 * SLACK, 5 + 2 * SLACK]]
+    assert steps[3][0] == 5 + 3 * SLACK
 
 
 class KilledError(Exception):
@@ -117,7 +119,7 @@ class KilledError(Exception):
 
 
 def test_a_run_that_was_killed_goes_on_behind_its_rows(command, tmp_path, monkeypatch):
-    """Killed in its second round: two rows are noted, of round 1, and a third is logged, the validation of round 2."""
+    """Killed in its second round, when the checkpoint of round 1 has a row, and two more are logged."""
 
     def kill(self, trainer, pl_module):
         if trainer.current_epoch == 1:
@@ -127,39 +129,48 @@ def test_a_run_that_was_killed_goes_on_behind_its_rows(command, tmp_path, monkey
         patch.setattr(RoundProgressBar, "on_train_epoch_end", kill)
         with pytest.raises(KilledError):
             command("fit")
-    assert json.loads((tmp_path / "run" / NOTE).read_text())["step"] == 2
     command("fit", "--ckpt_path", "last")
     killed, resumed = offline_runs(tmp_path)
     assert killed.id == resumed.id
     assert [row["_step"] for row in killed.history] == [0, 1, 2]
-    assert [row["_step"] for row in resumed.history] == [2 + SLACK, 3 + SLACK]
+    assert [row["_step"] for row in resumed.history] == [1 + SLACK, 2 + SLACK]
+
+
+def checkpoint(path, **saved):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"flow_pl": {}, "state_dict": {}, "callbacks": {WandbRun.__qualname__: saved} if saved else {}}, path)
 
 
 @pytest.mark.parametrize(
-    ("checkpoint", "expected"),
+    ("path", "expected"),
     [
-        ("checkpoints/last.ckpt", "noted"),
-        ("../run/checkpoints/last.ckpt", "noted"),
-        ("last", "noted"),
-        ("hpc", "noted"),
+        ("checkpoints/last.ckpt", "saved"),
+        ("../run/checkpoints/last.ckpt", "saved"),
+        ("last", "saved"),
+        ("hpc", "preempted"),
+        ("best", None),
         (None, None),
         ("../other/last.ckpt", None),
         ("registry:model", None),
     ],
 )
-def test_the_run_is_that_of_the_checkpoint(tmp_path, monkeypatch, checkpoint, expected):
+def test_the_run_is_that_of_the_checkpoint(tmp_path, monkeypatch, path, expected):
     monkeypatch.delenv("WANDB_RUN_ID", raising=False)
-    for file in ("run/checkpoints/last.ckpt", "other/last.ckpt"):
-        (tmp_path / file).parent.mkdir(parents=True)
-        (tmp_path / file).touch()
     root = tmp_path / "run"
+    checkpoint(root / "checkpoints" / "last.ckpt", id="saved", step=3)
+    checkpoint(root / "hpc_ckpt_1.ckpt", id="preempted", step=3)
+    checkpoint(tmp_path / "other" / "last.ckpt", id="other", step=3)
     monkeypatch.chdir(root)
-    assert continued_run(root, checkpoint) is None
-    (root / NOTE).write_text('{"id": "noted", "step": 3}')
-    assert continued_run(root, checkpoint) == expected
-    assert continued_run(Path(), checkpoint) == expected
+    assert continued_run(root, path) == expected
+    assert continued_run(Path(), path) == expected
     monkeypatch.setenv("WANDB_RUN_ID", "an agent's")
-    assert continued_run(root, checkpoint) is None
+    assert continued_run(root, path) is None
+
+
+def test_a_checkpoint_without_a_run_continues_none(tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_RUN_ID", raising=False)
+    checkpoint(tmp_path / "checkpoints" / "last.ckpt")
+    assert continued_run(tmp_path, "last") is None
 
 
 @pytest.mark.parametrize(
@@ -171,24 +182,16 @@ def test_a_logger_that_names_its_run_keeps_it(given, expected):
     assert make_wandb_logger(None, WandbLogger, resume="must", **given)._wandb_init["resume"] == "must"
 
 
-def test_a_fit_without_wandb_that_replaces_the_run_forgets_it(command, tmp_path):
-    note = tmp_path / "run" / NOTE
+def test_rounds_without_wandb_pass_its_run_on_and_a_new_fit_forgets_it(command, tmp_path):
+    def run_id():
+        return continued_run(tmp_path / "run", "last")
+
     quick = ["--trainer.max_epochs", "1"]
-    command("fit", *quick)
-    command("fit", "--trainer.fast_dev_run", "true", logger=None)
+    logged = command("fit", *quick).trainer.logger.version
     command("fit", "--ckpt_path", "last", "--trainer.max_epochs", "2", logger=None)
-    assert note.exists(), "a trial, or a stretch without W&B, replaces nothing"
+    assert run_id() == logged
     command("fit", *quick, logger=None)
-    assert not note.exists()
-
-
-def test_a_damaged_note_ends_with_one_clear_message(command, tmp_path, capsys):
-    command("fit", "--trainer.max_epochs", "1", logger=None)
-    (tmp_path / "run" / NOTE).write_text("oops")
-    with pytest.raises(SystemExit) as stop:
-        command("fit", "--ckpt_path", "last", run=main)
-    assert stop.value.code == 1
-    assert f"{NOTE} names no Weights & Biases run" in capsys.readouterr().err
+    assert run_id() is None
 
 
 def test_the_shipped_logger(command, tmp_path):
