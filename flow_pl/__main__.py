@@ -6,9 +6,11 @@ import os
 import pkgutil
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from flow_pl import shipped
 from flow_pl.errors import FlowError
+from flow_pl.utils.lean_imports import lean_imports, names_foreign_code
 from flow_pl.utils.words import check_options, nearest
 from flow_pl.version import __version__
 
@@ -66,15 +68,17 @@ def main(args: Sequence[str] | None = None) -> None:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     let_threads_sleep()
-    # from here on imports take seconds
-    from flow_pl.utils.exit_messages import exit_with_message
+    # these imports take seconds
+    with lean_imports(without_unused=args is None and command in STAGES and _runs_known_code(words)):
+        from flow_pl.utils.exit_messages import exit_with_message
+
+        if command in STAGES:
+            from flow_pl.cli import run
 
     with exit_with_message():
         if command in OTHERS:
             _run_other(command, words[1:])
         else:
-            from flow_pl.cli import run
-
             run(None if args is None else words)
 
 
@@ -86,6 +90,17 @@ def let_threads_sleep() -> None:
     """
     if not any(name in os.environ for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")):
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+
+
+def _runs_known_code(words: Sequence[str]) -> bool:
+    """Return whether a stage names no code other than that of this package, torch, Lightning and flwr_datasets."""
+    expanded, files = shipped.expand(words)
+    values = [word.partition("=")[2] if word.startswith("-") else word for word in expanded if word not in files]
+    try:
+        texts = [Path(file).read_text(encoding="utf-8") for file in files]
+    except (OSError, ValueError):
+        return False  # the command line says what is wrong with the file
+    return not names_foreign_code([*texts, *values])
 
 
 def _run_other(command: str, words: Sequence[str]) -> None:

@@ -8,8 +8,12 @@ from pathlib import Path
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from flow_pl.deploy.node import Node
 from flow_pl.errors import FlowError, brief
+from flow_pl.utils.lean_imports import lean_imports
+
+# each message starts a process, most of whose time is spent here
+with lean_imports():
+    from flow_pl.deploy.node import Node
 
 REFUSED = 1000
 """Error code of a node's one-line reason for having no reply."""
