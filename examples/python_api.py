@@ -1,10 +1,10 @@
-"""The Python interface, cell by cell: all that the command line does, with Lightning's own Trainer.
+"""The Python interface, cell by cell: everything that the command line does, with Lightning's Trainer.
 
-Runs in an editor that knows `# %%` cells, as a notebook (`jupytext --to notebook`), or as a script:
+Runs in an editor that supports `# %%` cells, as a notebook (`jupytext --to notebook`), or as a script:
 `python examples/python_api.py`. It needs `pip install "flow-pl[digits,compare]"` and a minute.
 """
 
-# %% The data: handwritten digits, cut into 30 writers.
+# %% The data: handwritten digits, divided among 30 writers.
 import matplotlib.pyplot as plt
 import torch
 from lightning.pytorch import Trainer, seed_everything
@@ -19,10 +19,10 @@ from flow_pl.models.routers import InstanceRouter
 
 FOLDER = "runs/python_api"
 seed_everything(0)
-torch.set_num_threads(1)  # small tensors: a second thread costs more than it brings
+torch.set_num_threads(1)  # small tensors: a second thread costs more than it gains
 data = DigitsData(num_clients=30, cohort_size=10, chunk_size=10, new_client_fraction=0.2)
 
-# %% The module: a backbone, a method, and how a client trains.
+# %% The module: a backbone, a method, and the training of a client.
 module = FederatedModule(
     MLP(in_features=64, num_classes=10, hidden=[32]),
     Flow(router=lambda blocks: InstanceRouter(blocks, hidden=[16])),
@@ -35,20 +35,20 @@ module = FederatedModule(
 )
 
 
-# %% A callback of one's own is any Lightning callback: this one collects a metric.
+# %% Your own callback is any Lightning callback: this one collects a metric.
 class Curve(Callback):
-    """Personalized accuracy after each validation of the fit."""
+    """Collects the personalized accuracy after each validation of the fit."""
 
     def __init__(self) -> None:
         self.values: list[float] = []
 
     def on_validation_end(self, trainer: Trainer, pl_module: FederatedModule) -> None:
-        """Note the accuracy."""
+        """Record the accuracy."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self.values.append(trainer.callback_metrics["val/personalized_accuracy"].item())
 
 
-# %% The trainer. Clients are personalized by gradient steps in validation and test, so gradients must be allowed there.
+# %% The trainer. Validation and test personalize clients by gradient steps, so they must allow gradients.
 curve = Curve()
 trainer = Trainer(
     max_epochs=10,  # rounds
@@ -79,7 +79,7 @@ trainer.predict(module, datamodule=data, ckpt_path="best", return_predictions=Fa
 print("personalized accuracy over the rounds:", [round(value, 3) for value in curve.values])
 print("of new clients:", round(new["test/new/personalized_accuracy"], 3))
 
-# %% Draw the curve, and how the clients' own models compare.
+# %% Draw the curve, and compare the clients' own models with the server's.
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
 left.plot([5, 10], [100 * value for value in curve.values], marker="o")
 left.set(xlabel="round", ylabel="personalized accuracy (%)", title="Validation", ylim=(0, 100))
@@ -91,7 +91,7 @@ right.set(xticks=[0, 1], xticklabels=[f"{name} clients" for name in names], titl
 right.legend()
 plt.show()
 
-# %% Serve one client that was never sampled: a model of its own from its training examples.
+# %% Serve one client that was never sampled: its own model from its training examples.
 client = int(data.federation.new[0])
 model = personalize(module, *data.examples(client, "train"))
 x, y = data.examples(client, "test")

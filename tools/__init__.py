@@ -1,1 +1,1 @@
-"""Programs, not tests: benchmarks, faults, fuzzing."""
+"""Programs that are not tests: benchmarks, faults, fuzzing."""

@@ -1,9 +1,9 @@
-"""Memory of clients side by side: adapters around a frozen encoder of texts, against copies of all its weights.
+"""Compare the memory of clients side by side with adapters of a frozen text encoder, or copies of all its weights.
 
 python -m tools.adapter_memory FOLDER
 
-Trains 1 and 6 clients of 8 texts for a step of Adam, each in a process of its own. Prints what a client has of its own,
-which follows from the shapes, and the peak of the process, which depends on torch and the machine.
+Trains 1 and 6 clients of 8 texts for a step of Adam, each in its own process. Prints the memory per client, which
+follows from the shapes, and the peak of the process, which depends on torch and the machine.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ TEXTS, TOKENS, CLASSES = 8, 24, 4
 
 
 def clients(count: int) -> ClientBatch:
-    """Clients with random texts."""
+    """Create clients with random texts."""
     x, y = torch.randint(1, 1000, (count, TEXTS, TOKENS)), torch.randint(CLASSES, (count, TEXTS))
     mask = torch.ones(count, TEXTS, dtype=torch.bool)
     order = torch.arange(TEXTS).expand(count, 2, TEXTS).clone()
@@ -37,7 +37,7 @@ def clients(count: int) -> ClientBatch:
 
 
 def measure(folder: str, kind: str, name: str, count: int) -> None:
-    """Train clients and print a line."""
+    """Train clients and print a line of the results."""
     torch.set_num_threads(1)
     backbone = TextEncoder(folder, CLASSES, dropout=0.0)
     method = {"FedAvg": FedAvg, "Flow": Flow}[name]().bind(

@@ -1,9 +1,9 @@
-"""Sentences of posts as token ids, labelled by kind of post and place in it: four labels that differ within a user.
+"""Prepare sentences of posts as token ids, labelled by kind of post and place in it: four labels per user.
 
 python -m tools.discourse stackexchange_posts.json.gz data.npz --model FOLDER
 
-Reads a LEAF file with the lists x (sentences), post (of which post each is) and kind (q or a) of every user. Of each
-post with two sentences or more it takes the first and the last; the users are drawn from those with enough posts.
+Reads a LEAF file with the lists x (sentences), post (the post of each) and kind (q or a) of every user. Takes the first
+and the last sentence of each post with at least two; users are drawn from those with enough posts.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ NAMES = [f"{kind}, {place}" for kind in ("question", "answer") for place in PLAC
 
 
 def sentences(user: dict[str, list[Any]], posts: int) -> list[tuple[str, int]]:
-    """First and last sentence of a user's first posts, with their labels; none where there are fewer posts."""
+    """Return the first and last sentence of a user's first posts, with labels; none if there are too few posts."""
     rows: dict[Any, list[int]] = {}
     for row, post in enumerate(user["post"]):
         rows.setdefault(post, []).append(row)
@@ -34,7 +34,7 @@ def sentences(user: dict[str, list[Any]], posts: int) -> list[tuple[str, int]]:
 
 
 def write(source: Path, target: Path, model: str, users: int, posts: int, length: int) -> None:
-    """Write arrays x [rows, length] of token ids, y [rows] and client [rows]."""
+    """Write the arrays x [rows, length] of token ids, y [rows] and client [rows]."""
     from transformers import AutoTokenizer
 
     with gzip.open(source, "rt", encoding="utf-8") as file:

@@ -17,7 +17,7 @@ from tests.test_cli import config, fails  # noqa: F401 (a fixture)
 from tests.utils.test_checkpoints import disk  # noqa: F401 (a fixture)
 from tools.chaos.__main__ import main as chaos
 from tools.chaos.runs import Chain, kill_group
-from tools.chaos.soak import Look, failures
+from tools.chaos.soak import Usage, failures
 
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.max_epochs=4"]
 
@@ -138,21 +138,21 @@ def test_a_run_that_is_killed_again_and_again_ends_as_one_that_is_not(tmp_path):
     assert chaos(words) == 0
 
 
-def _looks(memory=lambda n: 100, files=lambda n: 9, log=lambda n: 10 * n, disk=lambda n: 50):  # noqa: F811
-    return [Look(n, memory(n), files(n), log(n), disk(n), float(n)) for n in range(100, 2001, 100)]
+def _usages(memory=lambda n: 100, files=lambda n: 9, log=lambda n: 10 * n, disk=lambda n: 50):  # noqa: F811
+    return [Usage(n, memory(n), files(n), log(n), disk(n), float(n)) for n in range(100, 2001, 100)]
 
 
 @pytest.mark.parametrize(
-    ("looks", "words"),
+    ("usages", "words"),
     [
-        (_looks(), None),
-        (_looks(memory=lambda n: min(n, 300)), None),
-        (_looks(memory=lambda n: 1000 + n / 50), "memory grows by"),
-        (_looks(files=lambda n: 9 + n // 500), "open files: 9, later 13"),
-        (_looks(log=lambda n: n * n), "the log grows by"),
-        (_looks(disk=lambda n: 50 + n), "checkpoints grow"),
+        (_usages(), None),
+        (_usages(memory=lambda n: min(n, 300)), None),
+        (_usages(memory=lambda n: 1000 + n / 50), "memory grows by"),
+        (_usages(files=lambda n: 9 + n // 500), "open files: 9, later 13"),
+        (_usages(log=lambda n: n * n), "the log grows by"),
+        (_usages(disk=lambda n: 50 + n), "checkpoints grow"),
     ],
 )
-def test_what_the_soak_finds(looks, words):
-    found = "; ".join(failures(looks))
+def test_what_the_soak_finds(usages, words):
+    found = "; ".join(failures(usages))
     assert (words in found) if words else not found

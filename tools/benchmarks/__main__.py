@@ -1,11 +1,11 @@
-"""Benchmarks: `python -m tools.benchmarks`, or `make bench`. Prints tables and writes `bench.json` here.
+"""Run the benchmarks: `python -m tools.benchmarks`, or `make bench`. Prints tables and writes `bench.json` here.
 
-Contenders take turns round by round, and figures are medians of per-round ratios: so they hold on a machine that has
-other work. First in one process and one thread; then each in processes of its own, the other simulators that
-`make bench-peers` has installed among them, with 1 and 2 threads and processes. Repeat one workload with
-`python -m tools.benchmarks --only mlp`, more rounds with `--rounds 100`.
+Contenders take turns round by round, and results are medians of per-round ratios, so they are valid on a busy machine.
+Contenders run first in one process and one thread, and then each in its own processes, with 1 and 2 threads and
+processes; these include the other simulators installed by `make bench-peers`. Repeat one workload with
+`python -m tools.benchmarks --only mlp`, with more rounds by `--rounds 100`.
 
-Ratios are of rounds behind a warm-up in which all gradients have been traced, with the same cohort in every round.
+Ratios are of rounds after a warm-up in which all gradients are traced, with the same cohort in every round.
 
 `python -m tools.benchmarks --scale` measures how cost grows instead, `--scale population cohort` two of its tables.
 """
@@ -39,10 +39,10 @@ def main(args: Sequence[str] | None = None) -> int:
     """Run the benchmarks.
 
     Args:
-        args: of the command line; None for those of the process.
+        args: arguments of the command line; None for those of the process.
 
     Returns:
-        0, or 1 where contenders did not end with the same model.
+        0, or 1 if contenders did not end with the same model.
     """
     parser = argparse.ArgumentParser(prog="python -m tools.benchmarks", description=__doc__.split("\n")[0])
     parser.add_argument("--only", choices=WORKLOADS, action="append", help="one workload; may be repeated")

@@ -1,6 +1,6 @@
-"""The contenders without a framework: one round of federated averaging in plain PyTorch.
+"""Contenders without a framework: one round of federated averaging in plain PyTorch.
 
-Every contender is called once a round and goes on from the model that it ended with.
+Every contender is called once a round and continues from its last model.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from tools.benchmarks.workloads import Clients, Workload
 
 
 class BareRounds:
-    """A server's model, in plain tensors, and the clients' shares in its mean.
+    """Holds a server's model, as plain tensors, and the clients' shares in its mean.
 
     Attributes:
         server: the model's parameters after the last round.
@@ -26,22 +26,22 @@ class BareRounds:
         self.model = workload.model()
         self.parameters: list[Tensor] = list(self.model.parameters())
         self.server = [p.detach().clone() for p in self.parameters]
-        # of the round's examples, also where these clients are not all of the round's
+        # of all examples of the round, even if it has other clients, too
         self.shares = [len(y) / sum(workload.sizes()) for _, y in clients]
 
     def flat(self) -> Tensor:
-        """The server's model in one vector."""
+        """Return the server's model as one vector."""
         return torch.cat([p.reshape(-1) for p in self.server])
 
 
 class Sequential(BareRounds):
-    """One client after the other, by `torch.autograd.grad` and `torch._foreach` operations.
+    """Trains one client after the other, by `torch.autograd.grad` and `torch._foreach` operations.
 
-    No module, optimizer or loader is made in a round: the practical limit of one client at a time.
+    No module, optimizer or loader is created in a round: the practical limit for one client at a time.
     """
 
     def __call__(self) -> None:
-        """Make a round."""
+        """Run a round."""
         total = [torch.zeros_like(p) for p in self.server]
         for (x, y), share in zip(self.clients, self.shares, strict=True):
             self._train(x, y)
@@ -66,10 +66,10 @@ class Sequential(BareRounds):
 
 
 class Optimizer(BareRounds):
-    """One client after the other, by `loss.backward()` and `torch.optim.SGD`: what people write."""
+    """Trains one client after the other, by `loss.backward()` and `torch.optim.SGD`, as commonly written."""
 
     def __call__(self) -> None:
-        """Make a round."""
+        """Run a round."""
         total = [torch.zeros_like(p) for p in self.server]
         size = self.workload.batch_size
         for (x, y), share in zip(self.clients, self.shares, strict=True):
@@ -88,13 +88,13 @@ class Optimizer(BareRounds):
 
 
 class Vmap(BareRounds):
-    """All clients side by side by `torch.func.vmap(grad)`, padded to the longest where their sizes differ."""
+    """Trains all clients side by side by `torch.func.vmap(grad)`, padded to the longest if their sizes differ."""
 
     def __init__(self, workload: Workload, clients: Clients) -> None:
         super().__init__(workload, clients)
         size = workload.batch_size
-        # Whole minibatches for everyone: a client out of examples has gradient zero, which moves nothing
-        # as long as there is no momentum.
+        # Full minibatches for all clients: a client without examples left has gradient zero, which changes nothing
+        # without momentum.
         self.padded = len({len(y) for _, y in clients}) > 1 or len(clients[0][1]) % size > 0
         assert not (self.padded and workload.momentum), "padded clients would drift"
         longest = -(-max(len(y) for _, y in clients) // size) * size
@@ -115,7 +115,7 @@ class Vmap(BareRounds):
         return (F.cross_entropy(outputs, y, reduction="none") * mask).sum() / mask.sum().clamp_min(1.0)
 
     def __call__(self) -> None:
-        """Make a round."""
+        """Run a round."""
         work = self.workload
         stacked = [p.expand(len(self.clients), *p.shape).clone() for p in self.server]
         parameters = dict(zip(self.names, stacked, strict=True))
@@ -133,9 +133,9 @@ class Vmap(BareRounds):
 
 
 class Batched(Vmap):
-    """All clients side by side by hand: a product of batches for each layer, one autograd graph, nothing else.
+    """Trains all clients side by side by hand: a batched product for each layer and one autograd graph, nothing else.
 
-    What a perceptron's round costs at least in eager torch: the limit for any loop that is not written for it alone.
+    The least that a perceptron's round costs in eager torch: the limit for any loop that is not written for it alone.
     """
 
     def __init__(self, workload: Workload, clients: Clients) -> None:
@@ -164,5 +164,5 @@ CONTENDERS: Contenders = {"sequential": Sequential, "optimizer": Optimizer, "vma
 
 
 def contenders(workload: Workload) -> Contenders:
-    """Those that can run a workload."""
+    """Create the contenders that can run a workload."""
     return {**CONTENDERS, "hand": Batched} if workload.kind == "mlp" and not workload.sigma else CONTENDERS

@@ -1,4 +1,4 @@
-"""Where a round of ours goes: functions of the engine timed from outside, in rounds by Lightning's Trainer."""
+"""Break down our round's time: functions of the engine timed from outside, in rounds by Lightning's Trainer."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ from tools.benchmarks.ours import WorkloadData, fit
 from tools.benchmarks.workloads import Workload
 
 MATHS = ("gradients", "optimizer")
-"""Sections that any simulator pays; the rest of a round is overhead."""
+"""Sections that any simulator has; the rest of a round is overhead."""
 REST = "Lightning"
-"""What is left of a round: Lightning's loops, hooks and callbacks, and the loader."""
+"""The rest of a round: Lightning's loops, hooks and callbacks, and the loader."""
 
 
 @dataclass(frozen=True)
 class Section:
-    """Functions whose time goes under one name.
+    """Names functions whose time is counted together.
 
     Attributes:
-        name: of the section.
+        name: name of the section.
         owner: module or class that holds the function.
-        attribute: its name there.
-        within: section that the call must come from, to count; None for any.
+        attribute: name of the function there.
+        within: section that a call must come from to be counted; None for any.
     """
 
     name: str
@@ -80,7 +80,7 @@ SECTIONS = (
 
 
 class Stopwatch:
-    """Sums the time spent in sections, less that of the sections called from within."""
+    """Sums the time spent in sections, without that of nested sections."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
@@ -88,12 +88,12 @@ class Stopwatch:
         self._open: list[tuple[str, float]] = []
 
     def reset(self) -> None:
-        """Start from nothing."""
+        """Reset all sums."""
         self.seconds.clear()
         self.calls.clear()
 
     def timed(self, name: str, function: Callable[..., Any], within: str | None = None) -> Callable[..., Any]:
-        """The function, its time counted under `name`."""
+        """Wrap a function such that its time is counted under `name`."""
 
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -116,7 +116,7 @@ class Stopwatch:
 
     @contextmanager
     def attached(self) -> Iterator[None]:
-        """Time the sections, while the context lasts."""
+        """Time the sections within the context."""
         trace = flow_pl.engine.gradients.trace
 
         def timed_trace(*args: Any) -> Callable[..., Any]:
@@ -135,7 +135,7 @@ class Stopwatch:
 
 
 class _Rounds(Callback):
-    """Times the Trainer's rounds behind the warm-up, as a whole and by section."""
+    """Times the Trainer's rounds after the warm-up, in total and by section."""
 
     def __init__(self, stopwatch: Stopwatch) -> None:
         self.stopwatch = stopwatch
@@ -144,7 +144,7 @@ class _Rounds(Callback):
         self.calls: dict[str, int] = {}
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Start behind the warm-up, stop where the last round begins."""
+        """Start after the warm-up; stop at the start of the last round."""
         if trainer.current_epoch == WARM_UP:
             self.stopwatch.reset()
             self.start = time.perf_counter()
@@ -155,11 +155,11 @@ class _Rounds(Callback):
 
 @dataclass(frozen=True)
 class Breakdown:
-    """Where the rounds of a workload went.
+    """Holds the time of a workload's rounds by section.
 
     Attributes:
-        milliseconds: a round, by section; their sum is the round.
-        calls: a round, by section.
+        milliseconds: milliseconds per round by section; their sum is the round.
+        calls: calls per round by section.
     """
 
     milliseconds: dict[str, float]
@@ -167,17 +167,17 @@ class Breakdown:
 
     @property
     def overhead(self) -> float:
-        """Share of a round that is neither gradients nor the optimizer's arithmetic."""
+        """Return the share of a round outside of gradients and the optimizer's arithmetic."""
         return 1 - sum(self.milliseconds[name] for name in MATHS) / sum(self.milliseconds.values())
 
 
 def break_down(workload: Workload, chunk_size: int, rounds: int) -> Breakdown:
-    """Run rounds of a workload by the Trainer, and tell where they went.
+    """Run rounds of a workload by the Trainer, and break down their time.
 
     Args:
-        workload: what is trained.
+        workload: the workload.
         chunk_size: clients trained side by side.
-        rounds: timed rounds, over which the figures are means.
+        rounds: number of timed rounds, over which times are averaged.
     """
     stopwatch = Stopwatch()
     watched = _Rounds(stopwatch)

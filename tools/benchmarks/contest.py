@@ -1,4 +1,4 @@
-"""Contenders that take turns round by round, so that a busy machine slows them alike; and what comes out."""
+"""Let contenders take turns round by round, so that a busy machine slows them equally, and compare them."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from tools.benchmarks.ours import LoopRounds, fit, flat
 from tools.benchmarks.workloads import Clients, Workload
 
 TOLERANCE = 1e-4
-"""Largest difference of a parameter after the first round between contenders that made the same round."""
+"""Largest difference of a parameter after the first round between contenders that agree."""
 WARM_UP = 3
-"""Rounds before the timed ones; all tracing is over by then."""
+"""Number of rounds before the timed ones; all tracing is finished by then."""
 
 
 class Contender(Protocol):
-    """Makes a round when it is called."""
+    """Runs a round when it is called."""
 
     def __call__(self) -> None: ...
 
@@ -34,15 +34,16 @@ class Contender(Protocol):
 
 @dataclass
 class Outcome:
-    """What a workload's contest gave.
+    """Holds the result of a workload's contest.
 
     Attributes:
-        workload: what was trained.
-        chunk_size: of our loop, the fastest of the candidates.
-        candidates: milliseconds of the fastest round by chunk size, where there was a choice.
-        seconds: of the timed rounds, by contender.
+        workload: the workload.
+        chunk_size: chunk size of our loop, the fastest of the candidates.
+        candidates: milliseconds of the fastest round by chunk size, if there was a choice.
+        seconds: seconds of the timed rounds, by contender.
         models: the server's model after the first round, by contender.
-        busy: processor time over wall time in the bare contenders' timed rounds: below 1, others used this core.
+        busy: processor time over wall time in the bare contenders' timed rounds; below 1, other processes used this
+            core.
     """
 
     workload: Workload
@@ -53,11 +54,11 @@ class Outcome:
     busy: float = 1.0
 
     def milliseconds(self, name: str) -> float:
-        """Median round of a contender."""
+        """Return a contender's median round time in milliseconds."""
         return median(self.seconds[name]) * 1e3
 
     def ratios(self, name: str, ours: str = "loop") -> tuple[float, float, float]:
-        """A contender's round time over ours, round by round: lower quartile, median, upper quartile."""
+        """Return quartiles and median of a contender's round time over ours, round by round, in ascending order."""
         each = [a / b for a, b in zip(self.seconds[name], self.seconds[ours], strict=True)]
         if len(each) == 1:
             return each[0], each[0], each[0]
@@ -65,17 +66,17 @@ class Outcome:
         return low, middle, high
 
     def difference(self, name: str) -> float:
-        """Largest difference of a parameter to our loop's model, after the first round."""
+        """Return the largest difference of a parameter from our loop's model after the first round."""
         return float((self.models[name] - self.models["loop"]).abs().max())
 
     @property
     def agrees(self) -> bool:
-        """Whether all contenders with a model made the same one."""
+        """Return whether all contenders with a model have the same one."""
         return all(self.difference(name) <= TOLERANCE for name in self.models)
 
 
 class Turns:
-    """Calls every contender once a round and keeps the times."""
+    """Calls every contender once a round and records the times."""
 
     def __init__(self, contenders: dict[str, Contender]) -> None:
         self.contenders = contenders
@@ -84,7 +85,7 @@ class Turns:
         self.models: dict[str, Tensor] = {}
 
     def __call__(self) -> None:
-        """Make a round with every contender."""
+        """Run a round with every contender."""
         used = 0.0
         for name, contender in self.contenders.items():
             start, processor = time.perf_counter(), time.thread_time()
@@ -97,7 +98,7 @@ class Turns:
 
 
 class Conductor(Callback):
-    """Lets the other contenders make a round between two rounds of the Trainer, whose own are timed start to start."""
+    """Lets the other contenders run a round between two rounds of the Trainer, which are timed from start to start."""
 
     def __init__(self, turns: Callable[[], None]) -> None:
         self.turns = turns
@@ -106,7 +107,7 @@ class Conductor(Callback):
         self._start: float | None = None
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Stop the clock, let the others make a round, and start it again."""
+        """Stop the clock, let the others run a round, and start the clock again."""
         now = time.perf_counter()
         if self._start is not None:
             self.seconds.append(now - self._start)
@@ -120,7 +121,7 @@ class Conductor(Callback):
 
 
 def try_chunk_sizes(workload: Workload, clients: Clients) -> dict[int, float]:
-    """Milliseconds of the fastest round of a few, by chunk size; the candidates take turns, behind a warm-up round."""
+    """Return the milliseconds of the fastest of a few rounds by chunk size; candidates take turns after a warm-up."""
     turns = Turns({str(size): LoopRounds(workload, clients, size, workload.flow) for size in workload.chunk_sizes})
     for _ in range(4):
         turns()
@@ -131,8 +132,8 @@ def compete(workload: Workload, rounds: int) -> Outcome:
     """Run a workload.
 
     Args:
-        workload: what is trained.
-        rounds: timed rounds.
+        workload: the workload.
+        rounds: number of timed rounds.
 
     Returns:
         The outcome; contenders are the bare ones, "loop" and "trainer", or "loop" and "fedavg" for Flow.
@@ -150,7 +151,7 @@ def compete(workload: Workload, rounds: int) -> Outcome:
         turns = Turns({**{name: make(workload, clients) for name, make in contenders(workload).items()}, "loop": ours})
         conductor = Conductor(turns)
         with tempfile.TemporaryDirectory() as folder:
-            # One round more: the Trainer's rounds are timed from start to start.
+            # One more round, since the Trainer's rounds are timed from start to start
             fit(workload, clients, outcome.chunk_size, WARM_UP + rounds + 1, folder, [conductor])
         assert conductor.model is not None
         every = {**turns.seconds, "trainer": conductor.seconds}

@@ -1,6 +1,6 @@
-"""Size of an exported model and time per instance on one thread of the CPU: `python -m tools.benchmarks.export`.
+"""Measure exported models: size, and time per instance on one CPU thread; `python -m tools.benchmarks.export`.
 
-Flow with soft and with hard routing, on the backbones' published sizes, personalized for one client of random examples.
+Flow with soft and with hard routing, with backbones of published sizes, personalized for a client with random examples.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ BACKBONES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
     "next word": (NextWordLSTM, (20,), 10_004),
     "next character": (NextCharacterLSTM, (80,), 90),
 }
-"""Maker, shape of an instance, and number of tokens where it is a sequence."""
+"""Factory, shape of an instance, and number of tokens if it is a sequence."""
 
 
 def main() -> None:
@@ -76,7 +76,7 @@ def _personal(
 
 @torch.no_grad()
 def _seconds(program: Callable[[Tensor], Tensor], x: Tensor) -> float:
-    """The fastest of some calls, after two to warm up."""
+    """Return the seconds of the fastest of some calls, after two warm-up calls."""
     times = []
     while len(times) < 5 or (sum(times) < 2 and len(times) < 200):
         start = time.perf_counter()

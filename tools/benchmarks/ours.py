@@ -1,4 +1,4 @@
-"""Our own rounds: by the federated loop alone, and by Lightning's Trainer with everything that a user pays."""
+"""Our rounds: by the federated loop alone, and by Lightning's Trainer with all costs of a user's run."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from flow_pl.models.routers import InstanceRouter, SequenceRouter
 from tools.benchmarks.workloads import Clients, Workload
 
 TRACE_AFTER = 1
-"""Steps of a kind before its gradient is traced: all are, in the first warm-up rounds."""
+"""Number of steps of a kind before its gradient is traced; tracing is finished after the warm-up rounds."""
 
 
 METHODS: dict[str, Callable[[bool], Method]] = {
     "FedAvg": lambda tokens: FedAvg(),
     "Flow": lambda tokens: Flow(split="parts", router=SequenceRouter if tokens else InstanceRouter),
 }
-"""One local epoch of each method that is measured, for instances or for sequences of tokens."""
+"""Measured methods with one local epoch, for instances or for sequences of tokens."""
 
 
 def federated_module(workload: Workload, flow: bool = False) -> FederatedModule:
-    """The workload's model, method and loop as a LightningModule."""
+    """Create a LightningModule from the workload's model, method and loop."""
     chosen = METHODS["Flow" if flow else "FedAvg"](workload.tokens)
     images = len(workload.shape) == 3
     loop = FederatedLoop(
@@ -44,7 +44,7 @@ def federated_module(workload: Workload, flow: bool = False) -> FederatedModule:
 
 
 def chunk(clients: Clients, orders: int = 1) -> ClientBatch:
-    """Clients, the largest first, as the loop takes them: padded, in the order of the data."""
+    """Create a batch of clients, the largest first, padded and in the order of the data."""
     sizes = tuple(len(y) for _, y in clients)
     count, longest = len(sizes), max(sizes)
     x, y = (t.new_zeros(count, longest, *t.shape[1:]) for t in clients[0])
@@ -65,14 +65,14 @@ def _data_order(clients: int, epochs: int, longest: int) -> Tensor:
 
 
 class LoopRounds:
-    """Rounds by the federated loop and the server's optimizer, on chunks that lie in memory.
+    """Runs rounds by the federated loop and the server's optimizer, on chunks in memory.
 
     Args:
-        workload: what is trained.
-        clients: its data.
-        chunk_size: clients trained side by side.
-        flow: whether the round is one of Flow, else of FedAvg.
-        reduce: sums a tensor over processes, where each has a share of the clients.
+        workload: the workload.
+        clients: data of the workload.
+        chunk_size: number of clients trained side by side.
+        flow: whether the round is that of Flow rather than FedAvg.
+        reduce: sums a tensor over processes if each has a share of the clients.
     """
 
     def __init__(
@@ -106,18 +106,18 @@ class LoopRounds:
 
 
 def flat(module: FederatedModule) -> Tensor:
-    """The server's model in one vector, copied."""
+    """Return a copy of the server's model as one vector."""
     return torch.cat([p.detach().reshape(-1) for p in module.backbone.parameters()])
 
 
 class WorkloadData(FederatedDataModule):
-    """A workload's clients in a store, read in every round by the training process.
+    """Provides a workload's clients from a store, which the training process reads in every round.
 
     Args:
-        workload: what is trained.
-        clients: its data.
-        chunk_size: clients trained side by side.
-        folder: of the store.
+        workload: the workload.
+        clients: data of the workload.
+        chunk_size: number of clients trained side by side.
+        folder: folder of the store.
     """
 
     def __init__(self, workload: Workload, clients: Clients, chunk_size: int, folder: str) -> None:
@@ -134,20 +134,20 @@ class WorkloadData(FederatedDataModule):
         self._clients = clients
 
     def options(self) -> dict[str, Any]:
-        """The workload's name is enough, in a folder of its own."""
+        """Return the workload's name, which suffices in a separate folder."""
         return {"workload": self._workload.name}
 
     def class_count(self) -> int:
-        """The workload's."""
+        """Return the workload's number of classes."""
         return self._workload.classes
 
     def clients(self) -> Iterator[ClientData]:
-        """The workload's clients."""
+        """Yield the workload's clients."""
         for i, (x, y) in enumerate(self._clients):
             yield ClientData(f"{i:03d}", x.numpy(), y.numpy())
 
     def on_after_batch_transfer(self, batch: ClientBatch, dataloader_idx: int) -> ClientBatch:
-        """Replace the order that was drawn by that of the data, for the other contenders' sake."""
+        """Replace the drawn order by that of the data, as the other contenders use it."""
         order = _data_order(*batch.order.shape)
         return replace(super().on_after_batch_transfer(batch, dataloader_idx), order=order)
 
@@ -161,13 +161,13 @@ def fit(
     callbacks: Sequence[Callback],
     processes: int = 1,
 ) -> None:
-    """Train by Lightning's Trainer, as a user does, without loggers, checkpoints and validation."""
+    """Train by Lightning's Trainer as a user does, without loggers, checkpoints and validation."""
     data = WorkloadData(workload, clients, chunk_size, folder)
     trainer(rounds, callbacks, processes).fit(federated_module(workload), datamodule=data)
 
 
 def trainer(rounds: int, callbacks: Sequence[Callback], processes: int = 1) -> lightning.Trainer:
-    """Lightning's Trainer on the CPU; of two processes and more, each has to be started by the caller."""
+    """Create Lightning's Trainer on the CPU; with several processes, the caller must start each."""
     return lightning.Trainer(
         max_epochs=rounds,
         accelerator="cpu",

@@ -1,8 +1,8 @@
-"""What a training example costs in the published runs: `python -m tools.benchmarks.paper [configuration ...]`.
+"""Measure the cost of a training example in the published runs: `python -m tools.benchmarks.paper [configuration ...]`.
 
-Trains two rounds of each shipped `flow.yaml` of the paper on random rows of the data's shape, one process after the
-other and each in one thread, and prints the processor time of the cheaper round for a training example and a local
-epoch, and the most memory that the process held. What a client does costs the same whatever the numbers are.
+Trains two rounds of each shipped `flow.yaml` of the paper on random rows of the data's shape, in separate processes
+with one thread each. Prints the processor time of the cheaper round per training example and local epoch, and the peak
+memory of the process. The cost does not depend on the values of the data.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ SHAPES: dict[str, dict[str, Any]] = {
     "reddit": {"length": 10, CLASSES: 10_004, "clients": 10, "rows": 32},
     "stackoverflow_tags": {"words": 10_000, CLASSES: 500, "clients": 10, "rows": 64},
 }
-"""By folder of the configuration: a row's shape, and how many clients of how many rows are trained in a round."""
+"""By folder of the configuration: shape of a row, and numbers of clients in a round and rows of a client."""
 
 
 class RandomRows(FederatedDataModule):
-    """Random rows of the shape of a data set.
+    """Provides random rows in the shape of a data set's.
 
     Args:
         shape: an entry of `SHAPES`.
@@ -51,16 +51,16 @@ class RandomRows(FederatedDataModule):
         self._shape = shape
 
     def options(self) -> dict[str, Any]:
-        """The shape."""
+        """Return the shape."""
         return self._shape
 
     def class_count(self) -> int:
-        """That of the data set."""
+        """Return the data set's number of classes."""
         classes: int = self._shape[CLASSES]
         return classes
 
     def clients(self) -> Iterator[ClientData]:
-        """As many as a round has."""
+        """Yield as many clients as a round has."""
         random, n, classes = np.random.default_rng(0), self._shape["rows"], self._shape[CLASSES]
         for client in range(self._shape["clients"]):
             if PICTURE in self._shape:
@@ -76,7 +76,7 @@ class RandomRows(FederatedDataModule):
 
 
 class Clock(Callback):
-    """Processor time of each round."""
+    """Measures the processor time of each round."""
 
     def __init__(self) -> None:
         self.rounds: list[float] = []
@@ -86,19 +86,19 @@ class Clock(Callback):
         self.rounds.append(-time.process_time())
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop it."""
+        """Stop the clock."""
         self.rounds[-1] += time.process_time()
 
 
 def measure(task: str, rounds: int = 2) -> dict[str, Any]:
-    """Train Flow, as it is published for a task, on random rows.
+    """Train Flow with a task's published settings on random rows.
 
     Args:
         task: name of a shipped task with a published Flow.
-        rounds: the cheapest of them counts.
+        rounds: number of rounds, of which the cheapest counts.
 
     Returns:
-        The task, milliseconds of a core for an example and a local epoch, and MB of memory.
+        The task, milliseconds of a core per example and local epoch, and MB of memory.
     """
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
@@ -120,7 +120,7 @@ def measure(task: str, rounds: int = 2) -> dict[str, Any]:
 
 
 def main(tasks: list[str]) -> None:
-    """Measure each task in a process of its own; one alone in this process."""
+    """Measure each task in its own process; a single one in this process."""
     if len(tasks) == 1:
         print(json.dumps(measure(tasks[0])))
         return

@@ -1,11 +1,11 @@
-"""What privacy, robust aggregation and compression cost in accuracy, on real clients.
+"""Measure what privacy, robust aggregation and compression cost in accuracy, on real clients.
 
     python -m tools.benchmarks.protection privacy --data unipen_writers.npz
     python -m tools.benchmarks.protection robustness --data unipen_writers.npz
     python -m tools.benchmarks.protection bytes --data unipen_writers.npz
     python -m tools.benchmarks.protection cost
 
-Each line is one run of the command line, printed when it is done: the settings, and what the test found. `cost` is the
+Each line is one run of the command line, printed when it ends: the settings, and the results of the test. `cost` is the
 processor time of one thread for the server's part of a round of 100 clients of the EMNIST network, and for a round of
 10 clients with 100 images each, private or not.
 """
@@ -39,7 +39,7 @@ from flow_pl.tasks import Classification
 METHODS = ("fedavg", "fine_tuning", "flow")
 UNIFORM = ["--model.loop.init_args.weighting=uniform"]
 DEPLOYMENT = (1_000, 10_000)
-"""Clients of a round and in all, whose noise and epsilon a run has that trains 50."""
+"""Clients of a round and in total, whose noise and epsilon a run with 50 clients simulates."""
 AGGREGATIONS = {
     "Mean": [],
     "NormBound": ["NormBound", "norm=1.0"],
@@ -64,7 +64,7 @@ COMPRESSIONS = {
 
 
 def chosen(option: str, words: list[str]) -> list[str]:
-    """The arguments that set a class and its settings."""
+    """Return the arguments that select a class and its settings."""
     if not words:
         return []
     name, *settings = words
@@ -72,7 +72,7 @@ def chosen(option: str, words: list[str]) -> list[str]:
 
 
 def privacy() -> Iterator[tuple[str, list[str]]]:
-    """Every method at every epsilon; clipped without noise, and neither; and FedAvg as a smaller deployment."""
+    """Yield runs of every method at every epsilon, with clipping only, and neither; and FedAvg with fewer clients."""
     for method, epsilon in itertools.product(METHODS, ("inf", "inf, clipped", "8", "4", "2")):
         settings = [method, "--data.sampling=poisson", "--data.cohort_size=50", *UNIFORM]
         if epsilon == "inf, clipped":
@@ -86,14 +86,14 @@ def privacy() -> Iterator[tuple[str, list[str]]]:
 
 
 def private(epsilon: str, cohort: int, population: int) -> list[str]:
-    """The arguments of private rounds that simulate a deployment."""
+    """Return the arguments of private rounds that simulate a deployment."""
     words = [f"epsilon={epsilon}", "delta=1e-5", f"noise_cohort_size={cohort}", f"population={population}"]
     clipping = ["clipping=FixedClipping", "clipping.init_args.norm=1.0"]
     return chosen("privacy", ["GaussianMechanism", *words, *clipping])
 
 
 def robustness() -> Iterator[tuple[str, list[str]]]:
-    """Every aggregation under every attack, for a method without and one with personal models."""
+    """Yield runs of every aggregation under every attack, for a method without and one with personal models."""
     for method, attack, share in itertools.product(("fedavg", "flow"), ATTACKS, (0.1, 0.3)):
         if attack == "none" and share > 0.1:
             continue
@@ -104,7 +104,7 @@ def robustness() -> Iterator[tuple[str, list[str]]]:
 
 
 def volume() -> Iterator[tuple[str, list[str]]]:
-    """Every compression."""
+    """Yield runs of every compression."""
     for method, (name, words) in itertools.product(("fedavg", "flow"), COMPRESSIONS.items()):
         yield f"{method} | {name}", [method, *chosen("compression", words)]
     for name, share in (("none", []), ("TopK 0.01, error feedback", ["TopK", "share=0.01"])):
@@ -112,7 +112,7 @@ def volume() -> Iterator[tuple[str, list[str]]]:
 
 
 def measure(arguments: list[str], data: str, rounds: int) -> dict[str, float]:
-    """One run: its figures by name."""
+    """Run once, and return the results by name."""
     method, *settings = arguments
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         cli = run([
@@ -128,7 +128,7 @@ def measure(arguments: list[str], data: str, rounds: int) -> dict[str, float]:
 
 
 def cost() -> None:
-    """Print what a round costs in seconds of the processor."""
+    """Print the cost of a round in seconds of processor time."""
     method = FedAvg()
     method.bind(EMNISTCNN(num_classes=62, in_shape=(1, 28, 28)), Classification())
     size = {"global": dict(method.modules["global"].named_parameters())}
@@ -158,14 +158,14 @@ def cost() -> None:
 
 
 def planned() -> GaussianMechanism:
-    """Privacy of a fit of 1,000 rounds."""
+    """Create the mechanism of a fit of 1,000 rounds."""
     privacy = GaussianMechanism(1e-5, noise_multiplier=1.0)
     privacy.plan(Sampling("poisson", 3400, 100), 1000, 0)
     return privacy
 
 
 def chunk(method: FedAvg, clients: int, first: int) -> ClientUpdate:
-    """Updates of random numbers."""
+    """Create random updates."""
     difference = {"global": {k: torch.randn(clients, *p.shape) for k, p in server_groups(method)["global"].items()}}
     statistics = TrainingStatistics(torch.device("cpu"))
     return ClientUpdate(
@@ -174,7 +174,7 @@ def chunk(method: FedAvg, clients: int, first: int) -> ClientUpdate:
 
 
 def images(clients: int, rows: int) -> ClientBatch:
-    """A chunk of random images."""
+    """Create a chunk of random images."""
     mask = torch.ones(clients, rows, dtype=torch.bool)
     y = torch.randint(62, (clients, rows))
     train = Examples(torch.rand(clients, rows, 1, 28, 28), y, mask, (rows,) * clients)

@@ -1,7 +1,7 @@
-"""Contenders in processes of their own, which take turns round by round; each counts with its best settings.
+"""Let contenders in their own processes take turns round by round; each is judged by its best settings.
 
-All settings of a contender run in heats, and those that may be its best in the final. Threads are settings of a round
-where a library lets them be changed, and of a process where it does not.
+All settings of a contender run in heats, and those that may be the best in the final. The number of threads is a
+setting of a round if the library can change it, and otherwise of a process.
 """
 
 from __future__ import annotations
@@ -28,28 +28,28 @@ from tools.benchmarks.workloads import Workload
 PEERS = ("pfl", "flwr", "fedjax")
 """Other simulators, by the names of their packages."""
 OURS = ("loop", "trainer")
-"""Our own contenders; ratios are over the first one."""
+"""Our contenders; ratios are relative to the first one."""
 CLOSE = 1.15
-"""A setting goes to the final if its fastest heat is within this factor of its contender's fastest."""
+"""A setting reaches the final if its fastest heat is within this factor of its contender's fastest."""
 HOPELESS = 5.0
-"""A setting makes no more heats once it is that much slower than another one in the same process: two threads with
-little to do can be a hundred times slower beside a busy neighbour."""
+"""A setting runs no more heats once it is this many times slower than another one in the same process: two threads with
+little to do can be a hundred times slower beside a busy process."""
 PROCESSES = (1, 2)
-"""Numbers of processes that are tried, the others than the first with a thread in each."""
+"""Numbers of processes to try; several processes have one thread each."""
 XLA_ONE_THREAD = {"XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"}
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A contender with its settings.
+    """Describes a contender with its settings.
 
     Attributes:
-        contender: its name.
-        label: what the settings are, for people.
-        command: that starts the process; entries of the same command and number of processes share it.
-        processes: to start.
-        settings: of a round.
-        environment: variables of the process.
+        contender: name of the contender.
+        label: description of the settings.
+        command: command that starts the process, which entries with equal commands and numbers of processes share.
+        processes: number of processes to start.
+        settings: settings of a round.
+        environment: environment variables of the process.
     """
 
     contender: str
@@ -62,17 +62,17 @@ class Entry:
 
 @dataclass
 class Race:
-    """What a race gave.
+    """Holds the result of a race.
 
     Attributes:
-        workload: what was trained.
-        seconds: of the timed rounds of the final, by entry.
-        processor_seconds: of the same, of the entry's first process.
+        workload: the workload.
+        seconds: seconds of the timed rounds of the final, by entry.
+        processor_seconds: processor time of the same rounds in the entry's first process, by entry.
         heats: seconds of the fastest heat, by entry.
         starts: seconds from the start of the process to the end of the first round, by entry.
-        memory: most megabytes of the first process, by entry.
+        memory: peak memory of the first process in megabytes, by entry.
         models: the parameters after the first round, by entry.
-        failures: what contenders said that could not take part.
+        failures: messages of contenders that could not take part.
     """
 
     workload: Workload
@@ -86,42 +86,42 @@ class Race:
 
     @property
     def contenders(self) -> list[str]:
-        """Names of those in the final."""
+        """Return the names of the contenders in the final."""
         return list(dict.fromkeys(entry.contender for entry in self.seconds))
 
     def best(self, contender: str) -> Entry:
-        """A contender's fastest entry in the final, by the median of its rounds."""
+        """Return a contender's fastest entry in the final, by its median round."""
         entries = [entry for entry in self.seconds if entry.contender == contender]
         return min(entries, key=lambda entry: median(self.seconds[entry]))
 
     def milliseconds(self, entry: Entry) -> float:
-        """Median round of an entry."""
+        """Return an entry's median round time in milliseconds."""
         return median(self.seconds[entry]) * 1e3
 
     def ratios(self, contender: str, ours: str) -> tuple[float, float, float]:
-        """A contender's round time over ours, round by round: lower quartile, median, upper quartile."""
+        """Return quartiles and median of a contender's round time over ours, round by round, in ascending order."""
         pairs = zip(self.seconds[self.best(contender)], self.seconds[self.best(ours)], strict=True)
         each = [theirs / our for theirs, our in pairs]
         low, middle, high = quantiles(each, n=4, method="inclusive") if len(each) > 1 else each * 3
         return low, middle, high
 
     def difference(self, contender: str) -> float:
-        """Largest difference of a parameter to our loop's model after the first round, over the contender's entries."""
+        """Return the largest difference of a parameter from our loop's model after round one, over all entries."""
         ours = next(model for entry, model in self.models.items() if entry.contender == OURS[0])
         theirs = [model for entry, model in self.models.items() if entry.contender == contender]
         return max(float(np.abs(model - ours).max()) for model in theirs)
 
     @property
     def agrees(self) -> bool:
-        """Whether all contenders made the same model."""
+        """Return whether all contenders have the same model."""
         return all(self.difference(name) <= TOLERANCE for name in self.contenders)
 
 
 def interpreters(given: Iterable[str] = ()) -> dict[str, str]:
-    """The Python of each peer that is installed, by its name.
+    """Return the Python of each installed peer by name.
 
     Args:
-        given: `NAME=PATH` each; otherwise those of `make bench-peers`, or this one where the peer is installed in it.
+        given: interpreters as `NAME=PATH`; otherwise those of `make bench-peers`, or this one if it has the peer.
     """
     found = {name: sys.executable for name in PEERS if find_spec(name) is not None}
     made = {name: ROOT / ".venv-peers" / name / "bin" / "python" for name in PEERS}
@@ -130,14 +130,14 @@ def interpreters(given: Iterable[str] = ()) -> dict[str, str]:
 
 
 def entries(workload: Workload, chunk_size: int, pythons: dict[str, str], handover: str, folder: Path) -> list[Entry]:
-    """All contenders of a workload with all their settings.
+    """Return all contenders of a workload with all their settings.
 
     Args:
-        workload: what is trained.
-        chunk_size: of our contender by the Trainer.
-        pythons: of the peers.
-        handover: path of what peers start from.
-        folder: for the store of the Trainer.
+        workload: the workload.
+        chunk_size: chunk size of our contender by the Trainer.
+        pythons: interpreters of the peers.
+        handover: path of the peers' common start.
+        folder: folder of the Trainer's store.
     """
     cores = os.cpu_count() or 1
     chosen: list[Entry] = []
@@ -185,11 +185,11 @@ def run(workload: Workload, chunk_size: int, pythons: dict[str, str], rounds: in
     """Run a workload's race.
 
     Args:
-        workload: what is trained.
-        chunk_size: of our contender by the Trainer.
-        pythons: of the peers that are there.
-        rounds: of the final.
-        heats: rounds of each entry before it; the first ones, at most 3 and all but one, warm up.
+        workload: the workload.
+        chunk_size: chunk size of our contender by the Trainer.
+        pythons: interpreters of the installed peers.
+        rounds: number of rounds of the final.
+        heats: number of rounds of each entry before it; the first ones, at most 3 and all but one, warm up.
     """
     race = Race(workload)
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
@@ -223,7 +223,7 @@ def run(workload: Workload, chunk_size: int, pythons: dict[str, str], rounds: in
 
 
 def handed_over(workload: Workload) -> Handover:
-    """What peers start from."""
+    """Return the peers' common start."""
     clients = [(x.numpy(), y.numpy()) for x, y in workload.data()]
     parameters = [p.detach().numpy() for p in workload.model().parameters()]
     kind = workload.kind
@@ -239,7 +239,7 @@ def _fastest(race: Race, contender: str) -> float:
 
 
 def _heats(race: Race, remote: Remote, together: list[Entry], heats: int) -> None:
-    """Rounds of a process just started, its settings taking turns."""
+    """Run rounds of a new process, whose settings take turns."""
     seconds: dict[Entry, list[float]] = {entry: [] for entry in together}
     named: set[str] = set()
     for _ in range(heats):

@@ -1,4 +1,4 @@
-"""Contenders in processes of their own: started, given their turns, and ended."""
+"""Start contenders in their own processes, give them turns, and end them."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from uuid import uuid4
 import numpy as np
 
 ROOT = Path(__file__).parents[2]
-"""Of the repository."""
+"""Folder of the repository."""
 PATIENCE = 300.0
-"""Seconds to wait for a round, the first one with its start included."""
+"""Seconds to wait for a round, including the start before the first one."""
 GRACE = 20.0
-"""Seconds that a contender has to end by itself."""
+"""Seconds for a contender to end by itself."""
 ENVIRONMENT = {
     "PYTHONPATH": str(ROOT),
     "CUDA_VISIBLE_DEVICES": "",
@@ -33,7 +33,7 @@ ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DEDUP_LOGS": "0",
 }
-"""Of all contenders: on the CPU, and no reports to a peer's makers."""
+"""Environment of all contenders: on the CPU, and without telemetry."""
 
 
 class RemoteError(Exception):
@@ -42,12 +42,12 @@ class RemoteError(Exception):
 
 @dataclass(frozen=True)
 class Round:
-    """A round of a contender.
+    """Holds the cost of a contender's round.
 
     Attributes:
-        seconds: that it took.
-        processor_seconds: of the contender's first process, without what it has started itself.
-        memory_mb: the most that the contender's first process has held so far.
+        seconds: duration of the round.
+        processor_seconds: processor time of the contender's first process, without its child processes.
+        memory_mb: peak memory of the contender's first process so far.
     """
 
     seconds: float
@@ -56,16 +56,16 @@ class Round:
 
 
 class Remote:
-    """A contender, of one or more processes; a context manager.
+    """Controls a contender with one or more processes; a context manager.
 
     Args:
-        command: of the contender.
-        folder: for its log and its model.
-        processes: to start, told apart by the variables of torchrun.
-        environment: more variables.
+        command: command of the contender.
+        folder: folder of its log and model.
+        processes: number of processes to start, which get torchrun's variables.
+        environment: further environment variables.
 
     Attributes:
-        start_seconds: from the start of the process to the end of its first round; None before that.
+        start_seconds: seconds from the start of the process to the end of its first round; None before that.
     """
 
     def __init__(
@@ -115,10 +115,10 @@ class Remote:
         self.close()
 
     def round(self, settings: dict[str, Any]) -> Round:
-        """Let the contender make a round.
+        """Let the contender run a round.
 
         Raises:
-            RemoteError: it failed, or took too long.
+            RemoteError: the contender failed, or took too long.
         """
         try:
             os.write(self._turns, (json.dumps(settings) + "\n").encode())
@@ -139,11 +139,11 @@ class Remote:
         return Round(**json.loads(line))
 
     def model(self) -> np.ndarray:
-        """The parameters after the last round that was to save them, in one vector."""
+        """Return the parameters of the last saved round as one vector."""
         return np.load(self._model)
 
     def close(self) -> None:
-        """End it: by itself, or else with all that it has started in its sessions."""
+        """End the contender; kill it with all processes of its sessions if it does not end by itself."""
         for descriptor in (self._turns, self._results):
             with contextlib.suppress(OSError):
                 os.close(descriptor)

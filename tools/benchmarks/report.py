@@ -1,4 +1,4 @@
-"""The tables that `make bench` prints, and `bench.json`."""
+"""Print the tables of `make bench`, and write `bench.json`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MEANING = {
     "vmap": "bare, all clients side by side: torch.func.vmap(grad)",
     "hand": "bare, all clients side by side: products of batches written by hand, one autograd graph (the limit)",
     "loop": "ours: FederatedLoop, ServerRound, server optimizer",
-    "trainer": "ours through lightning.Trainer, reading the store: all that a user pays",
+    "trainer": "ours through lightning.Trainer, reading the store: with all costs of a user's run",
     "bare": "bare, one client at a time, as sequential",
     "pfl": "pfl-research",
     "flwr": "Flower's simulation",
@@ -34,7 +34,7 @@ MEANING = {
 
 
 def print_outcome(console: Console, outcome: Outcome) -> None:
-    """A workload's contenders; for Flow, what its round costs."""
+    """Print a workload's contenders; for Flow, the cost of its round."""
     tried = ", ".join(f"chunk {size}: {value:.0f} ms" for size, value in outcome.candidates.items())
     console.print(f"[bold]{outcome.workload}[/bold]; ours: chunk {outcome.chunk_size}{f' ({tried})' if tried else ''}")
     if outcome.workload.flow:
@@ -57,7 +57,7 @@ def print_outcome(console: Console, outcome: Outcome) -> None:
 
 
 def print_race(console: Console, race: Race) -> None:
-    """Contenders in processes of their own, each with its best settings."""
+    """Print contenders in their own processes, each with its best settings."""
     console.print(f"[bold]{race.workload}[/bold]; every contender in its own processes, with its best settings")
     table = Table(
         "contender", "best settings", "ms a round", "over our loop", "over our Trainer", "start, s", "same model"
@@ -79,7 +79,7 @@ def _starts(entry: Entry) -> tuple[object, ...]:
 
 
 def race_figures(race: Race) -> tuple[dict[str, float], dict[str, Any]]:
-    """Ratios by `<workload>.<contender>`, over our loop and over our Trainer, and the facts to read them by."""
+    """Return ratios by `<workload>.<contender>`, over our loop and over our Trainer, and the facts to read them by."""
     ratios: dict[str, float] = {}
     for name in race.contenders:
         if name not in OURS:
@@ -109,7 +109,7 @@ def _ratio(quartiles: tuple[float, float, float]) -> str:
 
 
 def print_breakdown(console: Console, name: str, breakdown: Breakdown) -> None:
-    """Where a round went."""
+    """Print the time of a round by section."""
     console.print(f"[bold]{name}[/bold]: where a round by the Trainer goes")
     table = Table("part of a round", "ms", "share", "calls")
     total = sum(breakdown.milliseconds.values())
@@ -125,7 +125,7 @@ def print_breakdown(console: Console, name: str, breakdown: Breakdown) -> None:
 def figures(
     outcomes: list[Outcome], breakdowns: dict[str, Breakdown], races: list[Race], start: dict[str, float]
 ) -> dict[str, Any]:
-    """What `bench.json` holds: ratios by `<workload>.<contender>`, and the facts to read them by."""
+    """Return the content of `bench.json`: ratios by `<workload>.<contender>`, and the facts to read them by."""
     ratios: dict[str, Any] = {}
     facts: dict[str, Any] = {}
     for outcome in outcomes:
@@ -162,7 +162,7 @@ def figures(
         "<workload>.<contender>_over_trainer": "the same over ours through lightning.Trainer",
         "<workload>.trainer": "sequential's round time over that of ours through lightning.Trainer",
         "flow_<workload>.fedavg": "a COST: our Flow round's time over our FedAvg round's on the same examples",
-        "digits.start_seconds": "of flow-pl fit, from the start of the process to its end behind the first round",
+        "digits.start_seconds": "of flow-pl fit, from the start of the process to its end after the first round",
         "digits.start_processor_seconds": "processor time in these",
         "<workload>.overhead": "share of the Trainer's round outside the gradients' and the optimizer's arithmetic",
     }
@@ -170,7 +170,7 @@ def figures(
 
 
 def surroundings() -> dict[str, Any]:
-    """Versions and machine."""
+    """Return versions and machine."""
     versions = {
         "flow_pl": flow_pl.__version__,
         "torch": torch.__version__,
@@ -187,7 +187,7 @@ def surroundings() -> dict[str, Any]:
 
 
 def write(path: Path, content: dict[str, Any]) -> None:
-    """Write JSON so that the file is whole, old or new; of the scale and of the contests, the other's part stays."""
+    """Write JSON atomically; results of the scale and of the contests are kept if the content lacks them."""
     before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     content = {**before, **content} if "scale" in content else {**content, **_part(before, "scale")}
     part = path.with_name(f".{path.name}.{os.getpid()}.tmp")

@@ -1,4 +1,4 @@
-"""How cost grows: cases that differ in one thing take turns round by round, each in a process of its own."""
+"""Measure how cost grows: cases that differ in one setting take turns round by round, each in its own process."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from tools.benchmarks.remote import Remote
 from tools.benchmarks.scaling import Case, ScaledData
 
 WARM_UP = 3
-"""Rounds of each case before the timed ones."""
+"""Number of rounds of each case before the timed ones."""
 
 
 @dataclass(frozen=True)
 class Axis:
-    """Cases that differ in one thing.
+    """Lists cases that differ in one setting.
 
     Attributes:
-        what: the case's attribute.
-        cases: the first one is what the others are compared to.
-        rounds: timed rounds.
+        what: attribute of `Case` that differs.
+        cases: the cases; others are compared with the first one.
+        rounds: number of timed rounds.
     """
 
     what: str
@@ -38,15 +38,15 @@ class Axis:
 
 @dataclass
 class Point:
-    """What a case cost.
+    """Holds the cost of a case.
 
     Attributes:
-        case: it.
-        store_seconds: to write its store; 0 where another case had written it.
-        start_seconds: from the start of the process to the end of the first round, the store being there.
-        memory_mb: most that the process has held; where there are several, the first of them.
-        seconds: of the timed rounds.
-        processor_seconds: of the same, which do not grow where the machine is busy.
+        case: the case.
+        store_seconds: seconds to write its store; 0 if another case had written it.
+        start_seconds: seconds from the start of the process to the end of the first round, with an existing store.
+        memory_mb: peak memory of the process, or of the first of several.
+        seconds: duration of the timed rounds.
+        processor_seconds: processor time of the same rounds, which does not grow on a busy machine.
     """
 
     case: Case
@@ -74,7 +74,7 @@ AXES = {
     "lstm_method": _axis("method", ("FedAvg", "Flow"), rounds=3, cohort=5, examples=32, **_LSTM),
     "lstm_chunk": _axis("chunk", (1, 5, 20), rounds=3, cohort=20, examples=16, **_LSTM),
 }
-"""What is varied, by the name of the table."""
+"""Axes by the name of their table."""
 
 
 def measure(axis: Axis, folder: str, rounds: int | None = None) -> list[Point]:
@@ -82,8 +82,8 @@ def measure(axis: Axis, folder: str, rounds: int | None = None) -> list[Point]:
 
     Args:
         axis: the cases.
-        folder: for their stores.
-        rounds: timed rounds instead of the axis's.
+        folder: folder of their stores.
+        rounds: number of timed rounds; None for that of the axis.
     """
     points = [Point(case) for case in axis.cases]
     with ExitStack() as stack:
@@ -110,12 +110,12 @@ def measure(axis: Axis, folder: str, rounds: int | None = None) -> list[Point]:
 
 
 def growth(point: Point, base: Point) -> float:
-    """A case's round time over the first one's, median of the rounds."""
+    """Return a case's round time over that of the first one, median of the rounds."""
     return median(a / b for a, b in zip(point.seconds, base.seconds, strict=True))
 
 
 def run(console: Console, names: Sequence[str], rounds: int | None = None) -> dict[str, object]:
-    """Measure, print tables, and give what `bench.json` holds."""
+    """Measure, print tables, and return the content of `bench.json`."""
     results: dict[str, object] = {}
     with tempfile.TemporaryDirectory() as folder:
         for name in names:

@@ -1,4 +1,4 @@
-"""One run of the Trainer at some scale, in a process of its own: `python -m tools.benchmarks.scaling FOLDER JSON`."""
+"""Run the Trainer once at some scale, in a separate process: `python -m tools.benchmarks.scaling FOLDER JSON`."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ from tools.benchmarks.peers.run_torch import Turns
 
 FEATURES, CLASSES, TOKENS, STEPS = 60, 10, 10_004, 20
 AT_ONCE = 10_000
-"""Clients that are drawn at once."""
+"""Number of clients drawn at once."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A point of a table.
+    """Describes a point of a table.
 
     Attributes:
-        population: clients in the store.
-        cohort: of a round.
-        examples: of a client.
-        chunk: clients side by side.
+        population: number of clients in the store.
+        cohort: number of clients in a round.
+        examples: number of examples of a client.
+        chunk: number of clients side by side.
         hidden: width of the MLP; 0 for the language model.
-        processes: that share the cohort, with a thread each.
+        processes: number of processes that share the cohort, with a thread each.
         method: one of `METHODS`.
-        batch_size: examples in a minibatch.
+        batch_size: number of examples in a minibatch.
     """
 
     population: int = 1000
@@ -52,15 +52,15 @@ class Case:
     batch_size: int = 10
 
     def json(self) -> str:
-        """For the command line."""
+        """Return the case as JSON, for the command line."""
         return json.dumps(asdict(self))
 
     def others(self, what: str) -> str:
-        """All but one of the attributes, for people."""
+        """Describe all attributes except one."""
         return ", ".join(f"{name} {value}" for name, value in asdict(self).items() if name != what)
 
     def module(self) -> FederatedModule:
-        """Model, method and loop."""
+        """Create the module with model, method and loop."""
         torch.manual_seed(0)
         backbone = MLP(FEATURES, CLASSES, (self.hidden,)) if self.hidden else NextWordLSTM(TOKENS)
         method = METHODS[self.method](not self.hidden)
@@ -69,11 +69,11 @@ class Case:
 
 
 class ScaledData(FederatedDataModule):
-    """A population of random clients of equal size in a store.
+    """Provides a population of random clients of equal size from a store.
 
     Args:
-        case: what is measured.
-        folder: of the stores.
+        case: the case.
+        folder: folder of the stores.
     """
 
     def __init__(self, case: Case, folder: str) -> None:
@@ -89,15 +89,15 @@ class ScaledData(FederatedDataModule):
         self.case = case
 
     def options(self) -> dict[str, Any]:
-        """What the rows depend on."""
+        """Return everything that the rows depend on."""
         return {"population": self.case.population, "examples": self.case.examples, "tokens": not self.case.hidden}
 
     def class_count(self) -> int:
-        """Classes, or tokens."""
+        """Return the number of classes or tokens."""
         return CLASSES if self.case.hidden else TOKENS
 
     def clients(self) -> Iterator[ClientData]:
-        """The population."""
+        """Yield the clients of the population."""
         n = self.case.examples
         for first in range(0, self.case.population, AT_ONCE):
             random = np.random.default_rng(first)

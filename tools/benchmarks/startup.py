@@ -1,4 +1,4 @@
-"""How long the command line takes from the start of its process to the end of a one-round run."""
+"""Measure the time of the command line from the start of its process to the end of a one-round run."""
 
 from __future__ import annotations
 
@@ -15,14 +15,13 @@ CONFIGS = ("-c", "task/digits", "-c", "tuned/digits/flow")
 
 
 def first_round(repetitions: int = 3) -> dict[str, float]:
-    """Run `flow-pl fit` for one round without validation, its store being there.
+    """Run `flow-pl fit` for one round without validation, with an existing store.
 
     Returns:
-        Medians of the seconds to the end of the process, and of the processor time in them, which does not grow where
-        the machine is busy.
+        Medians of the duration of the process and of its processor time, which does not grow on a busy machine.
 
     Args:
-        repetitions: how often it is run, behind a run that makes the store.
+        repetitions: number of runs, after one that writes the store.
     """
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "flow_pl", "fit", *CONFIGS, "--trainer.max_epochs", "1"]

@@ -1,4 +1,4 @@
-"""What is measured: workloads of random examples, generated from a seed, the same for every contender.
+"""Workloads of random examples, generated from a seed, the same for every contender.
 
 Minibatches come in the order of the data, so that every contender does the same arithmetic and ends with the same
 model. Clients are sorted, the largest first.
@@ -24,26 +24,26 @@ Clients = list[tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Workload:
-    """One round of federated averaging, one local epoch.
+    """Describes a round of federated averaging with one local epoch.
 
     Attributes:
-        name: of the workload.
-        clients: in a round; all of them take part in every round.
-        shape: of an example's features; of a language model, the number of tokens in a sequence.
+        name: name of the workload.
+        clients: number of clients, which all take part in every round.
+        shape: shape of an example's features; for a language model, the number of tokens in a sequence.
         classes: number of classes, or of tokens.
-        backbone: makes the model.
-        batch_size: examples in a minibatch of a client.
+        backbone: creates the model.
+        batch_size: number of examples in a minibatch of a client.
         lr: learning rate of the clients' SGD.
-        momentum: of the clients' SGD.
-        chunk_sizes: clients that our loop trains side by side, the candidates; the fastest is taken.
-        rounds: timed rounds.
+        momentum: momentum of the clients' SGD.
+        chunk_sizes: candidates for the number of clients that our loop trains side by side; the fastest is used.
+        rounds: number of timed rounds.
         examples: mean number of examples of a client.
-        sigma: of log-normal client sizes; 0 for equal sizes.
-        flow: whether our round is one of Flow, which is compared to our own FedAvg round alone.
-        tokens: whether examples are sequences of tokens, each to be predicted from those before it.
-        peers: contenders in processes of their own, see `tools.benchmarks.peers`.
-        peer_rounds: timed rounds of these.
-        peer_heats: rounds before these, to warm up and to find the best settings.
+        sigma: sigma of log-normal client sizes; 0 for equal sizes.
+        flow: whether our round is that of Flow, which is compared only with our FedAvg round.
+        tokens: whether examples are sequences of tokens, each predicted from those before it.
+        peers: contenders in their own processes, see `tools.benchmarks.peers`.
+        peer_rounds: number of timed rounds of the peers.
+        peer_heats: number of rounds before these, to warm up and to find the best settings.
     """
 
     name: str
@@ -70,16 +70,16 @@ class Workload:
         return f"{self.name}: {self.clients} clients x {sizes}, batch {self.batch_size}, lr {self.lr:g}{momentum}"
 
     def sizes(self) -> list[int]:
-        """Number of examples of each client, in decreasing order."""
+        """Return the number of examples of each client, in decreasing order."""
         mean = np.log(self.examples) - self.sigma**2 / 2
         drawn = np.exp(np.random.default_rng(0).normal(mean, self.sigma, self.clients))
         return sorted((max(1, round(size)) for size in drawn.tolist()), reverse=True)
 
     def data(self) -> Clients:
-        """The clients' examples."""
+        """Generate the clients' examples."""
         random = np.random.default_rng(1)
         if self.tokens:
-            # As frequent as words are; 0 is padding, of which there is none.
+            # As frequent as words; 0 is padding, which does not occur.
             drawn = (random.zipf(1.3, size=(n, self.shape[0] + 1)) % (self.classes - 1) + 1 for n in self.sizes())
             sequences = [torch.from_numpy(tokens) for tokens in drawn]
             return [(s[:, :-1].contiguous(), s[:, 1:].contiguous()) for s in sequences]
@@ -92,26 +92,26 @@ class Workload:
         ]
 
     def model(self) -> nn.Sequential:
-        """The model at the start, the same whenever it is asked for."""
+        """Create the initial model, the same in every call."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(2)
             return self.backbone()
 
     @property
     def kind(self) -> str:
-        """Of the model: mlp, cnn or lstm."""
+        """Return the kind of the model: mlp, cnn or lstm."""
         return "lstm" if self.tokens else "cnn" if len(self.shape) == 3 else "mlp"
 
     def loss(self, outputs: Tensor, y: Tensor) -> Tensor:
-        """Mean cross-entropy, over tokens where examples are sequences."""
+        """Compute the mean cross-entropy, over tokens if examples are sequences."""
         return F.cross_entropy(outputs.flatten(0, -2), y.flatten())
 
     def objective(self) -> Objective:
-        """The same for our loop."""
+        """Create the same loss for our loop."""
         return NextToken() if self.tokens else Classification()
 
     def optimizer(self, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
-        """A client's optimizer."""
+        """Create a client's optimizer."""
         return torch.optim.SGD(parameters, lr=self.lr, momentum=self.momentum)
 
 
@@ -159,11 +159,11 @@ WORKLOADS = {
         _mlp("mlp", rounds=40, peers=_all_peers, peer_rounds=20, peer_heats=6),
         _cnn("cnn", rounds=5, peers=_all_peers),
         _lstm("lstm", rounds=5, peers=_all_peers),
-        # The peers train client by client, as the bare loop does; FedJAX fills a client's last minibatch up.
+        # The peers train client by client, like the bare loop; FedJAX pads a client's last minibatch.
         _mlp("skew", rounds=25, sigma=1.0, peers=("bare",), peer_rounds=20, peer_heats=6),
         _mlp("flow_mlp", rounds=40, flow=True),
         _cnn("flow_cnn", rounds=5, flow=True),
         _lstm("flow_lstm", rounds=3, flow=True),
     )
 }
-"""Every workload by name, in the order they are run."""
+"""All workloads by name, in the order in which they run."""

@@ -1,8 +1,8 @@
-"""Kills runs: `python -m tools.chaos`, or `make chaos`.
+"""Kill runs: `python -m tools.chaos`, or `make chaos`.
 
 A small run is killed (SIGKILL to all its processes) at random moments, while it starts, writes its clients, trains,
-validates and writes checkpoints; it is resumed with `--ckpt_path last` each time. In the end its checkpoints, the
-metrics of its test and its log must be those of a run that was left alone, bit by bit.
+validates and writes checkpoints, and resumed with `--ckpt_path last` each time. In the end its checkpoints, test
+metrics and log must equal those of an undisturbed run, bit by bit.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ def main(args: Sequence[str] | None = None) -> int:
     """Run the scenarios, one after the other.
 
     Args:
-        args: of the command line; None for those of the process.
+        args: arguments of the command line; None for those of the process.
 
     Returns:
-        0, or 1 where a run did not end as the one that was left alone.
+        0, or 1 if a killed run ended differently from the undisturbed one.
     """
     parser = argparse.ArgumentParser(prog="python -m tools.chaos", description=__doc__.split("\n")[0])
     parser.add_argument("--kills", type=int, default=30, help="of each scenario")
@@ -60,14 +60,14 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def scenario(chain: Chain, kills: int, seed: int) -> list[str]:
-    """An undisturbed run and one that is killed so often.
+    """Compare an undisturbed run with one that is killed this many times.
 
     Returns:
-        How they differ.
+        The differences.
     """
     seconds = chain.undisturbed()
-    # so that the kills are spread over the rounds
-    chain.kill_on_and_on(seed, seconds / (2 * kills), kills)
+    # to spread the kills over the rounds
+    chain.kill_repeatedly(seed, seconds / (2 * kills), kills)
     return chain.differences()
 
 

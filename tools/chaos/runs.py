@@ -1,4 +1,4 @@
-"""A small run in a process group of its own, killed and resumed."""
+"""Run a small run in its own process group, kill it and resume it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ROUNDS = 400
 TIMEOUT_S = 600
 AIMED = 4
-"""Of so many kills one waits for a checkpoint's file that is half written."""
+"""One in this many kills waits for a half-written checkpoint file."""
 
 CONFIG = """
 seed_everything: 1
@@ -78,14 +78,14 @@ METHODS = {
 
 @dataclass
 class Chain:
-    """A run that is killed and resumed until it is at its end, beside one that is left alone.
+    """Controls a run that is killed and resumed until it ends, and an undisturbed one.
 
     Attributes:
-        folder: of both.
+        folder: folder of both runs.
         method: "flow" or "apfl".
-        processes: number of them.
-        rounds: of the run.
-        kills: how often it was killed, by what it was at.
+        processes: number of processes.
+        rounds: number of rounds of the run.
+        kills: number of kills by stage of the run.
     """
 
     folder: Path
@@ -95,7 +95,7 @@ class Chain:
     kills: Counter[str] = field(default_factory=Counter)
 
     def launch(self, name: str, *words: str) -> subprocess.Popen[bytes]:
-        """Start a command of a run, in a process group of its own."""
+        """Start a command of a run in its own process group."""
         root = self.folder / name
         root.mkdir(parents=True, exist_ok=True)
         strategy = "ddp" if self.processes > 1 else "auto"
@@ -108,14 +108,14 @@ class Chain:
             return subprocess.Popen(command, cwd=root, env=env, stdout=log, stderr=log, start_new_session=True)
 
     def checkpoint(self, name: str, which: str = "last") -> Path:
-        """A checkpoint's file."""
+        """Return the file of a checkpoint."""
         return self.folder / name / "run" / "checkpoints" / f"{which}.ckpt"
 
     def finish(self, name: str, *words: str, timeout_s: float = TIMEOUT_S) -> None:
-        """Run a command to its end.
+        """Run a command until it ends.
 
         Raises:
-            RuntimeError: it failed, or hangs.
+            RuntimeError: the command failed, or hangs.
         """
         process = self.launch(name, *words)
         try:
@@ -128,14 +128,14 @@ class Chain:
             raise RuntimeError(f"{name}: exit status {status}\n{self.log(name)[-3000:]}")
 
     def log(self, name: str) -> str:
-        """What a run said."""
+        """Return the output of a run."""
         return (self.folder / name / "log.txt").read_text(errors="replace")
 
     def undisturbed(self) -> float:
         """Run all rounds without a kill, and the test.
 
         Returns:
-            Seconds that the rounds took.
+            Duration of the rounds in seconds.
         """
         self.finish("whole", "fit")
         start = (self.folder / "whole" / "run" / "logs" / "version_0" / "config.yaml").stat().st_mtime
@@ -143,13 +143,13 @@ class Chain:
         self.finish("whole", "test", "--ckpt_path", str(self.checkpoint("whole")))
         return end - start
 
-    def kill_on_and_on(self, seed: int, mean_s: float, at_least: int) -> None:
-        """Kill the run at random moments and resume it, until it has been killed so often; then let it end, and test.
+    def kill_repeatedly(self, seed: int, mean_s: float, at_least: int) -> None:
+        """Kill the run at random moments and resume it, often enough; then let it end, and test.
 
         Args:
-            seed: of the moments.
-            mean_s: mean time that a run has from its first new round to its end.
-            at_least: how often to kill it.
+            seed: seed of the moments.
+            mean_s: mean time from a run's first new round to its kill.
+            at_least: smallest number of kills.
         """
         moments = random.Random(seed)
         while self.kills.total() < at_least:
@@ -167,11 +167,11 @@ class Chain:
         self.finish("killed", "test", "--ckpt_path", str(self.checkpoint("killed")))
 
     def _kill(self, process: subprocess.Popen[bytes], moments: random.Random, mean_s: float) -> str | None:
-        """Kill a run at a random moment; returns what it was at, None where it has ended before."""
+        """Kill a run at a random moment; return its stage, None if it ended before."""
         number = self.kills.total()
         root, last = self.folder / "killed", self.checkpoint("killed")
         part = last.with_name(".last.ckpt.part")
-        for left in (part, root / "stage"):  # of the kill before
+        for left in (part, root / "stage"):  # left by the previous kill
             left.unlink(missing_ok=True)
         before = last.stat().st_mtime_ns if last.exists() else 0
         delay = moments.expovariate(1 / mean_s)
@@ -199,7 +199,7 @@ class Chain:
         return "checkpoint" if part.exists() else stage(root / "stage")
 
     def differences(self) -> list[str]:
-        """What the killed run has otherwise than the undisturbed one; nothing, it should be."""
+        """Return the differences of the killed run from the undisturbed one; there should be none."""
         found = []
         for which in ("last", "best"):
             whole, killed = (load(self.checkpoint(name, which)) for name in ("whole", "killed"))
@@ -219,7 +219,7 @@ class Chain:
 
 
 KEYS = ("state_dict", "optimizer_states", "lr_schedulers", "client_states", "epoch", "global_step", "loops")
-"""Of a checkpoint; the others are of the files and the clock."""
+"""Compared keys of a checkpoint; the others depend on files and time."""
 
 
 def kill_group(process: subprocess.Popen[bytes]) -> None:
@@ -230,7 +230,7 @@ def kill_group(process: subprocess.Popen[bytes]) -> None:
 
 
 def rows(logs: Path) -> list[dict[str, str]]:
-    """The metrics of the fit: those of the last version with rounds, as a test makes a version as well."""
+    """Return the metrics of the fit: those of the last version with rounds, since a test creates a version, too."""
     found: list[dict[str, str]] = []
     for path in sorted(logs.glob("version_*/metrics.csv"), key=lambda path: int(path.parent.name.split("_")[1])):
         with path.open(newline="") as file:
@@ -240,13 +240,13 @@ def rows(logs: Path) -> list[dict[str, str]]:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """A checkpoint."""
+    """Load a checkpoint."""
     checkpoint: dict[str, Any] = torch.load(path, weights_only=True)
     return checkpoint
 
 
 def identical(a: Any, b: Any) -> bool:
-    """Whether two pieces of checkpoints agree, bit by bit."""
+    """Return whether two parts of checkpoints are equal, bit by bit."""
     if isinstance(a, torch.Tensor):
         same = isinstance(b, torch.Tensor) and a.dtype == b.dtype and a.shape == b.shape
         return same and a.numpy().tobytes() == b.numpy().tobytes()
@@ -258,6 +258,6 @@ def identical(a: Any, b: Any) -> bool:
 
 
 def _wait(process: subprocess.Popen[bytes], condition: Any, deadline: float) -> None:
-    """Until the condition holds, the process has ended, or it is too late."""
+    """Wait until the condition holds, the process has ended, or the deadline has passed."""
     while time.monotonic() < deadline and process.poll() is None and not condition():
         time.sleep(0.0005)

@@ -1,4 +1,4 @@
-"""What a run is at, in a file that tells it also after the run was killed."""
+"""Record the stage of a run in a file, which can be read even after the run was killed."""
 
 from __future__ import annotations
 
@@ -51,5 +51,5 @@ class Stages(Callback):
 
 
 def stage(path: Path) -> str:
-    """What the run that writes a file is at, or was when it was killed."""
+    """Return the stage of the run that writes a file, or its last stage if it was killed."""
     return STAGES[path.read_bytes()[0]] if path.exists() and path.stat().st_size else "starting"

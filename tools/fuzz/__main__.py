@@ -1,7 +1,7 @@
-"""Damaged files for every reader: `python -m tools.fuzz --cases 3000`, or `make fuzz`.
+"""Pass damaged files to every reader: `python -m tools.fuzz --cases 3000`, or `make fuzz`.
 
-Each case must be refused by an error of ours or read to the end; status 1 where one is not. A case is repeated alone by
-`python -m tools.fuzz --only hdf5 --case 123`, with its traceback.
+Each case must be refused by a `FlowError` or read to the end; otherwise the exit status is 1. A single case is repeated
+by `python -m tools.fuzz --only hdf5 --case 123`, with its traceback.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ def main(args: Sequence[str] | None = None) -> int:
     """Run the cases and print a table.
 
     Args:
-        args: of the command line; None for those of the process.
+        args: arguments of the command line; None for those of the process.
 
     Returns:
-        0, or 1 where a case was neither refused nor read.
+        0, or 1 if a case was neither refused nor read.
     """
     parser = argparse.ArgumentParser(prog="python -m tools.fuzz", description=__doc__.split("\n")[0])
     parser.add_argument("--cases", type=int, default=3000, help="number of cases, shared by the readers")

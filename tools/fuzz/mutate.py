@@ -1,4 +1,4 @@
-"""Damage to files: what transfers, disks and people who mean harm do to them, drawn from a generator."""
+"""Damage files at random, as transfers, disks and attackers do."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ import zipfile
 import numpy as np
 
 EXTREMES = (0, 1, -1, 127, 128, 255, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1, 2**53, 2**62, 2**63 - 1, -(2**63))
-"""Numbers at which something overflows."""
+"""Numbers at which something may overflow."""
 
 JSON_PIECES = (
     *("null", "true", "{}", "[]", '""', "-1", "1.5", "1e999", "-1e999", "NaN", "-Infinity", "3.0", "1e300"),
     *("9" * 30, "9" * 5000, "[" * 3000, "[" * 200_000, '{"a":' * 20_000, '"\\ud800"', '"\\u0000"', '"x" * 3', "\ufeff"),
     *('{"x": [], "y": []}', '[{"a": [1]}]', '["a", 1, null]', '"user_data"', '"users"', '"' + "n" * 3000 + '"'),
 )
-"""What may stand where something else is expected."""
+"""JSON values to put where something else is expected."""
 
 
 def damaged(content: bytes, other: bytes, random: np.random.Generator) -> bytes:
-    """A file with one to three kinds of damage.
+    """Damage a file in one to three places.
 
     Args:
-        content: a whole file.
-        other: another one, from which bytes may come.
-        random: draws the damage.
+        content: content of an intact file.
+        other: content of another file, whose bytes may be inserted.
+        random: generator of the damage.
 
     Returns:
-        The damaged file.
+        The damaged content.
     """
     for _ in range(random.integers(1, 4)):
         kind = DAMAGES[random.integers(len(DAMAGES))]
@@ -39,7 +39,7 @@ def damaged(content: bytes, other: bytes, random: np.random.Generator) -> bytes:
 
 
 def damaged_json(content: bytes, other: bytes, random: np.random.Generator) -> bytes:
-    """A JSON text with a token replaced, doubled or left out."""
+    """Replace, double or remove a token of a JSON text."""
     text = content.decode("utf-8")
     tokens = [match.span() for match in re.finditer(r'"(?:[^"\\]|\\.)*"|[-+.\w]+|[\[\]{},:]', text)]
     for _ in range(random.integers(1, 4)):
@@ -50,7 +50,7 @@ def damaged_json(content: bytes, other: bytes, random: np.random.Generator) -> b
 
 
 def damaged_value(content: bytes, other: bytes, random: np.random.Generator) -> bytes:
-    """A whole JSON text, in which some values are others."""
+    """Replace some values of a JSON text, which stays valid."""
     root = json.loads(content)
     for _ in range(random.integers(1, 3)):
         node = root
@@ -70,13 +70,13 @@ def damaged_value(content: bytes, other: bytes, random: np.random.Generator) -> 
 
 
 def damaged_gzip(content: bytes, other: bytes, random: np.random.Generator) -> bytes:
-    """A gzip file that is whole, of damaged content."""
+    """Damage the content of a gzip file, which stays valid."""
     inner = (damaged, damaged_json, damaged_value, damaged_value)[random.integers(4)]
     return gzip.compress(inner(gzip.decompress(content), gzip.decompress(other), random), 1, mtime=0)
 
 
 def damaged_npz(content: bytes, other: bytes, random: np.random.Generator) -> bytes:
-    """A `.npz` file that is whole, of damaged arrays: a damaged header or content, a member that is something else."""
+    """Damage arrays of a valid `.npz` file: a header, the content, or a member replaced by something else."""
     with zipfile.ZipFile(io.BytesIO(content)) as file:
         members = {name: file.read(name) for name in file.namelist()}
     name = list(members)[random.integers(len(members))]

@@ -1,4 +1,4 @@
-"""Whole files of every kind that is read, and what reads them."""
+"""Intact files of every kind, and functions that read them."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ Damage = Callable[[bytes, bytes, np.random.Generator], bytes]
 
 
 class Sample(NamedTuple):
-    """A whole file.
+    """Describes an intact file.
 
     Attributes:
-        name: of the file; what it ends on says how it is read.
-        content: its bytes.
-        read: reads the file of a folder, whose name it is given, to the end; leaves nothing but a cache behind.
-        damages: what may happen to it.
+        name: name of the file; its ending determines how it is read.
+        content: bytes of the file.
+        read: reads a file, given by name and folder, to the end; leaves only a cache behind.
+        damages: possible kinds of damage.
     """
 
     name: str
@@ -53,12 +53,12 @@ class Sample(NamedTuple):
 
 
 def samples(reader: str) -> list[Sample]:
-    """The whole files of a reader, one of `READERS`."""
+    """Return the intact files of a reader, one of `READERS`."""
     return READERS[reader]()
 
 
 def check_store(store: ClientStore) -> None:
-    """What holds for every client store, whatever file it was made of."""
+    """Check what holds for every client store, whatever its source."""
     federation = Federation(store, new_client_fraction=0)
     for client in range(len(store)):
         rows = store.read(client)
@@ -73,7 +73,7 @@ def check_store(store: ClientStore) -> None:
 
 
 def _read_data(make: Callable[[str, str], FederatedDataModule], name: str, folder: Path) -> None:
-    """Make a client store, and go through it and through a batch of its clients."""
+    """Create a client store, and read all of it and a batch of its clients."""
 
     def prepared() -> FederatedDataModule:
         data = make(str(folder / name), str(folder / "cache"))
@@ -92,16 +92,16 @@ def _read_data(make: Callable[[str, str], FederatedDataModule], name: str, folde
 
 
 def _require_refused_again(cache: Path, prepare: Callable[[], object], refusal: Exception) -> None:
-    """What was refused leaves no cache, thus is refused when it is tried again."""
-    # a vocabulary is written when it is counted to the end; the folder is that of another library, of whole files
+    """Check that a refused file leaves no cache, so that it is refused again."""
+    # a vocabulary is written after counting; the folder belongs to another library, and has complete files
     left = {path.name for path in cache.glob("*")} - {"datasets"}
     left = {name for name in left if not name.endswith(".vocabulary.json")}
-    assert not left, f"{left} stay behind {refusal!r}"
+    assert not left, f"{left} stay behind after {refusal!r}"
     try:
         prepare()
     except type(refusal):
         return
-    raise AssertionError(f"what was refused ({refusal!r}) is accepted when it is tried again")
+    raise AssertionError(f"a refused file ({refusal!r}) is accepted in the second attempt")
 
 
 def _data(make: Callable[[str, str], FederatedDataModule], name: str) -> Callable[[Path], None]:
@@ -253,7 +253,7 @@ def _parquet() -> list[Sample]:
 
 
 def _store() -> list[Sample]:
-    """The files of a client store, in place of which a damaged one is put."""
+    """Return the files of a client store, one of which is replaced by a damaged one."""
     with tempfile.TemporaryDirectory() as folder:
         with ClientStoreWriter(Path(folder, "store")) as writer:
             for client in range(3):
@@ -322,4 +322,4 @@ READERS: dict[str, Callable[[], list[Sample]]] = {
     "store": functools.cache(_store),
     "archive": functools.cache(_archive),
 }
-"""Whole files by reader."""
+"""Functions that return intact files, by reader."""

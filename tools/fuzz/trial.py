@@ -1,4 +1,4 @@
-"""Giving damaged files to their readers, in a process of its own, which may crash or hang."""
+"""Pass damaged files to their readers in a separate process, which may crash or hang."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ import numpy as np
 from tools.fuzz.readers import READERS, Sample, samples
 
 Status = Literal["refused", "read", "failed", "crashed", "hung"]
-"""By an error of ours; to the end; by any other error, or with something left behind; the process ended; no answer."""
+"""Refused by a `FlowError`; read to the end; failed by another error, or left files; the process ended; no response."""
 
 MEMORY = 3 << 30
-"""Bytes that a reader may take beyond what the process has when it starts."""
+"""Bytes that a reader may allocate beyond those of the process at its start."""
 
 SMALL = 64 << 20
-"""What every file may expand to here, so that the limits come into force below `MEMORY`."""
+"""Bytes that every file may expand to here, so that limits apply below `MEMORY`."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a case.
+    """Holds the outcome of a case.
 
     Attributes:
         reader: name of the reader.
         case: number of the case.
-        status: how it ended.
+        status: how the case ended.
         message: the error, or its traceback.
-        seconds: that it took.
+        seconds: duration of the case.
     """
 
     reader: str
@@ -52,15 +52,15 @@ class Outcome:
 
 
 def damaged_sample(reader: str, case: int, seed: int) -> tuple[Sample, bytes]:
-    """The file of a case: the same for the same arguments.
+    """Create the file of a case, a function of the arguments.
 
     Args:
         reader: name of the reader.
         case: number of the case.
-        seed: of all cases.
+        seed: seed of all cases.
 
     Returns:
-        The whole file and the damaged one.
+        The intact file and the damaged one.
     """
     random = np.random.default_rng((seed, list(READERS).index(reader), case))
     known = samples(reader)
@@ -71,15 +71,15 @@ def damaged_sample(reader: str, case: int, seed: int) -> tuple[Sample, bytes]:
 
 
 def attempt(reader: str, case: int, seed: int) -> Outcome:
-    """Give the file of a case to its reader, in this process.
+    """Pass the file of a case to its reader, in this process.
 
     Args:
         reader: name of the reader.
         case: number of the case.
-        seed: of all cases.
+        seed: seed of all cases.
 
     Returns:
-        What became of it: refused, read or failed.
+        The outcome: refused, read or failed.
     """
     from flow_pl.errors import FlowError
 
@@ -107,16 +107,16 @@ def attempt(reader: str, case: int, seed: int) -> Outcome:
 
 
 def outcomes(cases: Sequence[tuple[str, int]], seed: int, timeout: float, log: Path) -> Iterator[Outcome]:
-    """Give the files of all cases to their readers, one after the other.
+    """Pass the files of all cases to their readers, one after the other.
 
     Args:
         cases: readers and numbers of cases.
-        seed: of all cases.
-        timeout: seconds after which a reader hangs.
-        log: file that gets what the process of the readers says, a crash's stack among it.
+        seed: seed of all cases.
+        timeout: seconds after which a reader counts as hung.
+        log: file of the readers' output, including the stack of a crash.
 
     Yields:
-        What became of each.
+        The outcome of each case.
     """
     left = list(cases)
     while left:
@@ -147,10 +147,10 @@ def _process(seed: int, log: Path) -> Iterator[tuple[multiprocessing.process.Bas
     theirs.close()
     try:
         ours.poll(300)
-        ours.recv()  # it has imported everything
+        ours.recv()  # everything is imported
         yield process, ours
     finally:
-        ours.close()  # which ends it, unless it hangs
+        ours.close()  # the pipe's end stops it, unless it hangs
         process.join(5)
         process.kill()
         process.join()
@@ -178,7 +178,7 @@ def _work(pipe: Connection, seed: int, log: str) -> None:
                 inner = Path(folder, "data")
                 inner.mkdir()
                 (inner / sample.name).write_bytes(sample.content)
-                sample.read(inner)  # whole files are read, and everything is imported
+                sample.read(inner)  # intact files are read, so that everything is imported
     taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (taken + MEMORY, taken + MEMORY))
     pipe.send("ready")

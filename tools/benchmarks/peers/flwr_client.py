@@ -1,6 +1,6 @@
-"""What Flower's actors run, in a module that they can import.
+"""The client that Flower's actors run, in a module that they can import.
 
-In Flower's favour an actor keeps data and model from one message to the next, and a client's minibatches are slices.
+In Flower's favour, an actor keeps data and model between messages, and a client's minibatches are slices.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ client_app = ClientApp()
 
 @lru_cache
 def prepared(path: str, threads: int):
-    """What an actor keeps."""
+    """Return what an actor keeps between messages."""
     torch.set_num_threads(threads)
     handover = load(path)
     return handover, nets.make(handover), nets.tensors(handover)

@@ -1,4 +1,4 @@
-"""A contender's end of a contest: it waits for its turn, makes a round, and tells how long that took."""
+"""A contender's side of a contest: it waits for its turn, runs a round, and reports the time."""
 
 from __future__ import annotations
 
@@ -11,36 +11,36 @@ from typing import Any
 import numpy as np
 
 Settings = dict[str, Any]
-"""What a round is to be made with: `threads`; whether to `save` the model behind it; for our loop, `chunk_size`."""
+"""Settings of a round: `threads`; whether to `save` the model after it; for our loop, `chunk_size`."""
 
 
 def rank() -> int:
-    """Of this process among those of the contender."""
+    """Return the rank of this process among those of the contender."""
     return int(os.environ["RANK"])
 
 
 def processes() -> int:
-    """Of the contender."""
+    """Return the number of processes of the contender."""
     return int(os.environ["WORLD_SIZE"])
 
 
 def memory_mb() -> float:
-    """The most that this process has held.
+    """Return the peak memory of this process in MB.
 
-    By Linux's own count for the program: that of getrusage starts from what the parent held.
+    Uses Linux's count for the program, since that of getrusage starts from the parent's memory.
     """
     with open("/proc/self/status", encoding="utf-8") as status:
         return next(int(line.split()[1]) / 1024 for line in status if line.startswith("VmHWM"))
 
 
 class Gate:
-    """Between two rounds.
+    """Separates two rounds.
 
-    Only the first process of a contender reads and writes the pipes; the others get what it read by `share`, so that
-    none of them begins before its turn.
+    Only the first process of a contender reads and writes the pipes; `share` passes on what it read to the others, so
+    that none of them starts before its turn.
 
     Args:
-        share: gives what the first process has to all of them; called by all.
+        share: sends a value from the first process to all; called by all.
     """
 
     def __init__(self, share: Callable[[Settings | None], Settings | None] = lambda settings: settings) -> None:
@@ -52,13 +52,13 @@ class Gate:
             self._results = os.fdopen(int(os.environ["BENCH_WRITE"]), "w", encoding="utf-8")
 
     def next(self, model: Callable[[], np.ndarray]) -> Settings | None:
-        """End a round, if one was made, and wait for the next one.
+        """End a round, if one was run, and wait for the next one.
 
         Args:
-            model: gives the parameters in one vector, in the order of torch's.
+            model: returns the parameters as one vector, in torch's order.
 
         Returns:
-            The settings of the round to be made, or None at the end of the contest.
+            The settings of the next round, or None at the end of the contest.
         """
         now, processor = time.perf_counter(), time.process_time()
         settings = None

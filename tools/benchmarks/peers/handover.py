@@ -1,4 +1,4 @@
-"""What all contenders start from, in one `.npz`: the clients' examples, the initial model, and how it is trained."""
+"""The common start of all contenders in one `.npz` file: the clients' examples, the initial model and the settings."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import numpy as np
 
 
 class Handover(NamedTuple):
-    """A workload, without torch.
+    """Describes a workload without torch.
 
     Attributes:
-        workload: its name.
-        kind: of the model: mlp, cnn or lstm.
+        workload: name of the workload.
+        kind: kind of the model: mlp, cnn or lstm.
         clients: features and labels of each client, the largest client first.
-        parameters: of the initial model, in the order and layout of torch's.
-        batch_size: examples in a minibatch, in the order of the data.
+        parameters: parameters of the initial model, in torch's order and layout.
+        batch_size: number of examples in a minibatch, in the order of the data.
         lr: learning rate of the clients' SGD.
-        momentum: of the clients' SGD.
+        momentum: momentum of the clients' SGD.
     """
 
     workload: str
@@ -31,7 +31,7 @@ class Handover(NamedTuple):
 
 
 def save(path: str, handover: Handover) -> None:
-    """Write it."""
+    """Write a handover."""
     arrays = {f"x{i}": x for i, (x, _) in enumerate(handover.clients)}
     arrays |= {f"y{i}": y for i, (_, y) in enumerate(handover.clients)}
     arrays |= {f"p{i}": p for i, p in enumerate(handover.parameters)}
@@ -45,7 +45,7 @@ def save(path: str, handover: Handover) -> None:
 
 
 def load(path: str | None = None) -> Handover:
-    """Read it; by default from the path that is this process's first argument."""
+    """Read a handover; by default from the path in this process's first argument."""
     with np.load(path or sys.argv[1]) as file:
         clients, parameters, batch_size = file["counts"].tolist()
         return Handover(

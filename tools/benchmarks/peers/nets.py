@@ -1,4 +1,4 @@
-"""The models in plain torch, for peers that train torch modules."""
+"""Models in plain torch, for peers that train torch modules."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class _Recurrent(nn.LSTM):
 
 
 def make(handover: Handover) -> nn.Sequential:
-    """The initial model."""
+    """Create the initial model."""
     shapes = [p.shape for p in handover.parameters]
     if handover.kind == "mlp":
         layers = [nn.Linear(*shapes[0][::-1]), nn.ReLU(), nn.Linear(*shapes[2][::-1])]
@@ -35,15 +35,15 @@ def make(handover: Handover) -> nn.Sequential:
 
 
 def loss(outputs: Tensor, y: Tensor) -> Tensor:
-    """Mean cross-entropy, over tokens where examples are sequences."""
+    """Compute the mean cross-entropy, over tokens if examples are sequences."""
     return F.cross_entropy(outputs.flatten(0, -2), y.flatten())
 
 
 def flat(model: nn.Module) -> np.ndarray:
-    """The parameters in one vector, copied."""
+    """Return a copy of the parameters as one vector."""
     return torch.cat([p.detach().reshape(-1) for p in model.parameters()]).numpy()
 
 
 def tensors(handover: Handover) -> list[tuple[Tensor, Tensor]]:
-    """Features and labels of each client."""
+    """Return features and labels of each client."""
     return [(torch.from_numpy(x), torch.from_numpy(y)) for x, y in handover.clients]

@@ -1,4 +1,4 @@
-"""FedJAX, by its federated averaging with the `jit` backend."""
+"""Run FedJAX's federated averaging with its `jit` backend."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jax import numpy as jnp
 from tools.benchmarks.peers.gate import Gate
 from tools.benchmarks.peers.handover import Handover, load
 
-jax.tree_map = jax.tree_util.tree_map  # FedJAX 0.0.17 calls it by the name that jax dropped
+jax.tree_map = jax.tree_util.tree_map  # FedJAX 0.0.17 uses a name that jax has dropped
 
 
 def linear(p, i, x):
@@ -54,7 +54,7 @@ FORWARD = {"mlp": mlp, "cnn": cnn, "lstm": lstm}
 
 
 def from_torch(p: np.ndarray) -> jnp.ndarray:
-    """A parameter in the layout that XLA is fastest with."""
+    """Convert a parameter to the layout that is fastest with XLA."""
     return jnp.asarray(p.transpose(2, 3, 1, 0) if p.ndim == 4 else p)
 
 
@@ -64,7 +64,7 @@ def to_torch(p: jnp.ndarray) -> np.ndarray:
 
 
 def client_data(handover: Handover) -> list[fedjax.ClientDataset]:
-    """The clients' examples, images with the channels last."""
+    """Return the clients' examples, images with channels last."""
     images = handover.kind == "cnn"
     return [
         fedjax.ClientDataset({"x": x.transpose(0, 2, 3, 1) if images else x, "y": y.astype(np.int32)})

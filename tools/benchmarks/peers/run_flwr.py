@@ -1,4 +1,4 @@
-"""Flower's simulation, which trains in actors of Ray."""
+"""Run Flower's simulation, which trains in Ray actors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tools.benchmarks.peers.handover import load
 
 
 class EndError(Exception):
-    """Of the contest: Flower has to be told the number of rounds before the first."""
+    """The contest has ended: Flower needs the number of rounds in advance."""
 
 
 def serve(actors: int, cores: int) -> None:

@@ -1,4 +1,4 @@
-"""pfl-research, by its federated averaging on PyTorch; in two processes by its own use of torch.distributed."""
+"""Run pfl-research's federated averaging on PyTorch; in two processes by its use of torch.distributed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tools.benchmarks.peers.handover import load
 
 
 class Module(torch.nn.Module):
-    """The model with the loss and the metrics that pfl asks for."""
+    """A model with the loss and the metrics that pfl requires."""
 
     def __init__(self, model: torch.nn.Module) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class Turns(TrainingProcessCallback):
 
 
 def share(settings: Settings | None) -> Settings | None:
-    """Give the first process's settings to all."""
+    """Send the first process's settings to all."""
     if processes() == 1:
         return settings
     box = [settings]

@@ -1,4 +1,4 @@
-"""Contenders in this project's own environment: the bare loop, our loop, and ours through lightning.Trainer.
+"""Run the contenders in this project's environment: the bare loop, our loop, and ours by lightning.Trainer.
 
 Two processes share the clients by longest processing time and sum one flat buffer with gloo.
 """
@@ -25,7 +25,7 @@ from tools.benchmarks.workloads import WORKLOADS, Clients, Workload
 
 
 def share_settings(settings: Settings | None) -> Settings | None:
-    """Give the first process's settings to all."""
+    """Send the first process's settings to all."""
     if processes() == 1:
         return settings
     box = [settings]
@@ -34,14 +34,14 @@ def share_settings(settings: Settings | None) -> Settings | None:
 
 
 def sum_over_processes(total: Tensor) -> Tensor:
-    """One all-reduce."""
+    """Sum a tensor over processes by one all-reduce."""
     if processes() > 1:
         distributed.all_reduce(total)
     return total
 
 
 def own_share(clients: Clients) -> Clients:
-    """The clients of this process, the largest first."""
+    """Return the clients of this process, the largest first."""
     loads = [(0, number) for number in range(processes())]
     own = []
     for client in clients:
@@ -53,7 +53,7 @@ def own_share(clients: Clients) -> Clients:
 
 
 class Turns(Callback):
-    """Waits where a round of the Trainer begins."""
+    """Waits at the start of each round of the Trainer."""
 
     def __init__(self) -> None:
         self.gate: Gate | None = None
@@ -69,7 +69,7 @@ class Turns(Callback):
 
 
 class BareShare(Sequential):
-    """The loop over the clients of this process, without a framework."""
+    """Runs the loop over the clients of this process, without a framework."""
 
     def __call__(self) -> None:
         super().__call__()
@@ -80,7 +80,7 @@ class BareShare(Sequential):
 
 
 def loops(workload: Workload) -> None:
-    """The bare loop, and ours with the server's step for any chunk size; each goes on from its own model."""
+    """Run the bare loop, and ours with the server's step for any chunk size; each continues from its own model."""
     clients = own_share(workload.data())
     contenders: dict[int, BareShare | LoopRounds] = {}
     gate = Gate(share_settings)
@@ -96,7 +96,7 @@ def loops(workload: Workload) -> None:
 
 
 def trainer(workload: Workload) -> None:
-    """All that a user pays."""
+    """Run the Trainer with all costs of a user's run."""
     chunk_size, folder = int(sys.argv[3]), sys.argv[4]
     fit(workload, workload.data(), chunk_size, 10**6, folder, [Turns()], processes())
 
