@@ -13,7 +13,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
 
 from flow_pl.data.datamodule import FederatedDataModule
-from flow_pl.data.readers.tables import READERS, Reader, Table
+from flow_pl.data.readers.table_files import READERS, Reader
+from flow_pl.data.readers.tables import Columns, Table
 from flow_pl.data.store.cache import file_identity
 from flow_pl.data.store.features import Features
 from flow_pl.data.store.limits import require_name
@@ -92,7 +93,7 @@ class ArrayData(FederatedDataModule):
                     "of their own: set feature_shape to null, and store each array in its shape."
                 )
         self._real_valued = labels == "values"
-        self._columns = (client_column, label_column, feature_columns, tokens, self._real_valued)
+        self._columns = Columns(client_column, label_column, feature_columns, tokens, self._real_valued)
         self._row_shape = feature_shape
         self._class_count = 1 if self._real_valued else num_classes
         self._label_names: tuple[str, ...] = ()
@@ -161,7 +162,7 @@ class ArrayData(FederatedDataModule):
     def _table(self, path: Path) -> Table:
         read = _reader(path)
         assert read is not None
-        table = read(path, *self._columns)
+        table = read(path, self._columns)
         if table.left_out:
             rank_zero_info(
                 f"data: left out {brief(list(map(repr, table.left_out)))}, the row numbers of a pandas table; name the "

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from flow_pl.data.readers.tables import check_parquet
+from flow_pl.data.readers.table_files import check_parquet
 from flow_pl.utils.optional import import_optional
 
 
