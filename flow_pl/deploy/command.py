@@ -13,6 +13,7 @@ import yaml
 from flow_pl import shipped
 from flow_pl.cli import FlowCLI, run
 from flow_pl.configuration import SECTIONS
+from flow_pl.deploy import connection
 from flow_pl.errors import ConfigurationError
 from flow_pl.module import FederatedModule
 from flow_pl.utils.arguments import Parser, home
@@ -79,13 +80,17 @@ def deploy(args: Sequence[str]) -> None:
 
     Raises:
         ConfigurationError: the configuration cannot be used or deployed, flwr is not installed, or the folder is in
-            use.
+            use; or with --check, see `connection.command`.
     """
+    if any(word.partition("=")[0] == "--check" for word in args):
+        connection.command(args)
+        return
     parser = Parser(
         prog="flow-pl deploy",
         description="Write a run as a Flower app: its clients are SuperNodes, each with its own data, and "
         "`flwr run` starts it.",
-        epilog="Options of a run, such as --trainer.max_epochs=3 or --model.method.alpha=0.5, can be added.",
+        epilog="Options of a run, such as --trainer.max_epochs=3 or --model.method.alpha=0.5, can be added. "
+        "`flow-pl deploy --check HOST:PORT` tests a node's connection, see `flow-pl deploy --check --help`.",
     )
     parser.add_argument(
         "-c",
