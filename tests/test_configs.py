@@ -179,17 +179,22 @@ def test_every_key_has_a_comment(name):
             assert "  # " in line, f"{name}:{number} has no comment: {key}"
 
 
+@pytest.mark.parametrize("task", ["cifar10", "cifar100", "cifar10_npz"])
 @pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("federation/")])
-def test_a_division_changes_who_the_clients_are_and_nothing_else(name):
+def test_a_division_changes_who_the_clients_are_and_nothing_else(name, task):
     """Twenty clients, all in each round."""
-    _, task, division = name.split("/")
-    alpha = float(division.removeprefix("dirichlet_"))
+    alpha = float(name.rpartition("_")[2])
     files = [shipped.find(file) for file in (f"task/{task}", name, "method/fedavg")]
     whole, changed = resolve([files[0], files[2]], []), resolve(files, [])
     data = changed["data"]["init_args"]
     assert (data["cohort_size"], data["val_clients"], data["new_client_fraction"]) == (20, 20, 0)
     partitioner, given = (each["data"]["init_args"].pop("partitioner") for each in (changed, whole))
-    assert partitioner["init_args"] == {**given["init_args"], "num_partitions": 20, "alpha": alpha}
+    assert partitioner["init_args"] == {
+        **given["init_args"],
+        "num_partitions": 20,
+        "alpha": alpha,
+        "partition_by": None,
+    }
     for each in (whole, changed):
         del each["trainer"]["default_root_dir"]
         for setting in ("cohort_size", "val_clients", "new_client_fraction"):

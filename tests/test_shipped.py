@@ -30,7 +30,7 @@ def test_a_name_that_is_not_there_gets_the_nearest():
 
 
 def test_patterns_are_of_the_folder_or_else_of_the_shipped_files():
-    assert [path.stem for path in shipped.match("tuned/digits/flow*.yaml")] == ["flow", "flow_published"]
+    assert [path.stem for path in shipped.match("tuned/stackexchange/flow*.yaml")] == ["flow", "flow_evidence"]
     assert shipped.match("tuned/digits/*") == shipped.match("tuned/digits/*.yaml")
     Path("method").mkdir()
     Path("method/mine.yaml").write_text("# mine\n")
@@ -51,7 +51,7 @@ def test_names_on_the_command_line_become_files(option):
         (["task/digits", "method/ditto"], "digits/ditto"),
         (["task/emnist", "tuned/emnist/flow", "ablation/routing_hard"], "emnist/flow-routing_hard"),
         (["task/digits", "method/flow", "logger/wandb"], "digits/flow"),
-        (["task/cifar10", "federation/cifar10/dirichlet_0.1", "method/flow"], "cifar10-dirichlet_0.1/flow"),
+        (["task/cifar10", "federation/dirichlet_0.1", "method/flow"], "cifar10-dirichlet_0.1/flow"),
         (["task/array", "model/vit", "method/flow"], "array-vit/flow"),
         (["mine.yaml"], "mine"),
         ([], ""),

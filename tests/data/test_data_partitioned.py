@@ -81,6 +81,12 @@ def test_every_row_belongs_to_the_client_that_the_partitioner_says(make, partiti
     ]
 
 
+def test_a_division_without_a_column_is_by_the_labels_of_the_encoding(make):
+    settings = {"num_partitions": 4, "alpha": 0.5, "min_partition_size": 1, "seed": 0}
+    named, unnamed = (partitioner("DirichletPartitioner", partition_by=by, **settings) for by in ("label", None))
+    assert rows(make(partitioner=unnamed)) == rows(make(partitioner=named))
+
+
 def test_natural_clients_keep_their_names(make):
     assert list(rows(make(partitioner=NATURAL))) == ["writer_0", "writer_1", "writer_2"]
     assert list(rows(make()))[:2] == ["partition_00000", "partition_00001"]

@@ -108,7 +108,8 @@ class PartitionedData(EncodedData):
             `.npz`, a folder written by `Dataset.save_to_disk`, or the name of a data set on the hub. The columns of a
             `.npz` file are its arrays, where `x_train` is the column `x` of the split `train`.
         partitioner: a partitioner by its `class_path`, such as `flwr_datasets.partitioner.DirichletPartitioner`, and
-            its `init_args`; other keys override these arguments, as in `--data.partitioner.alpha 0.3`.
+            its `init_args`; other keys override these arguments, as in `--data.partitioner.alpha 0.3`. Null for its
+            `partition_by` = the encoding's column of labels.
         encoding: how a client's examples become rows, see `EncodedData`; its columns are those of the table.
         split: split of a data set on the hub, or of a folder or a `.npz` file with splits; `train+test` = both.
         name: configuration of a data set on the hub; null = its only one.
@@ -143,7 +144,10 @@ class PartitionedData(EncodedData):
             )
         self._path = path
         # also for `--data.partitioner.init_args.alpha 0.3`, which jsonargparse (4.53) puts beside the init_args
-        self._partitioner = {"class_path": partitioner["class_path"], "init_args": {**given, **arguments}}
+        arguments = {**given, **arguments}
+        if "partition_by" in arguments and arguments["partition_by"] is None:
+            arguments["partition_by"] = getattr(encoding, "label", None)
+        self._partitioner = {"class_path": partitioner["class_path"], "init_args": arguments}
         self._split = split
         self._name = name
         self._revision = revision
