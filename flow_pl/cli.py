@@ -20,8 +20,9 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
+# so that bare class names work in YAML
 import flow_pl.methods
-import flow_pl.models  # noqa: F401 (imported so that bare class names work in YAML)
+import flow_pl.models
 from flow_pl import callbacks, shipped
 from flow_pl.callbacks._known_metrics import check_monitors
 from flow_pl.callbacks.metrics_log import MetricsLog, continue_log
@@ -284,7 +285,11 @@ def run(
         seed_everything_default=0,
         auto_configure_optimizers=False,
         load_from_checkpoint_support=False,
-        parser_class=partial(FlowParser, roots={"trainer": Trainer, "model": module, "data": FederatedDataModule}),
+        parser_class=partial(
+            FlowParser,
+            roots={"trainer": Trainer, "model": module, "data": FederatedDataModule},
+            choices={"backbone": [backbone.__name__ for backbone in flow_pl.models.BACKBONES]},
+        ),
         parser_kwargs={"prog": "flow-pl", "version": __version__, "description": DESCRIPTION},
         trainer_defaults={
             # personalization needs gradients in validation and test

@@ -25,3 +25,16 @@ __all__ = [
     "TextEncoder",
     "VisionTransformer",
 ]
+
+BACKBONES = (
+    EMNISTCNN,
+    LoRA,
+    LogisticRegression,
+    MLP,
+    NextCharacterLSTM,
+    NextWordLSTM,
+    ResNet18,
+    TextEncoder,
+    VisionTransformer,
+)
+"""The whole models among these classes; the others are layers of one."""

@@ -15,7 +15,6 @@ from typing import Any, NoReturn
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
-from torch import nn
 
 from flow_pl.errors import brief
 from flow_pl.utils.refusals import class_names, explain
@@ -32,14 +31,22 @@ class FlowParser(LightningArgumentParser):
 
     Args:
         roots: classes whose arguments the settings are, by the first part of their option names.
+        choices: class names that the page lists for a setting of the model whose type does not tell them.
         add_help: whether to add `--help`; `--help all` shows every setting.
         **kwargs: arguments of `LightningArgumentParser`.
     """
 
-    def __init__(self, roots: Mapping[str, type] = MappingProxyType({}), add_help: bool = True, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        roots: Mapping[str, type] = MappingProxyType({}),
+        choices: Mapping[str, Sequence[str]] = MappingProxyType({}),
+        add_help: bool = True,
+        **kwargs: Any,
+    ) -> None:
         # an abbreviation may become ambiguous when an option is added
         super().__init__(add_help=False, allow_abbrev=False, **kwargs)
         self.roots = roots
+        self.choices = choices
         if add_help:
             self.add_argument("-h", "--help", action=HelpPage, help="show this help; `--help all`: every setting")
 
@@ -94,16 +101,17 @@ class HelpPage(argparse._HelpAction):
         if values == "all" or "trainer" not in sections:
             parser.print_help()
         else:
-            print(help_page(parser, parser.roots))
+            print(help_page(parser, parser.roots, parser.choices))
         parser.exit()
 
 
-def help_page(parser: argparse.ArgumentParser, roots: Mapping[str, type]) -> str:
+def help_page(parser: argparse.ArgumentParser, roots: Mapping[str, type], choices: Mapping[str, Sequence[str]]) -> str:
     """Return a page on the options of a Lightning command, with the choices of classes but not their settings.
 
     Args:
         parser: parser of the command.
         roots: see `FlowParser`.
+        choices: see `FlowParser`.
     """
     command = parser.prog.replace(" [options]", "")
     own: dict[str, list[str]] = {name: [] for name in ("", *roots)}
@@ -124,7 +132,8 @@ def help_page(parser: argparse.ArgumentParser, roots: Mapping[str, type]) -> str
             }
         ),
         "data, --data CLASS and --data.SETTING VALUE:\n" + _wrapped(class_names(roots["data"])),
-        "model, --model.NAME:\n" + _table({name: _choices(roots["model"], name) for name in own["model"]}),
+        "model, --model.NAME:\n"
+        + _table({name: ", ".join(choices.get(name) or class_names(roots["model"], name)) for name in own["model"]}),
         "trainer, Lightning's Trainer, --trainer.NAME VALUE:\n" + _wrapped(own["trainer"]),
         "Settings of a class, and of everything:\n"
         + _table(
@@ -149,12 +158,6 @@ OWN = {
     "--return_predictions": "whether predictions are kept in memory as well",
 }
 """Help for the options that belong to no section."""
-
-
-def _choices(model: type, name: str) -> str:
-    """Return this project's classes for a setting of the model."""
-    names = class_names(nn.Sequential) if name == "backbone" else class_names(model, name)
-    return ", ".join(names)
 
 
 def _table(rows: Mapping[str, str]) -> str:

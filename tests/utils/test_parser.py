@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from flow_pl import models
 from flow_pl.__main__ import COMMANDS, main
 from flow_pl.cli import run
 from flow_pl.errors import ConfigurationError
@@ -177,6 +178,9 @@ def test_help_of_a_command_fits_on_a_page(capsys):
     assert max(map(len, page.splitlines())) <= 100
     for words in ("max_epochs", "Ditto", "ArrayData", "server_optimizer", "--ckpt_path", "--help all"):
         assert words in page
+    backbones = page.partition("  backbone  ")[2].partition("  method  ")[0].replace(",", " ").split()
+    # whoever adds a class says whether it is a whole model or a layer
+    assert {*backbones, "Dropout", "LSTM", "Recurrent"} == set(models.__all__)
     with pytest.raises(SystemExit):
         main(["fit", "--help", "all"])
     assert "--model.max_rejected MAX_REJECTED" in capsys.readouterr().out
