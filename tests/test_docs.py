@@ -329,6 +329,7 @@ def test_a_method_has_a_page_with_its_parameters(stem):
     assert shown == {key: str(value).lower() if isinstance(value, bool) else str(value) for key, value in given.items()}
     for word in ("**Sent:**", "**Kept:**", "$$"):
         assert word in text
+    assert "departures" in text.lower(), "say where it departs from its paper"
     stateless = re.search(r"\*\*Kept:\*\* nothing", text)
     assert bool(stateless) == (not cls.private)
     assert f"({stem}.md)" in (DOCS / "methods" / "README.md").read_text()
