@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -92,10 +93,17 @@ class Network:
         """Start an app and give its run's number back."""
         options = " ".join(f"{key.replace('_', '-')}={value!r}".replace("'", '"') for key, value in config.items())
         options = options.replace("=True", "=true").replace("=False", "=false")
+        return re.search(r"started run (\d+)", self.flwr("run", str(app), "--run-config", options))[1]
+
+    def run_log(self, run):
+        """What the app's server has printed in a run."""
+        return self.flwr("log", run, "--show")
+
+    def flwr(self, *arguments):
         done = subprocess.run(
-            [str(BIN / "flwr"), "run", str(app), "--run-config", options],
+            [str(BIN / "flwr"), *arguments],
             cwd=self.folder,
-            env=self.environment,
+            env={**self.environment, "COLUMNS": "1000"},
             capture_output=True,
             text=True,
             timeout=60,
