@@ -14,7 +14,7 @@ from flow_pl import shipped
 from flow_pl.cli import FlowCLI, run
 from flow_pl.configuration import SECTIONS
 from flow_pl.deploy import connection
-from flow_pl.errors import ConfigurationError
+from flow_pl.errors import ConfigurationError, brief
 from flow_pl.module import FederatedModule
 from flow_pl.utils.arguments import Parser, home
 from flow_pl.utils.files import write_text
@@ -102,7 +102,14 @@ def deploy(args: Sequence[str]) -> None:
     )
     parser.add_argument("--out", required=True, type=home, metavar="FOLDER", help="output folder of the app")
     parser.add_argument("--publisher", default="local", help="publisher of the app in Flower (default: local)")
+    parser.add_argument(
+        "--license",
+        type=home,
+        metavar="FILE",
+        help="licence of the app, a text file (default: all rights reserved by the publisher)",
+    )
     options, overrides = parser.parse_known_args(args)
+    licence = RESERVED.format(publisher=options.publisher) if options.license is None else _licence(options.license)
     flwr = import_optional("flwr", "flower", "the Flower app").__version__
     from flow_pl.deploy.server_app import RUN_CONFIG
 
@@ -117,7 +124,7 @@ def deploy(args: Sequence[str]) -> None:
         raise ConfigurationError(f"{folder} already exists and is not empty: choose another folder with --out.")
     root = str(settings["trainer"].get("default_root_dir") or "runs")
     name = "-".join(Path(root).parts[-2:]).replace("_", "-").strip("-.") or "run"
-    write_app(folder, settings, name, options.publisher, flwr, {**RUN_CONFIG, "folder": root})
+    write_app(folder, settings, name, options.publisher, licence, flwr, {**RUN_CONFIG, "folder": root})
     print(
         f"{folder}: a Flower app, {cli.model.identity()['method']} with flow_pl {__version__} on flwr {flwr}. "
         f"Start it by `flwr run {folder} SUPERLINK --stream`, see docs/deploy.md."
@@ -125,7 +132,13 @@ def deploy(args: Sequence[str]) -> None:
 
 
 def write_app(
-    folder: Path, settings: dict[str, Any], name: str, publisher: str, flwr: str, run_config: dict[str, Any]
+    folder: Path,
+    settings: dict[str, Any],
+    name: str,
+    publisher: str,
+    licence: str,
+    flwr: str,
+    run_config: dict[str, Any],
 ) -> None:
     """Write the files of an app.
 
@@ -134,6 +147,7 @@ def write_app(
         settings: configuration of the run.
         name: name of the app.
         publisher: publisher of the app.
+        licence: text of its licence.
         flwr: target version of Flower.
         run_config: settings that `flwr run --run-config` may change.
     """
@@ -147,7 +161,7 @@ def write_app(
     for side in ("server", "client"):
         write_text(package / f"{side}_app.py", APP.format(side=side))
     write_text(package / "config.yaml", f"# Made by `flow-pl deploy`; the configuration of the run.\n{config}")
-    write_text(folder / "LICENSE", LICENSE)
+    write_text(folder / "LICENSE", licence)
     text = PYPROJECT.format(
         name=name,
         version="1.0.0",
@@ -161,11 +175,27 @@ def write_app(
     write_text(folder / "pyproject.toml", text)
 
 
-LICENSE = """\
-SPDX-License-Identifier: Apache-2.0
-
-Licensed under the Apache License, Version 2.0; a copy is at https://www.apache.org/licenses/LICENSE-2.0
+RESERVED = """\
+All rights reserved by {publisher}. No licence is granted to copy, change or distribute this app.
 """
+"""Default licence, since only the publisher can grant one. Flower refuses an app without a licence file."""
+
+
+def _licence(path: Path) -> str:
+    """Read a licence.
+
+    Raises:
+        ConfigurationError: the file cannot be read, or is empty.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(
+            f"the licence {path} cannot be read ({brief(error)}): give --license a text file."
+        ) from error
+    if not text.strip():
+        raise ConfigurationError(f"the licence {path} is empty: give --license a file with its text.")
+    return text
 
 
 def check_deployable(cli: FlowCLI) -> None:

@@ -306,7 +306,16 @@ def test_what_flwr_run_may_change_is_in_the_app(start):
     app = start("fedavg").config.parents[1]
     flwr = pytest.importorskip("tomllib").loads((app / "pyproject.toml").read_text())["tool"]["flwr"]["app"]
     assert flwr["config"] == {**RUN_CONFIG, "folder": flwr["config"]["folder"]}
-    assert "Apache-2.0" in (app / "LICENSE").read_text()
+    assert (app / "LICENSE").read_text().startswith("All rights reserved by local.")
+
+
+def test_the_licence_of_an_app_is_its_publishers_choice(start, tmp_path):
+    licence = tmp_path / "MIT.txt"
+    licence.write_text("MIT License\n")
+    app = start("fedavg", f"--license={licence}").config.parents[1]
+    assert (app / "LICENSE").read_text() == "MIT License\n"
+    with pytest.raises(ConfigurationError, match=r"the licence .*absent cannot be read .*give --license a text file"):
+        start("fedavg", f"--license={tmp_path / 'absent'}")
 
 
 @pytest.mark.parametrize(
