@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -138,23 +138,6 @@ class FederatedDataModule(ABC, L.LightningDataModule):
     def clients(self) -> Iterable[ClientData]:
         """Read or generate the clients, one at a time and always in the same order."""
 
-    def remaining(self, written: Collection[str]) -> Iterable[ClientData]:
-        """Yield the clients that an interrupted store still lacks, in the same order.
-
-        Override it if clients can be skipped at less cost than creating them.
-
-        Args:
-            written: names of the clients that are not needed, in their order.
-        """
-        return (client for client in self.clients() if client.name not in written)
-
-    def draw_identity(self) -> str:
-        """Return what distinguishes draws of the clients with the same options, if several are possible.
-
-        Writing of an interrupted store resumes only if this is the same.
-        """
-        return ""
-
     def class_count(self) -> int | None:
         """Return the number of classes; None = the largest label + 1."""
         return None
@@ -180,7 +163,7 @@ class FederatedDataModule(ABC, L.LightningDataModule):
     # Hooks that Lightning calls
 
     def prepare_data(self) -> None:
-        """Write the client store unless it exists, resuming an interrupted earlier attempt.
+        """Write the client store unless it exists.
 
         Raises:
             DataError: the source cannot be used.
@@ -190,7 +173,7 @@ class FederatedDataModule(ABC, L.LightningDataModule):
         if not path.exists():
             self._left_out = []
             leave_out = self._left_out.append if self.unusable_clients == "skip" else None
-            build_store(path, self.remaining, self.class_count(), self.draw_identity(), self.label_names, leave_out)
+            build_store(path, self.clients(), self.class_count(), self.label_names, leave_out)
             if self._left_out:
                 rank_zero_warn(
                     f"clients left out, since they have no label or no usable example: {len(self._left_out)} "

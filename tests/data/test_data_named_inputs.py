@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import pickle
 from pathlib import Path
@@ -83,31 +82,6 @@ def test_a_damaged_file_of_one_feature_is_named(tmp_path):
     os.truncate(tmp_path / "store" / "x_1.npy", 100)
     with pytest.raises(DataError, match=r"x_1\.npy is not a usable part"):
         ClientStore.open(tmp_path / "store")
-
-
-@pytest.mark.parametrize(("damaged", "kept"), [(None, ["ann", "bob"]), ("x_1.npy", ["ann"]), ("x.json", [])])
-def test_an_interrupted_store_is_gone_on_with(tmp_path, damaged, kept):
-    with contextlib.suppress(KeyboardInterrupt), ClientStoreWriter(tmp_path / "store", resume="same") as writer:
-        writer.add(*client("ann"))
-        writer.add(*client("bob"))
-        raise KeyboardInterrupt
-    partial = tmp_path / ".store.partial"
-    if damaged == "x.json":
-        (partial / damaged).write_text("{}")
-    elif damaged:
-        with (partial / damaged).open("r+b") as file:
-            file.seek(-1, os.SEEK_END)  # a byte of the last client
-            file.write(b"\x7f")
-    with ClientStoreWriter(tmp_path / "store", resume="same") as writer:
-        assert list(writer.written) == kept
-        for name in ("ann", "bob", "carl"):
-            if name not in kept:
-                writer.add(*client(name))
-    opened = ClientStore.open(tmp_path / "store")
-    for i, name in enumerate(("ann", "bob", "carl")):
-        for feature, values in client(name).x.items():
-            assert opened.read(i).x[feature].tolist() == values.tolist()
-    assert not (tmp_path / "store" / "x.json").exists()
 
 
 def test_batches_have_every_feature_and_pad_with_an_instance_there_is(tmp_path):

@@ -11,7 +11,6 @@ datasets = pytest.importorskip("datasets", reason="datasets is not installed")
 pytest.importorskip("flwr_datasets", reason="flwr-datasets is not installed")
 
 from flow_pl.data import Images, NextWord, PartitionedData, Vectors  # noqa: E402
-from flow_pl.data.readers.partitioned import PartitionedSource  # noqa: E402
 from flow_pl.errors import ConfigurationError, DataError  # noqa: E402
 from flow_pl.utils.parser import FlowParser  # noqa: E402
 
@@ -175,30 +174,6 @@ def test_a_client_that_the_partitioner_leaves_empty(make):
     with pytest.raises(DataError, match=r"table.parquet: client 'partition_\d+' has no examples: .*unusable_clients"):
         make(partitioner=dirichlet)
     assert 1 < len(make(partitioner=dirichlet, unusable_clients="skip").federation.store) < 30
-
-
-@pytest.mark.parametrize(("seed", "read_again"), [(0, False), (None, True)])
-def test_an_interrupted_store_is_gone_on_with_if_the_partitions_are_the_same(make, monkeypatch, seed, read_again):
-    """Those of a partitioner without a seed are not: a row would belong to two clients, another one to none."""
-    dirichlet = partitioner(
-        "DirichletPartitioner", num_partitions=6, partition_by="label", alpha=1.0, min_partition_size=1, seed=seed
-    )
-    read, take = [], PartitionedSource.take
-
-    def broken(self, name):
-        if len(read) == 3:
-            raise KeyboardInterrupt
-        read.append(name)
-        return take(self, name)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(PartitionedSource, "take", broken)
-        with pytest.raises(KeyboardInterrupt):
-            make(partitioner=dirichlet)
-    monkeypatch.setattr(PartitionedSource, "take", lambda self, name: (read.append(name), take(self, name))[1])
-    found = rows(make(partitioner=dirichlet))
-    assert sorted(row for members in found.values() for row in members) == list(range(ROWS))
-    assert read == list(found)[:3] * (2 if read_again else 1) + list(found)[3:]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flow_pl.data import ClientStore, ClientStoreWriter, Federation
+from flow_pl.data import ClientStore, ClientStoreWriter, Federation, SyntheticData
 from flow_pl.data.store.client_store import FORMAT_VERSION
 from flow_pl.errors import ConfigurationError, DataError
 
@@ -142,6 +142,29 @@ def test_a_killed_writer_leaves_no_store_and_is_not_in_the_way(tmp_path):
     assert not (tmp_path / "s").exists()
     assert len(list(tmp_path.iterdir())) == 1
     assert len(write(tmp_path / "s", ("ann", X, Y), ("bob", X, Y))) == 2
+
+
+def test_an_interrupted_build_is_named_and_starts_again(tmp_path):
+    class Data(SyntheticData):
+        def clients(self):
+            for number, client in enumerate(super().clients()):
+                if number == 2 and not (tmp_path / "again").exists():
+                    os.kill(os.getpid(), signal.SIGKILL)
+                yield client
+
+    process = multiprocessing.get_context("fork").Process(
+        target=lambda: Data(num_clients=4, cache_dir=str(tmp_path / "cache")).prepare_data()
+    )
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    (left,) = (tmp_path / "cache").iterdir()
+    (tmp_path / "again").touch()
+    data = Data(num_clients=4, cache_dir=str(tmp_path / "cache"), cohort_size=1)
+    with pytest.warns(UserWarning, match=rf"{left} was left by a process that was killed .* written from the start"):
+        data.prepare_data()
+    data.setup("fit")
+    assert len(data.federation.store) == 4
 
 
 def test_of_two_writers_of_one_store_the_first_to_finish_wins(tmp_path):

@@ -7,6 +7,7 @@ import csv
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -181,7 +182,7 @@ class Chain:
 
         deadline = time.monotonic() + TIMEOUT_S
         if number == 0:  # while the clients are written
-            _wait(process, lambda: any((root / "cache").glob(".*.partial")), deadline)
+            _wait(process, lambda: any((root / "cache").glob(".*.tmp")), deadline)
         elif number % 10 == 1:  # while it starts, before its first checkpoint at first
             _wait(process, lambda: (root / "run" / "logs").exists(), deadline)
             time.sleep(moments.uniform(0, 1))
@@ -192,9 +193,11 @@ class Chain:
                 _wait(process, part.exists, deadline)
         if process.poll() is not None:
             return None
-        written = any((root / "cache").glob(".*.partial"))
         kill_group(process)
-        if written:
+        unfinished = list((root / "cache").glob(".*.tmp"))
+        for folder in unfinished:
+            shutil.rmtree(folder)
+        if unfinished:
             return "store"
         return "checkpoint" if part.exists() else stage(root / "stage")
 

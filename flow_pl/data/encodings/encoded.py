@@ -150,23 +150,9 @@ class EncodedData(FederatedDataModule):
         Raises:
             DataError: the source cannot be used; the message names the file and the client.
         """
-        return self.remaining(())
-
-    def remaining(self, written: Collection[str]) -> Iterator[ClientData]:
-        """Read the clients that an unfinished store lacks; the others are not encoded.
-
-        Args:
-            written: names of the stored clients, in order.
-
-        Yields:
-            The other clients, as `clients` does.
-
-        Raises:
-            DataError: the source cannot be used; the message names the file and the client.
-        """
         with contextlib.ExitStack() as stack:
             sources = {part: self._open(part, stack) for part in ("train", "test", "validation", "heldout")}
-            for record in joined(**sources, same_clients=self._same_clients, written=written):
+            for record in joined(**sources, same_clients=self._same_clients):
                 try:
                     yield self._encoded(record)
                 except UnusableError:

@@ -76,10 +76,6 @@ class HDF5Source(Source):
         """Return the names of the groups."""
         return filter(self._selection.keeps, self._names)
 
-    def drop(self, name: str) -> None:
-        """Skip a client by name, without reading it."""
-        self._taken.add(name)
-
     def close(self) -> None:
         """Close the file."""
         self._texts.close()

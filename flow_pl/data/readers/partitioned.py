@@ -6,7 +6,6 @@ Sources: huggingface.co/docs/datasets and flower.ai/docs/datasets.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -80,10 +79,6 @@ class PartitionedSource(Source):
         """Return the names of the partitions that have not been taken."""
         return filter(self._selection.keeps, self._rows)
 
-    def drop(self, name: str) -> None:
-        """Skip a client by name, without reading it."""
-        self._rows.pop(name, None)
-
     def _column(self, chosen: Any, name: str) -> Any:
         feature = column = chosen.features[name]
         while hasattr(feature, "feature"):  # lists, possibly of lists
@@ -114,7 +109,7 @@ class PartitionedData(EncodedData):
         split: split of a data set on the hub, or of a folder or a `.npz` file with splits; `train+test` = both.
         name: configuration of a data set on the hub; null = its only one.
         revision: commit or tag of a data set on the hub; null = the newest, which does not affect a client store that
-            is already written or begun.
+            is already written.
         download: whether a data set may be fetched from the hub; otherwise it must be in the hub's cache.
         **kwargs: settings of every published data set, see `EncodedData`, and of every data set, see
             `FederatedDataModule`.
@@ -171,13 +166,6 @@ class PartitionedData(EncodedData):
             return None
         dataset, rows = self._partitioned
         return PartitionedSource(self._path, dataset, rows, selection)
-
-    def draw_identity(self) -> str:
-        """Return a digest of the partitions, since a partitioner without a seed draws different ones each time."""
-        digest = hashlib.sha256()
-        for name, rows in self._partitioned[1].items():
-            digest.update(f"{name} {len(rows)} ".encode() + rows.tobytes())
-        return digest.hexdigest()
 
     @cached_property
     def _partitioned(self) -> tuple[Any, dict[str, NDArray[np.int64]]]:

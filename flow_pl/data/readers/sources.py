@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -103,10 +103,6 @@ class Source(ABC):
     def names(self) -> Iterable[str]:
         """Return the names of all selected clients, in any order; reads no examples unless it must."""
 
-    def drop(self, name: str) -> None:
-        """Skip a client by name, if the part has it; reads no examples unless it must."""
-        self.take(name)
-
     def close(self) -> None:  # noqa: B027 (not every source has something open)
         """Close the files."""
 
@@ -117,7 +113,6 @@ def joined(
     validation: Source | None,
     heldout: Source | None,
     same_clients: bool,
-    written: Collection[str] = (),
 ) -> Iterator[Record]:
     """Join the clients of all parts.
 
@@ -128,17 +123,10 @@ def joined(
         heldout: clients that are tested as new clients.
         same_clients: whether a name means the same client in all parts; otherwise the test and validation parts have
             their own clients, which are new.
-        written: names of records to skip, in the order in which they are yielded.
 
     Yields:
         The clients of the training part, each with its validation and test examples, and then the others.
     """
-    for name in written:
-        for source in (train, validation, heldout, test if same_clients else None):
-            if source is not None:
-                source.drop(name)
-        if test is not None and not same_clients and name.startswith(_APART):
-            test.drop(name.removeprefix(_APART))
     matched = (validation, test) if same_clients else (None, None)
     for client in train:
         yield _record(client, *(_of_client(source, client) for source in matched))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
-from collections.abc import Callable, Collection, Iterable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,8 +19,6 @@ from flow_pl.data.store.writer import ClientData, ClientStoreWriter
 from flow_pl.errors import DataError
 
 T = TypeVar("T")
-
-_log = logging.getLogger(__name__)
 
 
 def store_path(cache_dir: str | None, name: str, options: dict[str, Any]) -> Path:
@@ -73,21 +71,17 @@ def progress(clients: Iterable[T], description: str) -> Iterable[T]:
 
 def build_store(
     path: Path,
-    clients: Callable[[Collection[str]], Iterable[ClientData]],
+    clients: Iterable[ClientData],
     num_classes: int | None,
-    identity: str,
     class_names: Callable[[], Sequence[str]] = tuple,
     leave_out: Callable[[str], None] | None = None,
 ) -> None:
-    """Write a client store, showing progress on a terminal; an interrupted store is resumed.
+    """Write a client store, showing progress on a terminal; after an interruption it is written from the start.
 
     Args:
         path: the folder of the store.
-        clients: yields the clients except the first ones, whose names it is given, one at a time and always in the same
-            order.
-        num_classes: number of classes; None = the largest label + 1.
-        identity: what identifies the clients besides the path; an interrupted store with another identity is not
-            resumed.
+        clients: the clients, one at a time.
+        num_classes: number of classes.
         class_names: returns the class names, if any, after all clients are read.
         leave_out: called with the name of a client without labels, which is then left out; None = such a client is an
             error.
@@ -96,12 +90,15 @@ def build_store(
         DataError: a client cannot be used.
         ConfigurationError: the folder cannot be created, or the disk is full.
     """
-    with ClientStoreWriter(path, num_classes, resume=identity) as writer:
-        written = dict.fromkeys(writer.written)
-        if written:
-            _log.info("%s: %d clients are already written, continuing after them", path, len(written))
+    for folder in path.parent.glob(f".{path.name}.*.tmp"):
+        warnings.warn(
+            f"{folder} was left by a process that was killed before the client store was complete, or another process "
+            "is writing it now. The store is written from the start; delete the folder if no process is writing it.",
+            stacklevel=2,
+        )
+    with ClientStoreWriter(path, num_classes) as writer:
         skipped = False
-        for client in progress(clients(written), f"Writing {path.name}"):
+        for client in progress(clients, f"Writing {path.name}"):
             try:
                 writer.add(*client)
             except UnusableError:

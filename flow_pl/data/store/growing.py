@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import zlib
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
@@ -29,7 +28,6 @@ class GrowingArray:
         self.dtype, self.shape = dtype, shape
         self._file = file
         self._start = file.tell()
-        self._row_bytes = dtype.itemsize * int(np.prod(shape, dtype=np.int64))
         self._length = 0
 
     @classmethod
@@ -40,61 +38,14 @@ class GrowingArray:
         _write_header(file, dtype, (0, *shape))
         return cls(file, dtype, shape)
 
-    @classmethod
-    def reopen(cls, path: Path) -> GrowingArray:
-        """Open an unfinished file at its start: rows count only after `truncate`.
-
-        Raises:
-            OSError: there is no such file.
-            ValueError: its header is damaged.
-        """
-        file = path.open("r+b")
-        try:
-            npy.read_magic(file)
-            (_, *shape), _, dtype = npy.read_array_header_1_0(file)
-            if dtype.kind not in "biuf" or min(shape, default=1) < 1:
-                raise ValueError(f"it has rows of shape {shape} and type {dtype}")
-        except Exception as error:  # damage shows as one of a dozen types
-            file.close()
-            raise ValueError(f"{path} is damaged ({error})") from error
-        return cls(file, dtype, tuple(shape))
-
     def fits(self, rows: NDArray[Any]) -> bool:
         """Return whether an array's rows have the file's type and shape, in any byte order."""
         return (rows.dtype.newbyteorder("="), rows.shape[1:]) == (self.dtype, self.shape)
 
-    def append(self, rows: NDArray[Any], before: int = 0) -> int:
-        """Append rows.
-
-        Args:
-            rows: rows of the file's type and shape.
-            before: checksum of another file's rows to continue from.
-
-        Returns:
-            The rows' checksum, see `checksum`.
-        """
-        content = np.ascontiguousarray(rows, dtype=self.dtype)
-        self._file.write(content.data)
+    def append(self, rows: NDArray[Any]) -> None:
+        """Append rows of the file's type and shape."""
+        self._file.write(np.ascontiguousarray(rows, dtype=self.dtype).data)
         self._length += len(rows)
-        return zlib.crc32(content.data, before)
-
-    def checksum(self, start: int, count: int, before: int = 0) -> int | None:
-        """Compute the CRC-32 of rows in the file, continuing that of another one; None if the file is too short."""
-        end = self._start + (start + count) * self._row_bytes
-        if not 0 <= count <= end <= os.fstat(self._file.fileno()).st_size:
-            return None
-        self._file.seek(self._start + start * self._row_bytes)
-        content = self._file.read(count * self._row_bytes)
-        return zlib.crc32(content, before) if len(content) == count * self._row_bytes else None
-
-    def truncate(self, length: int) -> None:
-        """Keep only the first rows; new ones are appended to them."""
-        self._length = length
-        self._file.truncate(self._file.seek(self._start + length * self._row_bytes))
-
-    def flush(self) -> None:
-        """Pass everything to the operating system, which keeps it if this process is killed."""
-        self._file.flush()
 
     def finish(self) -> None:
         """Fill in the length, and write everything to the disk.

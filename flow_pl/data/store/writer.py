@@ -21,7 +21,6 @@ from flow_pl.data.store.client_store import FORMAT_VERSION, ROLES, Role, StoreMe
 from flow_pl.data.store.features import Features
 from flow_pl.data.store.growing import GrowingArray, sync
 from flow_pl.data.store.growing_features import GrowingFeatures
-from flow_pl.data.store.journal import Entry, Journal
 from flow_pl.errors import ConfigurationError, DataError
 from flow_pl.utils.inputs import in_order, map_inputs
 from flow_pl.utils.validation import given, require_count
@@ -58,15 +57,9 @@ class ClientStoreWriter:
     Rows go straight to disk, in a folder beside the target that is renamed to it at the end. A writer that fails or is
     killed leaves no store; if another process has finished the same store first, that one is kept.
 
-    With `resume`, unfinished work stays in the folder `.<name>.partial` beside the target, unless a client
-    cannot be used, and the next writer continues there, if it has the same `resume` and number of classes. While
-    one process writes there, another one with the same target writes elsewhere.
-
     Args:
         target: folder of the store; must not exist.
         num_classes: number of classes; None = the largest label + 1.
-        resume: what else identifies the clients, to resume from those that an interrupted writer has written, see
-            `written`; None = start anew.
 
     Raises:
         ConfigurationError: the folder cannot be made, or the disk is full.
@@ -77,14 +70,12 @@ class ClientStoreWriter:
             unnamed.
     """
 
-    def __init__(self, target: str | Path, num_classes: int | None = None, resume: str | None = None) -> None:
+    def __init__(self, target: str | Path, num_classes: int | None = None) -> None:
         require_count(**given(num_classes=num_classes))
         self._target = Path(target)
         self._folder = self._target.parent / f".{self._target.name}.{uuid.uuid4().hex}.tmp"
         self._num_classes = num_classes
-        self._resume = resume
         self.class_names: Sequence[str] = ()
-        self._journal: Journal | None = None
         self._largest_label = -1
         self._names: dict[str, None] = {}
         self._offsets = array("q", [0])
@@ -95,40 +86,28 @@ class ClientStoreWriter:
 
     @property
     def written(self) -> Collection[str]:
-        """Return the names of the stored clients, including those of an interrupted writer."""
+        """Return the names of the clients added so far."""
         return self._names.keys()
 
     def __enter__(self) -> ClientStoreWriter:
         try:
-            if self._resume is not None:
-                identity = {"format": FORMAT_VERSION, "num_classes": self._num_classes, "clients": self._resume}
-                self._journal = Journal.hold(self._target.parent / f".{self._target.name}.partial", identity)
-            if self._journal is None:
-                self._folder.mkdir(parents=True)
-            else:
-                self._folder = self._journal.folder
-                self._restore(self._journal)
+            self._folder.mkdir(parents=True)
         except OSError as error:
-            self._close()
             raise self._unwritable(error) from error
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # a client that cannot be used calls for other data or settings, thus for another store
-        stays = self._journal is not None and bool(self._names) and not isinstance(error, DataError)
+        stays = False
         try:
             if kind is None:
                 stays = self._commit()
         except OSError as problem:
             raise self._unwritable(problem) from problem
         finally:
-            with contextlib.suppress(OSError):
-                if not stays and self._journal is None:
-                    shutil.rmtree(self._folder)
-                elif not stays and self._journal is not None:
-                    self._journal.discard()
+            if not stays:
+                shutil.rmtree(self._folder, ignore_errors=True)
             self._close()
 
     def add(
@@ -178,60 +157,17 @@ class ClientStoreWriter:
         labelled = labelled_rows(y)
         first = np.argsort(~labelled, kind="stable")
         before_test = len(y) - (test_rows or 0)
-        entry = Entry(
-            name,
-            rows=len(y),
-            labelled=int(labelled.sum()),
-            val_rows=-1 if val_rows is None else int(labelled[before_test - val_rows : before_test].sum()),
-            test_rows=-1 if test_rows is None else int(labelled[before_test:].sum()),
-            role=ROLES.index(role),
-            largest_label=0 if y.dtype.kind == "f" else int(y.max()),
-            x_checksum=self._x.append(x, None if labelled.all() else first),
-            y_checksum=self._y.append(y[first]),
+        self._x.append(x, None if labelled.all() else first)
+        self._y.append(y[first])
+        self._names[name] = None
+        self._offsets.append(self._offsets[-1] + len(y))
+        self._counts["labelled"].append(int(labelled.sum()))
+        self._counts["val_rows"].append(
+            -1 if val_rows is None else int(labelled[before_test - val_rows : before_test].sum())
         )
-        self._note(entry)
-        if self._journal is not None:
-            self._x.flush()
-            self._y.flush()
-            self._journal.append(entry)
-
-    def _note(self, entry: Entry) -> None:
-        self._names[entry.name] = None
-        self._offsets.append(self._offsets[-1] + entry.rows)
-        for name, counts in self._counts.items():
-            counts.append(getattr(entry, name))
-        self._roles.append(entry.role)
-        self._largest_label = max(self._largest_label, entry.largest_label)
-
-    def _restore(self, journal: Journal) -> None:
-        """Resume after the clients whose rows match the journal."""
-        with contextlib.ExitStack() as stack:
-            try:
-                x = GrowingFeatures.reopen(self._folder)
-                stack.callback(x.close)
-                y = GrowingArray.reopen(self._folder / "y.npy")
-                stack.callback(y.close)
-            except (OSError, ValueError):  # missing or damaged
-                journal.restart()
-                return
-            end = 0
-            for entry, entry_end in journal.entries():
-                start = self._offsets[-1]
-                if (
-                    x.checksum(start, entry.rows) != entry.x_checksum
-                    or y.checksum(start, entry.rows) != entry.y_checksum
-                ):
-                    break
-                self._note(entry)
-                end = entry_end
-            if not self._names:
-                journal.restart()
-                return
-            journal.cut(end)
-            x.truncate(self._offsets[-1])
-            y.truncate(self._offsets[-1])
-            self._x, self._y = x, y
-            stack.pop_all()
+        self._counts["test_rows"].append(-1 if test_rows is None else int(labelled[before_test:].sum()))
+        self._roles.append(ROLES.index(role))
+        self._largest_label = max(self._largest_label, 0 if y.dtype.kind == "f" else int(y.max()))
 
     def _commit(self) -> bool:
         """Turn the folder into a store; False = another one exists by now, and the folder is left."""
@@ -255,10 +191,7 @@ class ClientStoreWriter:
             json.dump(described, file, indent=2)
             sync(file)
         try:
-            if self._journal is None:
-                self._folder.rename(self._target)
-            else:
-                self._journal.move(self._target)
+            self._folder.rename(self._target)
         except OSError:
             if not self._target.is_dir():  # if it is a store, another process was first, with the same rows
                 raise
@@ -266,16 +199,15 @@ class ClientStoreWriter:
         return True
 
     def _close(self) -> None:
-        for file in (self._x, self._y, self._journal):
+        for file in (self._x, self._y):
             if file is not None:
                 with contextlib.suppress(OSError):  # on a full disk, pending writes fail again
                     file.close()
 
     def _unwritable(self, error: OSError) -> ConfigurationError:
-        stays = f" The written clients stay in {self._folder}, to resume from." if self._journal and self._names else ""
         return ConfigurationError(
             f"the client store {self._target} cannot be written ({error}): set cache_dir, or the environment variable "
-            f"FLOW_PL_CACHE, to a writable folder on a disk with space for the data.{stays}"
+            f"FLOW_PL_CACHE, to a writable folder on a disk with space for the data."
         )
 
 
