@@ -14,7 +14,7 @@ from flow_pl.utils.checkpoints import look_at, resumed_checkpoint
 
 
 class MetricsLog(Callback):
-    """Saves the position of the `RunLogger`s' files in every checkpoint, and truncates them to it on resuming."""
+    """Saves the round of the `RunLogger`s' files in every checkpoint, and truncates them to it on resuming."""
 
     def __init__(self) -> None:
         self._trainer: Trainer | None = None
@@ -25,7 +25,7 @@ class MetricsLog(Callback):
         self._trainer = trainer
 
     def state_dict(self) -> dict[str, Any]:
-        """Return version and rows of the file, and the metrics not written yet."""
+        """Return the version of the file, the round, and its metrics that are not written yet."""
         logger = None if self._trainer is None else _logger(self._trainer)
         if logger is None or self._trainer is None:
             return {}
@@ -33,15 +33,14 @@ class MetricsLog(Callback):
         last = {name: float(value) for name, value in logged.items() if name.startswith(("train/", "privacy/"))}
         if not self._trainer.is_global_zero:
             return {}
-        rows = logger.experiment.rows
-        return {"version": logger.version, "rows": rows, "step": self._trainer.global_step, "last": last}
+        return {"version": logger.version, "step": self._trainer.global_step, "last": last}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Truncate the file to the checkpoint if the fit continues it."""
         trainer = self._trainer
         logger = None if trainer is None else _logger(trainer)
         if trainer is not None and logger is not None and logger.continued and trainer.is_global_zero:
-            logger.experiment.keep(state_dict["rows"], state_dict["step"], state_dict["last"])
+            logger.experiment.keep(state_dict["step"], state_dict["last"])
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note that the round has no metrics yet."""

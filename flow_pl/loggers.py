@@ -56,8 +56,7 @@ class MetricsFile(ExperimentWriter):
         except OSError as error:
             raise unwritable(Path(log_dir), error) from error
         self._path = Path(self.metrics_file_path)
-        self.metrics_keys, rows = self._read()
-        self.rows = len(rows)
+        self.metrics_keys, _ = self._read()
 
     def _check_log_dir_exists(self) -> None:
         """Do nothing, where Lightning deletes an existing file."""
@@ -72,7 +71,6 @@ class MetricsFile(ExperimentWriter):
             return
         new_keys = self._record_new_keys()
         rows, self.metrics = self.metrics, []
-        self.rows += len(rows)
         if new_keys:
             self._write([*self._read()[1], *rows])
             return
@@ -87,21 +85,19 @@ class MetricsFile(ExperimentWriter):
         except OSError as error:
             raise unwritable(self._path, error) from error
 
-    def keep(self, rows: int, step: int, last: dict[str, float]) -> None:
+    def keep(self, step: int, last: dict[str, float]) -> None:
         """Discard what was logged after a checkpoint.
 
         Args:
-            rows: number of rows when it was written.
-            step: round of the checkpoint; rows of it that came later are kept.
+            step: round of the checkpoint.
             last: the training metrics of that round, which are logged only after the checkpoint; they are added if the
                 run was killed in between.
         """
-        _, there = self._read()
-        kept = there[:rows] + [row for row in there[rows:] if row["step"] == str(step)]
+        kept = [row for row in self._read()[1] if int(row["step"]) <= step]
         if last and not any(row["step"] == str(step) and all(row.get(name) for name in last) for row in kept):
             kept.append({**last, "step": step})
         self.metrics_keys = sorted({*self.metrics_keys, *(name for row in kept for name in row)})
-        self.metrics, self.rows = [], len(kept)
+        self.metrics = []
         self._write(kept)
 
     def _read(self) -> tuple[list[str], list[dict[str, Any]]]:

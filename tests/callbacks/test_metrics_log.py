@@ -49,7 +49,7 @@ def test_a_column_that_comes_later_is_put_into_the_rows_before(tmp_path):
 )
 def test_what_was_logged_behind_the_checkpoint_is_forgotten(tmp_path, behind, kept):
     (tmp_path / "metrics.csv").write_text("step,train/loss\n1,0.1\n" + behind)
-    MetricsFile(str(tmp_path)).keep(1, 2, {"train/loss": 0.2})
+    MetricsFile(str(tmp_path)).keep(2, {"train/loss": 0.2})
     assert [row["step"] for row in rows(tmp_path / "metrics.csv")] == kept
     assert rows(tmp_path / "metrics.csv")[-1]["train/loss"] == "0.2"
 
