@@ -50,7 +50,7 @@ class ClientMetric(Metric):
         assert len(columns) == self.columns, f"{len(columns)} columns in a table of {self.columns}"
         # always float32, the type of the placeholder of a process without clients
         rows = torch.stack([column.detach().float() for column in columns], dim=1)
-        assert isinstance(self.rows, list), "a synchronised metric cannot be updated"
+        assert isinstance(self.rows, list), "a synchronized metric cannot be updated"
         self.rows.append(rows.flatten())
 
     def table(self) -> Tensor:

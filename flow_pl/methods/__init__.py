@@ -1,4 +1,7 @@
-"""Federated algorithms, one file each; each follows its paper's pseudocode."""
+"""Federated algorithms, one file each; each follows its paper's pseudocode.
+
+The symbols w_g, w_l, w_p and psi are defined in docs/concepts.md.
+"""
 
 from flow_pl.methods.apfl import APFL
 from flow_pl.methods.base import Method, Prediction

@@ -18,16 +18,16 @@ class APFL(Method):
     """Keeps a model v on every client; its personal model is alpha v + (1 - alpha) w (Algorithm 1).
 
     On every minibatch v takes a step on f(alpha v + (1 - alpha) w) and w one on f(w), both from their values
-    before it, as in the paper. In a round, w in the mixture is the client's copy of w_g, as it moves. In evaluation it
-    is w_g as received, which stays fixed, and v adapts to it: the prediction mixes v with the server's model, the
-    personal model of the paper's analysis.
+    before it, as in the paper. In a round, the mixture's w is the client's current copy of w_g. In evaluation it is the
+    received w_g, which stays fixed while v adapts to it: the prediction mixes v with the server's model, as in the
+    paper's analysis.
 
     Stateful: a client keeps v and, if adaptive, alpha. A client that has not been sampled yet has v = w_g
     and the alpha given here.
 
     Args:
         alpha: share of v, 0 to 1 (published by Flow's authors for this baseline: 0.25). 0 is FedAvg, and v never
-            moves; 1 trains v alone.
+            changes; 1 trains only v.
         adaptive: whether every client learns its own alpha, starting from `alpha`: before each step of v, alpha takes
             one on the same loss, with the same optimizer and learning rate, and is clamped to 0 to 1.
         personal_lr_scale: factor on the client optimizer's learning rate for v, and for alpha.

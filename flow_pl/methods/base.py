@@ -1,7 +1,7 @@
 """Defines a federated algorithm: groups of parameters, phases over a client's data, and steps on every minibatch.
 
-A method is written for ONE client. It knows nothing of Lightning, of devices or of the client axis: the federated
-loop vectorises its functions over clients and passes it one client's tensors.
+A method is written for ONE client and does not depend on Lightning, devices or the client axis: the federated loop
+vectorizes its functions over clients and passes it one client's tensors.
 """
 
 from __future__ import annotations
@@ -54,35 +54,35 @@ class Prediction:
 class Method(ABC):
     """A federated algorithm.
 
-    Subclasses define what a client does in a round (`training`) and how its personalized model is made
-    (`personalization`), and predict with the resulting groups. The budget (epochs, batch size, optimizer) is the
-    loop's.
+    Subclasses define what a client does in a round (`training`) and how it gets its personalized model
+    (`personalization`), and predict with the resulting groups. The budget (epochs, batch size, optimizer) belongs to
+    the loop. docs/concepts.md defines the symbols w_g, w_l, w_p and psi.
 
     Args:
         personal_lr_scale: factor on the client optimizer's learning rate for the steps that train the personal model,
             if the method has one; see `personal_step`.
 
     Attributes:
-        shared: what clients send and the server averages: maps a group of the server to the client's group that is its
-            update. The client's group may hold only some of the server's parameters; the others stay unchanged.
-        private: what a client keeps from one round to the next: maps a group it starts a round with to the group whose
-            value at the end of the round it keeps. A method without any is stateless. What `start` returns for these
-            groups is for clients that have not been sampled yet.
+        shared: what clients send and the server averages: maps a group of the server to the client's group that updates
+            it. The client's group may hold only some of the server's parameters; the others stay unchanged.
+        private: what a client keeps between rounds: maps a group it starts a round with to the group whose value at the
+            end of the round it keeps. A method without such groups is stateless. The values that `start` returns for
+            these groups are for clients that have not been sampled.
         participation: name of a group with one scalar for each group of the server, a factor on the client's weight in
             the server's mean of that group (0 excludes the client); None if it is 1 for all.
         phases: what `training` returned when the method was bound.
         personal_phases: what `personalization` returned when the method was bound.
         modules: the server's modules by group.
-        lazy_seeds: of the lazy modules of the backbone, and of those of the method's own modules.
-        trained: for each group of the server the names of its parameters that are trained. Frozen ones
-            (`requires_grad` is False) are in no group: all clients use the server's, which never change.
-        models: the groups of the server that the generalized predictions need.
+        lazy_seeds: seeds of the backbone's lazy modules, and of those of the method's own modules.
+        trained: names of the trained parameters of each group of the server. Frozen ones (`requires_grad` is False) are
+            in no group: all clients use the server's, which never change.
+        models: groups of the server that generalized predictions need.
         scratch: groups that are needed for personalization but not by the personalized model.
         training_only: attributes that no prediction needs.
-        needs: what the method computes by the backbone: its "outputs" alone (or blocks, which it routes), the
+        needs: what the method computes with the backbone: only its "outputs" (or blocks, which it routes), the
             "features" that its last block gets, or also the outputs of that block, the "head", for other features.
-        keeps_norms: whether clients keep the layers that `batch_norm: local` makes.
-        block_names: names of the backbone's blocks, where they are not chosen automatically.
+        keeps_norms: whether clients keep the layers that `batch_norm: local` creates.
+        block_names: names of the backbone's blocks if they are not chosen automatically.
         cohort_share: expected share of the seen clients in a round's cohort; 1 until the data are known.
     """
 
@@ -141,7 +141,7 @@ class Method(ABC):
         bound.model = RoutedModel(backbone, blocks)
         bound.objective = objective
         # Lazy modules are initialized later, when the data is known. The backbone's seed is drawn before the method's
-        # own modules draw anything, so that w_g starts alike under every method.
+        # own modules draw anything, so that w_g has the same start under every method.
         with torch.random.fork_rng(devices=[]):
             seed = int(torch.randint(2**31, ()))
         bound.modules = {"global": backbone, **bound.server_modules()}
@@ -165,18 +165,18 @@ class Method(ABC):
     def prepare(self) -> None:  # noqa: B027  # most methods have nothing to prepare
         """Bind a method's own parts to `model` and `objective`, before its phases are created.
 
-        Create parts with state anew here: `bind` copies the method shallowly, not its parts.
+        Create parts with state here: `bind` copies the method shallowly, without its parts.
 
         Raises:
             ConfigurationError: the method cannot work with this backbone or task.
         """
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return all but the phases, whose steps refer to this very method: a deep copy creates its own."""
+        """Return everything except the phases, whose steps refer to this method: a deep copy creates its own."""
         return {name: value for name, value in vars(self).items() if name not in ("phases", "personal_phases")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Create the phases anew if the method is bound."""
+        """Create the phases again if the method is bound."""
         self.__dict__.update(state)
         if "modules" in state:
             self.prepare()
@@ -199,7 +199,7 @@ class Method(ABC):
         """Initialize the server's lazy modules by a forward pass on instances x [N, ...].
 
         Raises:
-            ConfigurationError: the method needs the head alone, and the backbone does not end with its last block.
+            ConfigurationError: the method needs the head separately, but the backbone does not end with its last block.
         """
         self.model.initialize(x)
         if self.needs == "head":
@@ -215,7 +215,7 @@ class Method(ABC):
         return dict(server)
 
     def initial_state(self, server: Groups) -> Groups:
-        """Return the initial state of a client that has not been sampled yet."""
+        """Return the initial state of a client that has not been sampled."""
         start = self.start(server)
         return {name: start[name] for name in self.private}
 
@@ -259,7 +259,7 @@ class Method(ABC):
         return self.predict(groups, x).local_probability
 
     def loss(self, minibatch: Minibatch, *parameters: Parameters) -> Tensor:
-        """Compute the task's loss of the backbone under the union of parameter groups; later ones win."""
+        """Compute the task's loss of the backbone with the union of parameter groups; later groups take precedence."""
         return self.objective.loss(self.model.plain(minibatch.x, *parameters), minibatch.y, minibatch.mask)
 
     def train_step(self, group: str) -> Step:
@@ -274,7 +274,7 @@ class Method(ABC):
 def trained_names(module: nn.Module) -> tuple[str, ...]:
     """Return the names of the trainable parameters and of those that the server averages without an optimizer.
 
-    The latter are all parameters of a module whose attribute `averaged` is true (running statistics, say).
+    The latter are all parameters of a module whose attribute `averaged` is true (such as running statistics).
     """
     averaged = getattr(module, "averaged", False)
     return tuple(name for name, p in module.named_parameters() if p.requires_grad or averaged)

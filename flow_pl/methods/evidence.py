@@ -1,7 +1,7 @@
-"""Evidence on an instance: how confident a client's three experts are, and whether they agree.
+"""Compute evidence on an instance: how confident a client's three experts are, and whether they agree.
 
 The experts are the server's model, the client's local model and the vote of its stored examples (`LocalMemory`). The
-features do not depend on which class it is, so that one router can serve every client.
+features do not depend on the class, so that one router can serve every client.
 """
 
 from __future__ import annotations
@@ -27,28 +27,28 @@ EVIDENCE = (
     *(f"{a}_agrees_with_{b}" for a, b in (("global", "local"), ("global", "memory"), ("local", "memory"))),
     *(f"{a}_at_choice_of_{b}" for a in EXPERTS for b in EXPERTS if a != b),
 )
-"""Names of the numbers, in their order."""
+"""Names of the features, in order."""
 
 MOMENTUM = 0.1
 """Share of a round's clients in the running statistics."""
 LEAST_VARIANCE = 1e-4
-"""A number that hardly varies (a flag that is always set) is not blown up."""
+"""Smallest variance to divide by, so that a nearly constant feature is not amplified."""
 FARTHEST = 10.0
-"""Standardised evidence is cut off there, so that an odd instance cannot carry the router away."""
+"""Bound on standardized evidence, so that an unusual instance does not dominate the router's training."""
 
 
 def evidence(probabilities: Sequence[Tensor], distances: Tensor) -> Tensor:
     """Compute the features listed in `EVIDENCE`.
 
     Args:
-        probabilities: of each of `EXPERTS` [..., classes].
-        distances: to the nearest stored example, and the mean distance to the voting examples [..., 2].
+        probabilities: probabilities of each of `EXPERTS` [..., classes].
+        distances: distance to the nearest stored example, and the mean distance to the voting examples [..., 2].
 
     Returns:
-        [..., len(EVIDENCE)].
+        [..., len(EVIDENCE)] the features.
     """
     top = [p.topk(min(2, p.shape[-1])).values for p in probabilities]
-    # of equals the first, which topk does not promise
+    # the first of equal values, which topk does not guarantee
     choices = [p.argmax(-1, keepdim=True) for p in probabilities]
     numbers = [-(p * p.clamp_min(torch.finfo(p.dtype).tiny).log()).sum(-1) for p in probabilities]
     numbers += [t[..., 0] for t in top]
@@ -60,10 +60,10 @@ def evidence(probabilities: Sequence[Tensor], distances: Tensor) -> Tensor:
 
 
 class EvidenceRouter(nn.Module):
-    """Maps standardised evidence to a correction of the experts' log shares by an MLP; zero at the start.
+    """Maps standardized evidence to a correction of the experts' log shares by an MLP; zero at the start.
 
-    The server takes the mean of the clients' routers directly, whatever its optimizer: steps that suit w_g, of Adam
-    say, do not suit the few weights here, which are trained on the clients.
+    The server takes the mean of the clients' routers directly, whatever its optimizer: steps
+    that suit w_g, such as Adam's, do not suit the few weights here, which are trained on the clients.
 
     Args:
         hidden: widths of the hidden layers.
@@ -83,7 +83,7 @@ class EvidenceRouter(nn.Module):
         self.requires_grad_(False)
 
     def forward(self, h: Tensor) -> Tensor:
-        """Compute corrections [..., 3] for standardised evidence [..., F]."""
+        """Compute corrections [..., 3] for standardized evidence [..., F]."""
         for layer in self.layers:
             h = self.dropout(layer(h).relu())
         corrections: Tensor = self.head(h)
@@ -124,7 +124,7 @@ def add_to_statistics(statistics: Parameters, rows: Tensor, counted: Tensor) -> 
     return {name: p.lerp(own[name], MOMENTUM) for name, p in statistics.items()}, own
 
 
-def standardise(rows: Tensor, statistics: Parameters, before: Parameters | None = None) -> Tensor:
+def standardize(rows: Tensor, statistics: Parameters, before: Parameters | None = None) -> Tensor:
     """Subtract the mean from evidence and divide by the standard deviation.
 
     Args:
@@ -148,8 +148,8 @@ def halves(examples: Minibatch, first: Tensor) -> tuple[tuple[Minibatch, Minibat
     """Split a client's examples in two, each half as short as its padding allows.
 
     Args:
-        examples: [N, ...].
-        first: [N] bool, which of the real ones are in the first half.
+        examples: examples [N, ...].
+        first: [N] bool, which of the real examples are in the first half.
 
     Returns:
         The halves, [H, ...] each with H = ceil(N / 2), and for each of the N examples its index in the concatenation

@@ -20,22 +20,22 @@ from flow_pl.utils.inputs import Inputs, first
 
 
 class FedBN(BodyAndHead):
-    """Shares all but the batch normalization layers, which every client keeps (Algorithm 1).
+    """Shares everything except the batch normalization layers, which every client keeps (Algorithm 1).
 
     For backbones with BatchNorm layers, and `model.batch_norm: local`. In a round a client trains all parameters
-    together, from the received ones and its own normalization layers, and sends all but those. Stateful: a client keeps
-    the scales and shifts of these layers. A client that has not been sampled yet starts from the server's, which are
-    never trained, so *generalized* accuracy is of little meaning.
+    together, from the received ones and its own normalization layers, and sends everything but these layers. Stateful:
+    a client keeps the scales and shifts of these layers. A client that has not been sampled yet starts from the
+    server's, which are never trained, so *generalized* accuracy is of little meaning.
 
     The paper normalizes in training by the statistics of a minibatch, and in evaluation by their running averages. Here
-    an instance's outputs do not depend on who is beside it: a client's statistics are those of all of its training
-    examples, computed by one forward of them when a round or an evaluation begins, and constants in the steps. In
+    an instance's outputs do not depend on other instances: a client's statistics are those of all of its training
+    examples, computed in one forward pass at the start of a round or an evaluation, and constant in the steps. In
     evaluation the client's layers are trained further, on the received body, and the statistics computed once more; in
-    the paper they are as the last round left them.
+    the paper they are those of the last round.
 
     Args:
         personal_lr_scale: factor on the client optimizer's learning rate for the normalization layers when a client is
-            evaluated; in a round all is trained together.
+            evaluated; in a round everything is trained together.
     """
 
     shared = MappingProxyType({"global": "body"})
@@ -46,10 +46,10 @@ class FedBN(BodyAndHead):
         super().__init__(1, personal_lr_scale)
 
     def prepare(self) -> None:
-        """Set the normalization layers apart: they are the groups "head" and "statistics", all else is the "body".
+        """Separate the normalization layers: they are the groups "head" and "statistics", the rest is the "body".
 
         Raises:
-            ConfigurationError: there are none with parameters to train.
+            ConfigurationError: there are none with trainable parameters.
         """
         backbone = self.modules["global"]
         self._layers = {name: m for name, m in backbone.named_modules() if isinstance(m, ClientBatchNorm)}

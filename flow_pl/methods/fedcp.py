@@ -18,14 +18,14 @@ from flow_pl.utils.inputs import Inputs
 from flow_pl.utils.validation import require_at_least_zero
 
 POLICY = "policy"
-"""Prefix of the policy's parameters in the group that moves; a backbone has no block of that name."""
+"""Prefix of the policy's parameters in the trained group; a backbone has no block with this name."""
 
 
 class FedCP(BodyAndHead):
     """Splits the features of each instance between the server's head and the client's head by a policy (Algorithm 1).
 
     The policy sees the features times the client's context: the sum over the rows of its head's weights, of norm 1,
-    taken when a round begins. For each feature it gives two shares that sum to 1: one part goes through the own
+    computed at the start of a round. For each feature it gives two shares that sum to 1: one part goes through the own
     head, the other through the frozen head of w_g, and the outputs are added. Body, own head and policy are trained
     together, on the task's loss and lambda times the squared maximum mean discrepancy between the features and those of
     the received body.
@@ -39,8 +39,8 @@ class FedCP(BodyAndHead):
 
     Args:
         regularization: weight of the discrepancy (lambda).
-        personal_lr_scale: factor on the client optimizer's learning rate when a client is evaluated; in a round all
-            moves together.
+        personal_lr_scale: factor on the client optimizer's learning rate when a client is evaluated; in a round
+            everything is trained together.
 
     Raises:
         ConfigurationError: `regularization` is negative.
@@ -73,8 +73,8 @@ class FedCP(BodyAndHead):
         weights = [parameters[name] for name in self._head if parameters[name].ndim == 2]
         if len(weights) != 1 or weights[0].shape[-1] != features.shape[-1]:
             raise ConfigurationError(
-                f"FedCP takes a client's context from the weights of a linear last block, that of "
-                f"{type(self.model.backbone).__name__} is none on features {list(features.shape[1:])}: use a backbone "
+                "FedCP takes a client's context from the weights of a linear last block, but that of "
+                f"{type(self.model.backbone).__name__} is not on features {list(features.shape[1:])}: use a backbone "
                 "that ends with nn.Linear, or another method, such as FedPer."
             )
         self.modules["policy"](features)
@@ -104,7 +104,7 @@ class FedCP(BodyAndHead):
         return Prediction(self.model.plain(x, groups["global"]), self.personalized(groups, x))
 
     def _step(self) -> Step:
-        """Create a step of all that a client trains."""
+        """Create a step of everything that a client trains."""
         regularization = self.regularization  # fixed now: a traced step could not follow a change
 
         def loss(groups: Groups, minibatch: Minibatch) -> Tensor:
@@ -139,7 +139,7 @@ class FedCP(BodyAndHead):
         }
 
     def _part_all(self, groups: Groups, examples: Minibatch) -> Groups:
-        """Split the group into what is kept and what is sent."""
+        """Split the group into the parts that are kept and sent."""
         model, w_g = groups["whole"], groups["global"]
         head = {name: model[name] for name in self._head}
         sent = {name: model[name].lerp(p, 0.5) if name in head else model[name] for name, p in w_g.items()}

@@ -18,15 +18,15 @@ from flow_pl.utils.inputs import Inputs
 from flow_pl.utils.validation import require_at_least_zero
 
 BIAS = "representation_bias"
-"""Name of a client's vector among the parameters that move with it; a block's parameter has a dot in its name."""
+"""Name of a client's vector among the parameters trained with it; names of block parameters contain a dot."""
 
 
 class FedDBE(BodyAndHead):
-    """Adds a client-specific vector to the features, so that w_g's features can be alike for all clients (Section 4).
+    """Adds a client-specific vector to the features, so that w_g's features can be similar for all clients (Section 4).
 
     The model is head(features(x) + z), and its loss has the term kappa / 2 * the mean square of (mean features of the
     minibatch - consensus). w and z take the same steps. The consensus is the mean of the clients' mean features, which
-    sent only once: in the first round, which trains w_g as FedAvg does.
+    are sent only once: in the first round, which trains w_g as FedAvg does.
 
     Stateful: a client keeps z, which is zero for one that has not been sampled yet. Personalization trains as
     in a round, starting from w_g and the client's z.
@@ -63,7 +63,7 @@ class FedDBE(BodyAndHead):
         self.modules["consensus"](self.model.features(x, parameters))
 
     def plan(self) -> None:
-        """Plan the first round as well."""
+        """Also plan the first round."""
         super().plan()
         self._first_round = _FirstRound.of(self)
 

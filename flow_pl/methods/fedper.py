@@ -13,7 +13,7 @@ class FedPer(BodyAndHead):
 
     In a round a client trains all parameters in the same steps, from the body it received and its own head, and sends
     the body. Stateful: a client keeps its head. Personalization trains as in a round, from the server's body
-    and the client's head. The server's head is never trained, so *generalized* accuracy is of little meaning.
+    and the client's head. The server's head is never trained, so *generalized* accuracy has little meaning.
 
     Args:
         head_blocks: how many of the last blocks with parameters are the head (the paper's K_P).

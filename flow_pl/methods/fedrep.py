@@ -16,8 +16,8 @@ class FedRep(BodyAndHead):
     In a round a client trains its head on the body it received, then the body below that head, and sends the body.
     Stateful: a client keeps its head. The personal model is the server's body under the client's head.
 
-    The server's head is never trained: *generalized* accuracy is that of the trained body
-    under an untrained head, and of little meaning. A client that has not been sampled yet starts from that head.
+    The server's head is never trained: *generalized* accuracy is that of the trained body under an untrained head, and
+    has little meaning. A client that has not been sampled yet starts from that head.
 
     Args:
         head_epochs: epochs of the head in a round, before those of the body (published: 10); None for as many as the

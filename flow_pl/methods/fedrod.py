@@ -15,7 +15,7 @@ from flow_pl.utils.groups import Groups, Parameters
 from flow_pl.utils.inputs import Inputs
 
 SMALLEST = 1e-8
-"""Share of a class that a client has no example of: its logarithm must be finite."""
+"""Share of a class without examples on a client, so that its logarithm is finite."""
 
 
 class FedRoD(BodyAndHead):
@@ -47,7 +47,7 @@ class FedRoD(BodyAndHead):
         """
         super().prepare()
         self.objective.require_one_class(
-            "FedRoD balances classes of which an example has one: use another method, such as FedPer or Ditto."
+            "FedRoD balances classes, and examples need a single one: use another method, such as FedPer or Ditto."
         )
 
     def start(self, server: Groups) -> Groups:

@@ -29,16 +29,16 @@ class Flow(Method):
     settings are `split: parts`, `encourage: local`, `routing: hard` and a `regularization` of 0.01 (EMNIST) or 0.001.
 
     Args:
-        regularization: weight of the routing regulariser (lambda); 0 for none.
-        encourage: the branch that the regulariser favours. "local" keeps the router from collapsing onto the better
+        regularization: weight of the routing regularizer (lambda); 0 for none.
+        encourage: the branch that the regularizer favours. "local" keeps the router from collapsing onto the better
             trained global branch; "global" suits a router trained on data that the local model has seen.
-        split: which data train what. "parts" (published): one half trains the local model, the other the router and
-            w_g. "none": everything is trained on all the data. "cross": the router is trained on one half against a
-            local model that saw only the other, w_g on all the data (exactly as FedAvg), and the local model that
-            predicts on all the data.
+        split: how the data are divided between the models. "parts" (published): one half trains the local model, the
+            other the router and w_g. "none": everything is trained on all the data. "cross": the router is trained on
+            one half against a local model that saw only the other, w_g on all the data (exactly as FedAvg), and the
+            local model that predicts on all the data.
         routing: how the personalized model mixes in evaluation: "hard" takes the more probable branch, "soft" mixes by
             the probabilities, as in training.
-        route_by: "instance", or "client" for one route per client: the router sees the mean of what it decides by.
+        route_by: "instance", or "client" for one route per client, decided by the mean of the client's instances.
         train_global: "own" trains w_g on its own outputs; "routed" trains it through the personalized model.
         adapt_router: whether the router is trained when a client is personalized.
         router: creates the router from the routed blocks; by default a SequenceRouter for recurrent blocks, a
@@ -103,8 +103,8 @@ class Flow(Method):
         """
         if self._routed_blocks != self.model.blocks:
             raise ConfigurationError(
-                f"the router was made for the blocks {self._routed_blocks}, but those that are not frozen are "
-                f"{self.model.blocks}: freeze parameters (requires_grad=False) before the FederatedModule is made."
+                f"the router was created for the blocks {self._routed_blocks}, but those that are not frozen are "
+                f"{self.model.blocks}: freeze parameters (requires_grad=False) before the FederatedModule is created."
             )
         if self.route_by == "client" and self.router.sees_outputs:
             raise ConfigurationError(
@@ -192,7 +192,7 @@ class Flow(Method):
         return self.personal_step(self.train_step(group))
 
     def _routed_step(self, moves: str) -> Step:
-        """Create a step on f(w_p) with soft routing and a local model; for the router, with its regulariser."""
+        """Create a step on f(w_p) with soft routing and a local model; for the router, with its regularizer."""
         # Fixed when the method is bound: a traced step could not follow a change.
         opponent, encourage = self._opponent, self.encourage
         regularization = self.regularization if moves == "router" else 0.0
@@ -204,7 +204,7 @@ class Flow(Method):
             if not regularization:
                 return task
             counted = self.objective.counted(minibatch.y, minibatch.mask)
-            # per token where blocks are routed per token, else per instance
+            # per token if blocks are routed per token, otherwise per instance
             weight = counted if counted.shape == q.shape[:-2] else minibatch.mask
             regularizer = routing_regularizer(q, weight, encourage=encourage)
             return task + regularization * regularizer
@@ -234,7 +234,7 @@ class Flow(Method):
 def _one_tensor(look: Inputs) -> Tensor:
     if isinstance(look, dict):
         raise ConfigurationError(
-            f"route_by is client, whose route is that of its mean instance, but the router sees several features by "
+            f"route_by is client, which routes by the mean instance, but the router sees several features by "
             f"name ({described(look)}), which have none: set it to instance, or use FeatureRouter."
         )
     return look

@@ -21,7 +21,7 @@ from flow_pl.methods.evidence import (
     add_to_statistics,
     evidence,
     halves,
-    standardise,
+    standardize,
 )
 from flow_pl.methods.fine_tuning import FineTuning
 from flow_pl.methods.parts.local_memory import LocalMemory
@@ -44,20 +44,20 @@ HALVES: tuple[tuple[Part, str], ...] = (("local", "first"), ("global", "second")
 """The two halves of a client's data, each with the group of the local model that is trained on it."""
 
 LEAST = 1e-8
-"""Probability below which an instance that all experts get wrong pulls no harder on the router."""
+"""Smallest probability in the loss, which bounds the gradient of an instance that all experts get wrong."""
 
 
 class EvidenceFlow(FineTuning):
-    """Weighs three models for every instance: w_g, the client's local model and the vote of its nearest examples.
+    """Weights three models for every instance: w_g, the client's local model and the vote of its nearest examples.
 
     The router sees evidence (confidences, agreement, distances), not the instance. Its shares start as those of a fixed
     mixture, (1 - neighbour_weight) * (1 - alpha), (1 - neighbour_weight) * alpha and neighbour_weight, which is
     `Interpolation` of probabilities with neighbours, and it learns corrections to them. The prediction is the sum
     of the models' probabilities weighted by these shares.
 
-    w_g trains as in FedAvg. The router learns from examples that its experts have not seen: in a round a client cuts
-    its data in two halves, trains a local model from the received w_g on one, and judges the examples of the other by
-    that model and a memory of the first half alone (`cross_fit`: both directions, or alternating by round). A client
+    w_g trains as in FedAvg. The router learns from examples that its experts have not seen: in a round a client splits
+    its data into halves, trains a local model from the received w_g on one, and evaluates the examples of the other by
+    this model and a memory of the first half only (`cross_fit`: both directions, or alternating by round). A client
     with a single example does not train the router. The local model that predicts is fine-tuned on all the data, and
     the memory holds all of it. The router takes no steps when a client is personalized, so a new client needs nothing
     beyond its own local model and memory.
@@ -71,8 +71,8 @@ class EvidenceFlow(FineTuning):
         neighbour_weight: initial share of the memory, 0 to 1; 0 for no memory.
         hidden: widths of the router's hidden layers.
         dropout: share of the router's hidden units dropped in training.
-        cross_fit: "both" halves are judged in each round, or they "alternate" from round to round, at half the cost.
-        router_epochs: epochs of the router over the judged examples in a round.
+        cross_fit: "both" halves are evaluated in each round, or they "alternate" from round to round, at half the cost.
+        router_epochs: epochs of the router over the evaluated examples in a round.
         router_lr: learning rate of the router's AdamW: with Adam's weight decay, a weight whose gradient is zero
             would decay by whole steps.
         router_weight_decay: weight decay of the router's AdamW.
@@ -129,20 +129,20 @@ class EvidenceFlow(FineTuning):
             ConfigurationError: the experts choose no single class.
         """
         self.objective.require_one_class(
-            f"{type(self).__name__} weighs models by the class they choose: use another method, such as Interpolation "
+            f"{type(self).__name__} weights models by the class they choose: use another method, such as Interpolation "
             "or Flow."
         )
         self.memory = self.memory.bind(self.model, self.objective)
 
     def plan(self) -> None:
-        """Plan the rounds in which the other half is judged as well."""
+        """Also plan the rounds in which the other half is evaluated."""
         super().plan()
         self._in_odd_rounds = copy.copy(self)
         if self.cross_fit == "alternate":
             self._in_odd_rounds.phases = self._training((0,))
 
     def in_round(self, number: int) -> Method:
-        """Judge the second half in even rounds and the first in odd rounds, or both in each."""
+        """Evaluate the second half in even rounds and the first in odd rounds, or both in each."""
         return self._in_odd_rounds if number % 2 else self
 
     def start(self, server: Groups) -> Groups:
@@ -155,7 +155,7 @@ class EvidenceFlow(FineTuning):
         return self._training((0, 1) if self.cross_fit == "both" else (1,))
 
     def _training(self, judged: tuple[int, ...]) -> tuple[Phase | Derive, ...]:
-        """Create a round in which one or both of the halves are judged."""
+        """Create a round in which one or both of the halves are evaluated."""
         trained = [HALVES[1 - half] for half in judged]
         part = "all" if len(judged) == len(HALVES) else HALVES[judged[0]][0]
         return (
@@ -174,7 +174,7 @@ class EvidenceFlow(FineTuning):
         """Predict with the experts' probabilities, weighted by each instance's shares."""
         features = self.model.features(x, groups["global"])
         outputs, probabilities, rows = self._consult(groups, x, features)
-        shares = self._shares(groups, standardise(rows, groups["statistics"]))
+        shares = self._shares(groups, standardize(rows, groups["statistics"]))
         pooled = (torch.stack(probabilities, dim=-1) * shares.unsqueeze(-2)).sum(-1)
         return Prediction(
             generalized=outputs[0],
@@ -212,7 +212,7 @@ class EvidenceFlow(FineTuning):
         return outputs, probabilities, evidence(probabilities, distances)
 
     def _shares(self, groups: Groups, rows: Tensor) -> Tensor:
-        """Compute the shares of the experts [..., 3] from standardised evidence [..., F]."""
+        """Compute the shares of the experts [..., 3] from standardized evidence [..., F]."""
         correction: Tensor = call(self.router, groups["router"], (rows,))
         start = torch.tensor(self.shares, dtype=correction.dtype, device=correction.device)
         return (correction + start.log()).softmax(-1)
@@ -247,7 +247,7 @@ class EvidenceFlow(FineTuning):
         # a single example is in both halves
         real = torch.cat(counted) & (examples.mask.sum() > 1)
         statistics, own = add_to_statistics(groups["statistics"], torch.cat(rows), real)
-        found = standardise(torch.cat(rows), groups["statistics"], own)
+        found = standardize(torch.cat(rows), groups["statistics"], own)
         known = torch.cat([torch.cat(targets), real.unsqueeze(-1).to(found.dtype)], dim=-1)
         some = real.any().to(found.dtype)
         return {

@@ -1,4 +1,4 @@
-"""Names the groups of parameters that a method refers to and that do not exist."""
+"""Name groups of parameters that a method refers to but that do not exist."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ if TYPE_CHECKING:
 def check_groups(method: Method) -> None:
     """Check that every group that a bound method names exists.
 
-    What a `Derive` creates is known only once it runs, so nothing is checked from there on.
+    The groups created by a `Derive` are known only once it runs, so nothing after it is checked.
 
     Raises:
         ConfigurationError: a group does not exist; names the choices.
     """
     parameters = {group: dict(module.named_parameters()) for group, module in method.modules.items()}
     if any(isinstance(p, nn.UninitializedParameter) for group in parameters.values() for p in group.values()):
-        return  # a client's first groups are known only once the data is
+        return  # a client's first groups are known only once the data are
     server = {group: {key: parameters[group][key].detach() for key in keys} for group, keys in method.trained.items()}
     name = type(method).__name__
     try:
         known = tuple(method.start(server))
     except KeyError as error:
         (key,) = error.args or ("",)
-        if not any(key in parameters for parameters in server.values()):  # it is no parameter that is missing
+        if not any(key in parameters for parameters in server.values()):  # some other key is missing, not a group
             require_group(server, f"{name}.start reads", str(key))
         raise
     for setting, groups, choices in (
@@ -58,10 +58,10 @@ def check_groups(method: Method) -> None:
 
 @contextmanager
 def naming_missing_groups(method: Method, groups: Mapping[str, Any]) -> Iterator[None]:
-    """A context in which a group that a method reads and that does not exist is named, with the choices.
+    """Name a missing group that a method reads within the context, with the choices.
 
     Args:
-        method: its steps, its `Derive`s or its `predict` are called here.
+        method: method whose steps, `Derive`s or `predict` are called.
         groups: the client's groups, as they are when the error occurs.
 
     Raises:
@@ -72,7 +72,7 @@ def naming_missing_groups(method: Method, groups: Mapping[str, Any]) -> Iterator
     except KeyError as error:
         (key,) = error.args or ("",)
         parameters = (name for module in method.modules.values() for name, _ in module.named_parameters())
-        if isinstance(key, str) and key not in parameters:  # else a parameter is missing, which is no misspelling
+        if isinstance(key, str) and key not in parameters:  # otherwise a parameter is missing, not a group
             require_group(groups, f"{type(method).__name__} reads", key)
         raise
 
@@ -81,7 +81,7 @@ def require_group(choices: Iterable[str], where: str, group: str) -> None:
     """Check that a group is among the choices.
 
     Raises:
-        ConfigurationError: it is not.
+        ConfigurationError: the group is not among them.
     """
     choices = list(choices)
     if group not in choices:

@@ -23,8 +23,8 @@ class HypCluster(FedAvg):
 
     In a round every sampled client gets all K models, picks the one with the lowest loss on its own training data,
     trains it as FedAvg does and sends it; the server averages each model over the clients that picked it. A model that
-    no client picked stays. The personal model is the picked one, unchanged. The generalized one, which must not depend
-    on the client's data, is the mean of the K models' probabilities. Stateless.
+    no client picked stays unchanged. The personal model is the picked one, unchanged. The generalized one, which must
+    not depend on the client's data, is the mean of the K models' probabilities. Stateless.
 
     The first model is the backbone; the others start from their own initial weights.
 
@@ -58,9 +58,9 @@ class HypCluster(FedAvg):
         for name in self.models[1:]:
             if all(torch.equal(p, q) for p, q in zip(first, self.modules[name].parameters(), strict=True)):
                 raise ConfigurationError(
-                    f"the {len(self.models)} models of HypCluster would start with the same weights, as no block of "
+                    f"the {len(self.models)} models of HypCluster would start with the same weights, since no block of "
                     f"{type(self.model.backbone).__name__} can draw new ones: give the blocks that hold parameters a "
-                    "method reset_parameters, as torch's own have, or set clusters to 1."
+                    "method reset_parameters, like torch's own, or set clusters to 1."
                 )
 
     def start(self, server: Groups) -> Groups:

@@ -16,13 +16,13 @@ class LGFedAvg(BodyAndHead):
     """Keeps a body (local representation) on each client and shares the head among all (Algorithm 1).
 
     In a round a client trains all parameters together, from its own body and the head it received, and sends the
-    head. Stateful: a client keeps its body, embedding tables included. The personal model is the client's own body
+    head. Stateful: a client keeps its body, including embedding tables. The personal model is the client's own body
     and the server's head, trained further as in a round.
 
-    The authors start from a model that FedAvg has trained; so does a run with `pretrain_rounds`, which are FedAvg's,
-    with all parameters sent and nothing kept. They count among the run's rounds, so the budget stays that of the other
+    The authors start from a model trained by FedAvg; so does a run with `pretrain_rounds`, which run FedAvg, with all
+    parameters sent and nothing kept. They count among the run's rounds, so the budget stays that of the other
     methods. The server's body is not trained outside of these rounds: *generalized* accuracy is that
-    of a head on a body it was not trained with, and of little meaning. A client not sampled since then starts from
+    of a head on a body it was not trained with, and has little meaning. A client not sampled since then starts from
     that body.
 
     Args:
@@ -45,7 +45,7 @@ class LGFedAvg(BodyAndHead):
         self.pretrain_rounds = pretrain_rounds
 
     def plan(self) -> None:
-        """Plan the first rounds as well."""
+        """Also plan the first rounds."""
         super().plan()
         self._pretraining = FedAvg().bind(self.modules["global"], self.objective)
 

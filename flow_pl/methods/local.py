@@ -36,7 +36,7 @@ class Local(FineTuning):
         self.epochs = epochs
 
     def start(self, server: Groups) -> Groups:
-        """Return the server's model, and the client's own, embedding tables included."""
+        """Return the server's model, and the client's own, including embedding tables."""
         return {**server, "local": server["global"]}
 
     def training(self) -> tuple[Phase | Derive, ...]:

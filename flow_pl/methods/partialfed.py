@@ -19,10 +19,10 @@ class PartialFed(Method):
     """Starts each block of a client's round from the received or the client's own parameters (the adaptive form).
 
     A client learns which: two logits for each block with parameters, embedding tables too. Strategy and weights take
-    turns by phases, not by minibatches, so that what the weights start from is an initialization, as the paper's name
-    says:
+    turns by phases, not by minibatches, so that the choice is an initialization of the weights, as in the paper's
+    title:
 
-    1. strategy_epochs over the data move the logits, received and kept parameters frozen. The model is, block by
+    1. strategy_epochs over the data train the logits; received and kept parameters are frozen. The model is, block by
        block, q * received + (1 - q) * kept, with (q, 1 - q) drawn anew at each step from the Gumbel-softmax of the
        block's logits.
     2. The client takes for each block the parameters with the larger logit; the received ones if equal.
@@ -59,7 +59,7 @@ class PartialFed(Method):
         self.strategy_lr_scale = strategy_lr_scale
 
     def prepare(self) -> None:
-        """Number the blocks, in the order of their parameters; what is in none is one by the name it begins with."""
+        """Number the blocks, in the order of their parameters; others are grouped by the first part of their names."""
         numbers: dict[str, int] = {}
         self._blocks: dict[str, int] = {}
         for name in self.trained["global"]:

@@ -15,8 +15,8 @@ from flow_pl.utils.inputs import take, zip_inputs
 from flow_pl.utils.validation import require_at_least_zero
 
 INNER_SCALE = 2.0**10
-"""Factor on the inner loss, taken off its gradient again. Float16 would lose small gradients, and 16-mixed scales the
-outer loss alone; in other types a power of two changes no digit."""
+"""Factor on the inner loss, which is removed from its gradient. Float16 would lose small gradients, and 16-mixed scales
+only the outer loss; in other types a power of two changes no digit."""
 
 
 class PerFedAvg(FineTuning):
@@ -63,11 +63,11 @@ class PerFedAvg(FineTuning):
     def _inner_gradient(self, w: Parameters, minibatch: Minibatch) -> Parameters:
         """Compute INNER_SCALE times the gradient of the loss, detached from w.
 
-        Uses torch.func, since autograd's own functions do not work on one client's share of a vectorised step.
+        Uses torch.func, since autograd's own functions do not work on one client's share of a vectorized step.
         """
         constant = {name: p.detach() for name, p in w.items()}
         loss, pull_back = torch.func.vjp(lambda v: self.loss(minibatch, v), constant)  # type: ignore[misc]
-        with torch.no_grad():  # otherwise the gradient is made differentiable, which is three times as slow for an LSTM
+        with torch.no_grad():  # otherwise the gradient is differentiable, which is three times as slow for an LSTM
             gradient: Parameters = pull_back(torch.full_like(loss, INNER_SCALE))[0]
         return gradient
 

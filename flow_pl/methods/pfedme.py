@@ -13,18 +13,18 @@ from flow_pl.utils.validation import require_count, require_positive
 
 
 class PFedMe(Method):
-    """Trains w_g to be near the clients' personal models, not to predict: it descends their Moreau envelopes.
+    """Trains w_g to be close to the clients' personal models, by descending their Moreau envelopes.
 
     Algorithm 1: on every minibatch the personal model theta takes K steps on f(theta) + lambda/2 ||theta - w||^2,
     which solve the inner problem approximately, and then w one step, w <- w - eta lambda (w - theta). In a round theta
-    starts from w_g and carries over from minibatch to minibatch. Stateless: theta starts anew from w_g; in evaluation
+    starts from w_g and carries over from minibatch to minibatch. Stateless: theta starts again from w_g; in evaluation
     with w = w_g, which stays fixed.
 
-    Both models take the client optimizer's steps, each at its own learning rate; with plain SGD they are the
+    Both models take the client optimizer's steps, each at its own learning rate; with plain SGD these are the
     paper's. The server's mixing beta, w_g <- (1 - beta) w_g + beta * mean of clients, is the learning rate of the
     server optimizer (SGD); the paper's mean is that of the loop's `weighting: uniform`.
 
-    The paper takes lambda = 15 (MNIST) and plain SGD. The defaults suit small minibatches and momentum: a large lambda
+    The paper uses lambda = 15 (MNIST) and plain SGD. The defaults suit small minibatches and momentum: a large lambda
     holds theta so close to w that it reflects little but its last minibatch.
 
     Args:

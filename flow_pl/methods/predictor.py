@@ -1,4 +1,4 @@
-"""A method without weights, to predict with."""
+"""Create a method without weights, for predictions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def predictor(method: M) -> M:
     for name in method.training_only:
         vars(other).pop(name, None)
     # stand-ins without data, since a block may read a weight's shape; copying all weights would be wasteful.
-    # What is frozen is in no group, and no training changes it: one copy serves all.
+    # Frozen parameters are in no group and never trained, so one copy serves all.
     stand_ins = {
         id(p): p.detach() if name not in method.trained[group] else p.detach().to("meta")
         for group, whole in method.modules.items()
@@ -33,7 +33,7 @@ def predictor(method: M) -> M:
         frozen = {name: p for name, p in module._parameters.items() if p is not None and not p.is_meta}
         for name, stand_in in module._parameters.items():
             if name not in frozen:
-                # as a plain attribute: a meta parameter could not be moved to a device
+                # as a plain attribute, since a meta parameter could not be moved to a device
                 vars(module)[name] = stand_in
         module._parameters.clear()
         for name, p in frozen.items():

@@ -35,11 +35,11 @@ class Scaffold(FedAvg):
         super().__init__()
 
     def server_modules(self) -> dict[str, nn.Module]:
-        """Return the server's control: a number for each parameter, in a module of the backbone's shape."""
+        """Return the server's control: a value for each parameter, in a module of the backbone's shape."""
         control = copy.deepcopy(self.model.backbone)
         control.averaged = True  # type: ignore[assignment]  # no optimizer: see `trained_names`
         for p in control.parameters():
-            p.requires_grad = False  # not requires_grad_, which a lazy parameter refuses
+            p.requires_grad = False  # not requires_grad_, which lazy parameters refuse
             if not isinstance(p, nn.UninitializedParameter):
                 nn.init.zeros_(p)
         return {"control": control}

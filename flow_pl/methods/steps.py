@@ -1,4 +1,4 @@
-"""What a method tells the loop to do: steps on minibatches, in phases of epochs, and groups computed once."""
+"""The vocabulary of a method: steps on minibatches, phases of epochs, and groups computed once."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Part = Literal["all", "local", "global"]
 
 
 class Minibatch(NamedTuple):
-    """Examples of one client.
+    """Holds examples of one client.
 
     Attributes:
-        x: features [B, ...]; a mapping of tensors where they are several by name.
+        x: features [B, ...]; a mapping of tensors for several by name.
         y: targets [B, ...].
         mask: [B] bool, False in the padding.
     """
@@ -32,7 +32,7 @@ class Minibatch(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """One optimizer step on a minibatch. It may be traced: what the objective reads must not change afterwards.
+    """Describes one optimizer step on a minibatch; it may be traced, so the objective must not change.
 
     Attributes:
         moves: the group that is updated; every other group is frozen.
@@ -62,22 +62,22 @@ class Step:
 
 @dataclass(frozen=True, eq=False)
 class Phase:
-    """Epochs over a part of a client's training data, with the same steps, in order, on every minibatch.
+    """Describes epochs over a part of a client's training data, with the same steps, in order, on every minibatch.
 
     The loop decides how often and in which order a client's examples are visited, so that all methods train alike.
 
     Attributes:
-        part: which share of the data.
-        steps: the steps taken on each minibatch; every step has its own optimizer, fresh in each phase, and a step
+        part: part of the data.
+        steps: the steps taken on each minibatch; every step has its own optimizer, new in each phase, and a step
             listed several times is taken as often, with one optimizer.
         epochs: passes over the data, if the method sets them; None for the loop's budget, `local_epochs` in a round
             and `personal_epochs` in personalization; "personal" for `personal_epochs` in a round, too.
-        examples: a group with a row for each training example, made by a `Derive`: its `x` [N, ...] and `y` [N, ...]
-            take the place of the training data in the minibatches, and the group is gone after the phase. None for the
+        examples: a group with a row for each training example, created by a `Derive`: its `x` [N, ...] and `y` [N, ...]
+            replace the training data in the minibatches, and the group is removed after the phase. None for the
             training data themselves.
 
     Raises:
-        ConfigurationError: there is no such part, no epoch, or something else than steps.
+        ConfigurationError: the part does not exist, there is no epoch, or a step is not one.
     """
 
     part: Part
@@ -86,7 +86,7 @@ class Phase:
     examples: str | None = None
 
     def __post_init__(self) -> None:
-        """Reject what the loop could not run."""
+        """Reject phases that the loop could not run."""
         require_choice(get_args(Part), **{"part of a Phase": self.part})
         if self.epochs is not None and self.epochs != "personal":
             require_count(**{"epochs of a Phase": self.epochs})
@@ -99,7 +99,7 @@ class Derive:
     """Computes groups once from a part of a client's training data, without gradients.
 
     Attributes:
-        part: which share of the data.
+        part: part of the data.
         compute: maps (groups, examples) to new or replaced groups.
 
     Raises:

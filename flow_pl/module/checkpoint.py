@@ -1,4 +1,4 @@
-"""What a module saves in checkpoints, and how it is loaded from them."""
+"""Save a module's training state in checkpoints, and load it from them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def from_checkpoint(
             f"the checkpoint {checkpoint_path} holds no configuration, since its run was set up in Python: "
             "give the arguments of that run, as in load_from_checkpoint(path, backbone=..., method=...)."
         )
-    with torch.random.fork_rng(devices=[]):  # initial weights are drawn, and replaced at once
+    with torch.random.fork_rng(devices=[]):  # initial weights are drawn, but replaced at once
         module = make(cls, (settings or {}).get("model", {}), kwargs)
     check_checkpoint(saved["flow_pl"], module.identity(), saved["state_dict"], dict(module.state_dict()))
     module.load_state_dict(saved["state_dict"], strict=strict is not False)
@@ -46,7 +46,7 @@ def from_checkpoint(
 
 
 def save(module: FederatedModule, checkpoint: dict[str, Any]) -> None:
-    """Save what the checkpoint was trained with, and the clients' state."""
+    """Add the training's settings and the clients' state to a checkpoint."""
     checkpoint["flow_pl"] = module.identity()
     checkpoint["server"] = _server_record(module)
     data_now = module.data_record()
@@ -64,7 +64,7 @@ def load(module: FederatedModule, checkpoint: dict[str, Any]) -> None:
     """Resume from a checkpoint; see `FederatedModule.on_load_checkpoint`."""
     if module.trainer.state.fn == "fit" and "optimizer_states" not in checkpoint:
         raise ConfigurationError(
-            "the checkpoint holds weights alone (save_weights_only), and a fit continues from the state of the "
+            "the checkpoint holds only weights (save_weights_only), but a fit continues from the state of the "
             "server's optimizer as well: give one that is whole, such as checkpoints/last.ckpt, or test this one."
         )
     check_checkpoint(
@@ -97,7 +97,7 @@ def _load_privacy(module: FederatedModule, state: dict[str, Any] | None) -> None
     """Resume the privacy ledger of a checkpoint.
 
     Raises:
-        ConfigurationError: only some of the checkpoint's rounds and of those to come are private.
+        ConfigurationError: only the checkpoint's rounds or only the coming ones are private.
     """
     if (state is None) != (module.privacy is None) and module.trainer.state.fn == "fit":
         before, now = ("without", "has") if state is None else ("with", "has no")

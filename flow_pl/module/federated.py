@@ -55,14 +55,14 @@ from flow_pl.utils.validation import require_fraction
 class FederatedModule(lightning.LightningModule):
     """A federated method as a LightningModule: one training epoch is one communication round.
 
-    A training batch is a chunk of clients. The last batch of a round makes the server's step, with the mean of the
+    A training batch is a chunk of clients. The last batch of a round takes the server's step, with the mean of the
     clients' updates as a pseudo-gradient; so `trainer.global_step` counts rounds, and checkpoints, schedulers,
     loggers and multi-process strategies work as in any Lightning project.
 
     Args:
-        backbone: any module that gives a tensor.
+        backbone: any module that returns a tensor.
         method: the federated algorithm; a bound copy of it is kept.
-        loop: how clients are trained.
+        loop: trains the clients.
         objective: the task.
         server_optimizer: any torch optimizer, on the pseudo-gradient. SGD with lr 1.0 is FedAvg, with momentum
             FedAvgM, Adam FedAdam (Reddi et al., Adaptive Federated Optimization, ICLR 2021).
@@ -73,11 +73,11 @@ class FederatedModule(lightning.LightningModule):
         privacy: client-level differential privacy of the training; null = none.
         compression: lossy compression of the updates that clients send; null = none.
         attack: simulated clients that attack; null = none.
-        blocks: names of the backbone's submodules that a method routes, or cuts into body and head, as
-            `named_modules` has them; "auto" = the children of a Sequential, the stages of a residual net, the layers of
+        blocks: names of the backbone's submodules that a method routes, or splits into body and head, as in
+            `named_modules`; "auto" = the children of a Sequential, the stages of a residual network, the layers of
             a transformer.
-        batch_norm: what becomes of BatchNorm layers: "group" = GroupNorm with their weights, "frozen" = their
-            statistics are constants, "local" = each client keeps them (FedBN); null = a backbone with any is refused.
+        batch_norm: replacement of BatchNorm layers: "group" = GroupNorm with their weights, "frozen" = constant
+            statistics, "local" = each client keeps them (FedBN); null = a backbone with any is refused.
     """
 
     def __init__(
@@ -161,7 +161,7 @@ class FederatedModule(lightning.LightningModule):
             hparams_file: `config.yaml` of the run, whose settings replace those in the checkpoint.
             strict: whether the parameter names must match exactly; None = True.
             weights_only: None or True: nothing in a checkpoint is executed.
-            **kwargs: constructor arguments that override the configuration; all that have no default are required
+            **kwargs: constructor arguments that override the configuration; arguments without a default are required
                 if the run was set up in Python, since its checkpoint then holds no configuration.
 
         Returns:
@@ -177,7 +177,7 @@ class FederatedModule(lightning.LightningModule):
         """Check that data, backbone, method and optimizers fit together, before anything is trained.
 
         Raises:
-            ConfigurationError: they do not.
+            ConfigurationError: they do not fit.
         """
         prepare(self, stage)
 
@@ -196,14 +196,14 @@ class FederatedModule(lightning.LightningModule):
         self.states = ClientStates(initial, population, root, share, first=self.trainer.is_global_zero)
 
     def initial_state(self, method: Method, server: Groups) -> Groups:
-        """Return the state of a client that has not been sampled yet."""
+        """Return the state of a client that has not been sampled."""
         initial = method.initial_state(server)
         if self.compression is None or not self.compression.keeps_residual:
             return initial
         return initial | no_residual({name: dict(group) for name, group in sent_parameters(method).items()})
 
     def _kept(self, method: Method, server: Groups, batch: ClientBatch) -> Groups | None:
-        """Return what the clients of a chunk kept from their last round."""
+        """Return the state that the clients of a chunk kept from their last round."""
         if self.states is None or not method.private or not len(batch):
             return None
         return self.states.read(batch.client, self.initial_state(method, server))
@@ -217,7 +217,7 @@ class FederatedModule(lightning.LightningModule):
         return [optimizer], [scheduler]
 
     def on_fit_start(self) -> None:
-        """Say which blocks are routed; refuse more rounds than the privacy budget allows, once that is known."""
+        """Report which blocks are routed; refuse more rounds than the privacy budget allows, once that is known."""
         if self.route_names or self.method.model.chosen:
             kind = "routed blocks" if self.route_names else "blocks"
             rank_zero_info(f"{kind}: {', '.join(self.method.model.blocks)}")
@@ -243,7 +243,7 @@ class FederatedModule(lightning.LightningModule):
         begin_fit(self)
 
     def on_train_epoch_start(self) -> None:
-        """Begin the round from scratch, discarding what an interrupted round left behind.
+        """Begin a round; discard the remains of an interrupted one.
 
         Raises:
             ConfigurationError: a callback has frozen or unfrozen parameters.
@@ -256,7 +256,7 @@ class FederatedModule(lightning.LightningModule):
             self.privacy.require_budget(None)  # trainer.min_epochs would continue where training should stop
 
     def training_step(self, batch: ClientBatch, batch_idx: int) -> None:
-        """Train a chunk of clients; with the last one of the round, make the server's step."""
+        """Train a chunk of clients; after the last one of the round, take the server's step."""
         method = self.method.in_round(self.current_epoch)
         if self._round is None:
             self._round = ServerRound(
@@ -306,7 +306,7 @@ class FederatedModule(lightning.LightningModule):
         make_server_step(self, round_)
 
     def on_train_end(self) -> None:
-        """Report how many rounds had no client."""
+        """Report the number of rounds without a client."""
         if self.empty_rounds and self.trainer.is_global_zero:
             warnings.warn(
                 f"{self.empty_rounds} of {self.trainer.global_step} rounds had no client to train.",
@@ -341,7 +341,7 @@ class FederatedModule(lightning.LightningModule):
     def test_step(  # type: ignore[override]
         self, batch: ClientBatch, batch_idx: int, dataloader_idx: int = 0
     ) -> ClientEvaluation:
-        """Do as `validation_step` does, for seen and for new clients."""
+        """Evaluate like `validation_step`, for seen and for new clients."""
         return self.validation_step(batch, batch_idx, dataloader_idx)
 
     def predict_step(self, batch: ClientBatch, batch_idx: int, dataloader_idx: int = 0) -> ClientPredictions:
@@ -352,11 +352,11 @@ class FederatedModule(lightning.LightningModule):
             return predict_clients(self.loop, self.method, server, piece, self._kept(self.method, server, piece))
 
         pieces = list(self.chunks.run(batch, predict)) if len(batch) else [predict(batch)]
-        # clients without any example have no axes to concatenate
+        # clients without examples have no axes to concatenate
         return concatenate([piece for piece in pieces if piece.mask.numel()] or pieces[:1])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save what the checkpoint was trained with, and the clients' state."""
+        """Add the training's settings and the clients' state to a checkpoint."""
         save(self, checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -372,10 +372,10 @@ class FederatedModule(lightning.LightningModule):
         return data_record(self.trainer.datamodule)  # type: ignore[attr-defined]
 
     def identity(self) -> dict[str, str]:
-        """Return what a checkpoint must have been trained with to fit.
+        """Return the settings that a checkpoint must have been trained with.
 
-        The class names of method and backbone, the blocks, where they are not the children of a Sequential, and what
-        has become of BatchNorm layers.
+        These are the class names of method and backbone, the blocks unless they are the children of a Sequential, and
+        the replacement of BatchNorm layers.
         """
         identity = {"method": type(self.method).__name__, "backbone": type(self.backbone).__name__}
         model = self.method.model

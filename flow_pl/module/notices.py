@@ -1,4 +1,4 @@
-"""What a round warns of: clients that were left out, and rounds without any client."""
+"""Warn of clients that were left out of a round, and of rounds without clients."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class EmptyRoundWarning(UserWarning):
 
 
 def warn_of_empty_round(trainer: Trainer) -> None:
-    """Warn of a round without any client, and say why there was none."""
+    """Warn of a round without clients, with the reason."""
     if not trainer.is_global_zero:
         return
     absent = trainer.train_dataloader.sampler.absent  # type: ignore[union-attr]
@@ -33,7 +33,7 @@ def warn_of_empty_round(trainer: Trainer) -> None:
 
 
 def warn_of_rejected(trainer: Trainer, round_: ServerRound) -> None:
-    """Warn of the clients of this process that were left out of a round, and say why."""
+    """Warn of the clients of this process that were left out of a round, with the reasons."""
     if not round_.any_rejected:
         return
     data = trainer.datamodule  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""What is checked and set up before clients are trained or evaluated."""
+"""Check and set up a module before clients are trained or evaluated."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ def prepare(module: FederatedModule, stage: str) -> None:
     """Check that data, backbone, method and optimizers fit together, and open the storage of the clients' state.
 
     Args:
-        module: attached to a trainer whose data are set up.
-        stage: of the trainer: fit, validate, test or predict.
+        module: module attached to a trainer whose data are set up.
+        stage: stage of the trainer: fit, validate, test or predict.
 
     Raises:
-        ConfigurationError: they do not.
+        ConfigurationError: they do not fit.
     """
     data = getattr(module.trainer, "datamodule", None)
     if not isinstance(data, FederatedDataModule):
@@ -99,8 +99,8 @@ def begin_fit(module: FederatedModule) -> None:
     """Begin a fit: count and log its rounds, and apply the settings of a changed server optimizer.
 
     Raises:
-        ConfigurationError: Lightning has replaced the training loader's sampler: every process would train every
-            client.
+        ConfigurationError: Lightning has replaced the training loader's sampler, so every process would train
+            every client.
     """
     trainer = module.trainer
     count_rounds(trainer)
@@ -124,7 +124,7 @@ def begin_fit(module: FederatedModule) -> None:
 
 
 def check_still_trained(method: Method) -> None:
-    """Check that the parameters that are trained are those that the method was planned for.
+    """Check that the trained parameters are those that the method was planned for.
 
     Raises:
         ConfigurationError: a callback has frozen or unfrozen parameters.
@@ -133,6 +133,6 @@ def check_still_trained(method: Method) -> None:
     if changed:
         raise ConfigurationError(
             f"{', '.join(changed[:3])} {'has' if len(changed) == 1 else 'have'} been frozen or unfrozen after the "
-            "fit has begun, expected requires_grad to stay as it is: leave out callbacks that change it "
-            "(BackboneFinetuning), and fit anew for each phase of the training."
+            "start of the fit, expected requires_grad to stay unchanged: leave out callbacks that change it "
+            "(BackboneFinetuning), and start a new fit for each phase of the training."
         )

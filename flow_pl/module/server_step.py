@@ -1,4 +1,4 @@
-"""The server's step at the end of a round."""
+"""Take the server's step at the end of a round."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 
 def make_server_step(module: FederatedModule, round_: ServerRound) -> None:
-    """Finish a round: step the server's optimizer and scheduler on its pseudo-gradient, and log its figures.
+    """Finish a round: step the server's optimizer and scheduler on its pseudo-gradient, and log its metrics.
 
     Args:
-        module: attached to the trainer of a fit, at the last batch of a round.
-        round_: the updates of this process.
+        module: module attached to the trainer of a fit, at the last batch of a round.
+        round_: updates of this process.
     """
     figures = round_.finish(
         lambda tensor: module.trainer.strategy.reduce(tensor, reduce_op="sum"),
@@ -42,7 +42,7 @@ def make_server_step(module: FederatedModule, round_: ServerRound) -> None:
     warn_of_rejected(module.trainer, round_)
     if round_.empty:
         module.empty_rounds += 1
-        if module.empty_rounds == 1:  # `on_train_end` reports how many there were
+        if module.empty_rounds == 1:  # `on_train_end` reports their number
             warn_of_empty_round(module.trainer)
     optimizer = module.optimizers()
     assert isinstance(optimizer, LightningOptimizer)

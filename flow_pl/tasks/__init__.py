@@ -1,6 +1,6 @@
 """Tasks: define the loss and what counts as correct, for one client's examples.
 
-Written for one client without a client axis; the federated loop vectorises it.
+Written for one client without a client axis; the federated loop vectorizes it.
 """
 
 from flow_pl.tasks.base import Objective

@@ -264,7 +264,7 @@ def test_without_the_packages(make, monkeypatch):
 
 
 def image_arrays(random, **rows):
-    """Pictures of 4 x 4 and their labels for each split, as an archive of a centralised data set has them."""
+    """Pictures of 4 x 4 and their labels for each split, as an archive of a centralized data set has them."""
     arrays = {"class_names": np.array(["odd", "even"])}
     for split, count in rows.items():
         arrays[f"x_{split}"] = random.integers(256, size=(count, 4, 4, 3), dtype=np.uint8)

@@ -1,4 +1,4 @@
-"""The engine: a vectorised client equals the same client trained alone."""
+"""The engine: a vectorized client equals the same client trained alone."""
 
 import copy
 import warnings
@@ -38,7 +38,7 @@ from tests.support import (
 SIZES = (11, 7, 4, 1)
 
 
-def test_vectorised_clients_equal_plain_loops():
+def test_vectorized_clients_equal_plain_loops():
     """delta = sum_m n_m (w_m - w), with w_m from an independent loop over ragged clients."""
     batch = chunk(SIZES)
     method = bound(FedAvg())
@@ -293,15 +293,15 @@ def test_optimizers_take_their_fastest_way_unless_one_is_chosen(make, way):
 
 
 def test_an_optimizer_that_mixes_clients_is_refused():
-    class Normalised(torch.optim.SGD):
+    class Normalized(torch.optim.SGD):
         def step(self, closure=None):
             for group in self.param_groups:
                 for p in group["params"]:
                     p.grad = p.grad / p.grad.norm()
             return super().step(closure)
 
-    with pytest.raises(ConfigurationError, match=r"Normalised mixes clients .* element-wise"):
-        check_elementwise(lambda p: Normalised(p, lr=0.1))
+    with pytest.raises(ConfigurationError, match=r"Normalized mixes clients .* element-wise"):
+        check_elementwise(lambda p: Normalized(p, lr=0.1))
     with pytest.raises(ConfigurationError, match="LBFGS cannot train clients side by side"):
         check_elementwise(lambda p: torch.optim.LBFGS(p))
     check_elementwise(lambda p: torch.optim.Adam(p, lr=0.1))

@@ -75,7 +75,7 @@ def outcome(method, batch, **settings):
     return torch.cat([*(flat(group) for group in delta(update).values()), counts])
 
 
-def test_vectorised_clients_equal_plain_loops():
+def test_vectorized_clients_equal_plain_loops():
     batch, method = named_chunk(SIZES), bound(FedAvg())
     base = flat(server_groups(method)["global"])
     expected = torch.zeros_like(base)

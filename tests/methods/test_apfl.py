@@ -90,7 +90,7 @@ def test_alpha_0_is_fedavg():
 
 
 def test_alpha_1_trains_v_alone():
-    """As Ditto does without its regulariser."""
+    """As Ditto does without its regularizer."""
     batch, kept = chunk(SIZES), []
     for method in (APFL(alpha=1.0), Ditto(regularization=0.0)):
         method = bound(method)

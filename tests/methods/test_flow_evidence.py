@@ -12,7 +12,7 @@ from flow_pl.engine.server_round import server_groups
 from flow_pl.errors import ConfigurationError
 from flow_pl.evaluation.clients import evaluate_clients
 from flow_pl.methods import EvidenceFlow, FedAvg, Interpolation
-from flow_pl.methods.evidence import EVIDENCE, MOMENTUM, add_to_statistics, evidence, standardise
+from flow_pl.methods.evidence import EVIDENCE, MOMENTUM, add_to_statistics, evidence, standardize
 from flow_pl.tasks import MultiLabel
 from tests.models import test_sequences
 from tests.support import (
@@ -222,14 +222,14 @@ def test_equal_votes_are_for_the_first_class():
 
 
 def test_statistics_run_over_rounds_and_stand_for_all_that_went_in():
-    """After two clients with the same evidence it is standardised to mean 0 and deviation 1, however little is in."""
+    """After two clients with the same evidence it is standardized to mean 0 and deviation 1, however little is in."""
     rows = torch.randn(50, len(EVIDENCE)) * 3 + 2
     running = {"mean": torch.zeros(len(EVIDENCE)), "square": torch.zeros(len(EVIDENCE)), "weight": torch.tensor(0.0)}
-    assert torch.equal(standardise(rows, running), rows.clamp(-10, 10))
+    assert torch.equal(standardize(rows, running), rows.clamp(-10, 10))
     counted = torch.ones(50, dtype=torch.bool)
     for _ in range(2):
         running, own = add_to_statistics(running, rows, counted)
-        for z in (standardise(rows, running), standardise(rows, {**running, "weight": torch.tensor(0.0)}, own)):
+        for z in (standardize(rows, running), standardize(rows, {**running, "weight": torch.tensor(0.0)}, own)):
             torch.testing.assert_close(z.mean(0), torch.zeros(len(EVIDENCE)), atol=1e-4, rtol=0)
             torch.testing.assert_close(z.std(0, correction=0), torch.ones(len(EVIDENCE)), atol=1e-3, rtol=0)
     assert running["weight"].item() == pytest.approx(1 - (1 - MOMENTUM) ** 2)
@@ -271,7 +271,7 @@ def test_it_learns_whom_to_trust():
 
 
 def test_several_labels_are_refused():
-    with pytest.raises(ConfigurationError, match=r"the task MultiLabel has several labels.*EvidenceFlow weighs"):
+    with pytest.raises(ConfigurationError, match=r"the task MultiLabel has several labels.*EvidenceFlow weights"):
         EvidenceFlow().bind(network(), MultiLabel(k=1))
 
 

@@ -116,7 +116,7 @@ def test_clients_side_by_side_train_as_each_alone(route_by):
 
 
 def test_the_routers_step_is_that_of_an_mlp_on_fixed_features():
-    """Regulariser 0, one client: the router's update is written out by modules and autograd."""
+    """Regularizer 0, one client: the router's update is written out by modules and autograd."""
     torch.manual_seed(1)
     method = Flow(router=small, regularization=0.0).bind(sentences(), Classification())
     check_fit(method, ids(1), CLASSES)

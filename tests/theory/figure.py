@@ -109,7 +109,7 @@ def probabilities(axes: Axes) -> None:
     axes.legend(fontsize=7.5, loc="lower left")
 
 
-def regularisation(axes: Axes) -> None:
+def regularization(axes: Axes) -> None:
     """The loss of w_p over lambda, where the local part's targets are off."""
     problem = Quadratics.make(0.5, EIGENVALUES)
     batch, w = noisy_local_part(problem, 0.6), problem.fixed_point(LR, STEPS)
@@ -134,7 +134,7 @@ def regularisation(axes: Axes) -> None:
 def draw() -> Figure:
     """All panels."""
     figure = Figure(figsize=(13.2, 7.4), layout="constrained")
-    panels = (strongly_convex, general_convex, floors, logistic, probabilities, regularisation)
+    panels = (strongly_convex, general_convex, floors, logistic, probabilities, regularization)
     for axes, panel in zip(figure.subplots(2, 3).flat, panels, strict=True):
         panel(axes)
     return figure

@@ -147,12 +147,12 @@ class Quadratics:
 
 @dataclass(frozen=True)
 class Logistic:
-    """L2-regularised logistic regression, F(w) = mean over clients of the cross-entropy + mu / 2 ||w||^2.
+    """L2-regularized logistic regression, F(w) = mean over clients of the cross-entropy + mu / 2 ||w||^2.
 
     Attributes:
         x: features [C, N, d].
         y: labels [C, N], 0 or 1.
-        mu: weight of the regulariser, as the client optimizer's weight decay.
+        mu: weight of the regularizer, as the client optimizer's weight decay.
     """
 
     x: Tensor

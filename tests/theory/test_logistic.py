@@ -1,4 +1,4 @@
-"""w_g of L2-regularised logistic regression, the optimum of which Newton's method gives."""
+"""w_g of L2-regularized logistic regression, the optimum of which Newton's method gives."""
 
 from itertools import pairwise
 

@@ -45,8 +45,8 @@ def test_the_routing_probability_moves_the_floor_from_the_global_to_the_local_on
 
 
 @pytest.mark.parametrize("encourage", ["local", "global"])
-def test_lambda_moves_the_probability_to_where_the_regularised_loss_is_least(encourage):
-    """The adapted router's q minimises f_m(w_p) + lambda reg(q) on the global part, by a fine grid in double precision.
+def test_lambda_moves_the_probability_to_where_the_regularized_loss_is_least(encourage):
+    """The adapted router's q minimizes f_m(w_p) + lambda reg(q) on the global part, by a fine grid in double precision.
 
     The local part's targets are off, so neither model is best; with lambda the loss of w_p goes to that of the model
     that is encouraged.
@@ -66,7 +66,7 @@ def test_lambda_moves_the_probability_to_where_the_regularised_loss_is_least(enc
             taken = grid if encourage == "local" else 1 - grid
             mixtures = torch.stack([problem.losses(w.lerp(local, float(share))) for share in grid], dim=1)
             best = grid[(mixtures - strength * (taken**2 + 1e-6).log()).argmin(1)]
-            # without regulariser the best q of a client may be 0 or 1, which a softmax comes to slowly
+            # without regularizer the best q of a client may be 0 or 1, which a softmax comes to slowly
             torch.testing.assert_close(q, best, atol=0.03 if strength else 0.06, rtol=0)
         chosen.append(float(q.mean()))
         losses.append(loss)

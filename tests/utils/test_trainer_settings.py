@@ -123,7 +123,7 @@ def test_a_fit_does_not_go_on_from_weights_alone(config, tmp_path, capsys):  # n
     (path,) = (tmp_path / "weights").glob("w*.ckpt")
     status, said = fails(capsys, "fit", "--config", config, "--ckpt_path", path)
     assert status == 1
-    assert "error: the checkpoint holds weights alone (save_weights_only)" in said
+    assert "error: the checkpoint holds only weights (save_weights_only)" in said
     run(["test", "--config", str(config), "--ckpt_path", str(path)])
 
 

@@ -16,7 +16,7 @@ from flow_pl.utils.validation import require_count, require_some
 class BodyAndHead(Method):
     """Gives each client a body (representation) and a head: the groups "body" and "head".
 
-    The head is the last blocks with parameters, or those that are named; the body is all else.
+    The head is the last blocks with parameters, or those that are named; the body is the rest.
 
     Args:
         head_blocks: how many of the last blocks are the head, or the names of the submodules that are.
@@ -24,7 +24,7 @@ class BodyAndHead(Method):
     """
 
     server_is_trained: ClassVar[bool] = False
-    """Whether the server's model is trained as a whole, so that mixtures with it mean something."""
+    """Whether the server's model is trained as a whole, so that mixtures with it make sense."""
 
     def __init__(self, head_blocks: int | Sequence[str] = 1, personal_lr_scale: float = 1.0) -> None:
         super().__init__(personal_lr_scale)
@@ -43,7 +43,7 @@ class BodyAndHead(Method):
         if len(self.model.block_modules(type(self).__name__)) == 1 and self.head_blocks == 1:
             backbone = type(self.model.backbone).__name__
             raise ConfigurationError(
-                f"{type(self).__name__} cuts the backbone into body and head, {backbone} has a single "
+                f"{type(self).__name__} splits the backbone into body and head, but {backbone} has a single "
                 "block with parameters: use a backbone of two or more, such as MLP, or another method, such as Ditto."
             )
         self._body, self._head = self.model.body_and_head(self.head_blocks)

@@ -1,4 +1,4 @@
-"""Local memory: a client's training examples, stored as w_g represents them, vote on instances near them.
+"""Local memory: a client's training examples, stored by their w_g representations, vote on nearby instances.
 
 Source: Marfoq et al., Personalized Federated Learning through Local Memorization (ICML 2022).
 """
@@ -20,9 +20,9 @@ from flow_pl.utils.inputs import Inputs
 from flow_pl.utils.validation import require_count, require_share
 
 BUDGET = 2**21
-"""Distances of a client that are made at once: 16 MiB. Queries beyond that wait for their turn."""
+"""Number of a client's distances computed at once: 16 MiB. Further queries follow in turns."""
 TIE = 1e-10
-"""Added to a squared distance for each example stored before: more than float64's error, less than means anything."""
+"""Added to a squared distance per earlier stored example: above float64's error, below any meaningful difference."""
 
 
 class LocalMemory:
@@ -32,7 +32,7 @@ class LocalMemory:
     parameters, flattened, and its true label. An instance receives the label of each of its nearest stored
     neighbours with weight exp(-Euclidean distance), divided by the weights' sum.
 
-    A store takes N x D floats (N x T x D, of sequences): 0.1 MB for 200 images in 128 numbers, 8 MB for 1,000
+    A store takes N x D floats (N x T x D for sequences): 0.1 MB for 200 images in 128 numbers, 8 MB for 1,000
     sentences of 20 words in 96, 82 MB for 1,000 rows of 80 characters in 256. Distances are computed for as many
     instances at once as `BUDGET` allows, so their memory does not grow with N x T; their time does.
 
@@ -121,10 +121,10 @@ class LocalMemory:
 
         Args:
             features: inputs of w_g's last block with parameters for them, [N, ...] or [N, T, ...].
-            examples: [N, ...].
+            examples: examples [N, ...].
 
         Returns:
-            "representation" [M, D], "label" [M] and which of them are "real" [M]; M is N, of sequences N x T.
+            "representation" [M, D], "label" [M] and "real" [M], which are real; M is N, or N x T for sequences.
         """
         real = self._objective.counted(examples.y, examples.mask).flatten()
         representation = features.reshape(examples.y.numel(), -1).float()
@@ -142,7 +142,7 @@ def nearest(queries: Tensor, memory: Parameters, neighbours: int) -> tuple[Tenso
     Args:
         queries: representations [Q, D].
         memory: "representation" [M, D], "label" [M], "real" [M] bool.
-        neighbours: how many (k); at equal distances those stored first.
+        neighbours: number of neighbours (k); at equal distances, those stored first.
 
     Returns:
         Labels [Q, min(k, M)], the nearest first, and in the same shape weights, exp(-distance) over their sum, and
@@ -151,11 +151,11 @@ def nearest(queries: Tensor, memory: Parameters, neighbours: int) -> tuple[Tenso
     # |q - s|^2 = |q|^2 + |s|^2 - 2 q s cancels where the distance is small: half of float64's digits are left
     stored, queries = memory["representation"].double(), queries.double()
     size = stored.shape[0]
-    # sentences that begin alike share many representations: the order decides
+    # sentences with equal beginnings share many representations: their order decides
     offset = stored.square().sum(-1) + TIE * torch.arange(size, device=stored.device)
     offset = offset.masked_fill(~memory["real"], torch.inf)
     labels, weights, distances = [], [], []
-    # the number of pieces would depend on the number of queries, which is dynamic in an exported program
+    # in an exported program, the number of queries, and so of pieces, is dynamic
     rows = max(1, BUDGET // max(1, size))
     for piece in (queries,) if torch.compiler.is_exporting() else torch.split(queries, rows):
         least, index = (offset - 2 * piece @ stored.t()).topk(min(neighbours, size), largest=False)
@@ -165,7 +165,7 @@ def nearest(queries: Tensor, memory: Parameters, neighbours: int) -> tuple[Tenso
             squares = least - TIE * index + piece.square().sum(-1, keepdim=True)
         labels.append(memory["label"][index])
         distance = squares.clamp_min(0).sqrt()
-        # NaN where none is real
+        # NaN if no example is real
         weights.append((-distance).softmax(-1).nan_to_num(0.0).float())
         distances.append(distance.float())
     return torch.cat(labels), torch.cat(weights), torch.cat(distances)

@@ -1,4 +1,4 @@
-"""Splits a client's examples into pieces, for computations over all of them."""
+"""Split a client's examples into pieces, for computations over all of them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from flow_pl.methods.steps import Minibatch
 from flow_pl.utils.inputs import take
 
 ROWS = 64
-"""Examples of a piece. A language model's outputs for 1,000 sentences of 20 words at once take 0.8 GB a client."""
+"""Number of examples in a piece. A language model's outputs for 1,000 sentences of 20 words at once take 0.8 GB."""
 
 
 def pieces(examples: Minibatch) -> Iterator[Minibatch]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from flow_pl.utils.groups import Parameters
 
 KERNEL_VARIANCES = (10.0, 15.0, 20.0, 50.0)
-"""Of the Gaussian kernels of `maximum_mean_discrepancy`, as in FedCP."""
+"""Variances of the Gaussian kernels in `maximum_mean_discrepancy`, as in FedCP."""
 
 
 def half_squared_distance(a: Parameters, b: Parameters) -> Tensor:
@@ -43,9 +43,9 @@ def maximum_mean_discrepancy(first: Tensor, second: Tensor, real: Tensor) -> Ten
     Gretton et al., A Kernel Two-Sample Test (JMLR 2012), the biased estimate; a scalar in float32.
 
     Args:
-        first: [N, K].
-        second: [N, K].
-        real: [N] bool, which rows of both count; 0 where none does.
+        first: first sample [N, K].
+        second: second sample [N, K].
+        real: [N] bool, which rows of both count; the result is 0 if none does.
     """
     # padding values must not affect a distance
     x, y = (sample.float().where(real.unsqueeze(-1), 0.0) for sample in (first, second))
