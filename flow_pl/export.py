@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 from numpy.typing import ArrayLike
-from torch import Tensor
+from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from flow_pl.errors import ConfigurationError, brief
@@ -44,10 +44,10 @@ def export_model(
 ) -> None:
     """Write a model as a file that needs no flow_pl.
 
-    A program takes instances x [batch, ...] like the model (`FederatedDataModule.transform`) and returns its outputs;
-    several inputs by name are one mapping, or separate inputs in ONNX. The batch size is free; all other axes are fixed
-    to those of the example, including the length of a sequence. Hard routing computes both copies of a block and
-    selects one of them.
+    A program takes instances x [batch, ...] like the model (`FederatedDataModule.transform`) and returns its outputs,
+    those of a regression in the unit of the labels. Several inputs by name are one mapping, or separate inputs in ONNX.
+    The batch size is free; all other axes are fixed to those of the example, including the length of a sequence. Hard
+    routing computes both copies of a block and selects one of them.
 
     Args:
         model: the model, from `personalize` or a `ServerModel`.
@@ -163,8 +163,25 @@ PACKAGES: dict[str, dict[str, str]] = {
 """Packages that a format needs, each with its group of optional dependencies."""
 
 
-def _program(model: ServedModel, x: Inputs, largest: int) -> ExportedProgram:
+class _InUnit(nn.Module):
+    """Returns a model's outputs in the unit of the labels.
+
+    Args:
+        model: the model, of a task with real values.
+    """
+
+    def __init__(self, model: ServedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Inputs) -> Tensor:
+        """Compute the outputs for instances x [N, ...]."""
+        return self.model.method.objective.in_unit(self.model(x))
+
+
+def _program(served: ServedModel, x: Inputs, largest: int) -> ExportedProgram:
     """Export the model to a program of tensor operations, and check it against the model for another batch size."""
+    model = _InUnit(served) if served.method.objective.real_valued else served
     batch = {0: Dim("batch", min=1, max=largest)} if largest > 1 else None
     shapes = (map_inputs(lambda t: batch, x),)
     two = _repeated(x, min(2, largest))

@@ -17,7 +17,10 @@ from flow_pl.data import ArrayData
 from flow_pl.engine.server_round import server_groups
 from flow_pl.errors import ConfigurationError, DataError
 from flow_pl.evaluation.clients import evaluate_clients
+from flow_pl.export import export_model
 from flow_pl.methods import Method
+from flow_pl.module import FederatedModule
+from flow_pl.serving import personalize
 from flow_pl.tasks import Regression
 from tests.support import FEATURES, chunk, loop
 
@@ -44,6 +47,18 @@ def test_settings_that_are_not_those_of_the_labels_are_refused_with_the_right_on
         Regression().check_labels(MEAN, STD)
     with pytest.raises(ConfigurationError, match="std is 0"):
         Regression(std=0.0)
+
+
+@pytest.mark.parametrize("routing", ["soft", "hard"])
+def test_an_exported_program_gives_values_in_the_unit_of_the_labels(tmp_path, routing):
+    torch.manual_seed(0)
+    backbone = nn.Sequential(nn.Linear(FEATURES, 5), nn.Tanh(), nn.Linear(5, 1))
+    module = FederatedModule(backbone, methods.Flow(routing=routing), objective=Regression(MEAN, STD))
+    x = torch.randn(6, FEATURES)
+    model = personalize(module, x, torch.randn(6) * STD + MEAN)
+    export_model(model, tmp_path / "model.pt2", x)
+    found = torch.export.load(tmp_path / "model.pt2").module()(x)
+    torch.testing.assert_close(found, MEAN + STD * model(x))
 
 
 METHODS = [

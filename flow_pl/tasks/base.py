@@ -112,6 +112,10 @@ class Objective(ABC):
         """
         return self.predictions(outputs) == y
 
+    def in_unit(self, outputs: Tensor) -> Tensor:
+        """Return the outputs in the unit of the labels, as an exported program gives them; here unchanged."""
+        return outputs
+
     def probabilities(self, outputs: Tensor) -> Tensor:
         """Compute the class probabilities of every target [..., classes]."""
         return outputs.float().softmax(-1)

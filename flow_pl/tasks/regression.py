@@ -58,7 +58,11 @@ class Regression(Objective):
 
     def predictions(self, outputs: Tensor) -> Tensor:
         """Return the value of every example [N], float32."""
-        return self.mean + self.std * outputs.float().reshape(outputs.shape[0])
+        return self.in_unit(outputs.float()).reshape(outputs.shape[0])
+
+    def in_unit(self, outputs: Tensor) -> Tensor:
+        """Return outputs in the unit of the labels, in the given shape."""
+        return self.mean + self.std * outputs
 
     def correct(self, outputs: Tensor, y: Tensor) -> Tensor:
         """Compute the explained share of the variance for each label [N], at most 1; its mean is R²."""
