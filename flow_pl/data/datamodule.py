@@ -169,7 +169,7 @@ class FederatedDataModule(ABC, L.LightningDataModule):
             DataError: the source cannot be used.
             ConfigurationError: the cache cannot be written to.
         """
-        path = self._store_path()
+        path = self.store_path
         if not path.exists():
             self._left_out = []
             leave_out = self._left_out.append if self.unusable_clients == "skip" else None
@@ -191,7 +191,7 @@ class FederatedDataModule(ABC, L.LightningDataModule):
             ConfigurationError: the settings do not fit the data.
         """
         if self._federation is None:
-            path = self._store_path()
+            path = self.store_path
             if not path.exists():
                 raise DataError(f"there is no client store {path}: call prepare_data() first, with the same cache_dir.")
             self._federation = Federation(
@@ -274,6 +274,11 @@ class FederatedDataModule(ABC, L.LightningDataModule):
         return self._federation
 
     @property
+    def store_path(self) -> Path:
+        """Return the folder of the client store, which `prepare_data` writes."""
+        return store_path(self.cache_dir, type(self).__name__, self.options())
+
+    @property
     def run_seed(self) -> int:
         """Return the seed of the run, for cohorts, orders and everything else that a round draws."""
         return int(os.environ.get("PL_GLOBAL_SEED", 0)) if self.seed is None else self.seed
@@ -339,9 +344,6 @@ class FederatedDataModule(ABC, L.LightningDataModule):
     def _fraction_to_draw(self) -> float:
         """Return the share of the stored clients still to be drawn as new clients."""
         return self.new_client_fraction
-
-    def _store_path(self) -> Path:
-        return store_path(self.cache_dir, type(self).__name__, self.options())
 
     def _model_inputs(self, features: Features, rows: Ints) -> Inputs:
         """Return some rows of stored features as passed to a model."""

@@ -28,29 +28,29 @@ class StackedOptimizer:
     """
 
     def __init__(self, factory: OptimizerFactory, tensors: Sequence[Tensor], lr_scale: float = 1.0) -> None:
-        self._optimizer = factory(list(tensors))
+        self.optimizer = factory(list(tensors))
         self._active = len(tensors[0])
-        for group in self._optimizer.param_groups:
+        for group in self.optimizer.param_groups:
             group["lr"] *= lr_scale
             _take_fastest(group)
         # Torch wraps steps for profilers, hooks and its compiler, which takes longer than the step of a small model.
         # The loop takes no gradients of steps, and an optimizer created here has no hooks.
-        self._step = inspect.unwrap(type(self._optimizer).step)
-        self._fused = any(group.get("fused") for group in self._optimizer.param_groups)
-        self._parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
+        self._step = inspect.unwrap(type(self.optimizer).step)
+        self._fused = any(group.get("fused") for group in self.optimizer.param_groups)
+        self._parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def narrow(self, active: int) -> None:
         """Continue with the first clients only."""
         if active == self._active:
             return
-        state, self._optimizer.state = self._optimizer.state, type(self._optimizer.state)(dict)
-        for group in self._optimizer.param_groups:
+        state, self.optimizer.state = self.optimizer.state, type(self.optimizer.state)(dict)
+        for group in self.optimizer.param_groups:
             cut = [p[:active] for p in group["params"]]
             for p, q in zip(group["params"], cut, strict=True):
                 if p in state:
-                    self._optimizer.state[q] = {k: v[:active] if _like(v, p) else v for k, v in state[p].items()}
+                    self.optimizer.state[q] = {k: v[:active] if _like(v, p) else v for k, v in state[p].items()}
             group["params"] = cut
-        self._parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
+        self._parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self._active = active
 
     def step(self, grads: Sequence[Tensor], keep: Tensor | None = None) -> None:
@@ -72,7 +72,7 @@ class StackedOptimizer:
             grads = [g.contiguous() for g in grads]  # torch's fused kernels on the CPU ignore strides
         for p, g in zip(parameters, grads, strict=True):
             p.grad = g
-        self._step(self._optimizer)
+        self._step(self.optimizer)
         for p in parameters:
             p.grad = None
         if keep is not None:
@@ -82,7 +82,7 @@ class StackedOptimizer:
 
     def _state(self, parameters: Sequence[Tensor]) -> list[Tensor]:
         """Return the optimizer's state that has one element per element of a parameter."""
-        return [v for p in parameters for v in self._optimizer.state.get(p, {}).values() if _like(v, p)]
+        return [v for p in parameters for v in self.optimizer.state.get(p, {}).values() if _like(v, p)]
 
 
 def check_elementwise(factory: OptimizerFactory) -> None:
@@ -97,13 +97,13 @@ def check_elementwise(factory: OptimizerFactory) -> None:
     stacked, alone = start.clone(), start.clone()
     try:
         together = StackedOptimizer(factory, [stacked])
-        check_numbers(together._optimizer, "client_optimizer")
+        check_numbers(together.optimizer, "client_optimizer")
         each = [StackedOptimizer(factory, [alone[i : i + 1]]) for i in range(len(alone))]
     except ConfigurationError:
         raise
     except Exception as error:
         raise ConfigurationError(f"the client optimizer cannot be made ({error}): correct its settings.") from error
-    name = f"the client optimizer {type(together._optimizer).__name__}"
+    name = f"the client optimizer {type(together.optimizer).__name__}"
     try:
         for grad in grads:
             together.step([grad])

@@ -90,6 +90,11 @@ class GradientEngine:
         self._calls: Counter[Any] = Counter()
         self._traces: OrderedDict[Any, Callable[..., list[Tensor]] | None] = OrderedDict()
 
+    @property
+    def traced(self) -> int:
+        """Return the number of kinds of steps that are traced and replayed."""
+        return sum(trace is not None for trace in self._traces.values())
+
     def draws(self, step: Step) -> bool:
         """Return whether a step may draw random numbers: its first call shows it, so before that, it may."""
         # a trace made at the first call is kept

@@ -30,10 +30,12 @@ def test_a_column_that_comes_later_is_put_into_the_rows_before(tmp_path):
     logged(file, step=1, val_gain=0.25)
     logged(file, step=2, train_loss=0.125)
     expected = [("1", "0.5", ""), ("1", "", "0.25"), ("2", "0.125", "")]
-    assert [tuple(row[name] for name in ("step", "train/loss", "val/gain")) for row in rows(file._path)] == expected
+    assert [
+        tuple(row[name] for name in ("step", "train/loss", "val/gain")) for row in rows(file.metrics_file_path)
+    ] == expected
     again = MetricsFile(str(tmp_path))
     logged(again, step=3, train_loss=1.0)
-    assert [row["step"] for row in rows(file._path)] == ["1", "1", "2", "3"]
+    assert [row["step"] for row in rows(file.metrics_file_path)] == ["1", "1", "2", "3"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.csv"]
 
 
@@ -57,7 +59,7 @@ def test_what_was_logged_behind_the_checkpoint_is_forgotten(tmp_path, behind, ke
 def test_a_full_disk_leaves_the_rows_of_before_and_is_told(tmp_path):
     file = MetricsFile(str(tmp_path))
     logged(file, step=1, train_loss=0.5)
-    before = file._path.read_bytes()
+    before = Path(file.metrics_file_path).read_bytes()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 3, limits[1]))
     try:
@@ -67,7 +69,7 @@ def test_a_full_disk_leaves_the_rows_of_before_and_is_told(tmp_path):
             file.save()  # as Lightning does when a run fails
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert file._path.read_bytes() == before
+    assert Path(file.metrics_file_path).read_bytes() == before
 
 
 class _KilledError(BaseException):

@@ -31,7 +31,7 @@ def refused(data, match):
     """Preparing the data must fail, and leave no cache."""
     with pytest.raises(DataError, match=match):
         data.prepare_data()
-    left = [path.name for path in data._store_path().parent.glob("*") if path.name != "datasets"]
+    left = [path.name for path in data.store_path.parent.glob("*") if path.name != "datasets"]
     assert not left
 
 

@@ -336,7 +336,7 @@ def test_the_command_line_reads_published_data(data, encoding):
     made = parser.instantiate(parser.parse_args(["--data=" + data[0], *data[1:], "--data.cohort_size=3"])).data
     assert type(made).__name__ == data[0]
     assert made.cohort_size == 3
-    assert isinstance(made._encoding, encoding)
+    assert isinstance(made.encoding, encoding)
 
 
 @pytest.mark.parametrize(

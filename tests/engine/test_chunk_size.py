@@ -1,5 +1,7 @@
 """The number of clients trained side by side: measured, bounded by the memory, without effect on results."""
 
+from unittest.mock import patch
+
 import pytest
 import torch
 
@@ -20,7 +22,6 @@ def rounds(sizes, cost, number=12, **settings):
     """Piece sizes of each round, with a clock on which a piece costs `cost(size)` for each example."""
     clock = [0.0]
     tuner = ChunkSize(automatic=True, **settings)
-    tuner._now = lambda batch: clock[0]
     batch = chunk(sizes)
 
     def train(piece):
@@ -28,9 +29,10 @@ def rounds(sizes, cost, number=12, **settings):
         return len(piece)
 
     seen = []
-    for _ in range(number):
-        seen.append(list(tuner.run(batch, train)))
-        tuner.end_round()
+    with patch("flow_pl.engine.chunk_size.time.perf_counter", lambda: clock[0]):
+        for _ in range(number):
+            seen.append(list(tuner.run(batch, train)))
+            tuner.end_round()
     return seen, tuner
 
 
@@ -144,7 +146,7 @@ def test_predictions_of_pieces_are_put_together(tmp_path):
         torch.manual_seed(0)
         model = module(FineTuning())
         run = trainer()
-        model.chunks._size = settings.pop("size", None)
+        model.chunks.load_state_dict({"size": settings.pop("size", None)})
         return run.predict(model, datamodule=data(tmp_path, **settings))
 
     whole, pieces = predicted(chunk_size=6), predicted(chunk_size=6, size=2)

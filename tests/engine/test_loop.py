@@ -157,7 +157,7 @@ def test_traced_steps_equal_eager_ones_bit_for_bit():
     eager = loop(local_epochs=4, trace_after=None).train_clients(method, server_groups(method), batch)
     engine = loop(local_epochs=4, trace_after=2)
     traced = engine.train_clients(method, server_groups(method), batch)
-    assert engine.engine._traces, "nothing was traced"
+    assert engine.engine.traced, "nothing was traced"
     for name in method.shared:
         assert torch.equal(flat(delta(eager)[name]), flat(delta(traced)[name]))
 
@@ -171,7 +171,7 @@ def test_nothing_is_traced_while_anomalies_are_looked_for():
         warnings.filterwarnings("ignore", message="Anomaly Detection has been enabled")
         with torch.autograd.set_detect_anomaly(True):
             engine.train_clients(method, server_groups(method), batch)
-    assert not engine.engine._traces
+    assert not engine.engine.traced
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
@@ -183,7 +183,7 @@ def test_traced_steps_of_our_own_modules_equal_eager_ones_bit_for_bit(precision)
         eager = loop(local_epochs=4, trace_after=None).train_clients(method, server_groups(method), batch)
         engine = loop(local_epochs=4, trace_after=2)
         traced = engine.train_clients(method, server_groups(method), batch)
-    assert any(engine.engine._traces.values()), "nothing was traced"
+    assert engine.engine.traced, "nothing was traced"
     for name in method.shared:
         assert torch.equal(flat(delta(eager)[name]), flat(delta(traced)[name]))
 
@@ -283,7 +283,7 @@ def test_optimizers_take_their_fastest_way_unless_one_is_chosen(make, way):
     start, grads = torch.randn(3, 4), torch.randn(5, 3, 4)
     stacked, alone = start.clone(), start.clone()
     together, plain = StackedOptimizer(partial(make, lr=0.1), [stacked]), make([alone], lr=0.1)
-    (group,) = together._optimizer.param_groups
+    (group,) = together.optimizer.param_groups
     assert [name for name in ("fused", "foreach") if group.get(name)] == ([] if way is None else [way])
     for grad in grads:
         together.step([grad])

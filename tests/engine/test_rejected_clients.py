@@ -93,7 +93,7 @@ def damaged(folder):
     """A store in whose file a label of the last client has changed after it was written."""
     data = arrays(folder, bad=1, factor=1)
     data.prepare_data()
-    file = data._store_path() / "y.npy"
+    file = data.store_path / "y.npy"
     labels = np.load(file, mmap_mode="r+")
     labels[GOOD * ROWS + 1] = 100
     labels.flush()

@@ -20,6 +20,7 @@ from flow_pl.engine.aggregation import CoordinateMedian, GeometricMedian, MultiK
 from flow_pl.engine.attacks import Attack, Backdoor, SignFlip
 from flow_pl.engine.compression import StochasticRounding, TopK
 from flow_pl.engine.privacy import AdaptiveClipping, FixedClipping, GaussianMechanism, PrivacyBudgetError
+from flow_pl.engine.privacy.accounting import Accountant
 from flow_pl.errors import ConfigurationError
 from flow_pl.methods import Ditto, FedAvg, FineTuning, Flow, HypCluster
 from flow_pl.models import MLP
@@ -188,10 +189,10 @@ def test_a_run_without_end_stops_at_the_budget(tmp_path, monkeypatch):
     said = []
     monkeypatch.setattr("flow_pl.module.server_step.rank_zero_info", said.append)
     model, run = fitted(tmp_path, module(privacy=private(epsilon=6.0)), rounds=-1)
-    accountant, ledger = model.privacy._accountant, model.privacy.ledger
+    accountant, ledger = Accountant("rdp", model.privacy.delta), model.privacy.ledger
     assert run.global_step == ledger.rounds > 1
     assert model.privacy.epsilon <= 6.0
-    assert accountant.epsilon(ledger.extended(model.privacy._sampling, 1.0, 1)) > 6.0
+    assert accountant.epsilon(ledger.extended(ledger.entries[-1].sampling, 1.0, 1)) > 6.0
     assert f"epsilon is {model.privacy.epsilon:.4g} of 6 after {ledger.rounds} rounds" in said[-1]
 
 

@@ -110,7 +110,7 @@ def test_traces_are_bounded_and_do_not_thrash(monkeypatch):
     for _ in range(4):
         for clients in (2, 3, 4):
             engine.train_clients(method, server_groups(method), chunk((2,) * clients))
-    assert len(engine.engine._traces) <= 2
+    assert engine.engine.traced <= 2
     assert len(made) <= 6, "24 steps of three kinds"
 
 

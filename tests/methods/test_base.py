@@ -66,8 +66,8 @@ def test_a_bound_method_is_a_copy(make):
     assert first.method.modules["global"] is first.backbone
     assert first.method.model.backbone is first.backbone
     if hasattr(method, "memory"):
-        assert first.method.memory._model.backbone is first.backbone
-        assert second.method.memory._model.backbone is second.backbone
+        assert first.method.memory.model.backbone is first.backbone
+        assert second.method.memory.model.backbone is second.backbone
     check_fit(first.method, torch.zeros(1, FEATURES), CLASSES)
     check_fit(second.method, torch.zeros(1, FEATURES), CLASSES)
     batch = chunk(SIZES, epochs=4)

@@ -151,7 +151,7 @@ def test_routing_by_client_sends_all_instances_one_way():
     assert (routes == routes[:, :1]).all()
     by_instance = bound(PublishedFlow(router=small_router))
     x = batch.heldout.x[0]
-    probabilities = by_instance._route(server_groups(by_instance), x)(0, x, x, x)
+    probabilities = by_instance.local_probability(by_instance.start(server_groups(by_instance)), x)
     assert (probabilities.std(0) > 0).all()
 
 

@@ -70,7 +70,7 @@ class EncodedData(FederatedDataModule):
             raise ConfigurationError(
                 f"client_fraction is {client_fraction}, expected a share greater than 0 and at most 1."
             )
-        self._encoding = encoding
+        self.encoding = encoding
         self._selection = Selection(encoding.columns, max_examples, client_fraction, self.split_seed)
         self._same_clients = same_clients
 
@@ -102,10 +102,10 @@ class EncodedData(FederatedDataModule):
 
     def options(self) -> dict[str, Any]:
         """Return the source, the selection from it, and its encoding."""
-        selection, sources = self._selection, self._encoding.vocabularies().values()
+        selection, sources = self._selection, self.encoding.vocabularies().values()
         return {
             "source": self.source_options(),
-            "encoding": self._encoding.options(),
+            "encoding": self.encoding.options(),
             "vocabularies": [file_identity(Path(source.path)) for source in sources if source.path],
             "max_examples": selection.max_examples,
             "clients": [selection.client_fraction, selection.seed] if selection.client_fraction < 1 else None,
@@ -116,19 +116,19 @@ class EncodedData(FederatedDataModule):
 
     def class_count(self) -> int | None:
         """Return the encoding's number of classes."""
-        return self._encoding.class_count(self.vocabularies)
+        return self.encoding.class_count(self.vocabularies)
 
     def label_names(self) -> Sequence[str]:
         """Return the encoding's class names."""
-        return self._encoding.label_names()
+        return self.encoding.label_names()
 
     def transform(self, x: Tensor) -> Tensor:
         """Unpack the features and turn them into inputs of a model; see `FederatedDataModule.transform`."""
-        return super().transform(self._encoding.unpack(x))
+        return super().transform(self.encoding.unpack(x))
 
     def token_names(self) -> Sequence[str]:
         """Return the tokens of the encoding's tokenizer in the order of their numbers; none without a tokenizer."""
-        return self._encoding.token_names()
+        return self.encoding.token_names()
 
     @cached_property
     def vocabularies(self) -> dict[str, Vocabulary]:
@@ -137,8 +137,8 @@ class EncodedData(FederatedDataModule):
         Raises:
             DataError: the source cannot be used, or a vocabulary is empty.
         """
-        path = self._store_path().with_suffix(".vocabulary.json")
-        return kept_vocabularies(path, self._encoding, self._counted_clients)
+        path = self.store_path.with_suffix(".vocabulary.json")
+        return kept_vocabularies(path, self.encoding, self._counted_clients)
 
     def clients(self) -> Iterator[ClientData]:
         """Read the parts of the source, one client at a time.
@@ -174,7 +174,7 @@ class EncodedData(FederatedDataModule):
     @property
     def _draws_new_clients(self) -> bool:
         """Return whether the new clients are drawn before the vocabulary is counted."""
-        counted = any(source.is_counted for source in self._encoding.vocabularies().values())
+        counted = any(source.is_counted for source in self.encoding.vocabularies().values())
         named = "heldout" in self.parts or ("test" in self.parts and not self._same_clients)
         return counted and not named and self.new_client_fraction > 0
 
@@ -192,7 +192,7 @@ class EncodedData(FederatedDataModule):
 
     def _encoded(self, record: Record) -> ClientData:
         train = self._rows(record.train)
-        if not self._encoding.can_be_learned_from(train):
+        if not self.encoding.can_be_learned_from(train):
             raise _unusable(record.train, "has only tokens that are not in the vocabulary")
         val, val_rows = self._heldout(record.validation)
         test, test_rows = self._heldout(record.test)
@@ -215,7 +215,7 @@ class EncodedData(FederatedDataModule):
         if not all(len(column) for column in client.columns.values()):
             raise _unusable(client, "has no examples")
         try:
-            return self._encoding.encode(client.columns, self.vocabularies)
+            return self.encoding.encode(client.columns, self.vocabularies)
         except UnusableError as error:
             raise _unusable(client, error) from error
         except DataError as error:

@@ -199,7 +199,7 @@ class PartitionedData(EncodedData):
     def _load(self) -> Any:
         datasets = import_optional("datasets", _EXTRA)
         local = self._local()
-        cache = str(self._store_path().parent / "datasets")
+        cache = str(self.store_path.parent / "datasets")
         try:
             if local is None:
                 with _network(datasets, self._download):
@@ -212,7 +212,7 @@ class PartitionedData(EncodedData):
                     return saved
                 return datasets.concatenate_datasets([saved[part] for part in self._split.split("+")])
             if local.suffix == _ARRAYS:
-                return datasets.Dataset(npz_table(local, self._encoding.columns, self._split))
+                return datasets.Dataset(npz_table(local, self.encoding.columns, self._split))
             return datasets.load_dataset(
                 _BUILDERS[files[0].suffix], data_files=[str(file) for file in files], split="train", cache_dir=cache
             )

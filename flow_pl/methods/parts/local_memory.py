@@ -44,7 +44,7 @@ class LocalMemory:
         ConfigurationError: a value is out of range.
     """
 
-    _model: RoutedModel
+    model: RoutedModel
     _objective: Objective
 
     def __init__(self, neighbours: int, share: float) -> None:
@@ -65,14 +65,14 @@ class LocalMemory:
                 "(Interpolation, FineTuning)."
             )
         bound = copy.copy(self)
-        bound._model, bound._objective = model, objective
+        bound.model, bound._objective = model, objective
         return bound
 
     def stages(self) -> tuple[Derive, ...]:
         """Return the personalization stages that store the client's training examples; none if they have no share."""
 
         def store(groups: Groups, examples: Minibatch) -> Groups:
-            stored = [self._model.features(piece.x, groups["global"]) for piece in pieces(examples)]
+            stored = [self.model.features(piece.x, groups["global"]) for piece in pieces(examples)]
             return {"memory": self.store(torch.cat(stored), examples)}
 
         return (Derive("all", store),) if self.share else ()
@@ -92,7 +92,7 @@ class LocalMemory:
         if not self.share:
             return outputs, outputs
         base = self._objective.probabilities(outputs)
-        votes, _ = self.votes(groups["memory"], self._model.features(x, groups["global"]), base)
+        votes, _ = self.votes(groups["memory"], self.model.features(x, groups["global"]), base)
         return self._objective.outputs(base.lerp(votes, self.share)), self._objective.outputs(votes)
 
     def votes(self, memory: Parameters, features: Tensor, fallback: Tensor) -> tuple[Tensor, Tensor]:
