@@ -52,15 +52,15 @@ def check_monitors(trainer: Trainer, pl_module: LightningModule) -> None:
     """
     callbacks: Sequence[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     pl_module.trainer = trainer  # as Lightning does at the start of a stage: a callback may use it
-    known = _validation_metrics(trainer, callbacks, pl_module)
-    trained, always = _losses(pl_module), [f"train/{name}" for name in ROUND]
+    known = validation_metrics(trainer, callbacks, pl_module)
+    trained, always = loss_metrics(pl_module), [f"train/{name}" for name in ROUND]
     foreign = [callback for callback in callbacks if not _known(callback)]
     for callback in callbacks:
         monitor = getattr(callback, "monitor", None)
         listed = isinstance(callback, EarlyStopping | ModelCheckpoint) and isinstance(monitor, str)
         if not listed or foreign or not monitor or monitor in {*known, *trained, "step", "epoch"}:
             continue
-        if _may_come(monitor, callbacks, pl_module) or (_own_default(callback) and not known):
+        if may_be_logged(monitor, callbacks, pl_module) or (_own_default(callback) and not known):
             continue
         if monitor.startswith("val/") and not known:
             raise ConfigurationError(
@@ -73,7 +73,7 @@ def check_monitors(trainer: Trainer, pl_module: LightningModule) -> None:
         )
 
 
-def _validation_metrics(trainer: Trainer, callbacks: Sequence[Callback], pl_module: LightningModule) -> list[str]:
+def validation_metrics(trainer: Trainer, callbacks: Sequence[Callback], pl_module: LightningModule) -> list[str]:
     """Return the names of the validation metrics; none if nothing is validated."""
     if trainer.limit_val_batches == 0:
         return []
@@ -92,13 +92,13 @@ def _validation_metrics(trainer: Trainer, callbacks: Sequence[Callback], pl_modu
     return names
 
 
-def _losses(pl_module: LightningModule) -> list[str]:
+def loss_metrics(pl_module: LightningModule) -> list[str]:
     """Return the names of the training losses, one for each group of parameters that clients train in a round."""
     stages = [stage for stage in federated_module(pl_module).method.phases if isinstance(stage, Phase)]
     return [f"train/{name}_loss" for name in dict.fromkeys(step.moves for stage in stages for step in stage.steps)]
 
 
-def _may_come(monitor: str, callbacks: Sequence[Callback], pl_module: LightningModule) -> bool:
+def may_be_logged(monitor: str, callbacks: Sequence[Callback], pl_module: LightningModule) -> bool:
     """Return whether the configured run may log this metric."""
     section, _, name = monitor.partition("/")
     if section == "train":

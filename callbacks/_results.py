@@ -27,7 +27,7 @@ class ResultsCallback(Callback, ABC):
         """Report the results of the model after `rounds` rounds; called in the first process only."""
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Note the round of the checkpoint that is evaluated, which the trainer itself does not restore."""
+        """Record the round of the checkpoint that is evaluated, which the trainer itself does not restore."""
         if trainer.state.fn in ("validate", "test"):
             self._checkpoint_round = checkpoint["global_step"]
 

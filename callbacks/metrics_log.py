@@ -43,11 +43,11 @@ class MetricsLog(Callback):
             logger.experiment.keep(state_dict["step"], state_dict["last"])
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note that the round has no metrics yet."""
+        """Record that the round has no metrics yet."""
         self._ended = False
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note the round's metrics: Lightning logs them only after the checkpoint."""
+        """Record the round's metrics: Lightning logs them only after the checkpoint."""
         self._ended = True
 
 

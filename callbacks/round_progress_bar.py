@@ -22,7 +22,7 @@ ACCURACIES = {
 """Metrics shown after the training losses of a fit, when available, with their labels."""
 
 
-def _served(loader: Any, batch: Sized, batch_idx: int) -> int:
+def served_clients(loader: Any, batch: Sized, batch_idx: int) -> int:
     """Count the clients in the chunks that all processes have trained at the same time."""
     sampler = getattr(loader, "sampler", None)
     if not isinstance(sampler, CohortSampler):
@@ -93,7 +93,7 @@ class RoundProgressBar(ProgressBar):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Sized, batch_idx: int
     ) -> None:
         """Count the clients of a chunk."""
-        clients = _served(trainer.train_dataloader, batch, batch_idx)
+        clients = served_clients(trainer.train_dataloader, batch, batch_idx)
         self._round_clients += clients
         self._fit_clients += clients
         # not `total_train_batches`, which counts every batch as a step if `max_steps` is set
@@ -147,7 +147,7 @@ class RoundProgressBar(ProgressBar):
     ) -> None:
         """Count the clients of a chunk."""
         if self._display is not None and not trainer.sanity_checking:
-            self._evaluated_clients += _served(_evaluated(trainer, dataloader_idx), batch, batch_idx)
+            self._evaluated_clients += served_clients(_evaluated(trainer, dataloader_idx), batch, batch_idx)
             text = self._show_clients(done=batch_idx + 1)
             if trainer.state.fn != "fit":
                 self._display.line(text)

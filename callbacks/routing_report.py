@@ -53,6 +53,9 @@ class RoutingReport(EvaluationCallback[ClientCounts], ResultsCallback):
         common: number of instances that all of these clients route; 0 to not compare clients.
         instances: number of most local and of most global instances shown.
 
+    Attributes:
+        evidence: what the test found, for a subclass's `report`; None before and after.
+
     Raises:
         ConfigurationError: a number is out of range or `path` has another ending; at the start of a test, a file cannot
             be written, or matplotlib is not installed.
@@ -79,7 +82,7 @@ class RoutingReport(EvaluationCallback[ClientCounts], ResultsCallback):
         self._routes: list[Routes] = []
         self._common: CommonInstances | None = None
         self._every: dict[int, int] = {}
-        self._evidence: Evidence | None = None
+        self.evidence: Evidence | None = None
         self._drawn: Mapping[str, Path] = {}
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -144,17 +147,17 @@ class RoutingReport(EvaluationCallback[ClientCounts], ResultsCallback):
         if trainer.is_global_zero:
             from flow_pl.report.drawings import draw  # needs matplotlib
 
-            self._evidence = self._collect(trainer, pl_module, counts, routes)
+            self.evidence = self._collect(trainer, pl_module, counts, routes)
             # before the end of the test, when WandbResults looks for them
-            self._drawn = draw(self._evidence, Path(trainer.default_root_dir) / self.figures)
+            self._drawn = draw(self.evidence, Path(trainer.default_root_dir) / self.figures)
 
     def report(self, trainer: Trainer, pl_module: LightningModule, rounds: int, results: Results) -> None:
         """Write the page, and log the tables."""
         from flow_pl.report.page import report
         from flow_pl.report.tables import block_table, class_table, client_table
 
-        evidence, drawn = self._evidence, self._drawn
-        self._evidence, self._drawn = None, {}
+        evidence, drawn = self.evidence, self._drawn
+        self.evidence, self._drawn = None, {}
         assert evidence is not None
         text = report(evidence, drawn, result_rows(results, evidence.blocks), _highlights(results))
         write_text(Path(trainer.default_root_dir) / self.path, text)

@@ -46,7 +46,7 @@ class RunProcess:
 
     @property
     def seconds(self) -> float:
-        """Seconds since the start."""
+        """Return the seconds since the start."""
         return time.monotonic() - self.started
 
     def failure(self) -> str | None:

@@ -57,12 +57,12 @@ class Run:
 
     @property
     def config(self) -> Path:
-        """File with the settings of this run."""
+        """Return the file with the settings of this run."""
         return self.folder / "config.yaml"
 
     @property
     def log(self) -> Path:
-        """File with the output of this run."""
+        """Return the file with the output of this run."""
         return self.folder / "log.txt"
 
     @property

@@ -60,7 +60,7 @@ class Cell(NamedTuple):
 
     @property
     def differs(self) -> bool:
-        """Whether the method differs significantly from the reference."""
+        """Return whether the method differs significantly from the reference."""
         return self.p_value is not None and self.p_value < LEVEL
 
 

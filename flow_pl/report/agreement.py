@@ -50,7 +50,7 @@ class Agreement(NamedTuple):
 
     @property
     def beyond_chance(self) -> Floats:
-        """[B] agreement beyond chance as a share of the possible (Cohen's kappa); NaN if none is possible."""
+        """Return the agreement beyond chance [B] as a share of the possible (Cohen's kappa); NaN if there is none."""
         room = 1 - self.chance
         return np.where(room > 1e-9, (self.same - self.chance) / np.where(room > 1e-9, room, 1.0), np.nan)
 

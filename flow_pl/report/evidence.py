@@ -52,7 +52,7 @@ class Evidence:
 
     @cached_property
     def all_routes(self) -> Routes | None:
-        """The decisions of all populations together; None without routes."""
+        """Return the decisions of all populations together; None without routes."""
         if not self.routes:
             return None
         kept = next(iter(self.routes.values())).kept
@@ -62,12 +62,12 @@ class Evidence:
 
     @cached_property
     def agreement(self) -> Agreement | None:
-        """How alike the clients' routes are; None if nothing can be compared."""
+        """Return how similar the clients' routes are; None if nothing can be compared."""
         return None if self.all_routes is None else agreement(self.all_routes.clients)
 
     @cached_property
     def comparison(self) -> Comparison:
-        """The run as a comparison of one method, for the figures shared with `flow-pl compare`."""
+        """Return the run as a comparison of one method, for the figures shared with `flow-pl compare`."""
         metrics = {
             population: {
                 f"routed_local/{block}": sum(share[index] for share in shares) / len(shares)

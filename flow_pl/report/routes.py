@@ -47,7 +47,7 @@ class Instance(NamedTuple):
 
     @property
     def share(self) -> float:
-        """Mean probability of the local branch, over blocks and positions."""
+        """Return the mean probability of the local branch, over blocks and positions."""
         return float(self.local[self.mask].mean())
 
 
@@ -139,17 +139,17 @@ class Routes:
 
     @property
     def mean(self) -> Floats:
-        """[B] mean probability of the local branch."""
+        """Return the mean probability [B] of the local branch."""
         return self.total / max(self.decisions, 1)
 
     @property
     def share(self) -> Floats:
-        """[B] share of decisions routed locally."""
+        """Return the share [B] of decisions routed locally."""
         return self.local / max(self.decisions, 1)
 
     @property
     def decision_entropy(self) -> Floats:
-        """[B] mean entropy of a decision in bits: 0 if the router is certain, 1 if it is undecided."""
+        """Return the mean entropy [B] of a decision in bits: 0 if the router is certain, 1 if it is undecided."""
         return self.entropy / max(self.decisions, 1)
 
     @property

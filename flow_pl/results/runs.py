@@ -93,7 +93,7 @@ class Comparison:
 
     @property
     def over(self) -> str:
-        """Description of the runs that a mean is over."""
+        """Describe the runs that a mean is over."""
         seeds = f"{self.seeds} seed{'s' if self.seeds > 1 else ''}"
         if not self.splits:
             return seeds

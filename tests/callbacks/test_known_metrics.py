@@ -2,7 +2,7 @@
 
 import pytest
 
-from flow_pl.callbacks._known_metrics import _losses, _may_come, _validation_metrics, check_monitors
+from flow_pl.callbacks._known_metrics import check_monitors, loss_metrics, may_be_logged, validation_metrics
 from flow_pl.cli import run
 from tests.test_cli import config, fails  # noqa: F401 (a fixture)
 
@@ -37,7 +37,7 @@ def test_a_metric_of_a_validation_that_is_not_made_is_refused(config, capsys):  
 def test_all_metrics_of_a_fit_are_known_and_may_be_waited_for(config, method):  # noqa: F811
     cli = run(["fit", "--config", str(config), f"--model.method={method}", "--trainer.enable_progress_bar=false"])
     logged = {name for name in cli.trainer.callback_metrics if name.startswith("val/") or name.endswith("_loss")}
-    known = {*_validation_metrics(cli.trainer, cli.trainer.callbacks, cli.model), *_losses(cli.model)}
+    known = {*validation_metrics(cli.trainer, cli.trainer.callbacks, cli.model), *loss_metrics(cli.model)}
     assert logged
     assert logged <= known
 
@@ -62,8 +62,10 @@ def test_all_that_rounds_tell_of_themselves_may_be_waited_for(config, options): 
     cli = run(["fit", "--config", str(config), *(f"--{option}" for option in options)])
     told = [name for name in cli.trainer.callback_metrics if name.startswith(("train/", "diagnostics/"))]
     assert len(told) >= 8
-    assert all(name in _losses(cli.model) or _may_come(name, cli.trainer.callbacks, cli.model) for name in told), told
-    assert not _may_come("diagnostics/nonsense", cli.trainer.callbacks, cli.model)
+    assert all(
+        name in loss_metrics(cli.model) or may_be_logged(name, cli.trainer.callbacks, cli.model) for name in told
+    ), told
+    assert not may_be_logged("diagnostics/nonsense", cli.trainer.callbacks, cli.model)
 
 
 @pytest.mark.parametrize("monitor", ["train/global_loss", "train/update_norm", "val/gain", "step"])

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from flow_pl.callbacks import GeneralizedAccuracy, PersonalizedAccuracy, RoundProgressBar
 from flow_pl.callbacks._progress_display import ProgressDisplay
-from flow_pl.callbacks.round_progress_bar import _served
+from flow_pl.callbacks.round_progress_bar import served_clients
 from flow_pl.data import CohortSampler
 from flow_pl.errors import ConfigurationError
 from tests.callbacks.fakes import FakeData, FakeModule, evaluation_chunk, make_trainer
@@ -165,4 +165,4 @@ def test_clients_of_all_processes_are_counted() -> None:
     chunks = list(sampler)
     assert sum(len(chunk.clients) for chunk in chunks) == 1
     loader = SimpleNamespace(sampler=sampler)
-    assert sum(_served(loader, chunk.clients, i) for i, chunk in enumerate(chunks)) == 10
+    assert sum(served_clients(loader, chunk.clients, i) for i, chunk in enumerate(chunks)) == 10

@@ -98,7 +98,7 @@ class Keeping(RoutingReport):
     """Keeps what was found out."""
 
     def report(self, trainer, pl_module, rounds, results):
-        self.kept = self._evidence
+        self.kept = self.evidence
         super().report(trainer, pl_module, rounds, results)
 
 

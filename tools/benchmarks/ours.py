@@ -101,7 +101,7 @@ class LoopRounds:
         self.optimizer.zero_grad()
 
     def flat(self) -> Tensor:
-        """The server's model in one vector."""
+        """Return the server's model as one vector."""
         return flat(self.module)
 
 
