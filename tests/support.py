@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flow_pl.checks import check_fit
-from flow_pl.data.batch import GLOBAL, LOCAL, ClientBatch, Examples, part_sizes
+from flow_pl.data.batch import ClientBatch, Examples, part_bits
 from flow_pl.engine.loop import ClientUpdate, FederatedLoop
 from flow_pl.engine.server_round import server_groups
 from flow_pl.methods import Flow
@@ -50,9 +50,7 @@ def chunk(sizes: Sequence[int], epochs: int = 2, seed: int = 0, pad_to: int = 0,
     orders = 2 * epochs  # phases before the last one visit those behind
     order = np.tile(np.arange(longest), (len(sizes), orders, 1))
     for i, n in enumerate(sizes):
-        local, global_ = part_sizes(n)
-        rank = random.permutation(n)
-        part[i, :n] = LOCAL * (rank < local) | GLOBAL * (rank >= n - global_)
+        part[i, :n] = part_bits(random.permutation(n))
         for e in range(orders):
             order[i, e, :n] = random.permutation(n)
     return ClientBatch(
@@ -105,14 +103,25 @@ def sgd(params: Sequence[Tensor]) -> torch.optim.Optimizer:
 
 
 def minibatches(
-    batch: ClientBatch, client: int, epochs: int, batch_size: int, bit: int = 0, first: int = 0
+    batch: ClientBatch,
+    client: int,
+    epochs: int,
+    batch_size: int,
+    bit: int = 0,
+    first: int = 0,
+    within: Collection[int] | None = None,
 ) -> Iterator[Tensor]:
-    """Rows of a client's minibatches, by a plain loop; `bit` restricts them to a part, `first` is the first order."""
+    """Rows of a client's minibatches, by a plain loop, from the order `first` on.
+
+    `bit` restricts them to a part, `within` to the rows named.
+    """
     n = batch.train.sizes[client]
     for epoch in range(first, first + epochs):
         rows = [r for r in batch.order[client, epoch].tolist() if r < n]
         if bit:
             rows = [r for r in rows if int(batch.part[client, r]) & bit]
+        if within is not None:
+            rows = [r for r in rows if r in within]
         for start in range(0, len(rows), batch_size):
             yield torch.tensor(rows[start : start + batch_size])
 
@@ -126,10 +135,11 @@ def train_alone(
     bit: int = 0,
     optimizer: Callable[[Sequence[Tensor]], torch.optim.Optimizer] = sgd,
     first: int = 0,
+    within: Collection[int] | None = None,
 ) -> nn.Module:
     """Train a module on one client by `loss.backward()` and `optimizer.step()`."""
     steps = optimizer(list(backbone.parameters()))
-    for rows in minibatches(batch, client, epochs, batch_size, bit, first):
+    for rows in minibatches(batch, client, epochs, batch_size, bit, first, within):
         loss = F.cross_entropy(backbone(batch.train.x[client, rows]), batch.train.y[client, rows])
         steps.zero_grad()
         loss.backward()

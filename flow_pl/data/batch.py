@@ -11,12 +11,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from flow_pl.utils.inputs import Inputs, take
 
 LOCAL, GLOBAL = 1, 2
 """Bits of `ClientBatch.part`: the example belongs to the local / global share of its client's training data."""
+FOLDS, FOLD_BIT = 4, 2
+"""Number of folds of a client's training data; the bits of `ClientBatch.part` from FOLD_BIT on number the fold."""
 
 
 class Chunk(NamedTuple):
@@ -64,7 +68,7 @@ class ClientBatch:
         client: [C] int64, indices into the client store.
         train: the clients' training examples.
         part: [C, N] uint8, bits LOCAL and GLOBAL: which share of the training data an example is in (both, where a
-            client has a single example); 0 in the padding.
+            client has a single example), and from FOLD_BIT on its fold; 0 in the padding.
         order: [C, E, N] int64, for each local epoch the order in which a client's examples are visited, drawn from
             (seed, round, client); row e is a permutation of 0..N-1 whose first `train.sizes[c]` entries are the
             client's real examples.
@@ -121,6 +125,19 @@ def part_sizes(n: int) -> tuple[int, int]:
     return (n + 1) // 2, max(1, n // 2) if n else 0
 
 
+def part_bits(rank: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Return the bits of `ClientBatch.part` [n] for n examples in a random order, given each one's rank in it [n]."""
+    local_size, global_size = part_sizes(len(rank))
+    halves = LOCAL * (rank < local_size) | GLOBAL * (rank >= len(rank) - global_size)
+    bits: NDArray[np.uint8] = (halves | (rank % FOLDS) << FOLD_BIT).astype(np.uint8)
+    return bits
+
+
+def fold_size(n: int, fold: int) -> int:
+    """Return how many of n training examples are in a fold; the first folds have one more if n is no multiple."""
+    return max(0, n - fold + FOLDS - 1) // FOLDS
+
+
 T = TypeVar("T", Examples, ClientBatch)
 
 
@@ -137,4 +154,15 @@ def _map(value: T, fn: Callable[[Tensor], Tensor]) -> T:
     return replace(value, **changed)
 
 
-__all__ = ["GLOBAL", "LOCAL", "Chunk", "ClientBatch", "Examples", "part_sizes"]
+__all__ = [
+    "FOLDS",
+    "FOLD_BIT",
+    "GLOBAL",
+    "LOCAL",
+    "Chunk",
+    "ClientBatch",
+    "Examples",
+    "fold_size",
+    "part_bits",
+    "part_sizes",
+]

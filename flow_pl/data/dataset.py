@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from flow_pl.data.batch import GLOBAL, LOCAL, Chunk, ClientBatch, Examples, part_sizes
+from flow_pl.data.batch import Chunk, ClientBatch, Examples, part_bits
 from flow_pl.data.federation import Federation, Heldout, Ints, Split
 from flow_pl.data.store.client_store import ClientRows
 from flow_pl.errors import DataError
@@ -145,7 +145,5 @@ class ClientDataset(Dataset[ClientBatch]):
 
 
 def draw_part(seed: int, client: int, size: int) -> Part:
-    """Draw the bits LOCAL and GLOBAL [size] of a client's training examples, once for a run."""
-    local_size, global_size = part_sizes(size)
-    rank = generator(seed, Stream.PART, client).permutation(size)
-    return LOCAL * (rank < local_size).astype(np.uint8) | GLOBAL * (rank >= size - global_size).astype(np.uint8)
+    """Draw the parts and folds [size] of a client's training examples, once for a run; see `ClientBatch.part`."""
+    return part_bits(generator(seed, Stream.PART, client).permutation(size))

@@ -260,7 +260,9 @@ class FederatedLoop:
         x, y = map_inputs(lambda t: t.flatten(0, 1), features), targets.flatten(0, 1)
         scales = None if loss_scale is None else loss_scale.expand(len(batch)).clone()
         total = len(schedule.active) * len(phase.steps)
-        keys = step_keys(batch.key, number, total).unbind() if any(map(self.engine.draws, phase.steps)) else ()
+        keys = (
+            step_keys(batch.key, number, total).unbind() if total and any(map(self.engine.draws, phase.steps)) else ()
+        )
         active = 0
         for t, now in enumerate(schedule.active):
             if now != active:

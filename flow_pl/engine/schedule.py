@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flow_pl.data.batch import GLOBAL, LOCAL, ClientBatch, part_sizes
+from flow_pl.data.batch import FOLD_BIT, FOLDS, GLOBAL, LOCAL, ClientBatch, fold_size, part_sizes
 from flow_pl.errors import ConfigurationError
 from flow_pl.methods.steps import Part
 
@@ -34,12 +34,20 @@ def part_mask(batch: ClientBatch, part: Part) -> Tensor:
     """Return which training examples belong to a part: [C, N] bool."""
     if part == "all":
         return batch.train.mask
+    if part in ("fold", "other_folds"):
+        inside = batch.part >> FOLD_BIT == batch.round % FOLDS
+        return batch.train.mask & (inside if part == "fold" else ~inside)
     return (batch.part & (LOCAL if part == "local" else GLOBAL)).bool()
 
 
-def count(n: int, part: Part) -> int:
-    """Return how many of a client's n training examples belong to a part."""
-    return n if part == "all" else part_sizes(n)[0 if part == "local" else 1]
+def count(n: int, part: Part, number: int) -> int:
+    """Return how many of a client's n training examples belong to a part in a round."""
+    if part == "all":
+        return n
+    if part in ("fold", "other_folds"):
+        fold = fold_size(n, number % FOLDS)
+        return fold if part == "fold" else n - fold
+    return part_sizes(n)[0 if part == "local" else 1]
 
 
 def make_schedule(batch: ClientBatch, part: Part, orders: range, batch_size: int) -> Schedule:
@@ -66,7 +74,7 @@ def make_schedule(batch: ClientBatch, part: Part, orders: range, batch_size: int
     C, N = batch.train.mask.shape
     device = batch.order.device
     # Sizes are known on the host, so planning reads nothing from the device.
-    sizes = [count(n, part) for n in batch.train.sizes]
+    sizes = [count(n, part, batch.round) for n in batch.train.sizes]
     per_epoch = [-(-n // batch_size) for n in sizes]
     total = epochs * max(per_epoch, default=0)
     active = tuple(sum(epochs * steps > t for steps in per_epoch) for t in range(total))

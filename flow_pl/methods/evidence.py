@@ -1,19 +1,21 @@
-"""Compute evidence on an instance: how confident a client's three experts are, and whether they agree.
+"""Evidence on an instance: how confident a client's three experts are, whether they agree, and what speaks for a class.
 
-The experts are the server's model, the client's local model and the vote of its stored examples (`LocalMemory`). The
-features do not depend on the class, so that one router can serve every client.
+The experts are the server's model, the client's local model and the vote of its stored examples (`LocalMemory`). No
+number depends on which class it is about, so that one router can serve every client.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from itertools import pairwise
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from flow_pl.data.batch import FOLDS, fold_size
+from flow_pl.methods.parts.local_memory import Votes
 from flow_pl.methods.steps import Minibatch
-from flow_pl.models.dropout import Dropout
 from flow_pl.utils.groups import Parameters
 from flow_pl.utils.inputs import take
 
@@ -27,28 +29,68 @@ EVIDENCE = (
     *(f"{a}_agrees_with_{b}" for a, b in (("global", "local"), ("global", "memory"), ("local", "memory"))),
     *(f"{a}_at_choice_of_{b}" for a in EXPERTS for b in EXPERTS if a != b),
 )
-"""Names of the features, in order."""
+"""Names of the numbers, in their order."""
 
-MOMENTUM = 0.1
-"""Share of a round's clients in the running statistics."""
-LEAST_VARIANCE = 1e-4
-"""Smallest variance to divide by, so that a nearly constant feature is not amplified."""
-FARTHEST = 10.0
-"""Bound on standardized evidence, so that an unusual instance does not dominate the router's training."""
+OF_CLASS = (*(f"log_probability_{expert}" for expert in EXPERTS), "closeness", "log_frequency", "log_mixture")
+"""Names of the numbers on a candidate class, in their order."""
+CANDIDATES = 8
+"""Classes that are judged, the likeliest of the fixed mixture; the others keep their probabilities."""
+LEAST = 1e-4
+"""Smaller probabilities of an expert are equal evidence."""
+UNSEEN = 0.1
+"""Examples that a client is taken to have of each class besides those it has."""
+
+
+class Evidence(NamedTuple):
+    """Holds what the experts say of instances [N, *P].
+
+    Attributes:
+        instance: numbers listed in `EVIDENCE` [N, *P, F].
+        classes: numbers listed in `OF_CLASS` for each candidate [N, *P, K, G].
+        candidates: the candidate classes [N, *P, K], K = min(CANDIDATES, classes).
+        log_mixture: logarithms of the candidates' probabilities in the fixed mixture [N, *P, K].
+    """
+
+    instance: Tensor
+    classes: Tensor
+    candidates: Tensor
+    log_mixture: Tensor
+
+
+def gather_evidence(probabilities: Sequence[Tensor], votes: Votes, mixture: Tensor, memory: Parameters) -> Evidence:
+    """Collect the evidence on instances.
+
+    Args:
+        probabilities: of each of `EXPERTS` [N, *P, classes].
+        votes: of the stored examples.
+        mixture: probabilities of the fixed mixture [N, *P, classes].
+        memory: the stored "label" [M], and which of them are "real" [M].
+    """
+    best = mixture.topk(min(CANDIDATES, mixture.shape[-1]))
+    labels, real = memory["label"], memory["real"].to(mixture.dtype)
+    counts = torch.zeros_like(mixture.flatten(0, -2)[0]).scatter_add(0, labels, real)
+    frequency = (counts + UNSEEN) / (real.sum() + 1)
+    same = votes.labels.unsqueeze(-2) == best.indices.unsqueeze(-1)
+    log_mixture = best.values.clamp_min(torch.finfo(mixture.dtype).tiny).log()
+    numbers = [p.gather(-1, best.indices).clamp_min(LEAST).log() for p in probabilities]
+    numbers.append((votes.closeness.unsqueeze(-2) * same).amax(-1))
+    numbers.append(frequency.log()[best.indices])
+    numbers.append(log_mixture.clamp_min(math.log(LEAST)))
+    return Evidence(evidence(probabilities, votes.distances), torch.stack(numbers, dim=-1), best.indices, log_mixture)
 
 
 def evidence(probabilities: Sequence[Tensor], distances: Tensor) -> Tensor:
     """Compute the features listed in `EVIDENCE`.
 
     Args:
-        probabilities: probabilities of each of `EXPERTS` [..., classes].
-        distances: distance to the nearest stored example, and the mean distance to the voting examples [..., 2].
+        probabilities: of each of `EXPERTS` [..., classes].
+        distances: to the nearest stored example, and the mean distance to the voting examples [..., 2].
 
     Returns:
-        [..., len(EVIDENCE)] the features.
+        [..., len(EVIDENCE)].
     """
     top = [p.topk(min(2, p.shape[-1])).values for p in probabilities]
-    # the first of equal values, which topk does not guarantee
+    # of equals the first, which topk does not promise
     choices = [p.argmax(-1, keepdim=True) for p in probabilities]
     numbers = [-(p * p.clamp_min(torch.finfo(p.dtype).tiny).log()).sum(-1) for p in probabilities]
     numbers += [t[..., 0] for t in top]
@@ -59,109 +101,20 @@ def evidence(probabilities: Sequence[Tensor], distances: Tensor) -> Tensor:
     return torch.stack(numbers, dim=-1)
 
 
-class EvidenceRouter(nn.Module):
-    """Maps standardized evidence to a correction of the experts' log shares by an MLP; zero at the start.
-
-    The server takes the mean of the clients' routers directly, whatever its optimizer: steps
-    that suit w_g, such as Adam's, do not suit the few weights here, which are trained on the clients.
+def cut_fold(examples: Minibatch, inside: Tensor) -> tuple[Minibatch, Minibatch, Tensor]:
+    """Cut a fold out of a client's examples; both parts are as short as their padding allows.
 
     Args:
-        hidden: widths of the hidden layers.
-        dropout: share of hidden units dropped in training.
-    """
-
-    averaged = True
-
-    def __init__(self, hidden: Sequence[int], dropout: float) -> None:
-        super().__init__()
-        widths = (len(EVIDENCE), *hidden)
-        self.layers = nn.ModuleList([nn.Linear(a, b) for a, b in pairwise(widths)])
-        self.dropout = Dropout(dropout)
-        self.head = nn.Linear(widths[-1], len(EXPERTS))
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
-        self.requires_grad_(False)
-
-    def forward(self, h: Tensor) -> Tensor:
-        """Compute corrections [..., 3] for standardized evidence [..., F]."""
-        for layer in self.layers:
-            h = self.dropout(layer(h).relu())
-        corrections: Tensor = self.head(h)
-        return corrections.float()
-
-
-class EvidenceStatistics(nn.Module):
-    """Keeps running means and mean squares of evidence over the clients of all rounds, and their total weight.
-
-    The server takes their mean over clients directly, whatever its optimizer: they require no gradient. As in Adam,
-    they start from zero and are divided by their total weight.
-    """
-
-    averaged = True
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.mean = nn.Parameter(torch.zeros(len(EVIDENCE)), requires_grad=False)
-        self.square = nn.Parameter(torch.zeros(len(EVIDENCE)), requires_grad=False)
-        self.weight = nn.Parameter(torch.zeros(()), requires_grad=False)
-
-
-def add_to_statistics(statistics: Parameters, rows: Tensor, counted: Tensor) -> tuple[Parameters, Parameters]:
-    """Return the running statistics updated with a client's evidence, and those of the client alone.
-
-    Args:
-        statistics: `EvidenceStatistics` as received.
-        rows: evidence [..., F].
-        counted: [...] bool, which rows count; if none does, the client's own statistics are zero.
-    """
-    weight = counted.unsqueeze(-1).to(rows.dtype)
-    total = weight.sum().clamp_min(1.0)
-    own = {
-        "mean": (rows * weight).flatten(0, -2).sum(0) / total,
-        "square": (rows.square() * weight).flatten(0, -2).sum(0) / total,
-        "weight": torch.ones_like(statistics["weight"]),
-    }
-    return {name: p.lerp(own[name], MOMENTUM) for name, p in statistics.items()}, own
-
-
-def standardize(rows: Tensor, statistics: Parameters, before: Parameters | None = None) -> Tensor:
-    """Subtract the mean from evidence and divide by the standard deviation.
-
-    Args:
-        rows: evidence [..., F].
-        statistics: running statistics.
-        before: statistics to use while the running ones are empty; None to leave the rows unchanged.
-    """
-    known = statistics["weight"] > 0
-    weight = torch.where(known, statistics["weight"], 1.0)
-    mean, square = statistics["mean"] / weight, statistics["square"] / weight
-    variance = (square - mean.square()).clamp_min(LEAST_VARIANCE)
-    if before is None:
-        variance = torch.where(known, variance, 1.0)
-    else:
-        first = (before["square"] - before["mean"].square()).clamp_min(LEAST_VARIANCE)
-        mean, variance = torch.where(known, mean, before["mean"]), torch.where(known, variance, first)
-    return ((rows - mean) / variance.sqrt()).clamp(-FARTHEST, FARTHEST)
-
-
-def halves(examples: Minibatch, first: Tensor) -> tuple[tuple[Minibatch, Minibatch], Tensor]:
-    """Split a client's examples in two, each half as short as its padding allows.
-
-    Args:
-        examples: examples [N, ...].
-        first: [N] bool, which of the real examples are in the first half.
+        examples: [N, ...].
+        inside: [N] bool, which of the real ones are in the fold.
 
     Returns:
-        The halves, [H, ...] each with H = ceil(N / 2), and for each of the N examples its index in the concatenation
-        of both halves.
+        The fold [ceil(N / FOLDS), ...], the other examples [N - floor(N / FOLDS), ...], and for each of the N examples
+        its row in the fold, if it is there.
     """
-    rows = len(first)
-    size = (rows + 1) // 2
-    second = examples.mask & ~first
-    picked = [(~half).byte().argsort(stable=True)[:size] for half in (first, second)]
-    cut = [
-        Minibatch(take(examples.x, index), examples.y[index], half[index])
-        for index, half in zip(picked, (first, second), strict=True)
-    ]
-    place = torch.where(first, first.cumsum(0) - 1, size + second.cumsum(0) - 1).clamp_min(0)
-    return (cut[0], cut[1]), place
+    rows = len(inside)
+    parts = []
+    for some, size in ((inside, fold_size(rows, 0)), (examples.mask & ~inside, rows - rows // FOLDS)):
+        index = (~some).byte().argsort(stable=True)[:size]
+        parts.append(Minibatch(take(examples.x, index), examples.y[index], some[index]))
+    return parts[0], parts[1], (inside.cumsum(0) - 1).clamp_min(0)

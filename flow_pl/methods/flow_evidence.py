@@ -1,37 +1,26 @@
-"""Evidence routing: routes between a client's three models by their confidence; trained on held-out examples."""
+"""Evidence routing: weighs what a client's three models say of a class by evidence; trained on held-out examples."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from functools import partial
 from types import MappingProxyType
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from flow_pl.kernels.functional import call
-from flow_pl.methods.base import Method, Prediction
-from flow_pl.methods.evidence import (
-    EVIDENCE,
-    EXPERTS,
-    EvidenceRouter,
-    EvidenceStatistics,
-    add_to_statistics,
-    evidence,
-    halves,
-    standardize,
-)
+from flow_pl.methods.base import Prediction
+from flow_pl.methods.evidence import EVIDENCE, OF_CLASS, Evidence, cut_fold, gather_evidence
+from flow_pl.methods.evidence_router import EvidenceRouter, EvidenceStatistics, add_to_statistics, standardize
 from flow_pl.methods.fine_tuning import FineTuning
 from flow_pl.methods.parts.local_memory import LocalMemory
 from flow_pl.methods.parts.pieces import pieces
-from flow_pl.methods.steps import Derive, Minibatch, Part, Phase, Step
+from flow_pl.methods.steps import Derive, Minibatch, Phase, Step
 from flow_pl.utils.groups import Groups
 from flow_pl.utils.inputs import Inputs, first
 from flow_pl.utils.validation import (
     require_at_least_zero,
-    require_choice,
     require_count,
     require_counts,
     require_fraction,
@@ -40,39 +29,43 @@ from flow_pl.utils.validation import (
     require_some,
 )
 
-HALVES: tuple[tuple[Part, str], ...] = (("local", "first"), ("global", "second"))
-"""The two halves of a client's data, each with the group of the local model that is trained on it."""
-
 LEAST = 1e-8
-"""Smallest probability in the loss, which bounds the gradient of an instance that all experts get wrong."""
+"""Probability that all classes which are no candidates have at least, for the logarithm."""
+
+EPS = 1e-5
+"""Of AdamW: where all classes are candidates, adding a number to all scores changes nothing, and the gradient in that
+direction is rounding error, which must not become a step of full size."""
 
 
 class EvidenceFlow(FineTuning):
-    """Weights three models for every instance: w_g, the client's local model and the vote of its nearest examples.
+    """Weighs what w_g, the client's local model and its nearest examples say for every instance, class by class.
 
-    The router sees evidence (confidences, agreement, distances), not the instance. Its shares start as those of a fixed
-    mixture, (1 - neighbour_weight) * (1 - alpha), (1 - neighbour_weight) * alpha and neighbour_weight, which is
-    `Interpolation` of probabilities with neighbours, and it learns corrections to them. The prediction is the sum
-    of the models' probabilities weighted by these shares.
+    The prediction starts as a fixed mixture of the three models' probabilities with shares (1 - neighbour_weight) *
+    (1 - alpha), (1 - neighbour_weight) * alpha and neighbour_weight, which is `Interpolation` of probabilities with
+    neighbours. A router adds a score to the logarithm of each of the likeliest classes. It sees evidence, not the
+    instance: how confident the models are and whether they agree, the probability that each gives to the class, how
+    near the nearest example of the class is, and how frequent the class is in the client's data.
 
-    w_g trains as in FedAvg. The router learns from examples that its experts have not seen: in a round a client splits
-    its data into halves, trains a local model from the received w_g on one, and evaluates the examples of the other by
-    this model and a memory of the first half only (`cross_fit`: both directions, or alternating by round). A client
-    with a single example does not train the router. The local model that predicts is fine-tuned on all the data, and
-    the memory holds all of it. The router takes no steps when a client is personalized, so a new client needs nothing
-    beyond its own local model and memory.
+    w_g trains as in FedAvg. The router learns from examples that its experts have not seen: in a round a client trains
+    a local model from the received w_g on three of four folds of its data, and judges the examples of the fourth by
+    that model and a memory of the three. The fold changes from round to round. A client with a single example does not
+    train the router. The local model that predicts is fine-tuned on all the data, and the memory holds all of it. The
+    router takes no steps when a client is personalized, so a new client needs nothing beyond its own local model and
+    memory.
 
     Sends w_g, the router and running statistics of the evidence. Stateless.
 
+    Source of the idea to train a combination on examples that the models have not seen: Wolpert, Stacked
+    generalization (Neural Networks 1992).
+
     Args:
         personal_lr_scale: factor on the client optimizer's learning rate for the local models.
-        alpha: initial share of the local model beside w_g, 0 to 1.
+        alpha: share of the local model beside w_g in the fixed mixture, 0 to 1.
         neighbours: number of stored training examples that vote (k); all of them if a client has fewer.
-        neighbour_weight: initial share of the memory, 0 to 1; 0 for no memory.
+        neighbour_weight: share of the memory in the fixed mixture, 0 to 1; with 0 it is evidence alone.
         hidden: widths of the router's hidden layers.
         dropout: share of the router's hidden units dropped in training.
-        cross_fit: "both" halves are evaluated in each round, or they "alternate" from round to round, at half the cost.
-        router_epochs: epochs of the router over the evaluated examples in a round.
+        router_epochs: epochs of the router over the judged examples in a round.
         router_lr: learning rate of the router's AdamW: with Adam's weight decay, a weight whose gradient is zero
             would decay by whole steps.
         router_weight_decay: weight decay of the router's AdamW.
@@ -84,7 +77,6 @@ class EvidenceFlow(FineTuning):
     shared = MappingProxyType({"global": "global", "router": "router", "statistics": "statistics"})
     participation = "participation"
     needs = "head"
-    training_only = (*FineTuning.training_only, "_in_odd_rounds")
 
     def __init__(
         self,
@@ -93,10 +85,9 @@ class EvidenceFlow(FineTuning):
         neighbours: int = 10,
         neighbour_weight: float = 0.4,
         hidden: Sequence[int] = (32, 32),
-        dropout: float = 0.2,
-        cross_fit: Literal["both", "alternate"] = "alternate",
+        dropout: float = 0.1,
         router_epochs: int = 1,
-        router_lr: float = 0.003,
+        router_lr: float = 0.01,
         router_weight_decay: float = 0.0001,
     ) -> None:
         super().__init__(personal_lr_scale)
@@ -104,15 +95,13 @@ class EvidenceFlow(FineTuning):
         require_counts(hidden=hidden)
         require_some(hidden=hidden)
         require_fraction(dropout=dropout)
-        require_choice(("both", "alternate"), cross_fit=cross_fit)
         require_count(router_epochs=router_epochs)
         require_positive(router_lr=router_lr)
         require_at_least_zero(router_weight_decay=router_weight_decay)
         self.memory = LocalMemory(neighbours, neighbour_weight)
-        self.shares = ((1 - neighbour_weight) * (1 - alpha), (1 - neighbour_weight) * alpha, neighbour_weight)
+        self.alpha = alpha
         self.hidden = tuple(hidden)
         self.dropout = dropout
-        self.cross_fit = cross_fit
         self.router_epochs = router_epochs
         self.router_lr = router_lr
         self.router_weight_decay = router_weight_decay
@@ -134,139 +123,120 @@ class EvidenceFlow(FineTuning):
         )
         self.memory = self.memory.bind(self.model, self.objective)
 
-    def plan(self) -> None:
-        """Also plan the rounds in which the other half is evaluated."""
-        super().plan()
-        self._in_odd_rounds = copy.copy(self)
-        if self.cross_fit == "alternate":
-            self._in_odd_rounds.phases = self._training((0,))
-
-    def in_round(self, number: int) -> Method:
-        """Evaluate the second half in even rounds and the first in odd rounds, or both in each."""
-        return self._in_odd_rounds if number % 2 else self
-
     def start(self, server: Groups) -> Groups:
-        """Return w_g as received and to be trained, and local models of the whole and of the halves, copied from it."""
+        """Return w_g as received and to be trained, and two local models copied from it, for all data and for folds."""
         local = self.model.local_copy(server["global"])
-        return {**server, "received": server["global"], "local": local, "first": dict(local), "second": dict(local)}
+        return {**server, "received": server["global"], "local": local, "probe": dict(local)}
 
     def training(self) -> tuple[Phase | Derive, ...]:
-        """Train w_g as FedAvg and a local model on one half; collect evidence on the other to train the router."""
-        return self._training((0, 1) if self.cross_fit == "both" else (1,))
-
-    def _training(self, judged: tuple[int, ...]) -> tuple[Phase | Derive, ...]:
-        """Create a round in which one or both of the halves are evaluated."""
-        trained = [HALVES[1 - half] for half in judged]
-        part = "all" if len(judged) == len(HALVES) else HALVES[judged[0]][0]
+        """Train w_g as FedAvg and a local model on three folds; collect evidence on the fourth to train the router."""
         return (
             *super().training(),
-            *(Phase(half, (self._half_step(group),), "personal") for half, group in trained),
-            Derive("local", lambda groups, examples: {"half": {"first": examples.mask}}),
-            Derive("all", partial(self._collect, judged)),
-            Phase(part, (self._router_step(),), self.router_epochs, examples="evidence"),
+            Phase("other_folds", (self._probe_step(),), "personal"),
+            Derive("fold", lambda groups, examples: {"inside": {"inside": examples.mask}}),
+            Derive("all", self._collect),
+            Phase("fold", (self._router_step(),), self.router_epochs, examples="evidence"),
         )
 
     def personalization(self) -> tuple[Phase | Derive, ...]:
         """Train the local model and fill the memory, on all the data."""
-        return (*super().personalization(), *self.memory.stages())
+        return (*super().personalization(), Derive("all", self._remember))
 
     def predict(self, groups: Groups, x: Inputs) -> Prediction:
-        """Predict with the experts' probabilities, weighted by each instance's shares."""
+        """Predict with the fixed mixture, the likeliest classes corrected by the router's scores."""
         features = self.model.features(x, groups["global"])
-        outputs, probabilities, rows = self._consult(groups, x, features)
-        shares = self._shares(groups, standardize(rows, groups["statistics"]))
-        pooled = (torch.stack(probabilities, dim=-1) * shares.unsqueeze(-2)).sum(-1)
+        outputs, probabilities, mixture, found = self._consult(groups, x, features)
+        scores = self._scores(groups, standardize(found, groups["statistics"]))
+        corrected = mixture.scatter(-1, found.candidates, mixture.gather(-1, found.candidates) * scores.exp())
         return Prediction(
             generalized=outputs[0],
-            personalized=self.objective.outputs(pooled),
+            personalized=self.objective.outputs(corrected / corrected.sum(-1, keepdim=True)),
             local=outputs[1],
-            memory=self.objective.outputs(probabilities[2]) if self.memory.share else None,
+            memory=self.objective.outputs(probabilities[2]),
         )
+
+    def _remember(self, groups: Groups, examples: Minibatch) -> Groups:
+        """Store the client's examples."""
+        stored = [self.model.features(piece.x, groups["global"]) for piece in pieces(examples)]
+        return {"memory": self.memory.store(torch.cat(stored), examples)}
 
     def _consult(
         self, groups: Groups, x: Inputs, features: Tensor
-    ) -> tuple[tuple[Tensor, Tensor], list[Tensor], Tensor]:
+    ) -> tuple[tuple[Tensor, Tensor], list[Tensor], Tensor, Evidence]:
         """Evaluate the experts on instances.
 
         Args:
-            groups: w_g, the local model and, if it has a share, the memory.
+            groups: w_g, the local model and the memory.
             x: instances [N, ...].
             features: inputs of w_g's last block with parameters for these instances.
 
         Returns:
-            Outputs of both models, probabilities of the three experts [N, *P, classes], and evidence [N, *P, F].
+            Outputs of both models, probabilities of the three experts and of the fixed mixture [N, *P, classes], and
+            the evidence.
         """
         outputs = (
             self.model.head(features, groups["global"]),
             self.model.plain(x, groups["global"], groups["local"]),
         )
         on_global, on_local = (self.objective.probabilities(each) for each in outputs)
-        _, alpha, memory = self.shares
-        # if nothing is stored, the models' shares keep their ratio
-        models = on_global.lerp(on_local, alpha / (1 - memory) if memory < 1 else 0.5)
-        if self.memory.share:
-            votes, distances = self.memory.votes(groups["memory"], features, models)
-        else:
-            votes, distances = models, models.new_zeros(*models.shape[:-1], 2)
-        probabilities = [on_global, on_local, votes]
-        return outputs, probabilities, evidence(probabilities, distances)
+        models = on_global.lerp(on_local, self.alpha)
+        votes = self.memory.votes(groups["memory"], features, models)
+        probabilities = [on_global, on_local, votes.probabilities]
+        mixture = models.lerp(votes.probabilities, self.memory.share)
+        return outputs, probabilities, mixture, gather_evidence(probabilities, votes, mixture, groups["memory"])
 
-    def _shares(self, groups: Groups, rows: Tensor) -> Tensor:
-        """Compute the shares of the experts [..., 3] from standardized evidence [..., F]."""
-        correction: Tensor = call(self.router, groups["router"], (rows,))
-        start = torch.tensor(self.shares, dtype=correction.dtype, device=correction.device)
-        return (correction + start.log()).softmax(-1)
+    def _scores(self, groups: Groups, found: Evidence) -> Tensor:
+        """Compute the scores of the candidates [..., K] from standardized evidence."""
+        scores: Tensor = call(self.router, groups["router"], (found.instance, found.classes))
+        return scores
 
-    def _half_step(self, group: str) -> Step:
-        """Create a step of a half's local model; embedding tables are those received, not those of the client's w_g."""
+    def _probe_step(self) -> Step:
+        """Create a step of the folds' local model; embedding tables are those received, not the client's w_g's."""
         return self.personal_step(
-            Step(group, lambda groups, minibatch: self.loss(minibatch, groups["received"], groups[group]))
+            Step("probe", lambda groups, minibatch: self.loss(minibatch, groups["received"], groups["probe"]))
         )
 
-    def _collect(self, judged: tuple[int, ...], groups: Groups, examples: Minibatch) -> Groups:
-        """Collect evidence from the other half's models, each expert's target probability, and statistics."""
-        parts, place = halves(examples, groups["half"]["first"])
+    def _collect(self, groups: Groups, examples: Minibatch) -> Groups:
+        """Collect evidence on this round's fold from models of the others, and the statistics of it."""
+        fold, others, place = cut_fold(examples, groups["inside"]["inside"])
         w_g = groups["received"]
-        features = [[self.model.features(piece.x, w_g) for piece in pieces(part)] for part in parts]
-        rows, targets, counted = [], [], []
-        for i in range(len(HALVES)):
-            if i not in judged:  # its rows are present but have no weight
-                labels = parts[i].y
-                rows.append(labels.new_zeros(*labels.shape, len(EVIDENCE), dtype=torch.float32))
-                targets.append(labels.new_zeros(*labels.shape, len(EXPERTS), dtype=torch.float32))
-                counted.append(torch.zeros_like(labels, dtype=torch.bool))
-                continue
-            memory = self.memory.store(torch.cat(features[1 - i]), parts[1 - i])
-            views = {"global": w_g, "local": groups[HALVES[1 - i][1]], "memory": memory}
-            for piece, seen in zip(pieces(parts[i]), features[i], strict=True):
-                _, probabilities, found = self._consult(views, piece.x, seen)
-                rows.append(found)
-                target = piece.y.clamp_min(0).unsqueeze(-1)
-                targets.append(torch.cat([p.gather(-1, target) for p in probabilities], dim=-1))
-                counted.append(self.objective.in_loss(piece.y, piece.mask))
-        # a single example is in both halves
-        real = torch.cat(counted) & (examples.mask.sum() > 1)
-        statistics, own = add_to_statistics(groups["statistics"], torch.cat(rows), real)
-        found = standardize(torch.cat(rows), groups["statistics"], own)
-        known = torch.cat([torch.cat(targets), real.unsqueeze(-1).to(found.dtype)], dim=-1)
-        some = real.any().to(found.dtype)
+        views = {"global": w_g, "local": groups["probe"], **self._remember({"global": w_g}, others)}
+        found, targets, counted = [], [], []
+        for piece in pieces(fold):
+            *_, evidence = self._consult(views, piece.x, self.model.features(piece.x, w_g))
+            found.append(evidence)
+            same = evidence.candidates == piece.y.unsqueeze(-1)
+            # the last place is that of all other classes
+            targets.append(torch.cat([same, ~same.any(-1, keepdim=True)], dim=-1).to(evidence.instance.dtype))
+            counted.append(self.objective.in_loss(piece.y, piece.mask))
+        whole = Evidence(*(torch.cat(each) for each in zip(*found, strict=True)))
+        real = torch.cat(counted) & others.mask.any()
+        statistics, own = add_to_statistics(groups["statistics"], whole, real)
+        whole = standardize(whole, groups["statistics"], own)
+        some = real.any().to(whole.instance.dtype)
+        x = torch.cat([whole.instance, whole.classes.flatten(-2), whole.log_mixture], dim=-1)
+        y = torch.cat([torch.cat(targets), real.unsqueeze(-1).to(x.dtype)], dim=-1)
         return {
             "statistics": statistics,
-            "evidence": {"x": found[place], "y": known[place]},
+            "evidence": {"x": x[place], "y": y[place]},
             "participation": {"router": some, "statistics": some},
-            "half": {},
+            "inside": {},
+            "memory": {},
         }
 
     def _router_step(self) -> Step:
-        """Create a step on the negative log likelihood of the pooled prediction, over collected evidence."""
+        """Create a step on the negative log likelihood of the corrected mixture, over collected evidence."""
 
         def loss(groups: Groups, minibatch: Minibatch) -> Tensor:
-            *_, counted = minibatch.y.unbind(-1)
-            shares = self._shares(groups, first(minibatch.x))
-            likelihood = (shares * minibatch.y[..., : len(EXPERTS)]).sum(-1)
-            mask = minibatch.mask.view(-1, *[1] * (counted.ndim - 1))
-            weight = counted * mask
-            return -(likelihood.clamp_min(LEAST).log() * weight).sum() / weight.sum().clamp_min(1.0)
+            rows, targets, counted = first(minibatch.x), minibatch.y[..., :-1], minibatch.y[..., -1]
+            candidates, size = targets.shape[-1] - 1, len(EVIDENCE)
+            instance, log_mixture = rows[..., :size], rows[..., -candidates:]
+            classes = rows[..., size:-candidates].reshape(*rows.shape[:-1], candidates, len(OF_CLASS))
+            scores = call(self.router, groups["router"], (instance, classes))
+            others = (1 - log_mixture.exp().sum(-1, keepdim=True)).clamp_min(LEAST).log()
+            log_likelihood = (torch.cat([log_mixture + scores, others], dim=-1).log_softmax(-1) * targets).sum(-1)
+            weight = counted * minibatch.mask.view(-1, *[1] * (counted.ndim - 1))
+            return -(log_likelihood * weight).sum() / weight.sum().clamp_min(1.0)
 
-        adam = partial(torch.optim.AdamW, lr=self.router_lr, weight_decay=self.router_weight_decay)
+        adam = partial(torch.optim.AdamW, lr=self.router_lr, weight_decay=self.router_weight_decay, eps=EPS)
         return Step("router", loss, optimizer=adam)

@@ -13,7 +13,9 @@ from flow_pl.utils.groups import Groups, OptimizerFactory
 from flow_pl.utils.inputs import Inputs
 from flow_pl.utils.validation import require_choice, require_count, require_positive
 
-Part = Literal["all", "local", "global"]
+Part = Literal["all", "local", "global", "fold", "other_folds"]
+"""Shares of a client's training data: all, two fixed random halves, or one of four folds, which changes from round to
+round, and the three others."""
 
 
 class Minibatch(NamedTuple):

@@ -8,7 +8,7 @@ from torch import nn, vmap
 from torch.func import functional_call
 
 from flow_pl.checks import check_fit
-from flow_pl.data.batch import ClientBatch, Examples
+from flow_pl.data.batch import FOLD_BIT, FOLDS, GLOBAL, LOCAL, ClientBatch, Examples
 from flow_pl.engine.server_round import server_groups
 from flow_pl.errors import ConfigurationError
 from flow_pl.evaluation.clients import evaluate_clients
@@ -50,7 +50,8 @@ def batch(sizes, epochs=1):
     n = max(sizes)
     x, y = examples(n, 0)
     mask = torch.arange(n) < torch.tensor(sizes)[:, None]
-    part = torch.where(torch.arange(n) % 2 == 0, 1, 2).to(torch.uint8).expand(len(sizes), n) * mask
+    part = torch.where(torch.arange(n) % 2 == 0, LOCAL, GLOBAL) | torch.arange(n) % FOLDS << FOLD_BIT
+    part = part.to(torch.uint8).expand(len(sizes), n) * mask
     order = torch.arange(n).expand(len(sizes), 2 * epochs, n).clone()
     hx, hy = examples(4, 1)
     held = Examples(hx, hy, torch.ones(len(sizes), 4, dtype=torch.bool), (4,) * len(sizes))

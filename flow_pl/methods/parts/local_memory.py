@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,8 +22,28 @@ from flow_pl.utils.validation import require_count, require_share
 
 BUDGET = 2**21
 """Number of a client's distances computed at once: 16 MiB. Further queries follow in turns."""
+NEAR = 1e-3
+"""Added to distances before their ratio is taken: two examples at the instance's own place are equally near."""
 TIE = 1e-10
 """Added to a squared distance per earlier stored example: above float64's error, below any meaningful difference."""
+
+
+class Votes(NamedTuple):
+    """Holds what a client's nearest stored examples say of its instances [N, *P].
+
+    Attributes:
+        probabilities: [N, *P, classes].
+        distances: to the nearest example, and the mean of those to the voting examples [N, *P, 2]; 0 if nothing is
+            stored.
+        labels: of the voting examples, the nearest first [N, *P, min(k, M)].
+        closeness: the distance to the nearest example over that to each voting one, 0 to 1 [N, *P, min(k, M)]; 0 where
+            there is none.
+    """
+
+    probabilities: Tensor
+    distances: Tensor
+    labels: Tensor
+    closeness: Tensor
 
 
 class LocalMemory:
@@ -92,29 +113,31 @@ class LocalMemory:
         if not self.share:
             return outputs, outputs
         base = self._objective.probabilities(outputs)
-        votes, _ = self.votes(groups["memory"], self.model.features(x, groups["global"]), base)
+        votes = self.votes(groups["memory"], self.model.features(x, groups["global"]), base).probabilities
         return self._objective.outputs(base.lerp(votes, self.share)), self._objective.outputs(votes)
 
-    def votes(self, memory: Parameters, features: Tensor, fallback: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute the vote of the nearest stored examples, and their distances.
+    def votes(self, memory: Parameters, features: Tensor, fallback: Tensor) -> Votes:
+        """Compute the probabilities that the nearest stored examples give, and how near these are.
 
         Args:
             memory: the client's memory; see `store`.
             features: inputs of w_g's last block with parameters for the instances, [N, ...] or [N, T, ...].
             fallback: probabilities [N, *P, classes] that replace the vote if nothing is stored.
-
-        Returns:
-            Probabilities in the shape of `fallback`, and distances [N, *P, 2]: to the nearest example, and the mean of
-            those to the voting examples; 0 if nothing is stored.
         """
-        queries = features.reshape(math.prod(fallback.shape[:-1]), -1).float()
+        positions = fallback.shape[:-1]
+        queries = features.reshape(math.prod(positions), -1).float()
         labels, weights, distances = nearest(queries, memory, self.neighbours)
         votes = torch.zeros_like(fallback).flatten(0, -2).scatter_add(-1, labels, weights).view_as(fallback)
         real = distances.isfinite()
         distances = distances.masked_fill(~real, 0)
         mean = distances.sum(-1) / real.sum(-1).clamp_min(1)
-        near = torch.stack([distances[..., 0], mean], dim=-1).view(*fallback.shape[:-1], 2)
-        return torch.where(memory["real"].any(), votes, fallback), near
+        closeness = (distances[..., :1] + NEAR) / (distances + NEAR) * real
+        return Votes(
+            probabilities=torch.where(memory["real"].any(), votes, fallback),
+            distances=torch.stack([distances[..., 0], mean], dim=-1).view(*positions, 2),
+            labels=labels.view(*positions, -1),
+            closeness=closeness.view(*positions, -1),
+        )
 
     def store(self, features: Tensor, examples: Minibatch) -> Parameters:
         """Build the memory from examples.
