@@ -249,7 +249,9 @@ def _annotation(cls: Any, name: str) -> Any:
 
 def _classes(annotation: Any) -> Iterator[type]:
     """Yield the classes in a type, except those of plain values; for a callable, those that it returns."""
-    if isinstance(annotation, type) and annotation.__module__ != "builtins" and annotation is not Tensor:
+    # Python 3.10 takes `Mapping[str, int]` for a class
+    plain = isinstance(annotation, type) and typing.get_origin(annotation) is None
+    if plain and annotation.__module__ != "builtins" and annotation is not Tensor:
         yield annotation
     # the parameters of a callable are a list among its arguments
     for part in typing.get_args(annotation):
