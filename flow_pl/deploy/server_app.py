@@ -13,7 +13,8 @@ from flwr.serverapp import Grid, ServerApp
 
 from flow_pl.cli import FlowCLI, run
 from flow_pl.deploy.nodes import Nodes
-from flow_pl.deploy.remote import NodesData, RemoteModule
+from flow_pl.deploy.nodes_data import NodesData
+from flow_pl.deploy.remote_module import RemoteModule
 from flow_pl.utils.exit_messages import exit_with_message
 
 RUN_CONFIG: dict[str, str | float | int | bool] = {

@@ -7,9 +7,9 @@ pytest.importorskip("flwr")
 pytest.importorskip("sklearn")
 
 from flow_pl.deploy.command import deploy
+from tests.deploy.grid import run_fit
 from tests.deploy.network import Network
 from tests.deploy.test_network import SETTINGS, wait_for_rounds
-from tests.deploy.test_nodes import run_fit, start  # noqa: F401 (a fixture)
 
 CLIENT_APP = '''\
 """The client's side of an app whose second node sends NaN in its first round, and a wrong shape in the next."""
@@ -48,7 +48,7 @@ SAID = (
 
 @pytest.mark.slow
 @pytest.mark.deploy
-def test_a_bad_reply_over_a_network_is_left_out_as_without_one(tmp_path, start):  # noqa: F811
+def test_a_bad_reply_over_a_network_is_left_out_as_without_one(tmp_path, start):
     settings = (*SETTINGS, "--trainer.limit_val_batches=0")
     grid = start("fedavg", *settings)
     deploy(["-c", "task/digits", "-c", "method/fedavg", "--out", str(tmp_path / "spoiled"), *settings])

@@ -5,23 +5,16 @@ import torch
 
 pytest.importorskip("flwr")
 
-from flwr.supercore.task_identity import TaskIdentity
-
-from flow_pl.deploy import nodes as nodes_module
 from flow_pl.deploy.command import deploy
 from flow_pl.deploy.messages import FEATURES, NUMBERS, TEXTS
 from flow_pl.deploy.nodes import NodeLeftOutWarning
-from tests.deploy.test_nodes import Grid, run_fit
+from tests.deploy.grid import Grid, run_fit
 from tests.named_inputs import write_npz
 from tests.test_named_inputs import BACKBONE
 
 
 @pytest.fixture
-def grid(tmp_path, monkeypatch):
-    monkeypatch.setenv("FLOW_PL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(nodes_module, "PAUSE", 0.01)
-    for name in ("_task_id", "_run_id", "_node_id"):  # Flower's own process would have set them
-        monkeypatch.setattr(TaskIdentity, name, 1)
+def grid(tmp_path, in_process, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "my_networked_mean.py").write_text(BACKBONE)
     path = write_npz(str(tmp_path / "sentences.npz"), clients=3)

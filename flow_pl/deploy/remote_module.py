@@ -1,24 +1,17 @@
-"""The server: a `FederatedModule` and a data module whose clients are remote nodes."""
+"""The model of the server: a `FederatedModule` whose clients train and are evaluated on their nodes."""
 
 from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
 from dataclasses import fields
-from types import SimpleNamespace
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from flow_pl.data import FederatedDataModule
-from flow_pl.data.batch import Chunk, ClientBatch, Examples
-from flow_pl.data.datamodule import Loader
-from flow_pl.data.federation import Federation, Heldout, Ints, Population
-from flow_pl.data.sampler import CohortSampler
+from flow_pl.data.batch import ClientBatch
 from flow_pl.deploy.messages import (
     MessageError,
     ReceivedStatistics,
@@ -32,7 +25,8 @@ from flow_pl.deploy.messages import (
     number,
 )
 from flow_pl.deploy.node import ROWS, moved_groups
-from flow_pl.deploy.nodes import Feature, NodeClient, Nodes, NodesError, Reply
+from flow_pl.deploy.nodes import NodesError, Reply
+from flow_pl.deploy.nodes_data import NodesData
 from flow_pl.engine.client_states import ClientStates
 from flow_pl.engine.loop import ClientUpdate
 from flow_pl.engine.server_round import ServerRound, server_groups
@@ -40,184 +34,6 @@ from flow_pl.evaluation.counts import ClientEvaluation, concatenate
 from flow_pl.methods.base import Method
 from flow_pl.module import FederatedModule, RejectedClientWarning
 from flow_pl.utils.groups import Groups
-from flow_pl.utils.inputs import Inputs, from_leaves
-
-EVERYONE = 2**31
-"""Size of a chunk that holds any cohort, since all nodes of a round are asked at once."""
-
-
-class RemoteFederation:
-    """The clients of the nodes, with the interface of a `Federation`, but without rows.
-
-    Args:
-        clients: descriptions of the clients, by number.
-    """
-
-    def __init__(self, clients: dict[int, NodeClient]) -> None:
-        self.clients = clients
-        some = next(iter(clients.values()))
-        size = max(clients) + 1
-        classes = max(known.classes for known in clients.values())
-        self.train_sizes, self.val_sizes, self.test_sizes = (np.zeros(size, dtype=np.int32) for _ in range(3))
-        for client, known in clients.items():
-            self.train_sizes[client], self.val_sizes[client], self.test_sizes[client] = (
-                known.train,
-                known.val,
-                known.test,
-            )
-        self.seen: Ints = np.array(sorted(clients), dtype=np.int64)
-        self.new: Ints = np.zeros(0, dtype=np.int64)
-        self.validation: Ints = np.zeros(0, dtype=np.int64)
-        self.store = SimpleNamespace(
-            meta=SimpleNamespace(num_classes=classes, class_names=()),
-            label_shape=some.label_shape,
-            real_valued=some.real_valued,
-            name=self.name,
-        )
-
-    def name(self, client: int) -> str:
-        """Return the name of a client."""
-        return self.clients[client].name
-
-    def heldout_sizes(self, rows: Heldout) -> Ints:
-        """Return the number of rows that each client is evaluated on, by client number."""
-        return self.val_sizes if rows == "val" else self.test_sizes
-
-    def population(self, client: int) -> Population:
-        """Return "seen", since all clients of the nodes are trained."""
-        return "seen"
-
-
-class NodesData(FederatedDataModule):
-    """Data module of the nodes' clients; the batches have no examples, which stay on the nodes.
-
-    Args:
-        source: data module of the configuration, used only for its settings.
-        nodes: the nodes.
-        start: seconds to wait at the start for as many nodes as the cohort has clients.
-    """
-
-    def __init__(self, source: FederatedDataModule, nodes: Nodes, start: float) -> None:
-        super().__init__(
-            cohort_size=source.cohort_size,
-            chunk_size=EVERYONE,
-            val_clients=source.val_clients,
-            seed=source.seed,
-            sampling=source.sampling,
-        )
-        self.nodes = nodes
-        self._source = source
-        self._start = start
-
-    def options(self) -> dict[str, Any]:
-        """Return no options, since nothing is stored."""
-        return {}
-
-    def clients(self) -> Iterator[Any]:
-        """Return no clients, since they are on their nodes."""
-        return iter(())
-
-    def transform(self, x: Tensor) -> Tensor:
-        """Return the input; there are no examples."""
-        return x
-
-    def prepare_data(self) -> None:
-        """Do nothing."""
-
-    def setup(self, stage: str | None = None) -> None:
-        """Wait for the nodes.
-
-        Args:
-            stage: fit, validate, test or predict; all are set up alike.
-
-        Raises:
-            NodesError: there are too few nodes.
-        """
-        if self._federation is None:
-            found = self.nodes.online(self.cohort_size, self._start)
-            if len(found) < self.cohort_size:
-                warnings.warn(
-                    f"{len(found)} nodes are connected, and a cohort has {self.cohort_size} clients "
-                    "(data.cohort_size): rounds continue with the connected ones.",
-                    stacklevel=2,
-                )
-            self.refresh()
-
-    def refresh(self) -> None:
-        """Update the federation to the known clients."""
-        if not self.nodes.clients:
-            raise NodesError("no node has a client that can take part: see the warning for each.")
-        self._federation = cast(Federation, RemoteFederation(dict(self.nodes.clients)))
-
-    def example(self) -> Inputs:
-        """Return a synthetic example [1, ...] in the shape of the nodes' examples."""
-        features = next(iter(self.nodes.clients.values())).features
-        names = tuple(feature.name for feature in features if feature.name is not None)
-        return from_leaves(names or None, map(_made_up, features))
-
-    def _loader(
-        self, clients: Ints, heldout: Heldout | None, cohort_size: int | None = None, setting: str = "cohort_size"
-    ) -> Loader:
-        sampler = NodeSampler(self, clients, heldout, cohort_size)
-        return DataLoader(NodeBatches(), sampler=sampler, batch_size=None, generator=torch.Generator())
-
-
-def _made_up(feature: Feature) -> Tensor:
-    """Create a synthetic input; one of several integer inputs may be a mask, so it is not all zeros."""
-    if feature.tokens:
-        return torch.full((1, *feature.shape), int(feature.name is not None), dtype=torch.int64)
-    return torch.rand(1, *feature.shape, generator=torch.Generator().manual_seed(0))
-
-
-class NodeSampler(CohortSampler):
-    """Draws a cohort from the clients whose nodes are connected at the start of the round.
-
-    Args:
-        data: data module of the nodes.
-        clients: numbers of the known clients.
-        heldout: rows to evaluate on; None in training.
-        cohort_size: number of clients to draw; None for all.
-    """
-
-    def __init__(self, data: NodesData, clients: Ints, heldout: Heldout | None, cohort_size: int | None) -> None:
-        wanted = len(clients) if cohort_size is None else cohort_size
-        super().__init__(
-            clients,
-            data.federation.train_sizes[clients],
-            cohort_size=min(wanted, len(clients)),
-            chunk_size=EVERYONE,
-            seed=data.run_seed,
-            training=heldout is None,
-            sampling=data.sampling if heldout is None else "fixed",
-        )
-        self._data = data
-        self._heldout = heldout
-        self._wanted = cohort_size
-
-    def __iter__(self) -> Iterator[Chunk]:
-        """Yield the cohort."""
-        known = len(self._data.nodes.clients) if self._wanted is None else self._wanted
-        clients = np.array(self._data.nodes.online(known), dtype=np.int64)
-        self._data.refresh()
-        federation = self._data.federation
-        if self._heldout is not None:
-            clients = clients[federation.heldout_sizes(self._heldout)[clients] > 0]
-        self._clients, self._sizes = clients, federation.train_sizes[clients]
-        self._cohort = self._room = len(clients) if self._wanted is None else min(self._wanted, len(clients))
-        return super().__iter__()
-
-
-class NodeBatches(Dataset[ClientBatch]):
-    """Chunks of clients without examples, which are on the nodes."""
-
-    def __getitem__(self, chunk: Chunk) -> ClientBatch:
-        """Return the clients of a chunk by number."""
-        c = len(chunk.clients)
-        none = torch.zeros(c, 0)
-        nothing = Examples(none, none.long(), none.bool(), (0,) * c)
-        clients = torch.tensor(chunk.clients, dtype=torch.int64)
-        order = torch.zeros(c, 1, 0, dtype=torch.int64)
-        return ClientBatch(clients, nothing, none.byte(), order, None, chunk.round, torch.zeros_like(clients))
 
 
 class RemoteModule(FederatedModule):
