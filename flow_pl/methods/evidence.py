@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from flow_pl.data.batch import FOLDS, fold_size
 from flow_pl.methods.parts.local_memory import Votes
@@ -49,15 +50,24 @@ class Evidence(NamedTuple):
         classes: numbers listed in `OF_CLASS` for each candidate [N, *P, K, G].
         candidates: the candidate classes [N, *P, K], K = min(CANDIDATES, classes).
         log_mixture: logarithms of the candidates' probabilities in the fixed mixture [N, *P, K].
+        representation: inputs of w_g's last block with parameters, flattened and layer-normalized [N, *P, D]; D = 0 if
+            the router does not see them.
     """
 
     instance: Tensor
     classes: Tensor
     candidates: Tensor
     log_mixture: Tensor
+    representation: Tensor
 
 
-def gather_evidence(probabilities: Sequence[Tensor], votes: Votes, mixture: Tensor, memory: Parameters) -> Evidence:
+def gather_evidence(
+    probabilities: Sequence[Tensor],
+    votes: Votes,
+    mixture: Tensor,
+    memory: Parameters,
+    features: Tensor | None = None,
+) -> Evidence:
     """Collect the evidence on instances.
 
     Args:
@@ -65,6 +75,7 @@ def gather_evidence(probabilities: Sequence[Tensor], votes: Votes, mixture: Tens
         votes: of the stored examples.
         mixture: probabilities of the fixed mixture [N, *P, classes].
         memory: the stored "label" [M], and which of them are "real" [M].
+        features: inputs of w_g's last block with parameters [N, *P, ...]; None if the router does not see them.
     """
     best = mixture.topk(min(CANDIDATES, mixture.shape[-1]))
     labels, real = memory["label"], memory["real"].to(mixture.dtype)
@@ -76,7 +87,18 @@ def gather_evidence(probabilities: Sequence[Tensor], votes: Votes, mixture: Tens
     numbers.append((votes.closeness.unsqueeze(-2) * same).amax(-1))
     numbers.append(frequency.log()[best.indices])
     numbers.append(log_mixture.clamp_min(math.log(LEAST)))
-    return Evidence(evidence(probabilities, votes.distances), torch.stack(numbers, dim=-1), best.indices, log_mixture)
+    if features is None:
+        representation = mixture[..., :0]
+    else:
+        flat = features.reshape(*mixture.shape[:-1], -1).to(mixture.dtype)
+        representation = functional.layer_norm(flat, flat.shape[-1:])
+    return Evidence(
+        instance=evidence(probabilities, votes.distances),
+        classes=torch.stack(numbers, dim=-1),
+        candidates=best.indices,
+        log_mixture=log_mixture,
+        representation=representation,
+    )
 
 
 def evidence(probabilities: Sequence[Tensor], distances: Tensor) -> Tensor:

@@ -29,13 +29,15 @@ class EvidenceRouter(nn.Module):
     Args:
         hidden: widths of the hidden layers.
         dropout: share of hidden units dropped in training.
+        representation: whether it also sees the instance, by its representation; that layer's input size is inferred
+            in the first call.
     """
 
     averaged = True
 
-    def __init__(self, hidden: Sequence[int], dropout: float) -> None:
+    def __init__(self, hidden: Sequence[int], dropout: float, representation: bool = False) -> None:
         super().__init__()
-        # one layer on both kinds of numbers, in two parts: what is the instance's is computed once for all candidates
+        # one layer on all kinds of numbers, in parts: what is the instance's is computed once for all candidates
         self.instance = nn.Linear(len(EVIDENCE), hidden[0])
         self.of_class = nn.Linear(len(OF_CLASS), hidden[0], bias=False)
         self.layers = nn.ModuleList([nn.Linear(a, b) for a, b in pairwise(hidden)])
@@ -43,14 +45,34 @@ class EvidenceRouter(nn.Module):
         self.head = nn.Linear(hidden[-1], 1, bias=False)
         nn.init.zeros_(self.head.weight)
         self.requires_grad_(False)
+        self.representation = RepresentationLayer(hidden[0]) if representation else None
 
-    def forward(self, instance: Tensor, classes: Tensor) -> Tensor:
-        """Compute scores [..., K] from standardized evidence on instances [..., F] and on candidates [..., K, G]."""
-        h = self.instance(instance).unsqueeze(-2) + self.of_class(classes)
+    def forward(self, instance: Tensor, classes: Tensor, representation: Tensor) -> Tensor:
+        """Compute scores [..., K].
+
+        Args:
+            instance: standardized evidence on instances [..., F].
+            classes: standardized evidence on candidates [..., K, G].
+            representation: of the instances [..., D].
+        """
+        h = self.instance(instance)
+        if self.representation is not None:
+            h = h + self.representation(representation)
+        h = h.unsqueeze(-2) + self.of_class(classes)
         for layer in self.layers:
             h = layer(self.dropout(h.relu()))
         scores: Tensor = self.head(self.dropout(h.relu())).squeeze(-1)
         return scores.float()
+
+
+class RepresentationLayer(nn.LazyLinear):
+    """Implements the router's layer on the representation, whose size it infers; becomes an `nn.Linear`."""
+
+    cls_to_become = nn.Linear
+
+    def __init__(self, out_features: int) -> None:
+        super().__init__(out_features, bias=False)
+        self.weight = nn.parameter.UninitializedParameter(requires_grad=False)
 
 
 class EvidenceStatistics(nn.Module):

@@ -42,9 +42,9 @@ class EvidenceFlow(FineTuning):
 
     The prediction starts as a fixed mixture of the three models' probabilities with shares (1 - neighbour_weight) *
     (1 - alpha), (1 - neighbour_weight) * alpha and neighbour_weight, which is `Interpolation` of probabilities with
-    neighbours. A router adds a score to the logarithm of each of the likeliest classes. It sees evidence, not the
-    instance: how confident the models are and whether they agree, the probability that each gives to the class, how
-    near the nearest example of the class is, and how frequent the class is in the client's data.
+    neighbours. A router adds a score to the logarithm of each of the likeliest classes. It sees evidence: how confident
+    the models are and whether they agree, the probability that each gives to the class, how near the nearest example of
+    the class is, and how frequent the class is in the client's data; and the instance, by its representation under w_g.
 
     w_g trains as in FedAvg. The router learns from examples that its experts have not seen: in a round a client trains
     a local model from the received w_g on three of four folds of its data, and judges the examples of the fourth by
@@ -69,6 +69,7 @@ class EvidenceFlow(FineTuning):
         router_lr: learning rate of the router's AdamW: with Adam's weight decay, a weight whose gradient is zero
             would decay by whole steps.
         router_weight_decay: weight decay of the router's AdamW.
+        representation: whether the router sees the instance, by the input of w_g's last block with parameters.
 
     Raises:
         ConfigurationError: a setting is out of range.
@@ -89,6 +90,7 @@ class EvidenceFlow(FineTuning):
         router_epochs: int = 1,
         router_lr: float = 0.01,
         router_weight_decay: float = 0.0001,
+        representation: bool = True,
     ) -> None:
         super().__init__(personal_lr_scale)
         require_share(alpha=alpha)
@@ -105,11 +107,22 @@ class EvidenceFlow(FineTuning):
         self.router_epochs = router_epochs
         self.router_lr = router_lr
         self.router_weight_decay = router_weight_decay
+        self.representation = representation
 
     def server_modules(self) -> dict[str, nn.Module]:
         """Return the router and the statistics of its inputs."""
-        self.router = EvidenceRouter(self.hidden, self.dropout)
+        self.router = EvidenceRouter(self.hidden, self.dropout, self.representation)
         return {"router": self.router, "statistics": EvidenceStatistics()}
+
+    def initialize(self, x: Inputs) -> None:
+        """Initialize the server's lazy modules, also the router's layer on the representation."""
+        super().initialize(x)
+        if self.representation:
+            w_g = {name: p.detach() for name, p in self.modules["global"].named_parameters()}
+            features = self.model.features(x, w_g)
+            positions = self.model.head(features, w_g).shape[:-1]
+            rows = features.reshape(*positions, -1)
+            self.router(rows.new_zeros(*positions, len(EVIDENCE)), rows.new_zeros(*positions, 1, len(OF_CLASS)), rows)
 
     def prepare(self) -> None:
         """Bind the memory to the model and the task.
@@ -183,11 +196,12 @@ class EvidenceFlow(FineTuning):
         votes = self.memory.votes(groups["memory"], features, models)
         probabilities = [on_global, on_local, votes.probabilities]
         mixture = models.lerp(votes.probabilities, self.memory.share)
-        return outputs, probabilities, mixture, gather_evidence(probabilities, votes, mixture, groups["memory"])
+        seen = features if self.representation else None
+        return outputs, probabilities, mixture, gather_evidence(probabilities, votes, mixture, groups["memory"], seen)
 
     def _scores(self, groups: Groups, found: Evidence) -> Tensor:
         """Compute the scores of the candidates [..., K] from standardized evidence."""
-        scores: Tensor = call(self.router, groups["router"], (found.instance, found.classes))
+        scores: Tensor = call(self.router, groups["router"], (found.instance, found.classes, found.representation))
         return scores
 
     def _probe_step(self) -> Step:
@@ -214,7 +228,8 @@ class EvidenceFlow(FineTuning):
         statistics, own = add_to_statistics(groups["statistics"], whole, real)
         whole = standardize(whole, groups["statistics"], own)
         some = real.any().to(whole.instance.dtype)
-        x = torch.cat([whole.instance, whole.classes.flatten(-2), whole.log_mixture], dim=-1)
+        rows = [whole.representation, whole.instance, whole.classes.flatten(-2), whole.log_mixture]
+        x = torch.cat(rows, dim=-1)
         y = torch.cat([torch.cat(targets), real.unsqueeze(-1).to(x.dtype)], dim=-1)
         return {
             "statistics": statistics,
@@ -229,10 +244,11 @@ class EvidenceFlow(FineTuning):
 
         def loss(groups: Groups, minibatch: Minibatch) -> Tensor:
             rows, targets, counted = first(minibatch.x), minibatch.y[..., :-1], minibatch.y[..., -1]
-            candidates, size = targets.shape[-1] - 1, len(EVIDENCE)
-            instance, log_mixture = rows[..., :size], rows[..., -candidates:]
-            classes = rows[..., size:-candidates].reshape(*rows.shape[:-1], candidates, len(OF_CLASS))
-            scores = call(self.router, groups["router"], (instance, classes))
+            candidates = targets.shape[-1] - 1
+            sizes = (len(EVIDENCE), candidates * len(OF_CLASS), candidates)
+            representation, instance, flat, log_mixture = rows.split((rows.shape[-1] - sum(sizes), *sizes), dim=-1)
+            classes = flat.reshape(*flat.shape[:-1], candidates, len(OF_CLASS))
+            scores = call(self.router, groups["router"], (instance, classes, representation))
             others = (1 - log_mixture.exp().sum(-1, keepdim=True)).clamp_min(LEAST).log()
             log_likelihood = (torch.cat([log_mixture + scores, others], dim=-1).log_softmax(-1) * targets).sum(-1)
             weight = counted * minibatch.mask.view(-1, *[1] * (counted.ndim - 1))

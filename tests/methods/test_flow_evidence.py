@@ -47,7 +47,7 @@ def nearest(w_g, stored, labels, x):
 
 
 def consulted(w_g, w_l, stored, labels, x):
-    """The fixed mixture, the evidence on an instance and on each class, the likeliest first, number by number."""
+    """The fixed mixture, evidence on an instance and on each class, the likeliest first, number by number; w_g's view."""
     voters = nearest(w_g, stored, labels, x)
     k = torch.zeros(CLASSES)
     for distance, label in voters:
@@ -69,17 +69,19 @@ def consulted(w_g, w_l, stored, labels, x):
         row.append(max([(far[0] + NEAR) / (distance + NEAR) for distance, label in voters if label == c], default=0.0))
         row.append(math.log((sum(int(y) == c for y in labels) + UNSEEN) / (len(labels) + 1)))
         of_class.append([*row, math.log(max(float(mixture[c]), LEAST))])
-    return mixture, order, torch.tensor(numbers), torch.tensor(of_class)
+    h = w_g[:2](x).detach()
+    seen = (h - h.mean()) / (h.var(correction=0) + 1e-5).sqrt()
+    return mixture, order, torch.tensor(numbers), torch.tensor(of_class), seen
 
 
 def tuned(w_g, batch, client, epochs, first=0, **part):
     return train_alone(copy.deepcopy(w_g), batch, client, epochs, 4, first=first, **part)
 
 
-def corrected(router, mixture, order, z, of_class):
+def corrected(router, mixture, order, z, of_class, seen):
     """What is predicted: the mixture with scores added to the logarithms of the candidates, normalized."""
     p = mixture.clone()
-    p[order] = p[order] * router(z, of_class).exp()
+    p[order] = p[order] * router(z, of_class, seen).exp()
     return p / p.sum()
 
 
@@ -125,8 +127,8 @@ def test_a_round_equals_a_plain_loop(number):
         w_l = tuned(w_g, batch, client, 1, first=2, within=others)
         stored = batch.train.x[client, others], batch.train.y[client, others]
         table = {row: consulted(w_g, w_l, *stored, batch.train.x[client, row]) for row in judged}
-        instance = torch.stack([numbers for *_, numbers, _ in table.values()])
-        classes = torch.stack([rows for *_, rows in table.values()]).flatten(0, 1)
+        instance = torch.stack([numbers for _, _, numbers, *_ in table.values()])
+        classes = torch.stack([rows for *_, rows, _ in table.values()]).flatten(0, 1)
         own = {
             "mean": torch.cat([instance.mean(0), classes.mean(0)]),
             "square": torch.cat([instance.square().mean(0), classes.square().mean(0)]),
@@ -143,9 +145,9 @@ def test_a_round_equals_a_plain_loop(number):
             for at in range(0, len(visited), 4):
                 loss = torch.tensor(0.0)
                 for row in visited[at : at + 4]:
-                    mixture, order, numbers, of_class = table[row]
+                    mixture, order, numbers, of_class, seen = table[row]
                     z = (numbers - means[:size]).clamp(-10, 10)
-                    p = corrected(router, mixture, order, z, (of_class - means[size:]).clamp(-10, 10))
+                    p = corrected(router, mixture, order, z, (of_class - means[size:]).clamp(-10, 10), seen)
                     loss = loss - p[batch.train.y[client, row]].log() / len(visited[at : at + 4])
                 adam.zero_grad()
                 loss.backward()
@@ -165,10 +167,11 @@ def test_what_predicts_is_the_mixture_corrected_class_by_class():
     for client, n in enumerate(SIZES):
         w_l, loss, right = tuned(w_g, batch, client, 2), 0.0, 0
         for x, y in zip(batch.heldout.x[client], batch.heldout.y[client].tolist(), strict=True):
-            mixture, order, numbers, of_class = consulted(
+            mixture, order, numbers, of_class, seen = consulted(
                 w_g, w_l, batch.train.x[client, :n], batch.train.y[client, :n], x
             )
-            p = corrected(method.modules["router"], mixture, order, numbers.clamp(-10, 10), of_class.clamp(-10, 10))
+            z = numbers.clamp(-10, 10), of_class.clamp(-10, 10)
+            p = corrected(method.modules["router"], mixture, order, *z, seen)
             loss, right = loss - math.log(p[y].item()), right + int(p.argmax() == y)
         assert result.personalized_loss[client].item() == pytest.approx(loss, rel=1e-3)
         assert result.personalized[client] == right
@@ -236,7 +239,7 @@ def test_folds_without_a_target_store_nothing_and_judge_all_the_same():
 
 def test_other_classes_keep_their_shares_of_what_the_candidates_leave():
     backbone = nn.Sequential(nn.Linear(FEATURES, 5), nn.Tanh(), nn.Linear(5, CANDIDATES + 3))
-    method = EvidenceFlow(**SETTINGS).bind(backbone, Classification())
+    method = bound(EvidenceFlow(**SETTINGS), backbone)
     nn.init.normal_(method.modules["router"].head.weight, std=3, generator=torch.Generator().manual_seed(5))
     server, examples = snapshot(method), Minibatch(torch.randn(9, FEATURES), torch.arange(9), torch.ones(9).bool())
     server["router"] = {name: p.detach().clone() for name, p in method.modules["router"].named_parameters()}
@@ -269,7 +272,11 @@ def test_statistics_run_over_rounds_and_stand_for_all_that_went_in():
     """After two clients with the same evidence it is standardized to mean 0 and deviation 1, however little is in."""
     nothing = torch.zeros(50, 4)
     rows = Evidence(
-        torch.randn(50, len(EVIDENCE)) * 3 + 2, torch.randn(50, 4, len(OF_CLASS)) * 3 + 2, nothing.long(), nothing
+        torch.randn(50, len(EVIDENCE)) * 3 + 2,
+        torch.randn(50, 4, len(OF_CLASS)) * 3 + 2,
+        nothing.long(),
+        nothing,
+        nothing[:, :0],
     )
     running = {"mean": torch.zeros(NUMBERS), "square": torch.zeros(NUMBERS), "weight": torch.tensor(0.0)}
     assert torch.equal(standardize(rows, running).instance, rows.instance.clamp(-10, 10))
@@ -317,7 +324,7 @@ def test_it_learns_whom_to_trust():
     router.load_state_dict({k: p + update.difference["router"][k][0] for k, p in router.state_dict().items()})
     of_class = torch.zeros(2, len(OF_CLASS))
     of_class[:, OF_CLASS.index("closeness")] = torch.tensor([-1.0, 1.0])
-    far, near = router(torch.zeros(len(EVIDENCE)), of_class)
+    far, near = router(torch.zeros(len(EVIDENCE)), of_class, torch.zeros(5))
     assert near - far > 1
 
 
