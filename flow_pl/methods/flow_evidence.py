@@ -246,7 +246,9 @@ class EvidenceFlow(FineTuning):
             rows, targets, counted = first(minibatch.x), minibatch.y[..., :-1], minibatch.y[..., -1]
             candidates = targets.shape[-1] - 1
             sizes = (len(EVIDENCE), candidates * len(OF_CLASS), candidates)
-            representation, instance, flat, log_mixture = rows.split((rows.shape[-1] - sum(sizes), *sizes), dim=-1)
+            representation, instance, flat, log_mixture = torch.split(
+                rows, [rows.shape[-1] - sum(sizes), *sizes], dim=-1
+            )
             classes = flat.reshape(*flat.shape[:-1], candidates, len(OF_CLASS))
             scores = call(self.router, groups["router"], (instance, classes, representation))
             others = (1 - log_mixture.exp().sum(-1, keepdim=True)).clamp_min(LEAST).log()

@@ -17,7 +17,7 @@ from flow_pl.methods.evidence_router import MOMENTUM, add_to_statistics, standar
 from flow_pl.methods.flow_evidence import EPS
 from flow_pl.methods.parts.local_memory import NEAR
 from flow_pl.methods.steps import Minibatch
-from flow_pl.tasks import Classification, MultiLabel
+from flow_pl.tasks import MultiLabel
 from tests.models import test_sequences
 from tests.support import (
     CLASSES,
@@ -47,7 +47,7 @@ def nearest(w_g, stored, labels, x):
 
 
 def consulted(w_g, w_l, stored, labels, x):
-    """The fixed mixture, evidence on an instance and on each class, the likeliest first, number by number; w_g's view."""
+    """The fixed mixture, the evidence on an instance and on each class, the likeliest first, and the representation."""
     voters = nearest(w_g, stored, labels, x)
     k = torch.zeros(CLASSES)
     for distance, label in voters:

@@ -1,0 +1,112 @@
+"""Tune the most important settings of several methods with equal effort, on validation examples.
+
+    python -m tools.tuning task/array --rounds 25 --out tuning.csv --data.path unipen_writers.npz
+
+Each setting is tried with five values: the first one with the others as in `configs/method`, the next one with the best
+value of the first. No method has more than two. The figure is the personalized accuracy on validation examples of the
+training clients after the last round, over examples. Further options are passed to every run. Finished runs are kept in
+the file, so that the same command resumes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import io
+import logging
+import tempfile
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from flow_pl.cli import run
+
+STEP = (0.03, 0.1, 0.3, 1.0, 3.0)
+"""Factors on the learning rate of personal models."""
+SHARE = (0.1, 0.25, 0.4, 0.55, 0.7)
+"""Shares of the neighbours."""
+
+SETTINGS: Mapping[str, Mapping[str, Sequence[float]]] = {
+    "fine_tuning": {"personal_lr_scale": STEP},
+    "interpolation": {"personal_lr_scale": STEP, "alpha": (0.3, 0.5, 0.7, 0.8, 0.9)},
+    "knn_per": {"neighbour_weight": SHARE, "neighbours": (3, 5, 10, 20, 50)},
+    "ditto": {"regularization": (0.03, 0.1, 0.3, 1.0, 3.0), "personal_lr_scale": STEP},
+    "apfl": {"alpha": (0.1, 0.25, 0.5, 0.75, 0.9), "personal_lr_scale": STEP},
+    "interpolation_votes": {"neighbour_weight": SHARE, "personal_lr_scale": STEP},
+    "flow": {"personal_lr_scale": STEP, "regularization": (0.0, 0.001, 0.01, 0.1, 1.0)},
+    "flow_evidence": {"neighbour_weight": SHARE, "personal_lr_scale": STEP},
+}
+"""The settings of each method in the order of the search, with their values."""
+METRIC = "val/personalized_accuracy"
+
+
+class Runs:
+    """Trains with settings, or looks up a run that is already in the file.
+
+    Args:
+        file: CSV file of finished runs; created if it does not exist.
+        task: name of the task's configuration.
+        options: further arguments of every run.
+    """
+
+    def __init__(self, file: Path, task: str, options: Sequence[str]) -> None:
+        self.file, self.task, self.options = file, task, list(options)
+        rows = list(csv.reader(file.open(newline=""))) if file.exists() else []
+        self.done = {tuple(row[:-1]): float(row[-1]) for row in rows}
+
+    def __call__(self, method: str, settings: Mapping[str, float]) -> float:
+        """Return the accuracy in percent."""
+        chosen = [f"--model.method.init_args.{name}={value}" for name, value in settings.items()]
+        key = (self.task, *self.options, method, *chosen)
+        if key not in self.done:
+            self.done[key] = 100 * self._train(method, chosen)
+            with self.file.open("a", newline="") as file:
+                csv.writer(file).writerow([*key, self.done[key]])
+        return self.done[key]
+
+    def _train(self, method: str, chosen: Sequence[str]) -> float:
+        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+            cli = run([
+                "fit", f"--config={self.task}", f"--config=method/{method}", "--trainer.num_sanity_val_steps=0",
+                "--trainer.logger=false", "--trainer.enable_checkpointing=false", "--trainer.enable_progress_bar=false",
+                "--trainer.accelerator=cpu", "--trainer.devices=1", f"--trainer.default_root_dir={folder}",
+                *self.options, *chosen,
+            ])  # fmt: skip
+            return float(cli.trainer.callback_metrics[METRIC])
+
+
+def search(runs: Runs, method: str) -> list[tuple[str, dict[float, float]]]:
+    """Try the values of each setting in turn, and return the accuracies by value."""
+    best: dict[str, float] = {}
+    tried = []
+    for setting, values in SETTINGS[method].items():
+        found = {value: runs(method, {**best, setting: value}) for value in values}
+        best[setting] = max(found, key=lambda value: found[value])
+        tried.append((setting, found))
+    return tried
+
+
+def main() -> None:
+    """Print a line of a Markdown table for each setting."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("task", help="name of a task's configuration, such as task/digits")
+    parser.add_argument("--rounds", type=int, required=True, help="communication rounds of every run")
+    parser.add_argument("--out", type=Path, default=Path("tuning.csv"), help="file of the finished runs")
+    parser.add_argument("--methods", nargs="+", choices=SETTINGS, default=list(SETTINGS))
+    options, others = parser.parse_known_args()
+    warnings.simplefilter("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    length = [f"--trainer.max_epochs={options.rounds}", f"--trainer.check_val_every_n_epoch={options.rounds}"]
+    words = [f"{name}={value}" for name, value in zip(others[::2], others[1::2], strict=True)]
+    runs = Runs(options.out, options.task, [*length, *words])
+    print("| method | setting | tried: accuracy |\n|---|---|---|")
+    for method in options.methods:
+        for setting, found in search(runs, method):
+            best = max(found, key=lambda value: found[value])
+            shown = (f"**{v:g}: {a:.2f}**" if v == best else f"{v:g}: {a:.2f}" for v, a in found.items())
+            print(f"| `{method}` | `{setting}` | {', '.join(shown)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
