@@ -21,7 +21,7 @@ demo: $(VENV)/installed
 test: $(VENV)/installed
 	OMP_NUM_THREADS=$(TORCH_THREADS) $(BIN)/python -m pytest -n $(TEST_PROCESSES) -m "not slow and not deploy"
 
-# the rest: whole runs, several processes, servers, a fifth of the pairs of task and method
+# the rest: whole runs, several processes, servers, some pairs of task and method
 test-slow: $(VENV)/installed
 	OMP_NUM_THREADS=$(TORCH_THREADS) $(BIN)/python -m pytest -n $(TEST_PROCESSES) -m "slow and not deploy and not extended"
 

@@ -27,10 +27,10 @@ from flow_pl.evaluation.convergence import (
     observed,
 )
 from flow_pl.methods.base import Method
-from flow_pl.utils.files import csv_text, write_text
 from flow_pl.utils.groups import Groups, Parameters
 from flow_pl.utils.optional import import_optional
 from flow_pl.utils.rng import Stream, generator
+from flow_pl.utils.rows_file import RowsFile
 from flow_pl.utils.validation import given, require_count
 
 PROGRESS = ("global_progress", "local_progress", "deviation")
@@ -88,18 +88,23 @@ class ConvergenceDiagnostics(Callback):
         self.clients = clients
         self.path = None if path is None else check_ending(path, (".csv",))
         self.figure = None if figure is None else check_ending(figure, (".png",))
-        self.rows: list[dict[str, float]] = []
+        self._rows = RowsFile()
         self._loop: FederatedLoop | None = None
         self._gradients: Tensor | None = None
         self._observations: list[Parameters] = []
 
+    @property
+    def rows(self) -> list[dict[str, float]]:
+        """The measurements so far."""
+        return self._rows.rows()
+
     def state_dict(self) -> dict[str, Any]:
         """Return the state that a resumed fit continues from."""
-        return {"rows": list(self.rows)}
+        return {"rows": self._rows.text}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the state from a checkpoint."""
-        self.rows = list(state_dict["rows"])
+        self._rows.restore(state_dict["rows"])
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check the files before the fit."""
@@ -109,6 +114,11 @@ class ConvergenceDiagnostics(Callback):
             for file in (self.path, self.figure):
                 if file is not None:
                     check_writable(Path(trainer.default_root_dir) / file)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the rows of a checkpoint, in place of what a killed process has left."""
+        if trainer.is_global_zero and self.path is not None and self._rows.text:
+            self._rows.write(Path(trainer.default_root_dir) / self.path)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compute the gradients, and start observing the round's clients."""
@@ -125,12 +135,12 @@ class ConvergenceDiagnostics(Callback):
             return
         self._restore(pl_module)
         figures = self._figures(trainer, pl_module)
-        self.rows.append({"round": trainer.current_epoch, **figures})
-        squares = ([row[name] ** 2 for row in self.rows] for name in ("gradient_norm", "client_gradient_norm"))
+        measured = [*self.rows, figures]
+        squares = ([row[name] ** 2 for row in measured] for name in ("gradient_norm", "client_gradient_norm"))
         figures["G"], figures["B"] = dissimilarity_bound(*squares)
-        self.rows[-1] |= figures
+        self._rows.add({"round": trainer.current_epoch, **figures})
         if trainer.is_global_zero and self.path is not None:
-            write_text(Path(trainer.default_root_dir) / self.path, csv_text(self.rows))
+            self._rows.write(Path(trainer.default_root_dir) / self.path)
         logged = {f"diagnostics/{name}": torch.tensor(value) for name, value in figures.items()}
         # already reduced: every process has the same value
         pl_module.log_dict(logged, on_step=False, on_epoch=True, batch_size=1, sync_dist=True, rank_zero_only=True)

@@ -12,8 +12,8 @@ from lightning.pytorch.callbacks import Callback
 
 from flow_pl.callbacks._base import metric_prefixes
 from flow_pl.callbacks._output_files import check_ending, check_writable
-from flow_pl.utils.files import csv_text, write_text
 from flow_pl.utils.optional import import_optional
+from flow_pl.utils.rows_file import RowsFile
 
 
 class LearningCurves(Callback):
@@ -39,17 +39,18 @@ class LearningCurves(Callback):
     def __init__(self, path: str = "curve.csv", figure: str | None = "figures/curves.png") -> None:
         self.path = check_ending(path, (".csv",))
         self.figure = None if figure is None else check_ending(figure, (".png",))
-        self._rows: list[dict[str, float]] = []
+        self._rows, self._last = RowsFile(), 0  # the last row's round
         self._seconds = 0.0
         self._clock = 0.0
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state that a resumed fit continues from."""
-        return {"rows": list(self._rows), "seconds": self._seconds}
+        return {"rows": self._rows.text, "last": self._last, "seconds": self._seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the state from a checkpoint."""
-        self._rows, self._seconds = list(state_dict["rows"]), state_dict["seconds"]
+        self._rows.restore(state_dict["rows"])
+        self._last, self._seconds = state_dict["last"], state_dict["seconds"]
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check the files before the fit."""
@@ -59,6 +60,11 @@ class LearningCurves(Callback):
             for file in (self.path, self.figure):
                 if file is not None:
                     check_writable(Path(trainer.default_root_dir) / file)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the rows of a checkpoint, in place of what a killed process has left."""
+        if trainer.is_global_zero and self._rows.text:
+            self._rows.write(Path(trainer.default_root_dir) / self.path)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock, excluding the time between two rounds."""
@@ -84,15 +90,16 @@ class LearningCurves(Callback):
             from flow_pl.results.curves import accuracy_curves
             from flow_pl.results.plotting import save  # needs matplotlib
 
-            curve = {int(row["round"]): row for row in self._rows}
+            curve = {int(row["round"]): row for row in self._rows.rows()}
             save(partial(accuracy_curves, curve), Path(trainer.default_root_dir) / self.figure)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Add a row for the last round, if it was not validated."""
-        if not self._rows or self._rows[-1]["round"] != trainer.global_step:
+        if self._last != trainer.global_step:
             self._add(trainer, {})
 
     def _add(self, trainer: Trainer, figures: dict[str, float]) -> None:
-        self._rows.append({"round": trainer.global_step, "train_seconds": round(self._seconds, 3), **figures})
+        self._last = trainer.global_step
+        self._rows.add({"round": self._last, "train_seconds": round(self._seconds, 3), **figures})
         if trainer.is_global_zero:
-            write_text(Path(trainer.default_root_dir) / self.path, csv_text(self._rows))
+            self._rows.write(Path(trainer.default_root_dir) / self.path)

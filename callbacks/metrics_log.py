@@ -10,45 +10,35 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from flow_pl.loggers import RunLogger
+from flow_pl.module.round_log import round_metrics
 from flow_pl.utils.checkpoints import look_at, resumed_checkpoint
 
 
 class MetricsLog(Callback):
-    """Saves the round of the `RunLogger`s' files in every checkpoint, and truncates them to it on resuming."""
+    """Saves the rows of the `RunLogger`'s file in every checkpoint, and restores them on resuming."""
 
     def __init__(self) -> None:
         self._trainer: Trainer | None = None
-        self._ended = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Collect the loggers."""
         self._trainer = trainer
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the version of the file, the round, and its metrics that are not written yet."""
+        """Return the version of the file and its rows, with the round's metrics: Lightning logs them afterwards."""
         logger = None if self._trainer is None else _logger(self._trainer)
         if logger is None or self._trainer is None:
             return {}
-        logged = self._trainer.logged_metrics if self._ended else {}  # in every process: reading them may be collective
-        last = {name: float(value) for name, value in logged.items() if name.startswith(("train/", "privacy/"))}
+        last = round_metrics(self._trainer)  # in every process
         if not self._trainer.is_global_zero:
             return {}
-        return {"version": logger.version, "step": self._trainer.global_step, "last": last}
+        return {"version": logger.version, "rows": logger.experiment.text_with(last)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Truncate the file to the checkpoint if the fit continues it."""
-        trainer = self._trainer
-        logger = None if trainer is None else _logger(trainer)
-        if trainer is not None and logger is not None and logger.continued and trainer.is_global_zero:
-            logger.experiment.keep(state_dict["step"], state_dict["last"])
-
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Record that the round has no metrics yet."""
-        self._ended = False
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Record the round's metrics: Lightning logs them only after the checkpoint."""
-        self._ended = True
+        """Restore the rows, in the run's file or in that of another run that branches off."""
+        logger = None if self._trainer is None else _logger(self._trainer)
+        if self._trainer is not None and logger is not None and self._trainer.is_global_zero:
+            logger.experiment.restore(state_dict["rows"])
 
 
 def continue_log(trainer: Trainer, ckpt_path: str | os.PathLike[str] | None) -> None:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -28,17 +26,15 @@ from flow_pl.callbacks._known_metrics import check_monitors
 from flow_pl.callbacks.metrics_log import MetricsLog, continue_log
 from flow_pl.callbacks.preemption import Preemption
 from flow_pl.callbacks.run_folder import BestCheckpoint, LastCheckpoint, RunFolder
+from flow_pl.callbacks.saved_settings import SavedSettings
 from flow_pl.callbacks.wandb_run import continued_run
 from flow_pl.checks import check_class_paths
-from flow_pl.configuration import KEY, SECTIONS
 from flow_pl.data import FederatedDataModule
 from flow_pl.errors import ConfigurationError, FlowError, brief
 from flow_pl.loggers import RunLogger, make_wandb_logger, sweep_folder
 from flow_pl.module import FederatedModule
-from flow_pl.results.run_folder import CONFIG, CONFIG_HEADER, LOGS, find_checkpoint
-from flow_pl.resume import warn_of_changes
+from flow_pl.results.run_folder import LOGS, find_checkpoint
 from flow_pl.utils.checkpoints import WholeCheckpointIO, look_at
-from flow_pl.utils.files import write_text
 from flow_pl.utils.parser import FlowParser, expand_home
 from flow_pl.utils.trainer_settings import check_callbacks, check_seed, check_trainer
 from flow_pl.version import __version__
@@ -82,51 +78,26 @@ OURS = ("num_sanity_val_steps", "log_every_n_steps")
 """Those that are on by our own defaults, and are disabled silently."""
 
 
-class ConfigToLogger(SaveConfigCallback):
-    """Saves the configuration: for a fit in the run's folder and each checkpoint, for every command with each logger.
+class FlowCLI(LightningCLI):
+    """Extends LightningCLI by defaults that suit federated training.
 
-    Every logger receives it as hyperparameters, and as `config.yaml` in its log folder if it has one per run.
+    Args:
+        *args: see `LightningCLI`.
+        **kwargs: see `LightningCLI`.
     """
 
-    @cached_property
-    def settings(self) -> dict[str, Any]:
-        """Return the whole configuration except what belongs to a single command (a checkpoint, say)."""
-        settings = json.loads(self.parser.dump(self.config, skip_none=False, format="json"))
-        return {key: value for key, value in settings.items() if key in SECTIONS}
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        words = kwargs.get("args")
+        words = sys.argv[1:] if words is None else words
+        first = words[0] if isinstance(words, list) and words else None
+        self._command = first if first in self.subcommands() else None
+        super().__init__(*args, **kwargs)
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Pass the configuration to the loggers."""
-        # evaluated in all processes, since it may be collective
-        folders = [logger.log_dir for logger in trainer.loggers if isinstance(logger, CSVLogger | TensorBoardLogger)]
-        if self.already_saved or not trainer.is_global_zero:
-            return
-        self.already_saved = True
-        for folder in folders:
-            self._write(Path(str(folder)) / self.config_filename)
-        for logger in trainer.loggers:
-            logger.log_hyperparams(self.settings)
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the file in the run's folder, once an earlier run has been moved aside."""
-        if trainer.is_global_zero:
-            self._write(Path(trainer.default_root_dir) / CONFIG)
-
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Put the configuration into the checkpoint, for `FederatedModule.load_from_checkpoint`."""
-        checkpoint[KEY] = self.settings
-
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Report which settings of a resumed fit differ from its start."""
-        if trainer.state.fn == "fit":
-            warn_of_changes(checkpoint.get(KEY, {}), self.settings)
-
-    def _write(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, f"{CONFIG_HEADER}\n{yaml.safe_dump(self.settings, sort_keys=False)}")
-
-
-class FlowCLI(LightningCLI):
-    """Extends LightningCLI by defaults that suit federated training."""
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        """Create the parser of a command; without options if another one is run, to start sooner."""
+        if self._command not in (None, subcommand):
+            return self.init_parser(**kwargs)
+        return super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse the arguments and check the checkpoint file first.
@@ -280,7 +251,7 @@ def run(
         module,
         FederatedDataModule,
         subclass_mode_data=True,
-        save_config_callback=ConfigToLogger,
+        save_config_callback=SavedSettings,
         save_config_kwargs={"overwrite": True},
         seed_everything_default=0,
         auto_configure_optimizers=False,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -38,13 +39,28 @@ def make(cls: type[T], settings: Mapping[str, Any], given: Mapping[str, Any]) ->
     """
     parser = LightningArgumentParser(exit_on_error=False)
     parser.add_class_arguments(cls, "object", fail_untyped=False, instantiate=False, skip=set(given))
-    try:
+    with clear_errors(f"the settings of {cls.__name__}"):
         parsed = parser.parse_object({"object": {key: value for key, value in settings.items() if key not in given}})
         check_class_paths(parsed)
         arguments = parser.instantiate_classes(parsed).get("object")
         return cls(**{**(vars(arguments) if arguments else {}), **given})
+
+
+@contextlib.contextmanager
+def clear_errors(named: str) -> Iterator[None]:
+    """Raise what is wrong with a configuration as an error of this project.
+
+    Args:
+        named: what to call the configuration in its message.
+
+    Raises:
+        ConfigurationError: the parser rejects it.
+        FlowError: a class that it names raised this error.
+    """
+    try:
+        yield
     except argparse.ArgumentError as error:
-        raise ConfigurationError(f"the settings of {cls.__name__} cannot be used: {error}") from error
+        raise ConfigurationError(f"{named} cannot be used: {error}") from error
     except Exception as error:
         cause = find_cause(error, FlowError)
         if cause is None:

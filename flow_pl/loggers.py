@@ -5,8 +5,6 @@ Nothing here imports wandb; Lightning's logger does, when it is used.
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 from pathlib import Path
 from typing import Any
@@ -16,22 +14,17 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
-from flow_pl.utils.files import unwritable, write_text
+from flow_pl.utils.files import unwritable
+from flow_pl.utils.rows_file import RowsFile
 
 
 class RunLogger(CSVLogger):
-    """Extends Lightning's CSVLogger: its file is never half written and can be continued.
-
-    Attributes:
-        continued: whether it continues the file of an interrupted run.
-    """
-
-    continued = False
+    """Extends Lightning's CSVLogger: its file is never half written and can be continued."""
 
     def continue_version(self, version: int | str) -> None:
         """Write to the folder of an earlier version from now on, if it still exists."""
         if (Path(self.root_dir) / f"version_{version}").is_dir():
-            self._version, self.continued = version, True
+            self._version = version
 
     @property
     @rank_zero_experiment
@@ -55,8 +48,10 @@ class MetricsFile(ExperimentWriter):
             super().__init__(log_dir)
         except OSError as error:
             raise unwritable(Path(log_dir), error) from error
-        self._path = Path(self.metrics_file_path)
-        self.metrics_keys, _ = self._read()
+        self._path, self._rows = Path(self.metrics_file_path), RowsFile()
+        self._latest: list[dict[str, float]] = []  # of one step
+        if self._path.exists():
+            self._rows.restore(self._path.read_text(encoding="utf-8"))
 
     def _check_log_dir_exists(self) -> None:
         """Do nothing, where Lightning deletes an existing file."""
@@ -67,57 +62,35 @@ class MetricsFile(ExperimentWriter):
         Raises:
             FlowError: the disk is full; earlier rows are intact.
         """
-        if not self.metrics:
-            return
-        new_keys = self._record_new_keys()
-        rows, self.metrics = self.metrics, []
-        if new_keys:
-            self._write([*self._read()[1], *rows])
-            return
-        text = self._csv(rows, header=False)
-        try:
-            # unbuffered: a kill leaves all of it or nothing
-            with self._path.open("ab", buffering=0) as file:
-                end = file.tell()
-                if file.write(text.encode()) < len(text.encode()):
-                    file.truncate(end)
-                    raise OSError("there is no space left")
-        except OSError as error:
-            raise unwritable(self._path, error) from error
+        if self.metrics:
+            rows, self.metrics = self.metrics, []
+            self._latest = [row for row in (*self._latest, *rows) if row["step"] == rows[-1]["step"]]
+            self._rows.add(*rows)
+            self._rows.write(self._path)
 
-    def keep(self, step: int, last: dict[str, float]) -> None:
-        """Discard what was logged after a checkpoint.
+    def text_with(self, last: dict[str, float]) -> str:
+        """Return the rows as CSV.
 
         Args:
-            step: round of the checkpoint.
-            last: the training metrics of that round, which are logged only after the checkpoint; they are added if the
-                run was killed in between.
+            last: metrics of a round, with its step, that may not be logged yet; they are added if no row has them.
         """
-        kept = [row for row in self._read()[1] if int(row["step"]) <= step]
-        if last and not any(row["step"] == str(step) and all(row.get(name) for name in last) for row in kept):
-            kept.append({**last, "step": step})
-        self.metrics_keys = sorted({*self.metrics_keys, *(name for row in kept for name in row)})
-        self.metrics = []
-        self._write(kept)
+        rows = RowsFile()
+        rows.restore(self._rows.text)
+        rows.add(*self.metrics)
+        logged = any(row["step"] == last.get("step") and last.keys() <= row.keys() for row in self._latest)
+        if last and not logged:
+            rows.add(last)
+        return rows.text
 
-    def _read(self) -> tuple[list[str], list[dict[str, Any]]]:
-        """Read the header and the complete rows of the file."""
-        if not self._path.exists():
-            return [], []
-        text = self._path.read_text(encoding="utf-8")
-        reader = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1], newline=""))
-        return list(reader.fieldnames or []), list(reader)
+    def restore(self, text: str) -> None:
+        """Replace the rows by those of a checkpoint.
 
-    def _write(self, rows: list[dict[str, Any]]) -> None:
-        write_text(self._path, self._csv(rows, header=True))
-
-    def _csv(self, rows: list[dict[str, Any]], header: bool) -> str:
-        text = io.StringIO()
-        writer = csv.DictWriter(text, self.metrics_keys, lineterminator="\n")
-        if header:
-            writer.writeheader()
-        writer.writerows(rows)
-        return text.getvalue()
+        Args:
+            text: the rows as CSV.
+        """
+        self.metrics, self._latest = [], []
+        self._rows.restore(text)
+        self._rows.write(self._path)
 
 
 def wandb_loggers(trainer: Trainer) -> list[WandbLogger]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from importlib.util import find_spec
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from flow_pl import methods
 from flow_pl.checks import check_fit
 from flow_pl.data.batch import ClientBatch, Examples, part_bits
 from flow_pl.engine.loop import ClientUpdate, FederatedLoop
@@ -145,6 +147,14 @@ def train_alone(
         loss.backward()
         steps.step()
     return backbone
+
+
+def every_method() -> dict[str, type[Method]]:
+    """The methods for any backbone, by the names of their classes."""
+    found = {name: getattr(methods, name) for name in methods.__all__}
+    found = {name: cls for name, cls in found.items() if isinstance(cls, type) and issubclass(cls, Method)}
+    # FedBN needs layers of BatchNorm
+    return {name: cls for name, cls in found.items() if not inspect.isabstract(cls) and name not in ("Method", "FedBN")}
 
 
 def flat(parameters: dict[str, Tensor]) -> Tensor:

@@ -21,8 +21,8 @@ TASKS, METHODS, TUNED, ABLATIONS = (
 )
 PAIRS = [(task, f"method/{method}") for task in TASKS for method in METHODS]
 PAIRS += [(name.partition("/")[0], f"tuned/{name}") for name in TUNED]
-GATED = {pair for number, pair in enumerate(PAIRS) if number % (2 if pair[1].startswith("tuned/") else 5) == 0}
-"""Pairs that run at every change: each method and each task are in several of them. The others are `extended`."""
+GATED = {pair for number, pair in enumerate(PAIRS) if number % (3 if pair[1].startswith("tuned/") else 11) == 0}
+"""Pairs that run at every change: each method and each task are in some of them. The others are `extended`."""
 TEXTS = ["to be or not", "that is the question", "whether it is nobler"]
 
 
@@ -104,6 +104,12 @@ INPUTS = {
     "StackOverflowTagsData": stack_overflow_files,
 }
 """By data module, where it reads files: writes tiny ones of the published form and returns the options naming them."""
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path, monkeypatch):
+    """Runs are named for their files, and written below the folder they are started from."""
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture(scope="session")

@@ -103,6 +103,7 @@ def test_a_residual_net_is_routed_by_three_lines(folder, caplog):
     assert f"routed blocks: {', '.join(blocks)}" in caplog.text
 
 
+@pytest.mark.slow
 def test_the_method_shown_takes_its_gradient_elsewhere(folder):
     """With rho = 0 the very numbers of FedAvg, with a large one another step."""
     text = (DOCS / "extending.md").read_text()
@@ -168,6 +169,7 @@ def test_the_callbacks_shown_work(folder, capsys):
     assert "round 0: the worst tenth is at" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_serving_takes_ten_lines(folder, capsys):
     run(["fit", *DIGITS, *SMALL, "--trainer.devices=1"])
     random = np.random.default_rng(0)
@@ -335,6 +337,7 @@ def test_a_method_has_a_page_with_its_parameters(stem):
     assert f"({stem}.md)" in (DOCS / "methods" / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_every_metric_is_explained(folder):
     """Those of a run with all that is logged, by their names without prefixes of populations and models."""
     options = ["--data.dropout=0.2", "--trainer.callbacks+=ConvergenceDiagnostics"]

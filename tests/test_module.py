@@ -142,7 +142,9 @@ class _KillAt(Callback):
             raise _KilledError
 
 
-@pytest.mark.parametrize("method", [flow, lambda: FineTuning()], ids=["flow", "fine_tuning"])
+@pytest.mark.parametrize(
+    "method", [flow, pytest.param(lambda: FineTuning(), marks=pytest.mark.slow)], ids=["flow", "fine_tuning"]
+)
 def test_a_killed_run_resumes_bit_identical(tmp_path, method):
     """Killed in round 3 of 4 and resumed from the last checkpoint; server momentum, schedule and router dropout on."""
     settings = {
@@ -194,7 +196,7 @@ def test_validation_sees_the_round_it_follows(tmp_path):
     assert again["val/generalized_loss"] == pytest.approx(last, rel=1e-6)
 
 
-@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
+@pytest.mark.parametrize("precision", ["bf16-mixed", pytest.param("16-mixed", marks=pytest.mark.slow)])
 def test_mixed_precision_trains_like_float32(tmp_path, precision):
     """Weights stay float32, and the scaler's factor is not taken off a pseudo-gradient that never had it."""
     dtype = "bf16-mixed" if precision == "bf16-mixed" else "16-mixed"

@@ -64,7 +64,15 @@ def parameters(model):
     return torch.cat([p.detach().reshape(-1) for p in model.server.parameters()])
 
 
-@pytest.mark.parametrize("change", [{"chunk_size": 1}, {"chunk_size": "auto"}, {"num_workers": 2}], ids=str)
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param({"chunk_size": 1}, marks=pytest.mark.slow),
+        {"chunk_size": "auto"},
+        pytest.param({"num_workers": 2}, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
 def test_chunks_and_workers_change_nothing(tmp_path, change):
     reference, run = fitted(tmp_path)
     other, other_run = fitted(tmp_path, **change)
@@ -74,7 +82,7 @@ def test_chunks_and_workers_change_nothing(tmp_path, change):
         assert other_run.callback_metrics[name] == run.callback_metrics[name]
 
 
-@pytest.mark.parametrize("method", [flow, Ditto], ids=["flow", "ditto"])
+@pytest.mark.parametrize("method", [flow, pytest.param(Ditto, marks=pytest.mark.slow)], ids=["flow", "ditto"])
 def test_a_resumed_run_is_bit_identical(tmp_path, method):
     whole, _ = fitted(tmp_path, method(), rounds=3)
     saved = {"callbacks": [ModelCheckpoint(tmp_path / "ckpt", save_last=True)], "enable_checkpointing": True}
@@ -109,9 +117,10 @@ class KeptReport(RoutingReport):
         super().on_test_epoch_end(trainer, pl_module)
 
 
+@pytest.mark.slow
 def test_a_report_shows_the_token_ids(tmp_path):
-    report, source = KeptReport(path=str(tmp_path / "report.html")), data(tmp_path, new_client_fraction=0)
-    trainer(1, [report]).test(module(), datamodule=source, verbose=False)
+    report, source = KeptReport(), data(tmp_path, new_client_fraction=0)
+    trainer(1, [report], default_root_dir=tmp_path).test(module(), datamodule=source, verbose=False)
     (routes,), federation = report.counted, source.federation
     assert routes.decisions == int(federation.test_sizes.sum())
     for instance in (*routes.most_local, *routes.most_global):
@@ -140,6 +149,7 @@ def test_a_personalized_model_is_that_of_an_evaluation(kind):
     torch.testing.assert_close(model(dict(reversed(X.items()))), model(X))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["torch_export", "onnx"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_exported_program_takes_the_features_by_name(tmp_path, kind, form):
@@ -203,6 +213,7 @@ class Mean(nn.Module):
 """
 
 
+@pytest.mark.slow
 def test_the_commands_take_arrays_by_name(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))

@@ -49,6 +49,7 @@ def test_settings_that_are_not_those_of_the_labels_are_refused_with_the_right_on
         Regression(std=0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("routing", ["soft", "hard"])
 def test_an_exported_program_gives_values_in_the_unit_of_the_labels(tmp_path, routing):
     torch.manual_seed(0)
@@ -124,7 +125,7 @@ def options(folder, mean, std, name="values.npz"):
     ]
 
 
-@pytest.mark.parametrize("name", ["values.npz", "values.csv"])
+@pytest.mark.parametrize("name", [pytest.param("values.npz", marks=pytest.mark.slow), "values.csv"])
 def test_from_a_file_to_predictions(tmp_path, capsys, caplog, name):
     mean, std = write(tmp_path)
     settings = options(tmp_path, mean, std, name)

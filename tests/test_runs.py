@@ -1,6 +1,5 @@
 """The folder of a run through several commands: what is taken, what is kept, what is refused, what is said."""
 
-import warnings
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,6 @@ from flow_pl.errors import ConfigurationError
 from flow_pl.methods import Flow
 from flow_pl.models import MLP
 from flow_pl.models.routers import InstanceRouter
-from flow_pl.resume import ChangedSettingWarning
 from flow_pl.utils.checkpoints import look_at
 from tests.test_cli import config, fails  # noqa: F401 (a fixture)
 
@@ -61,11 +59,10 @@ class StopIn(Callback):
 
 
 @pytest.mark.parametrize("name", ["test", "validate", "predict"])
-def test_the_best_checkpoint_is_taken_and_named(config, root, capsys, name):  # noqa: F811
-    command(config, "fit")
+def test_the_best_checkpoint_is_taken_and_named(config, finished, capsys, name):  # noqa: F811
     capsys.readouterr()
     cli = command(config, name)
-    best = root / "checkpoints" / "best.ckpt"
+    best = finished / "checkpoints" / "best.ckpt"
     said = capsys.readouterr().out
     assert f"{name}: {best} (round {look_at(best)['global_step']})" in said
     assert torch.equal(torch.cat([p.flatten() for p in cli.model.state_dict().values()]), weights(best))
@@ -89,9 +86,8 @@ def test_a_fit_from_the_best_round_needs_one(config, root, capsys):  # noqa: F81
     assert not (root / "earlier").exists()
 
 
-def test_words_are_those_of_the_run_and_a_missing_one_names_what_is_there(config, root, capsys):  # noqa: F811
-    command(config, "fit")
-    last, best = (root / "checkpoints" / f"{name}.ckpt" for name in ("last", "best"))
+def test_words_are_those_of_the_run_and_a_missing_one_names_what_is_there(config, finished, capsys):  # noqa: F811
+    last, best = (finished / "checkpoints" / f"{name}.ckpt" for name in ("last", "best"))
     for word, path in (("last", last), ("best", best)):
         capsys.readouterr()
         command(config, "test", "--ckpt_path", word)
@@ -142,6 +138,7 @@ def test_a_fit_that_goes_on_a_trial_and_one_that_is_refused_leave_everything_in_
     assert look_at(root / "checkpoints" / "last.ckpt")["global_step"] == 3
 
 
+@pytest.mark.slow
 def test_a_fit_from_the_checkpoint_of_another_run_takes_the_place_of_the_one_there(config, root, tmp_path):  # noqa: F811
     command(config, "fit")
     command(config, "fit", "--trainer.default_root_dir", tmp_path / "other")
@@ -174,8 +171,7 @@ def test_a_fit_ends_by_saying_where_it_is_and_the_command_it_names_works(config,
     assert f"test: {best} (round" in capsys.readouterr().out
 
 
-def test_validate_prints_the_table_in_percent(config, capsys):  # noqa: F811
-    command(config, "fit")
+def test_validate_prints_the_table_in_percent(config, finished, capsys):  # noqa: F811
     capsys.readouterr()
     cli = command(config, "validate")
     said = capsys.readouterr().out
@@ -216,6 +212,7 @@ def test_a_listed_callback_is_added(config, root, listed, files):  # noqa: F811
     assert any(type(callback).__name__ == first for callback in cli.trainer.callbacks)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", [[], ["--trainer.callbacks.dirpath={root}/../run/checkpoints"]])
 def test_a_checkpoint_callback_that_writes_best_ckpt_replaces_the_one_that_would(config, root, folder):  # noqa: F811
     options = ["--trainer.callbacks.filename=best", "--trainer.callbacks.monitor=val/generalized_accuracy"]
@@ -234,7 +231,13 @@ def test_another_progress_bar_replaces_the_default_one(config, bar):  # noqa: F8
     assert type(cli.trainer.progress_bar_callback).__name__ == bar
 
 
-@pytest.mark.parametrize("hook", ["first chunk", "last chunk", "validation", "end of validation"])
+@pytest.mark.parametrize(
+    "hook",
+    [
+        "first chunk",
+        *(pytest.param(hook, marks=pytest.mark.slow) for hook in ("last chunk", "validation", "end of validation")),
+    ],
+)
 def test_a_run_that_breaks_off_goes_on_from_the_checkpoint_of_its_exception(config, root, hook):  # noqa: F811
     """Between two chunks the round is made anew, since the updates of the first ones are lost."""
     crash = ["--trainer.callbacks+=OnExceptionCheckpoint", f"--trainer.callbacks.dirpath={root}/crash"]
@@ -250,113 +253,18 @@ def test_a_run_that_breaks_off_goes_on_from_the_checkpoint_of_its_exception(conf
     assert torch.equal(weights(root / last), weights(root.with_name("whole") / last))
 
 
-# --- resumed with other settings
-
-
-@pytest.mark.parametrize(
-    "option",
-    [
-        "split_seed=1",
-        "test_fraction=0.3",
-        "val_fraction=0.3",
-        "new_client_fraction=0.5",
-        "num_clients=9",
-        "mean_log_size=2.5",
-    ],
-)
-def test_a_fit_does_not_go_on_with_other_rows_or_another_split(config, root, capsys, option):  # noqa: F811
-    command(config, "fit")
-    before = weights(root / "checkpoints" / "last.ckpt")
-    code, error = fails(capsys, "fit", "--config", config, "--ckpt_path", "last", f"--data.{option}")
-    assert code == 1
-    assert "the checkpoint was trained on another" in error
-    assert "test examples would be used for training" in error
-    name, value = option.split("=")
-    if name not in ("num_clients", "mean_log_size"):
-        assert f"data.{name} is {value}, was" in error
-    assert torch.equal(weights(root / "checkpoints" / "last.ckpt"), before)
-
-
-@pytest.mark.parametrize("name", ["test", "validate", "predict"])
-def test_examples_that_were_trained_on_are_not_tested(config, capsys, name):  # noqa: F811
-    command(config, "fit")
-    code, error = fails(capsys, name, "--config", config, "--data.split_seed=1")
-    assert code == 1
-    assert "data.split_seed is 1, was 0" in error
-    assert "would include some of its training examples" in error
-
-
-def test_other_data_are_tested_with_a_word_of_warning(config):  # noqa: F811
-    command(config, "fit")
-    with pytest.warns(ChangedSettingWarning, match="was trained on other data"):
-        command(config, "test", "--data.num_clients=9")
-
-
-def test_a_fit_goes_on_where_only_speed_or_the_number_of_rounds_is_another(config):  # noqa: F811
-    command(config, "fit")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", ChangedSettingWarning)
-        command(config, "fit", "--ckpt_path=last", "--trainer.max_epochs=3", "--data.chunk_size=1")
-
-
-SGD = ["--model.server_optimizer=torch.optim.SGD", "--model.server_optimizer.momentum=0.5"]
-
-
-def test_another_server_optimizer_or_scheduler_is_refused(config, capsys):  # noqa: F811
-    command(config, "fit")
-    adam = ["--model.server_optimizer=torch.optim.Adam", "--model.server_optimizer.lr=0.1"]
-    schedule = ["--model.server_scheduler=torch.optim.lr_scheduler.StepLR", "--model.server_scheduler.step_size=1"]
-    for role, options in (("optimizer", adam), ("scheduler", schedule)):
-        code, error = fails(capsys, "fit", "--config", config, "--ckpt_path=last", *options)
-        assert code == 1
-        assert f"model.server_{role} is torch.optim." in error
-        assert "but the checkpoint was trained with" in error
-
-
-def test_another_learning_rate_of_the_server_is_used_and_told(config):  # noqa: F811
-    command(config, "fit", *SGD, "--model.server_optimizer.lr=1.0")
-    more = ["--ckpt_path=last", "--trainer.max_epochs=3", "--model.server_optimizer.lr=0.25"]
-    with pytest.warns(ChangedSettingWarning, match=r"model.server_optimizer.lr is 0.25, was 1.0"):
-        cli = command(config, "fit", *SGD, *more)
-    (optimizer,) = cli.trainer.optimizers
-    assert (optimizer.param_groups[0]["lr"], optimizer.param_groups[0]["momentum"]) == (0.25, 0.5)
-    assert all("momentum_buffer" in state for state in optimizer.state.values()), "what it has learned stays"
-
-
-def test_another_schedule_is_followed_as_if_it_had_been_from_the_first_round(config):  # noqa: F811
-    """0.5 * gamma ** rounds, with gamma 0.1 in the first two rounds and 0.9 from then on."""
-    schedule = ["--model.server_scheduler=torch.optim.lr_scheduler.ExponentialLR"]
-    command(config, "fit", *SGD, "--model.server_optimizer.lr=1.0", *schedule, "--model.server_scheduler.gamma=0.1")
-    more = ["--ckpt_path=last", "--trainer.max_epochs=3", "--model.server_optimizer.lr=0.5"]
-    with pytest.warns(ChangedSettingWarning, match=r"model.server_scheduler.gamma is 0.9, was 0.1"):
-        cli = command(config, "fit", *SGD, *schedule, "--model.server_scheduler.gamma=0.9", *more)
-    assert cli.trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.5 * 0.9**3)
-
-
-def test_other_settings_that_change_numbers_are_told(config):  # noqa: F811
-    command(config, "fit")
-    changed = ["--model.method.regularization=0.5", "--data.cohort_size=2", "--seed_everything=3"]
-    with pytest.warns(ChangedSettingWarning, match="began with") as told:
-        command(config, "fit", "--ckpt_path=last", "--trainer.max_epochs=3", *changed)
-    (said,) = [str(warning.message) for warning in told if warning.category is ChangedSettingWarning]
-    assert "model.method.regularization is 0.5, was" in said
-    assert "data.cohort_size is 2, was 3; " in said or "data.cohort_size is 2, was 3." in said
-    assert "seed_everything is 3, was 1" in said
-
-
 # --- a run is loaded again
 
 
-def test_a_module_is_loaded_from_its_checkpoint_alone(config, root, tmp_path):  # noqa: F811
-    command(config, "fit")
-    last = root / "checkpoints" / "last.ckpt"
+def test_a_module_is_loaded_from_its_checkpoint_alone(config, finished, tmp_path):  # noqa: F811
+    last = finished / "checkpoints" / "last.ckpt"
     state = torch.random.get_rng_state()
     module = FederatedModule.load_from_checkpoint(last)
     assert torch.equal(torch.random.get_rng_state(), state)
     assert torch.equal(torch.cat([p.flatten() for p in module.state_dict().values()]), weights(last))
     assert type(module.method).__name__ == "Flow"
     assert module.loop.batch_size == 4
-    again = FederatedModule.load_from_checkpoint(str(last), map_location="cpu", hparams_file=root / "config.yaml")
+    again = FederatedModule.load_from_checkpoint(str(last), map_location="cpu", hparams_file=finished / "config.yaml")
     assert again.loop.batch_size == 4
     changed = FederatedModule.load_from_checkpoint(last, loop=flow_pl.FederatedLoop(batch_size=7))
     assert changed.loop.batch_size == 7
@@ -385,9 +293,8 @@ def make_flow():
 
 
 @pytest.mark.parametrize("path", ["os.system", "subprocess.Popen", "tests.test_runs.StopIn", "no.such.Class"])
-def test_a_class_path_in_a_checkpoint_is_looked_at_before_it_is_called(config, root, path):  # noqa: F811
-    command(config, "fit")
-    last = root / "checkpoints" / "last.ckpt"
+def test_a_class_path_in_a_checkpoint_is_looked_at_before_it_is_called(config, finished, path):  # noqa: F811
+    last = finished / "checkpoints" / "last.ckpt"
     saved = torch.load(last, weights_only=True)
     saved["configuration"]["model"]["backbone"] = {"class_path": path, "init_args": {}}
     torch.save(saved, last)

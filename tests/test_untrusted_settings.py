@@ -9,7 +9,6 @@ import pytest
 import torch
 import yaml
 
-from flow_pl.__main__ import main
 from flow_pl.checks import check_class_paths
 from flow_pl.cli import run
 from flow_pl.data import PartitionedData, Vectors
@@ -29,10 +28,9 @@ class Touch:
 
 
 @pytest.fixture
-def trained(config):  # noqa: F811
+def trained(config, finished):  # noqa: F811
     """A configuration and the last checkpoint of its run."""
-    main(["fit", "--config", str(config), "--trainer.max_epochs=1", "--trainer.enable_progress_bar=false"])
-    return config, config.parent / "run" / "checkpoints" / "last.ckpt"
+    return config, finished / "checkpoints" / "last.ckpt"
 
 
 def poison(checkpoint, **entries):
@@ -67,7 +65,7 @@ def test_a_checkpoint_that_lightning_finds_itself_is_refused_as_well(trained, ca
     poison(last, loops=Touch(trap))
     if path == "hpc":
         shutil.move(last, config.parent / "run" / "hpc_ckpt_1.ckpt")
-    status, message = fails(capsys, "fit", "--config", config, "--ckpt_path", path, "--trainer.max_epochs=2")
+    status, message = fails(capsys, "fit", "--config", config, "--ckpt_path", path, "--trainer.max_epochs=3")
     assert status == 1
     assert "it holds Python objects, which may run arbitrary code: posix.system" in message
     assert not trap.exists()

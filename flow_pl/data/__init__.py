@@ -5,10 +5,12 @@ from flow_pl.data.datamodule import FederatedDataModule
 from flow_pl.data.dataset import ClientDataset
 from flow_pl.data.digits import DigitsData
 from flow_pl.data.encodings.encoded import EncodedData
-from flow_pl.data.encodings.encoding import Encoding, Images, Vectors
+from flow_pl.data.encodings.encoding import Encoding
+from flow_pl.data.encodings.images import Images
 from flow_pl.data.encodings.tags import TagPrediction
 from flow_pl.data.encodings.text import NextCharacter, NextWord
 from flow_pl.data.encodings.tokenized import TokenizedTexts
+from flow_pl.data.encodings.vectors import Vectors
 from flow_pl.data.encodings.vocabulary import BOS, EOS, OOV, PAD, Vocabulary
 from flow_pl.data.federation import Federation, Split
 from flow_pl.data.readers.arrays import ArrayData

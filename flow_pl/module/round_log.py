@@ -65,3 +65,18 @@ def log_round(trainer: Trainer, figures: dict[str, Any]) -> None:
     assert isinstance(results, RoundResults)
     named = {"step": float(trainer.global_step), **figures}
     results.figures = {name: torch.as_tensor(value).detach() for name, value in named.items()}
+
+
+def round_metrics(trainer: Trainer) -> dict[str, float]:
+    """Return what Lightning logs at the end of the running round; empty before the server's step.
+
+    To be called in every process: reading metrics may be collective.
+
+    Args:
+        trainer: trainer of the fit.
+    """
+    results = trainer.fit_loop.epoch_loop._results
+    if not isinstance(results, RoundResults) or not results.figures:
+        return {}
+    metrics = {name: torch.as_tensor(value).item() for name, value in results.metrics(on_step=False)["log"].items()}
+    return {**metrics, "step": int(metrics["step"])}

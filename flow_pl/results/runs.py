@@ -169,7 +169,7 @@ def read_curve(path: Path) -> dict[int, Metrics]:
         path: the file that the callback `LearningCurves` wrote.
     """
     rows = read_table(path) if path.exists() else []
-    return {int(row["round"]): {name: float(text) if text else None for name, text in row.items()} for row in rows}
+    return {int(row["round"]): {name: _number(text) for name, text in row.items()} for row in rows}
 
 
 def read_log(folder: Path) -> dict[int, Metrics]:
@@ -191,7 +191,12 @@ def read_log(folder: Path) -> dict[int, Metrics]:
 def _validation(row: Mapping[str, str]) -> Metrics:
     """Return the validation metrics in a row of the log, by name without prefix."""
     prefix = "val/"
-    return {name.removeprefix(prefix): float(text) for name, text in row.items() if text and name.startswith(prefix)}
+    return {name.removeprefix(prefix): _number(text) for name, text in row.items() if text and name.startswith(prefix)}
+
+
+def _number(text: str) -> float | None:
+    """Return a metric; None if it was not measured or is undefined."""
+    return None if text in ("", "nan") else float(text)
 
 
 def read_table(path: Path) -> list[dict[str, str]]:

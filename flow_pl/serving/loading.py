@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -15,9 +14,9 @@ from lightning.pytorch.cli import LightningArgumentParser
 import flow_pl.methods
 import flow_pl.models  # noqa: F401 (imported, their classes go by their bare names in YAML)
 from flow_pl.checks import check_checkpoint, check_class_paths
-from flow_pl.configuration import KEY
+from flow_pl.configuration import KEY, clear_errors
 from flow_pl.data import FederatedDataModule
-from flow_pl.errors import ConfigurationError, FlowError, find_cause
+from flow_pl.errors import ConfigurationError
 from flow_pl.module import FederatedModule
 from flow_pl.shipped import find
 from flow_pl.utils.checkpoints import WholeCheckpointIO
@@ -93,16 +92,8 @@ def instantiate(
         parser.add_argument(f"--{ignored}", type=Any)
     parser.add_lightning_class_args(FederatedModule, "model")
     parser.add_lightning_class_args(FederatedDataModule, "data", subclass_mode=True)
-    try:
+    with clear_errors("the configuration" if isinstance(config, dict) else ", ".join(map(str, files))):
         settings = parser.parse_args([*(f"--config={file}" for file in files), *overrides])
         check_class_paths(settings)
         made = parser.instantiate_classes(settings)
-    except argparse.ArgumentError as error:
-        named = "the configuration" if isinstance(config, dict) else ", ".join(map(str, files))
-        raise ConfigurationError(f"{named} cannot be used: {error}") from error
-    except Exception as error:
-        cause = find_cause(error, FlowError)
-        if cause is None:
-            raise
-        raise cause from None
     return made.model, made.data

@@ -42,6 +42,7 @@ def test_all_metrics_of_a_fit_are_known_and_may_be_waited_for(config, method):  
     assert logged <= known
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

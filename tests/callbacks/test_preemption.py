@@ -48,12 +48,13 @@ def weights(path):
     return checkpoint["global_step"], torch.cat([p.flatten() for p in checkpoint["state_dict"].values()])
 
 
-@pytest.fixture
-def whole(config, tmp_path):  # noqa: F811
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
     """The run that is left alone."""
-    root = tmp_path / "whole"
-    run(["fit", "--config", str(config), *ROUNDS, f"--trainer.default_root_dir={root}"])
-    return root
+    root = tmp_path_factory.mktemp("whole")
+    (root / "tiny.yaml").write_text(TINY.format(root=root))
+    run(["fit", "--config", str(root / "tiny.yaml"), *ROUNDS])
+    return root / "run"
 
 
 def check(root, whole):
@@ -68,8 +69,8 @@ def check(root, whole):
     [
         ("on_train_batch_start", 2),  # in the first of two chunks: round 3 is given up
         ("on_before_optimizer_step", 3),  # in the server's step: round 3 is completed
-        ("on_validation_batch_start", 3),
-        ("on_train_epoch_end", 3),
+        pytest.param("on_validation_batch_start", 3, marks=pytest.mark.slow),
+        pytest.param("on_train_epoch_end", 3, marks=pytest.mark.slow),
     ],
 )
 def test_sigterm_stops_the_run_with_a_checkpoint_to_go_on_from(config, tmp_path, capsys, whole, hook, reached):  # noqa: F811
@@ -95,7 +96,13 @@ def fake_scontrol(folder):
     return f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
 
 
-@pytest.mark.parametrize("hook", ["on_train_batch_start", "on_before_optimizer_step", "on_validation_batch_start"])
+@pytest.mark.parametrize(
+    "hook",
+    [
+        "on_before_optimizer_step",
+        *(pytest.param(hook, marks=pytest.mark.slow) for hook in ("on_train_batch_start", "on_validation_batch_start")),
+    ],
+)
 def test_slurms_signal_saves_a_complete_round_and_requeues(config, tmp_path, monkeypatch, whole, hook):  # noqa: F811
     for name, value in {**SLURM, "PATH": fake_scontrol(tmp_path)}.items():
         monkeypatch.setenv(name, value)

@@ -90,6 +90,7 @@ def test_config_rounds_table_and_images(command, tmp_path):
     assert {test.folder / "files" / name for name in (written, path)} < set(test.files), "what wandb sync uploads"
 
 
+@pytest.mark.slow
 def test_a_resumed_run_and_its_test_go_on_with_the_same_run(command, tmp_path):
     """Steps of W&B never repeat, so that `wandb sync` can append.
 
@@ -118,6 +119,7 @@ class KilledError(Exception):
     pass
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_goes_on_behind_its_rows(command, tmp_path, monkeypatch):
     """Killed in its second round, when the checkpoint of round 1 has a row, and two more are logged."""
 
@@ -182,6 +184,7 @@ def test_a_logger_that_names_its_run_keeps_it(given, expected):
     assert make_wandb_logger(None, WandbLogger, resume="must", **given)._wandb_init["resume"] == "must"
 
 
+@pytest.mark.slow
 def test_rounds_without_wandb_pass_its_run_on_and_a_new_fit_forgets_it(command, tmp_path):
     def run_id():
         return continued_run(tmp_path / "run", "last")

@@ -204,7 +204,11 @@ METHODS = {
 
 
 @pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("settings", [{"trace_after": None}, {"trace_after": 0}, {"trace_after": 2}], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [{"trace_after": None}, pytest.param({"trace_after": 0}, marks=pytest.mark.slow), {"trace_after": 2}],
+    ids=str,
+)
 def test_clients_train_and_are_personalized_in_any_company(name, settings):
     """All at once, in pieces and one by one; traced and not. Dropout is in the backbone and in the router."""
     method, batch = bound(METHODS[name](), deep()), chunk((9, 9, 7, 2), epochs=4)

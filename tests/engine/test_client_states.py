@@ -11,10 +11,9 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-import flow_pl.methods
 from flow_pl.engine.client_states import ClientStates
 from flow_pl.errors import ConfigurationError, DataError, FlowError
-from flow_pl.methods import Ditto, Method
+from flow_pl.methods import Ditto
 from tests.test_module import _KillAt, _KilledError, data, fitted, module, parameters, trainer
 
 TEMPLATE = {"personal": {"weight": torch.tensor([[1.0, 2.0], [3.0, 4.0]]), "bias": torch.tensor([5.0])}}
@@ -109,19 +108,6 @@ def test_a_folder_that_cannot_be_used_is_told(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ConfigurationError, match=r"cannot be opened in .*file.*default_root_dir"):
         states(tmp_path / "file")
-
-
-STATELESS = {
-    "EvidenceFlow", "FedAvg", "FedBABU", "FedProx", "FineTuning", "Flow", "HypCluster", "Interpolation", "KNNPer",
-    "LPFT", "Local", "PFedMe", "PerFedAvg",
-}  # fmt: skip
-
-
-def test_which_methods_keep_something():
-    methods = {name for name, cls in vars(flow_pl.methods).items() if isinstance(cls, type) and issubclass(cls, Method)}
-    stateless = {name for name in methods - {"Method"} if not getattr(flow_pl.methods, name).private}
-    assert stateless == STATELESS & methods
-    assert {"FedAvg", "FineTuning", "Flow"} <= stateless
 
 
 def ditto():

@@ -5,7 +5,6 @@ whatever would make a GPU wait (`item`, `nonzero`, a mask as an index). All but 
 """
 
 import functools
-import inspect
 import warnings
 
 import pytest
@@ -21,7 +20,7 @@ from flow_pl.engine.server_round import ServerRound, server_groups
 from flow_pl.evaluation.clients import evaluate_clients, predict_clients
 from flow_pl.models import EMNISTCNN, MLP, NextCharacterLSTM, NextWordLSTM, ResNet18
 from flow_pl.tasks import Classification, NextToken
-from tests.support import PublishedFlow, chunk
+from tests.support import PublishedFlow, chunk, every_method
 
 pytestmark = pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
 
@@ -36,19 +35,14 @@ BACKBONES = {
 TOKENS = ("words", "characters")
 
 
-def every_method():
-    made = {name: getattr(methods, name) for name in methods.__all__}
-    made = {n: m for n, m in made.items() if isinstance(m, type) and issubclass(m, methods.Method)}
-    made = {n: m for n, m in made.items() if not inspect.isabstract(m) and n not in ("Method", "FedBN")}
-    return {
-        **made,
-        "Flow, published": PublishedFlow,
-        "Interpolation, chosen": functools.partial(methods.Interpolation, alpha="chosen"),
-        "Interpolation, votes": functools.partial(methods.Interpolation, neighbour_weight=0.4),
-    }
-
-
-METHODS = every_method()
+METHODS = {
+    **every_method(),
+    "Flow, published": PublishedFlow,
+    "Interpolation, chosen": functools.partial(methods.Interpolation, alpha="chosen"),
+    "Interpolation, votes": functools.partial(methods.Interpolation, neighbour_weight=0.4),
+}
+QUICK = ("APFL", "Ditto", "FedAvg", "Flow, published", "HypCluster", "Scaffold")
+"""One of each kind: interpolated, kept, global, routed, in clusters, with corrections. The others are slow."""
 
 
 @pytest.fixture(autouse=True)
@@ -122,7 +116,9 @@ def run(monkeypatch, make, backbone, sizes, trace_after=None):
     return len(questions)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in METHODS]
+)
 def test_every_method_asks_the_device_once_a_round(monkeypatch, name):
     assert run(monkeypatch, METHODS[name], "mlp", (9, 6, 1)) == 1
 
@@ -132,7 +128,9 @@ def test_a_client_alone_asks_no_more(monkeypatch, name):
     assert run(monkeypatch, METHODS[name], "mlp", (6,)) == 1
 
 
-@pytest.mark.parametrize("name", ["FedAvg", "Flow", "EvidenceFlow", "PerFedAvg"])
+@pytest.mark.parametrize(
+    "name", ["FedAvg", *(pytest.param(name, marks=pytest.mark.slow) for name in ("Flow", "EvidenceFlow", "PerFedAvg"))]
+)
 def test_traced_steps_ask_no_more(monkeypatch, name):
     with warnings.catch_warnings():
         warnings.filterwarnings("error", "a step cannot be traced")
@@ -148,9 +146,9 @@ def test_every_method_with_images_and_words(monkeypatch, name, backbone):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sizes", [(6, 4), (6,)], ids=["chunk", "alone"])
+@pytest.mark.parametrize("sizes", [(6, 4), pytest.param((6,), marks=pytest.mark.extended)], ids=["chunk", "alone"])
 @pytest.mark.parametrize("backbone", BACKBONES)
-@pytest.mark.parametrize("name", ["FedAvg", "Flow, published"])
+@pytest.mark.parametrize("name", [pytest.param("FedAvg", marks=pytest.mark.extended), "Flow, published"])
 def test_every_backbone(monkeypatch, name, backbone, sizes):
     assert run(monkeypatch, METHODS[name], backbone, sizes) == 1
 

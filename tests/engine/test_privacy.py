@@ -70,6 +70,7 @@ def test_one_sampled_round_is_the_integral_of_its_densities():
     assert max(divergence(mixed, base), divergence(base, mixed)) == pytest.approx(delta, rel=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "sampling"), [("pld", POISSON), ("rdp", POISSON), ("rdp", FIXED)])
 def test_calibrated_noise_is_the_least_within_the_budget(name, sampling):
     noise = Accountant(name, 1e-4).calibrate(sampling, 200, 2.0)
@@ -338,6 +339,7 @@ def test_what_does_not_fit_the_run_is_refused():
         GaussianMechanism(**plain, clipping=AdaptiveClipping(count_noise=0.1)).plan(POISSON, 10, 0)
 
 
+@pytest.mark.slow
 def test_more_rounds_than_the_budget_allows_are_refused_with_the_number_that_it_does():
     made = GaussianMechanism(1e-4, epsilon=1.0, noise_multiplier=1.0, accountant="rdp")
     made.plan(POISSON, 1500, 0)

@@ -166,6 +166,7 @@ def test_a_resumed_private_run_is_bit_identical_and_goes_on_with_the_ledger(tmp_
     assert resumed.privacy.clipping.norm == whole.privacy.clipping.norm
 
 
+@pytest.mark.slow
 def test_resuming_counts_the_rounds_of_the_checkpoint_against_the_budget(tmp_path):
     """The noise that is calibrated for 2 rounds has spent epsilon when they are over."""
     saving = {"callbacks": [ModelCheckpoint(tmp_path / "ckpt", save_last=True)], "enable_checkpointing": True}
@@ -185,6 +186,7 @@ def test_private_rounds_and_others_are_not_mixed(tmp_path, first):
         fitted(tmp_path, module(**after), rounds=2, ckpt_path=str(tmp_path / "ckpt" / "last.ckpt"))
 
 
+@pytest.mark.slow
 def test_a_run_without_end_stops_at_the_budget(tmp_path, monkeypatch):
     said = []
     monkeypatch.setattr("flow_pl.module.server_step.rank_zero_info", said.append)
@@ -196,6 +198,7 @@ def test_a_run_without_end_stops_at_the_budget(tmp_path, monkeypatch):
     assert f"epsilon is {model.privacy.epsilon:.4g} of 6 after {ledger.rounds} rounds" in said[-1]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_more_noise_leaves_more_of_the_budget(tmp_path):
     """20 rounds of noise 1 are beyond epsilon 5; two of noise 1 behind 18 of noise 4 are not."""
     saving = {"callbacks": [ModelCheckpoint(tmp_path / "ckpt", save_last=True)], "enable_checkpointing": True}
@@ -271,6 +274,7 @@ def test_bytes_are_those_of_the_clients_that_were_trained(tmp_path):
     assert run.callback_metrics["train/bytes_down"] == 6 * size
 
 
+@pytest.mark.slow
 def test_error_feedback_is_kept_with_what_clients_keep(tmp_path):
     """Killed after 2 of 4 rounds and resumed: what was not sent is in the checkpoint."""
     settings = {"default_root_dir": str(tmp_path)}
@@ -305,6 +309,7 @@ def test_attackers_are_not_evaluated_and_the_backdoor_is_measured(tmp_path):
     assert 0 <= run.callback_metrics["train/attackers"] <= run.callback_metrics["train/clients"]
 
 
+@pytest.mark.slow
 def test_the_command_line_logs_epsilon_and_writes_it_with_the_results(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     common = [

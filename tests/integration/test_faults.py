@@ -55,6 +55,7 @@ class Fill(Callback):
                     file.write(b"\0" * 512)
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_leaves_the_last_round_to_go_on_from(config, capsys, disk):  # noqa: F811
     root = disk / "run"
     words = ["--config", config, *QUIET, f"--trainer.default_root_dir={root}"]
@@ -79,6 +80,7 @@ class KillWorker(Callback):
                 os.kill(child.pid, signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_is_told(config, tmp_path, capsys):  # noqa: F811
     kill = "--trainer.callbacks+=tests.integration.test_faults.KillWorker"
     workers = ["--data.num_workers=1", "--data.chunk_size=1"]
@@ -104,7 +106,7 @@ def _gone(pid):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("who", ["first", "second"])
+@pytest.mark.parametrize("who", [pytest.param("first", marks=pytest.mark.extended), "second"])
 def test_a_process_that_is_killed_ends_the_others(tmp_path, who):
     """Not with a wait for what never comes; a resumed run is whole again."""
     chain = Chain(tmp_path, "apfl", processes=2, rounds=100_000)

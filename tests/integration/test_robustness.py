@@ -213,7 +213,9 @@ CLI = [sys.executable, "-m", "flow_pl"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", ["fit", "test", pytest.param("predict", marks=pytest.mark.extended)])
+@pytest.mark.parametrize(
+    "command", ["fit", *(pytest.param(command, marks=pytest.mark.extended) for command in ("test", "predict"))]
+)
 def test_two_processes_through_the_command_line(tmp_path, command):
     """Flow with every callback, and fewer clients than processes have room for."""
     config = tmp_path / "tiny.yaml"

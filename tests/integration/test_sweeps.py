@@ -75,6 +75,7 @@ def setting(config, name):
     return config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("high", "order"), [(False, list), (True, sorted)], ids=["low as written", "high sorted"])
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
 def test_a_drawn_combination_runs(start, tmp_path, monkeypatch, path, high, order):

@@ -34,6 +34,7 @@ def run(word, **environment):
     return kept, int(faults)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("gnu" not in (sysconfig.get_config_var("HOST_GNU_TYPE") or ""), reason="not glibc")
 def test_the_memory_of_a_freed_tensor_serves_the_next():
     kept, faults = run("keep")
@@ -41,5 +42,6 @@ def test_the_memory_of_a_freed_tensor_serves_the_next():
     assert faults < 100 < run("leave")[1]
 
 
+@pytest.mark.slow
 def test_settings_of_the_environment_are_left_alone():
     assert run("keep", MALLOC_TRIM_THRESHOLD_="131072")[0] == "False"

@@ -15,43 +15,24 @@ from flow_pl.engine.server_round import sent_parameters, server_groups
 from flow_pl.errors import ConfigurationError
 from flow_pl.evaluation.clients import evaluate_clients
 from flow_pl.methods import (
-    APFL,
-    LPFT,
     Derive,
-    Ditto,
-    FedALA,
     FedAvg,
-    FedBABU,
-    FedCP,
-    FedDBE,
-    FedPer,
-    FedProx,
     FedRep,
-    FedRoD,
     FineTuning,
     Flow,
     HypCluster,
-    Interpolation,
-    KNNPer,
-    LGFedAvg,
     Local,
     PartialFed,
-    PerFedAvg,
-    PFedMe,
     Phase,
     Prediction,
-    Scaffold,
     Step,
 )
 from flow_pl.tasks import Classification
 from tests.models import test_sequences as sequences
-from tests.support import CLASSES, FEATURES, bound, chunk, delta, loop, network, select
+from tests.support import CLASSES, FEATURES, bound, chunk, delta, every_method, loop, network, select
 
 SIZES = (11, 6)
-METHODS = [
-    APFL, Ditto, FedALA, FedAvg, FedBABU, FedCP, FedDBE, FedPer, FedProx, FedRep, FedRoD, FineTuning, Flow, HypCluster,
-    Interpolation, KNNPer, LGFedAvg, LPFT, partial(Local, 4), PartialFed, PerFedAvg, PFedMe, Scaffold,
-]  # fmt: skip
+METHODS = [partial(Local, 4) if cls is Local else cls for cls in every_method().values()]
 
 
 @pytest.mark.parametrize("make", METHODS)

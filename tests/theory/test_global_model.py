@@ -53,6 +53,7 @@ def test_strongly_convex_without_heterogeneity_converges_linearly(name):
     assert math.log(gaps[25] / gaps[20]) / 5 == pytest.approx(2 * math.log(slowest), rel=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["FedAvg", "Flow, parts"])
 def test_general_convex_converges_at_the_order_of_one_over_rounds(name):
     """Curvatures from 1 to 1e-3, evenly on a log scale, with equal errors: sum_j a_j exp(-2 lr K a_j R) ~ 1 / R.
@@ -117,6 +118,7 @@ def test_the_floor_is_of_second_order_in_the_length_of_the_local_path():
     assert floor(0.5, 0.05, 1)[0] < 1e-12
 
 
+@pytest.mark.slow
 def test_the_floor_of_noise_is_proportional_to_its_variance_and_falls_with_the_learning_rate():
     """The term of sigma_l^2: at least of first order in the learning rate; epochs over fixed data do better."""
 

@@ -17,6 +17,7 @@ def at_rest(problem, lr, rounds):
     return problem.squared_gradient(w), problem.suboptimality(w)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["FedAvg", "Flow, parts"])
 def test_without_heterogeneity_it_converges_linearly_to_newtons_optimum(name):
     """F - F* falls by (1 - lr mu)^2K a round or more, down to single precision."""
@@ -30,6 +31,7 @@ def test_without_heterogeneity_it_converges_linearly_to_newtons_optimum(name):
     assert gaps[-1] < 1e-5 * gaps[0]
 
 
+@pytest.mark.slow
 def test_heterogeneity_moves_the_floor():
     """Upwards, and never above lr^2 K^2 beta^2 G^2; not quite in proportion, as the labels change the curvature too."""
     problems = [Logistic.make(h) for h in (0.0, 0.25, 0.5)]

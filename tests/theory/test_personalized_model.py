@@ -44,6 +44,7 @@ def test_the_routing_probability_moves_the_floor_from_the_global_to_the_local_on
     assert losses[-1] == pytest.approx(float(problem.losses(own).mean()), rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encourage", ["local", "global"])
 def test_lambda_moves_the_probability_to_where_the_regularized_loss_is_least(encourage):
     """The adapted router's q minimizes f_m(w_p) + lambda reg(q) on the global part, by a fine grid in double precision.

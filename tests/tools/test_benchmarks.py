@@ -18,6 +18,7 @@ from tools.benchmarks.report import print_race, race_figures, write
 from tools.benchmarks.workloads import WORKLOADS
 
 
+@pytest.mark.slow
 def test_quick_benchmark_writes_its_figures_and_contenders_agree(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["--quick", "--only", "mlp"]) == 0

@@ -1,8 +1,11 @@
 """The cost of an example in the published runs."""
 
+import pytest
+
 from tools.benchmarks import paper
 
 
+@pytest.mark.slow
 def test_a_configuration_is_measured(monkeypatch):
     """On tiny data; time is per example and epoch, and the number of them cancels."""
     monkeypatch.setitem(paper.SHAPES["emnist"], "rows", 4)

@@ -195,6 +195,7 @@ def test_what_a_kill_leaves_of_a_slurm_checkpoint_is_not_taken_for_one(tmp_path)
     assert not any("hpc_ckpt_" in name or name.endswith(".ckpt") for name in written)
 
 
+@pytest.mark.slow
 def test_a_torn_last_checkpoint_through_the_command_line(config, tmp_path, capsys):  # noqa: F811
     main(["fit", "--config", str(config)])
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"

@@ -25,6 +25,7 @@ import scipy.signal
 """
 
 
+@pytest.mark.slow
 def test_imports_leave_out_what_is_not_used_and_it_can_be_imported_later():
     pytest.importorskip("scipy")
     done = subprocess.run([sys.executable, "-c", PROCESS], cwd=ROOT, capture_output=True, text=True, timeout=120)

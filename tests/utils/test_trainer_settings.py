@@ -101,7 +101,7 @@ def test_what_is_unusual_runs(config, options):  # noqa: F811
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["ddp_fork", "ddp_notebook"])
+@pytest.mark.parametrize("strategy", ["ddp_fork", pytest.param("ddp_notebook", marks=pytest.mark.extended)])
 def test_forked_processes_end_with_the_weights_of_one(config, tmp_path, strategy):  # noqa: F811
     """In a process of its own, since a forked run wants no threads of before: as many rounds, the same weights."""
     command = [sys.executable, "-m", "flow_pl", "fit", "--config", str(config)]
@@ -115,6 +115,7 @@ def test_forked_processes_end_with_the_weights_of_one(config, tmp_path, strategy
         torch.testing.assert_close(found[0]["state_dict"][key], value, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_fit_does_not_go_on_from_weights_alone(config, tmp_path, capsys):  # noqa: F811
     """A test can be made of them."""
     alone = ["--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.save_weights_only=true"]
@@ -127,7 +128,7 @@ def test_a_fit_does_not_go_on_from_weights_alone(config, tmp_path, capsys):  # n
     run(["test", "--config", str(config), "--ckpt_path", str(path)])
 
 
-@pytest.mark.parametrize("chunk", [1, 3])
+@pytest.mark.parametrize("chunk", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_a_diverged_client_under_detect_anomaly_is_told_in_two_lines(config, capfd, chunk):  # noqa: F811
     """The operation and the line that asked for it, without the trace of the whole training."""
     rate = ["--model.loop.client_optimizer=torch.optim.SGD", "--model.loop.client_optimizer.lr=1e30"]

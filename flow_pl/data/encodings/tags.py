@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flow_pl.data.encodings.encoding import Columns, Encoding, Rows, Vocabularies, VocabularySource, texts
+from flow_pl.data.encodings.encoding import Encoding, Rows, Vocabularies, VocabularySource
 from flow_pl.data.encodings.text import WORDS
+from flow_pl.data.encodings.values import Columns, texts
 from flow_pl.data.encodings.vocabulary import OOV, PAD, SPECIAL
 from flow_pl.data.store.client_checks import UnusableError
 from flow_pl.utils.validation import require_count, require_some

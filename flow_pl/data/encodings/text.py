@@ -13,7 +13,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from flow_pl.data.encodings.encoding import Columns, Encoding, Rows, Vocabularies, VocabularySource, texts
+from flow_pl.data.encodings.encoding import Encoding, Rows, Vocabularies, VocabularySource
+from flow_pl.data.encodings.values import Columns, texts
 from flow_pl.data.encodings.vocabulary import BOS, EOS, OOV, PAD, Vocabulary
 from flow_pl.data.store.client_checks import UnusableError
 from flow_pl.utils.validation import require_count, require_some

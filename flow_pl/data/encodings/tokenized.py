@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flow_pl.data.encodings.encoding import Columns, Encoding, Rows, Vocabularies, class_numbers, texts
+from flow_pl.data.encodings.encoding import Encoding, Rows, Vocabularies
+from flow_pl.data.encodings.values import Columns, class_numbers, texts
 from flow_pl.data.store.cache import file_identity
 from flow_pl.errors import ConfigurationError, DataError, brief
 from flow_pl.utils.optional import import_optional

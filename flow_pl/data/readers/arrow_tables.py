@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flow_pl.data.encodings.encoding import whole_numbers
-from flow_pl.data.readers.columns import column_labels, column_reals, column_values, is_text, plain_column
+from flow_pl.data.encodings.values import whole_numbers
+from flow_pl.data.readers.columns import column_values, is_text, plain_column
+from flow_pl.data.readers.labels import column_labels, column_reals
 from flow_pl.data.readers.tables import Columns, Table, check_shapes, make_table
 from flow_pl.errors import DataError
 from flow_pl.utils.optional import import_optional

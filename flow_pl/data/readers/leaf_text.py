@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from flow_pl.data.encodings.encoding import Columns, Rows, Vocabularies, VocabularySource, texts
+from flow_pl.data.encodings.encoding import Rows, Vocabularies, VocabularySource
 from flow_pl.data.encodings.text import CHARACTER, CHARACTERS, WORDS, NextCharacter, NextToken, usable_rows
+from flow_pl.data.encodings.values import Columns, texts
 from flow_pl.data.encodings.vocabulary import BOS, EOS, PAD, Vocabulary
 from flow_pl.errors import DataError
 from flow_pl.utils.validation import require_count

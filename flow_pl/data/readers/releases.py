@@ -9,7 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from flow_pl.data.encodings.encoding import Encoding, Images
+from flow_pl.data.encodings.encoding import Encoding
+from flow_pl.data.encodings.images import Images
 from flow_pl.data.encodings.tags import TagPrediction
 from flow_pl.data.encodings.text import NextCharacter, NextWord
 from flow_pl.data.readers.download import Archive

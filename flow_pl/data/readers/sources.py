@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from flow_pl.data.encodings.encoding import Columns
+from flow_pl.data.encodings.values import Columns
 from flow_pl.data.store.client_store import Role
 from flow_pl.errors import DataError
 

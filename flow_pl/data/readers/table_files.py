@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from flow_pl.data.encodings.encoding import whole_numbers
+from flow_pl.data.encodings.values import whole_numbers
 from flow_pl.data.readers.arrow_tables import from_arrow, pandas_index
-from flow_pl.data.readers.columns import array_labels, array_values, is_text
+from flow_pl.data.readers.columns import is_text
 from flow_pl.data.readers.csv_tables import csv_table
+from flow_pl.data.readers.labels import array_labels, array_values
 from flow_pl.data.readers.npz import npz_arrays
 from flow_pl.data.readers.tables import Columns, Table, check_shapes, make_table, require_columns
 from flow_pl.data.store.limits import require_bounded
@@ -47,6 +49,18 @@ def read_npz(path: Path, columns: Columns) -> Table:
     return make_table(path, arrays, columns, labels)._replace(names=names)
 
 
+@contextlib.contextmanager
+def _readable(path: Path, remedy: str) -> Iterator[None]:
+    """Raise what damage shows as, or what NumPy cannot hold, as one type of error."""
+    arrow = import_optional("pyarrow", "parquet")
+    try:
+        yield
+    except DataError:
+        raise
+    except (arrow.ArrowException, OSError, ValueError, TypeError, OverflowError, MemoryError) as error:
+        raise DataError(f"{path} cannot be read ({brief(error)}): write it anew{remedy}.") from error
+
+
 def read_parquet(path: Path, columns: Columns) -> Table:
     """Read a Parquet file.
 
@@ -62,9 +76,8 @@ def read_parquet(path: Path, columns: Columns) -> Table:
         ConfigurationError: pyarrow is not installed.
         DataError: the file is damaged, a column is missing, or the columns do not fit each other.
     """
-    arrow = import_optional("pyarrow", "parquet")
     parquet = import_optional("pyarrow.parquet", "parquet")
-    try:
+    with _readable(path, " as a Parquet file"):
         check_parquet(path)
         schema = parquet.read_schema(path)
         wanted = columns.all()
@@ -76,40 +89,21 @@ def read_parquet(path: Path, columns: Columns) -> Table:
         table = parquet.ParquetFile(path, read_dictionary=texts).read(columns=wanted)
         table.validate(full=True)
         return from_arrow(path, table, columns, pandas_index(schema.metadata))
-    except DataError:
-        raise
-    # damage shows as one of several types; what NumPy cannot hold as another one
-    except (arrow.ArrowException, OSError, ValueError, TypeError, OverflowError, MemoryError) as error:
-        raise DataError(f"{path} cannot be read ({brief(error)}): write it anew as a Parquet file.") from error
 
 
 def read_csv(path: Path, columns: Columns) -> Table:
-    """Read a CSV file; see `csv_table` for what it may look like.
+    """Read a CSV file as `read_parquet` does; see `csv_table` for what it may look like.
 
     Args:
         path: the file.
         columns: columns of the client of each row, which is taken as a text, of the labels, where an empty one = to be
             predicted, and of the features, of numbers or of truth values; without names, all others but the row numbers
             that pandas adds.
-
-    Returns:
-        The rows.
-
-    Raises:
-        ConfigurationError: pyarrow is not installed.
-        DataError: the file is damaged, a column is missing, or the columns do not fit each other.
     """
-    arrow = import_optional("pyarrow", "parquet")
-    try:
+    with _readable(path, ", with a header and as many fields in every row"):
         table = csv_table(path, columns.client, columns.label)
         require_columns(path, table.column_names, columns.all())
         return from_arrow(path, table, columns, ())
-    except DataError:
-        raise
-    except (arrow.ArrowException, OSError, ValueError, TypeError, OverflowError, MemoryError) as error:
-        raise DataError(
-            f"{path} cannot be read ({brief(error)}): write it anew, with a header and as many fields in every row."
-        ) from error
 
 
 def check_parquet(path: Path) -> None:

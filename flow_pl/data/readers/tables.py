@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from flow_pl.data.readers.columns import Labels, require_numbers, single_precision
+from flow_pl.data.readers.columns import require_numbers, single_precision
+from flow_pl.data.readers.labels import Labels
 from flow_pl.data.store.features import Features
 from flow_pl.errors import DataError, brief
 
