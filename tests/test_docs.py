@@ -218,6 +218,7 @@ def test_the_python_interface_takes_ten_lines(folder, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.extended  # the notebook executes the same cells
 def test_the_example_runs_from_cell_to_cell(folder):
     names = runpy.run_path(str(ROOT / "examples" / "python_api.py"))
     assert len(names["curve"].values) == 2
