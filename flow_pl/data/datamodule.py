@@ -22,7 +22,7 @@ from flow_pl.data.batch import ClientBatch, Examples
 from flow_pl.data.dataset import ClientDataset
 from flow_pl.data.federation import Federation, Heldout, Ints, Population, check_split
 from flow_pl.data.rounds import count_rounds
-from flow_pl.data.sampler import CohortSampler
+from flow_pl.data.sampler import CohortSampler, SamplingName, check_cycle
 from flow_pl.data.store.cache import build_store, store_path
 from flow_pl.data.store.client_store import ClientStore
 from flow_pl.data.store.features import Features
@@ -66,7 +66,9 @@ class FederatedDataModule(ABC, L.LightningDataModule):
             or 0 if there is none.
         num_workers: number of prefetching processes; 0 = read in the training process.
         sampling: "fixed" samples `cohort_size` clients without replacement; "poisson" each client independently with
-            the same probability, as privacy accountants assume: cohorts vary in size.
+            the same probability, as privacy accountants assume: cohorts vary in size; "cyclic_poisson" does so among
+            the clients of one group, whose turn it is.
+        cycle_length: number of groups of "cyclic_poisson", into which the clients are divided at random by `seed`.
         cache_dir: folder of the client stores; null = the environment variable FLOW_PL_CACHE, or else
             ~/.cache/flow_pl.
 
@@ -93,7 +95,8 @@ class FederatedDataModule(ABC, L.LightningDataModule):
         seed: int | None = None,
         num_workers: int = 0,
         cache_dir: str | None = None,
-        sampling: Literal["fixed", "poisson"] = "fixed",
+        sampling: SamplingName = "fixed",
+        cycle_length: int = 1,
         unusable_clients: Literal["error", "skip"] = "skip",
     ) -> None:
         super().__init__()
@@ -104,7 +107,7 @@ class FederatedDataModule(ABC, L.LightningDataModule):
             require_count(chunk_size=chunk_size)
         check_split(val_fraction, test_fraction, new_client_fraction, min_examples, split_seed)
         require_count(0, num_workers=num_workers, **given(seed=seed))
-        require_choice(("fixed", "poisson"), sampling=sampling)
+        check_cycle(sampling, cycle_length)
         require_choice(("error", "skip"), unusable_clients=unusable_clients)
         self.cohort_size = cohort_size
         self.chunk_size: int | Literal["auto"] = chunk_size
@@ -118,7 +121,8 @@ class FederatedDataModule(ABC, L.LightningDataModule):
         self.seed = seed
         self.num_workers = num_workers
         self.cache_dir = cache_dir
-        self.sampling: Literal["fixed", "poisson"] = sampling
+        self.sampling: SamplingName = sampling
+        self.cycle_length = cycle_length
         self.unevaluated: Ints = np.zeros(0, dtype=np.int64)
         self.unusable_clients = unusable_clients
         self._left_out: list[str] = []
@@ -404,6 +408,7 @@ class FederatedDataModule(ABC, L.LightningDataModule):
             training=heldout is None,
             setting=setting,
             sampling=self.sampling if heldout is None else "fixed",
+            cycle_length=self.cycle_length if heldout is None else 1,
             availability=None if heldout is not None or self.availability.all_arrive else self.availability,
         )
         return DataLoader(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Iterator
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -18,8 +18,25 @@ from flow_pl.errors import ConfigurationError
 from flow_pl.utils.rng import Stream, generator
 from flow_pl.utils.validation import given, require_choice, require_count
 
+SamplingName = Literal["fixed", "poisson", "cyclic_poisson"]
+
 SPREADS = 4
 """Standard deviations above its expected size up to which a Poisson cohort fits into chunks of the usual size."""
+
+
+def check_cycle(sampling: str, cycle_length: int) -> None:
+    """Check the settings of a sampling scheme.
+
+    Raises:
+        ConfigurationError: there is no such scheme, or it has no groups.
+    """
+    require_choice(get_args(SamplingName), sampling=sampling)
+    require_count(cycle_length=cycle_length)
+    if cycle_length > 1 and sampling != "cyclic_poisson":
+        raise ConfigurationError(
+            f"cycle_length is {cycle_length} and sampling {sampling}, which has no groups: set sampling to "
+            "cyclic_poisson, or leave out cycle_length."
+        )
 
 
 class CohortSampler(DistributedSampler[Chunk]):
@@ -43,7 +60,10 @@ class CohortSampler(DistributedSampler[Chunk]):
         training: whether the chunks are for training; evaluation draws its clients once, independently of training.
         setting: name of the setting that `cohort_size` comes from, for messages.
         sampling: "fixed", a cohort of `cohort_size` without replacement, or "poisson": every client independently with
-            probability cohort_size / M, so that cohorts vary in size and may be empty.
+            probability cohort_size / M, so that cohorts vary in size and may be empty; or "cyclic_poisson": every
+            client is in one of `cycle_length` groups, independently with equal probabilities, and in round t those of
+            group t mod `cycle_length` are drawn independently with probability cohort_size * cycle_length / M.
+        cycle_length: number of groups of "cyclic_poisson".
         availability: which clients of the cohort report back; the others are not trained. None = all.
 
     Attributes:
@@ -52,7 +72,7 @@ class CohortSampler(DistributedSampler[Chunk]):
             same time.
 
     Raises:
-        ConfigurationError: a size is not positive, or the cohort is larger than the population.
+        ConfigurationError: a size is not positive, or the cohort is larger than the population or than a group.
     """
 
     def __init__(
@@ -67,12 +87,13 @@ class CohortSampler(DistributedSampler[Chunk]):
         world_size: int = 1,
         training: bool = True,
         setting: str = "cohort_size",
-        sampling: Literal["fixed", "poisson"] = "fixed",
+        sampling: SamplingName = "fixed",
+        cycle_length: int = 1,
         availability: Availability | None = None,
     ) -> None:
         require_count(chunk_size=chunk_size, world_size=world_size, **given(**{setting: cohort_size}))
         require_count(0, seed=seed, rank=rank)
-        require_choice(("fixed", "poisson"), sampling=sampling)
+        check_cycle(sampling, cycle_length)
         if cohort_size is not None and cohort_size > len(clients):
             raise ConfigurationError(
                 f"{setting} is {cohort_size}, but there are only {len(clients)} clients to draw from: "
@@ -82,10 +103,16 @@ class CohortSampler(DistributedSampler[Chunk]):
         self._clients = clients
         self._sizes = sizes
         self._cohort = len(clients) if cohort_size is None else cohort_size
-        self._poisson = sampling == "poisson"
+        self._poisson = sampling != "fixed"
+        if self._cohort * cycle_length > len(clients):
+            raise ConfigurationError(
+                f"{setting} is {self._cohort} and cycle_length {cycle_length}, but there are only {len(clients)} "
+                f"clients, {len(clients) / cycle_length:g} in a group on average: set {setting} to "
+                f"{len(clients) // cycle_length} or less, or a smaller cycle_length."
+            )
+        self._groups = self._divided(cycle_length)
         # Enough for nearly every cohort; a round with more clients has larger chunks.
-        spread = math.sqrt(self._cohort * (1 - self._cohort / max(1, len(clients)))) if self._poisson else 0.0
-        self._room = min(len(clients), self._cohort + math.ceil(SPREADS * spread))
+        self._room = max(map(self._most, self._groups))
         self._chunk_size = chunk_size
         self._training = training
         self._availability = availability
@@ -110,6 +137,25 @@ class CohortSampler(DistributedSampler[Chunk]):
         for start in starts:
             yield Chunk(round_, tuple(self._clients[share[start : start + size]].tolist()))
 
+    @property
+    def _rate(self) -> float:
+        """Return the probability of a client whose turn it is."""
+        return self._cohort * len(self._groups) / max(1, len(self._clients))
+
+    def _divided(self, groups: int) -> list[Ints]:
+        """Divide the positions of the population into groups, in ascending order."""
+        if groups == 1:
+            return [np.arange(len(self._clients))]
+        # each client for itself, not into groups of equal size: whether a client is there moves no other one
+        turn = generator(self.seed, Stream.CYCLE).integers(groups, size=len(self._clients))
+        return [np.flatnonzero(turn == group) for group in range(groups)]
+
+    def _most(self, group: Ints) -> int:
+        """Return the size of nearly the largest cohort of a group."""
+        expected = math.ceil(self._cohort * len(self._groups) * len(group) / max(1, len(self._clients)))
+        spread = math.sqrt(expected * (1 - self._rate)) if self._poisson else 0.0
+        return min(len(group), expected + math.ceil(SPREADS * spread))
+
     def _draw(self) -> Ints:
         """Draw the positions of the cohort, the largest clients first, ties in the order of the population."""
         population = len(self._clients)
@@ -119,10 +165,13 @@ class CohortSampler(DistributedSampler[Chunk]):
             # evaluation: the same clients after every round, or the best round would be that of the easiest clients
             keys = (Stream.COHORT, self.epoch) if self._training else (Stream.EVALUATION_COHORT, 0)
             random = generator(self.seed, *keys)
+            group = self._groups[self.epoch % len(self._groups)]
             # independent draws: first the number of clients, then which ones
-            size = random.binomial(population, self._cohort / population) if self._poisson else self._cohort
+            size = random.binomial(len(group), self._rate) if self._poisson else self._cohort
             # unshuffled, so that numpy draws a small cohort without a pass over the population
-            cohort = np.sort(random.choice(population, size, replace=False, shuffle=False))
+            cohort = np.sort(random.choice(len(group), size, replace=False, shuffle=False))
+            if len(self._groups) > 1:
+                cohort = group[cohort]
         return cohort[np.argsort(-self._sizes[cohort], kind="stable")]
 
     def _arrived(self, cohort: Ints) -> Ints:

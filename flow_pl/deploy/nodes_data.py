@@ -82,6 +82,7 @@ class NodesData(FederatedDataModule):
             val_clients=source.val_clients,
             seed=source.seed,
             sampling=source.sampling,
+            cycle_length=source.cycle_length,
         )
         self.nodes = nodes
         self._source = source
@@ -167,6 +168,7 @@ class NodeSampler(CohortSampler):
             seed=data.run_seed,
             training=heldout is None,
             sampling=data.sampling if heldout is None else "fixed",
+            cycle_length=data.cycle_length if heldout is None else 1,
         )
         self._data = data
         self._heldout = heldout

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import importlib.util
 from typing import Any
 
 from packaging.requirements import Requirement
@@ -28,9 +29,26 @@ def import_optional(module: str, extra: str, needed_by: str = "this data") -> An
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise ConfigurationError(
-            f"{needed_by} needs {module.partition('.')[0]} ({error}): {install_command(extra)}"
-        ) from error
+        raise _missing(module, extra, needed_by, str(error)) from error
+
+
+def require_installed(module: str, extra: str, needed_by: str) -> None:
+    """Check that a module can be found, without importing it.
+
+    Args:
+        module: name of the module.
+        extra: name of the group of optional dependencies that installs it.
+        needed_by: the user of the module, for the message.
+
+    Raises:
+        ConfigurationError: the module is not installed.
+    """
+    if importlib.util.find_spec(module) is None:
+        raise _missing(module, extra, needed_by, "it is not installed")
+
+
+def _missing(module: str, extra: str, needed_by: str, reason: str) -> ConfigurationError:
+    return ConfigurationError(f"{needed_by} needs {module.partition('.')[0]} ({reason}): {install_command(extra)}")
 
 
 def install_command(extra: str) -> str:

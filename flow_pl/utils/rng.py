@@ -48,6 +48,8 @@ class Stream(IntEnum):
     """Whether a sampled client reports back, and how fast it is; keys: round, client."""
     DIAGNOSIS = 14
     """Choice of the clients on which the gradient is measured; keys: round."""
+    CYCLE = 15
+    """The group of every client, of which each is sampled in its turn; no key."""
     NOISE = 40
     """The noise of a private round; keys: number of earlier private rounds, purpose of the noise."""
     ATTACKERS = 41

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from flow_pl.data.sampler import SamplingName
 from flow_pl.errors import ConfigurationError
 from flow_pl.utils.optional import import_optional
 from flow_pl.utils.validation import require_choice
@@ -28,24 +30,27 @@ class Sampling:
 
     Attributes:
         kind: "poisson", each client independently with probability cohort / population; "fixed", a cohort of this size
-            without replacement.
+            without replacement; "cyclic_poisson", of every client of one group in turn, independently with probability
+            cohort * groups / population.
         population: number of clients to draw from.
         cohort: size of the cohort, or its expectation.
+        groups: number of groups into which the clients are divided at random, for "cyclic_poisson".
     """
 
-    kind: Literal["fixed", "poisson"]
+    kind: SamplingName
     population: int
     cohort: int
+    groups: int = 1
 
     @property
     def relation(self) -> str:
         """Return the neighbouring relation, in words."""
-        return "add or remove one client" if self.kind == "poisson" else "replace one client"
+        return "replace one client" if self.kind == "fixed" else "add or remove one client"
 
     @property
     def sensitivity(self) -> float:
         """Return how far one client moves the sum of updates, in units of the clipping norm."""
-        return 1.0 if self.kind == "poisson" else 2.0
+        return 2.0 if self.kind == "fixed" else 1.0
 
 
 @dataclass(frozen=True)
@@ -103,7 +108,7 @@ class Accountant:
     """Computes the epsilon of a ledger's rounds.
 
     Args:
-        name: "pld", privacy loss distributions (Doroshenko et al., 2022; tightest, only for Poisson cohorts), or
+        name: "pld", privacy loss distributions (Doroshenko et al., 2022; tightest, not for cohorts of a fixed size), or
             "rdp", Renyi differential privacy (Mironov, 2017).
         delta: delta of the guarantee.
 
@@ -135,7 +140,8 @@ class Accountant:
         """Compute epsilon of all rounds of a ledger at this delta; 0 if there are none.
 
         Raises:
-            ConfigurationError: cohorts of a fixed size and Poisson cohorts are mixed, which no accountant covers.
+            ConfigurationError: cohorts are drawn in several ways, or the noise changes between rounds in which it is
+                correlated, which no accountant covers.
         """
         if not ledger.entries:
             return 0.0
@@ -143,12 +149,20 @@ class Accountant:
         if len(kinds) > 1:
             raise ConfigurationError(
                 "the checkpoint's rounds and the coming ones draw their cohorts differently (data.sampling "
-                f"{' and '.join(kinds)}), whose neighbouring relations differ: continue with data.sampling "
+                f"{' and '.join(kinds)}), which no accountant covers together: continue with data.sampling "
                 f"{ledger.entries[0].sampling.kind}."
             )
-        accountant = self._fresh(ledger.entries[0].sampling)
+        first = ledger.entries[0]
+        if first.sampling.kind == "cyclic_poisson" and len(ledger.entries) > 1:
+            raise ConfigurationError(
+                "the coming rounds have another noise multiplier, cohort, population or cycle_length than the "
+                f"checkpoint's, whose noise theirs would be correlated with: set model.privacy.noise_multiplier to "
+                f"{first.noise_multiplier!r}, and leave cohorts as they were ({first.sampling.cohort} of "
+                f"{first.sampling.population} clients, cycle_length {first.sampling.groups})."
+            )
+        accountant = self._fresh(first.sampling)
         for entry in ledger.entries:
-            accountant.compose(self._event(entry.sampling, entry.noise_multiplier), entry.rounds)
+            accountant.compose(self._event(entry.sampling, entry.noise_multiplier, entry.rounds))
         return float(accountant.get_epsilon(self.delta))
 
     def calibrate(self, sampling: Sampling, rounds: int, epsilon: float) -> float:
@@ -160,7 +174,7 @@ class Accountant:
         try:
             noise = self._dp.calibrate_dp_mechanism(
                 lambda: self._fresh(sampling),
-                lambda noise: self._dp.SelfComposedDpEvent(self._event(sampling, noise), rounds),
+                lambda noise: self._event(sampling, noise, rounds),
                 epsilon,
                 self.delta,
                 self._dp.LowerEndpointAndGuess(0.1, 1.0),
@@ -192,17 +206,25 @@ class Accountant:
 
     def _fresh(self, sampling: Sampling) -> Any:
         relations = self._dp.NeighboringRelation
-        relation = relations.ADD_OR_REMOVE_ONE if sampling.kind == "poisson" else relations.REPLACE_ONE
+        relation = relations.REPLACE_ONE if sampling.kind == "fixed" else relations.ADD_OR_REMOVE_ONE
         if self.name == "pld":
             return self._module.PLDAccountant(relation, value_discretization_interval=DISCRETIZATION)
         return self._module.RdpAccountant(neighboring_relation=relation)
 
-    def _event(self, sampling: Sampling, noise_multiplier: float) -> Any:
-        """Create the event of one round; for any relation, accountants take the noise in units of the sensitivity."""
+    def _event(self, sampling: Sampling, noise_multiplier: float, rounds: int) -> Any:
+        """Create the event of rounds; for any relation, accountants take the noise in units of the sensitivity.
+
+        A cycle over all groups costs as much as one round of a Poisson sample of a group, also if the noise is
+        correlated over as many rounds as there are groups: Choquette-Choo et al., (Amplified) Banded Matrix
+        Factorization (NeurIPS 2023), Theorem 4.
+        """
         gaussian = self._dp.GaussianDpEvent(noise_multiplier)
-        if sampling.kind == "poisson":
-            return self._dp.PoissonSampledDpEvent(sampling.cohort / sampling.population, gaussian)
-        return self._dp.SampledWithoutReplacementDpEvent(sampling.population, sampling.cohort, gaussian)
+        if sampling.kind == "fixed":
+            event = self._dp.SampledWithoutReplacementDpEvent(sampling.population, sampling.cohort, gaussian)
+        else:
+            rate = sampling.cohort * sampling.groups / sampling.population
+            event = self._dp.PoissonSampledDpEvent(rate, gaussian)
+        return self._dp.SelfComposedDpEvent(event, math.ceil(rounds / sampling.groups))
 
 
 def _is_news(record: logging.LogRecord) -> bool:

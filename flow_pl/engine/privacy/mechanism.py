@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from flow_pl.data.sampler import SamplingName
 from flow_pl.engine.client_norms import scaled_weights
 from flow_pl.engine.privacy.accounting import Accountant, AccountantName, Ledger, Sampling
 from flow_pl.engine.privacy.clipping import Clipping, FixedClipping
@@ -48,6 +49,9 @@ class GaussianMechanism:
     Raises:
         ConfigurationError: a setting is out of its range, or neither epsilon nor noise_multiplier is given.
     """
+
+    samplings: ClassVar[tuple[SamplingName, ...]] = ("poisson", "fixed")
+    """The kinds of cohorts for which the guarantee holds."""
 
     def __init__(
         self,
@@ -94,17 +98,23 @@ class GaussianMechanism:
         Raises:
             ConfigurationError: the settings do not suit the fit.
         """
+        if sampling.kind not in self.samplings:
+            raise ConfigurationError(
+                f"data.sampling is {sampling.kind}, for which {type(self).__name__} gives no guarantee: set it to "
+                f"{' or '.join(self.samplings)}."
+            )
         self._cohort, self._seed, self._first = sampling.cohort, seed, first
         self._accountant = Accountant(self._accountant_name, self.delta)
         self._accountant.check(sampling)
         population = sampling.population if self.population is None else self.population
         cohort = sampling.cohort if self.noise_cohort_size is None else self.noise_cohort_size
-        if cohort > population:
+        if cohort * sampling.groups > population:
+            within = "" if sampling.groups == 1 else f", divided into {sampling.groups} groups (data.cycle_length)"
             raise ConfigurationError(
-                f"cohorts of {cohort} clients cannot be drawn from {population}: set model.privacy.population to the "
-                "number of clients of the simulated deployment, or a smaller noise_cohort_size."
+                f"cohorts of {cohort} clients cannot be drawn from {population}{within}: set model.privacy.population "
+                "to the number of clients of the simulated deployment, or a smaller noise_cohort_size."
             )
-        self._sampling = Sampling(sampling.kind, population, cohort)
+        self._sampling = Sampling(sampling.kind, population, cohort, sampling.groups)
         if self._given_noise is not None:
             self.noise_multiplier = self._given_noise
         elif rounds is None or self.budget is None:
@@ -127,9 +137,10 @@ class GaussianMechanism:
         """Describe the guarantee in one line."""
         sampling = self._sampling
         simulated = " of a simulated deployment, not of this run" if self.simulated else ""
+        groups = f" in {sampling.groups} groups" if sampling.groups > 1 else ""
         return (
             f"differential privacy for whole clients{simulated}: neighbours {sampling.relation}; {sampling.kind} "
-            f"cohorts of {sampling.cohort} of {sampling.population} clients; noise multiplier "
+            f"cohorts of {sampling.cohort} of {sampling.population} clients{groups}; noise multiplier "
             f"{self.noise_multiplier:.4g}; delta {self.delta:g}; accountant {self._accountant_name}; noise from the "
             f"{'system' if self.secure else 'seed, for experiments only'}"
         )
