@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from flow_pl.utils.counter_rng import below
+from flow_pl.utils.counter_rng import ones_below
 from flow_pl.utils.unit_stream import UnitStream, current_stream
 from flow_pl.utils.validation import require_fraction
 
@@ -47,6 +47,6 @@ def drop(stream: UnitStream, input: Tensor, shape: Sequence[int], p: float, inpl
         inplace: whether the input is changed.
     """
     # by integers, since 16-bit floats have too few values to draw a share from
-    mask = below(stream.bits(shape), 1 - p).to(input.dtype)
+    mask = ones_below(stream.bits(shape), 1 - p).to(input.dtype)
     mask = mask.mul_(1 / (1 - p)) if p < 1 else torch.zeros_like(mask)
     return input.mul_(mask) if inplace else input * mask

@@ -90,7 +90,8 @@ class InstanceRouter(Router):
     def bind(self, parameters: dict[str, Tensor] | None, x: Inputs) -> Route:
         """Decide for all blocks from the instance alone."""
         q: Tensor = self.call(parameters, x)
-        return lambda block, inputs, on_global, on_local: q[:, block]
+        branches = q.unbind(1)  # one gradient for all blocks
+        return lambda block, inputs, on_global, on_local: branches[block]
 
     def look(self, model: RoutedModel, parameters: Parameters, x: Inputs) -> Tensor:
         """Return the instances [N, ...].

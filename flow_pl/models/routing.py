@@ -87,7 +87,8 @@ class Routing:
             if self._hard:
                 h = torch.where(q[..., 1] > 0, on_local, on_global)
             else:
-                h = q[..., 0] * on_global + q[..., 1] * on_local
+                to_global, to_local = q.unbind(-1)  # one gradient for both
+                h = to_global * on_global + to_local * on_local
             h = h.to(_dtype(first))
         self._decisions[name] = asked[0]
         return h

@@ -94,17 +94,33 @@ def random_bits(hashes: Tensor, key: Tensor) -> Tensor:
     Returns:
         int32, in the shape of `hashes`.
     """
+    # in place, since one tensor fits into the processor's cache
     x = hashes ^ key[0]
-    x = x * (0xCC9E2D51 - 2**32)
+    x.mul_(0xCC9E2D51 - 2**32)
     # add instead of exclusive or: the shift keeps the sign, which would clear the highest bit
-    x = x + (x >> 15)
-    return x * key[1]
+    x.add_(x >> 15)
+    return x.mul_(key[1])
 
 
 def below(bits: Tensor, share: float) -> Tensor:
     """Return True with probability `share`, exact to 2^-32."""
-    kept: Tensor = bits < min(round(share * 2**BITS) - 2 ** (BITS - 1), 2 ** (BITS - 1) - 1)
-    return kept
+    return bits < _limit(share)
+
+
+def ones_below(bits: Tensor, share: float) -> Tensor:
+    """Return 1 with probability `share`, otherwise 0, in the type of the bits: `below` without truth values.
+
+    On a CPU, integers are compared and converted to floats several elements at a time, truth values are not.
+    """
+    limit = _limit(share)
+    # where `below` is true, the next smaller number, unless there is none
+    return bits.clamp(max(limit - 1, -(2 ** (BITS - 1))), limit).sub_(limit).neg_()
+
+
+def _limit(share: float) -> int:
+    """Return the signed number of 32 bits that a share of all is below."""
+    limit: int = min(round(share * 2**BITS) - 2 ** (BITS - 1), 2 ** (BITS - 1) - 1)
+    return limit
 
 
 def uniform(bits: Tensor) -> Tensor:

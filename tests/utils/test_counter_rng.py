@@ -9,7 +9,16 @@ import math
 import pytest
 import torch
 
-from flow_pl.utils.counter_rng import GOLDEN, below, random_bits, splitmix64, step_keys, uniform, unit_hashes
+from flow_pl.utils.counter_rng import (
+    GOLDEN,
+    below,
+    ones_below,
+    random_bits,
+    splitmix64,
+    step_keys,
+    uniform,
+    unit_hashes,
+)
 
 CPU = torch.device("cpu")
 UNITS, STEPS, CLIENTS = 2000, 20, 20
@@ -121,3 +130,12 @@ def test_uniform_numbers_keep_away_from_the_ends():
     ends = uniform(torch.tensor([-(2**31), 2**31 - 1], dtype=torch.int32))
     assert 0 < ends[0] < 1e-7
     assert 1 - 1e-7 < ends[1] < 1
+
+
+@pytest.mark.parametrize("share", [0.0, 1e-12, 0.3, 0.7, 1.0])
+def test_ones_are_where_bits_are_below(share):
+    ends = torch.tensor([-(2**31), 1 - 2**31, -1, 0, 2**31 - 2, 2**31 - 1], dtype=torch.int32)
+    drawn = torch.cat([ends, bits().flatten()])
+    ones = ones_below(drawn, share)
+    assert ones.dtype == torch.int32
+    assert torch.equal(ones, below(drawn, share).int())
