@@ -261,7 +261,7 @@ class FederatedDataModule(ABC, L.LightningDataModule):
 
     def transfer_batch_to_device(self, batch: ClientBatch, device: torch.device, dataloader_idx: int) -> ClientBatch:
         """Move a chunk to the device, asynchronously if its memory is pinned."""
-        return batch.to(device, non_blocking=device.type == "cuda")
+        return batch if batch.client.device == device else batch.to(device, non_blocking=device.type == "cuda")
 
     def on_after_batch_transfer(self, batch: ClientBatch, dataloader_idx: int) -> ClientBatch:
         """Transform the features on the device: bytes are a quarter of the size of the floats they become."""

@@ -11,9 +11,8 @@ from torch.utils.data import Dataset
 
 from flow_pl.data.batch import Chunk, ClientBatch, Examples, part_bits
 from flow_pl.data.federation import Federation, Heldout, Ints, Split
-from flow_pl.data.store.client_store import ClientRows
 from flow_pl.errors import DataError
-from flow_pl.utils.inputs import leaves, map_inputs
+from flow_pl.utils.inputs import map_inputs
 from flow_pl.utils.rng import Stream, client_generators, client_keys, generator
 from flow_pl.utils.validation import given, require_choice, require_count
 
@@ -57,9 +56,8 @@ class ClientDataset(Dataset[ClientBatch]):
             without those whose data cannot be used. Features have the type they are stored in.
         """
         clients, plans, unusable = self._usable(chunk)
-        rows = [self.federation.store.read(client) for client in clients]
         splits = [split for split, _ in plans]
-        train = self._examples(rows, [split.train for split in splits])
+        train = self._examples(clients, [split.train for split in splits])
         longest = max(train.sizes, default=0)
         part = np.zeros((len(clients), longest), dtype=np.uint8)
         order = np.broadcast_to(np.arange(longest), (len(clients), self.orders, longest)).copy()
@@ -70,7 +68,7 @@ class ClientDataset(Dataset[ClientBatch]):
                 order[i, epoch, :size] = random.permutation(size)
         heldout = None
         if self.heldout is not None:
-            heldout = self._examples(rows, [split.heldout(self.heldout) for split in splits])
+            heldout = self._examples(clients, [split.heldout(self.heldout) for split in splits])
         return ClientBatch(
             client=torch.tensor(clients, dtype=torch.int64),
             train=train,
@@ -99,20 +97,24 @@ class ClientDataset(Dataset[ClientBatch]):
                 unusable.append((client, str(error)))
         return clients, plans, unusable
 
-    def _examples(self, rows: list[ClientRows], chosen: list[Ints]) -> Examples:
+    def _examples(self, clients: list[int], chosen: list[Ints]) -> Examples:
+        """Read the chosen rows of each client; chosen: their numbers among the client's rows."""
         store = self.federation.store
         sizes = tuple(len(index) for index in chosen)
-        shape = (len(rows), max(sizes, default=0))
-        x = store.room(*shape)
-        y = np.zeros(shape + store.label_shape, dtype=np.float32 if store.real_valued else np.int64)
-        for i, (client, index) in enumerate(zip(rows, chosen, strict=True)):
-            for room, features in zip(leaves(x), leaves(client.x), strict=True):
-                room[i, : len(index)] = features.take(index, axis=0)
-                if isinstance(x, dict):
-                    # repeats a real instance: a model may turn zeros, including the mask of tokens, into NaN
-                    room[i, len(index) :] = features[index[0] if len(index) else 0]
-            y[i, : len(index)] = client.y.take(index, axis=0)
-        mask = np.arange(shape[1]) < np.array(sizes, dtype=np.int64)[:, None]
+        longest = max(sizes, default=0)
+        rows = np.zeros((len(clients), longest), dtype=np.int64)
+        for row, index in zip(rows, chosen, strict=True):
+            row[: len(index)] = index
+            # padding repeats a real instance: a model may turn zeros, including the mask of tokens, into NaN
+            row[len(index) :] = index[0] if len(index) else 0
+        x, labels = store.rows(rows + store.offsets[clients][:, None])
+        y = labels.astype(np.float32 if store.real_valued else np.int64, copy=False)
+        for i, size in enumerate(sizes):
+            if size < longest:
+                y[i, size:] = 0
+                if not isinstance(x, dict):
+                    x[i, size:] = 0
+        mask = np.arange(longest) < np.array(sizes, dtype=np.int64)[:, None]
         return Examples(map_inputs(torch.from_numpy, x), torch.from_numpy(y), torch.from_numpy(mask), sizes)
 
     def _plan(self, client: int) -> tuple[Split, Part]:

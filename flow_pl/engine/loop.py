@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 import torch
@@ -20,7 +19,7 @@ from flow_pl.engine.client_groups import ClientGroups
 from flow_pl.engine.client_norms import clipped
 from flow_pl.engine.client_optimizer import StackedOptimizer
 from flow_pl.engine.gradients import GradientEngine, map_clients
-from flow_pl.engine.schedule import make_schedule, part_mask
+from flow_pl.engine.schedule import make_schedule, minibatches, part_mask
 from flow_pl.engine.tracing import CompileMode
 from flow_pl.engine.training_statistics import TrainingStatistics
 from flow_pl.kernels.functional import training_mode
@@ -264,16 +263,15 @@ class FederatedLoop:
             step_keys(batch.key, number, total).unbind() if total and any(map(self.engine.draws, phase.steps)) else ()
         )
         active = 0
-        for t, now in enumerate(schedule.active):
+        for t, (now, minibatch) in enumerate(minibatches(schedule, x, y)):
             if now != active:
                 active = now
                 views = groups.prefix(active)
                 bound = {step: self.engine.bind(step, views, groups.stacked) for step in optimizers}
                 for optimizer in optimizers.values():
                     optimizer.narrow(active)
-            rows = schedule.index[t, :active].reshape(-1)
-            gather = partial(_gather, rows=rows, shape=(active, self.batch_size))
-            minibatch = Minibatch(self.lay_out(map_inputs(gather, x)), gather(y), schedule.mask[t, :active])
+            if self.channels_last:
+                minibatch = minibatch._replace(x=self.lay_out(minibatch.x))
             for s, step in enumerate(phase.steps):
                 scale = None if scales is None else scales[:active]
                 key = keys[t * len(phase.steps) + s][:active] if keys else None
@@ -295,11 +293,6 @@ class FederatedLoop:
 
 def _channels_last(x: Tensor) -> Tensor:
     return x if x.ndim != 5 or len(x) > 1 else x[0].to(memory_format=torch.channels_last)[None]
-
-
-def _gather(t: Tensor, rows: Tensor, shape: tuple[int, int]) -> Tensor:
-    """Select rows [A * B] of [C * N, ...] as [A, B, ...]."""
-    return t.index_select(0, rows).view(*shape, *t.shape[1:])
 
 
 def _unscale(grads: list[Tensor], scale: Tensor) -> Tensor:

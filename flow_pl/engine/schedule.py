@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from flow_pl.data.batch import FOLD_BIT, FOLDS, GLOBAL, LOCAL, ClientBatch, fold_size, part_sizes
 from flow_pl.errors import ConfigurationError
-from flow_pl.methods.steps import Part
+from flow_pl.methods.steps import Minibatch, Part
+from flow_pl.utils.inputs import Inputs, leaves, map_inputs, take
+
+GATHERED_BYTES = 1 << 22
+"""The examples of several steps are gathered at once, up to this size, since a gather of a few costs as much as one of
+many."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +85,8 @@ def make_schedule(batch: ClientBatch, part: Part, orders: range, batch_size: int
     sizes = [count(n, part, batch.round) for n in batch.train.sizes]
     per_epoch = [-(-n // batch_size) for n in sizes]
     total = epochs * max(per_epoch, default=0)
-    active = tuple(sum(epochs * steps > t for steps in per_epoch) for t in range(total))
+    lengths = np.array(per_epoch, dtype=np.int64) * epochs
+    active = tuple((lengths > np.arange(total)[:, None]).sum(1).tolist())
 
     picks = batch.order[:, orders.start : orders.stop]
     if part != "all":
@@ -94,3 +103,28 @@ def make_schedule(batch: ClientBatch, part: Part, orders: range, batch_size: int
     within = picks.reshape(C, epochs * N).gather(1, flat.transpose(0, 1).reshape(C, -1)).view(C, total, batch_size)
     index = within.transpose(0, 1) + (torch.arange(C, device=device) * N).view(1, C, 1)
     return Schedule(index.contiguous(), mask, active, epochs * sum(sizes))
+
+
+def minibatches(schedule: Schedule, x: Inputs, y: Tensor) -> Iterator[tuple[int, Minibatch]]:
+    """Yield the number of active clients A of each step, and their minibatches [A, B, ...].
+
+    Args:
+        schedule: the steps.
+        x: features of the chunk's examples [C * N, ...].
+        y: their targets [C * N, ...].
+    """
+    batch_size = schedule.index.shape[2]
+    row = sum(t[:1].nbytes for t in leaves(x))
+    for active, same in groupby(range(len(schedule.active)), key=schedule.active.__getitem__):
+        steps = list(same)
+        together = max(1, GATHERED_BYTES // max(1, active * batch_size * row))
+        for start in range(steps[0], steps[-1] + 1, together):
+            index = schedule.index[start : min(start + together, steps[-1] + 1), :active]
+            rows = index.reshape(-1)
+
+            def gather(t: Tensor, rows: Tensor = rows, shape: torch.Size = index.shape) -> Tensor:
+                return t.index_select(0, rows).view(*shape, *t.shape[1:])
+
+            xs, ys = map_inputs(gather, x), gather(y)
+            for i in range(len(index)):
+                yield active, Minibatch(take(xs, i), ys[i], schedule.mask[start + i, :active])

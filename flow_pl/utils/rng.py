@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import IntEnum
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -159,6 +160,7 @@ def _hashed(values: _Words, constants: _Words) -> _Words:
     return hashed
 
 
+@cache
 def _constants(first: int, factor: int, count: int, skipped: int = 0) -> _Words:
     """Return the constants [count + 1] first * factor ** i, in 32 bits."""
     return np.array([first * pow(factor, skipped + i, 2**32) % 2**32 for i in range(count + 1)], dtype=np.uint32)

@@ -183,10 +183,6 @@ class ClientStore:
         """Return the stored type of the features; of several, that of the first."""
         return first(self._x).dtype
 
-    def room(self, *shape: int) -> Features:
-        """Allocate zeros for the features of [*shape] rows."""
-        return map_inputs(lambda x: np.zeros((*shape, *x.shape[1:]), dtype=x.dtype), self._x)
-
     @property
     def real_valued(self) -> bool:
         """Return whether the labels are real values rather than classes."""
@@ -210,6 +206,18 @@ class ClientStore:
         x, y = take(self._x, slice(start, stop)), self._y[start:stop]
         counts = (int(rows[client]) for rows in (self.labelled, self.val_rows, self.test_rows))
         return ClientRows(x, y, *counts)
+
+    def rows(self, numbers: NDArray[np.int64]) -> tuple[Features, NDArray[Any]]:
+        """Copy rows of any clients.
+
+        Args:
+            numbers: [...] numbers of rows in the store; beyond the last one, that is taken.
+
+        Returns:
+            Features and labels [..., *shape of a row], in their stored types.
+        """
+        x = map_inputs(lambda x: x.take(numbers, axis=0, mode="clip"), self._x)
+        return x, self._y.take(numbers, axis=0, mode="clip")
 
     def check(self, client: int) -> None:
         """Check the values of a client: a damaged file could stop or spoil a whole run.
