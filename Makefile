@@ -4,6 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 TORCH_THREADS ?= 1
 TEST_PROCESSES ?= 2
+PEERS ?= pfl flwr fedjax blazefl fluke
+BLAZEFL_PYTHON ?= python3.13
 
 .PHONY: demo test test-slow test-extended test-deploy lint docs bench bench-scale bench-peers fuzz chaos soak clean
 
@@ -49,12 +51,17 @@ bench-scale: $(VENV)/installed
 	$(BIN)/python -m tools.benchmarks --scale
 
 # The other simulators, which `make bench` then finds. Each in an environment of its own, so that none changes the
-# versions of what another one or this project depends on. The versions that were measured, on Python 3.11.
-bench-peers: .venv-peers/pfl/installed .venv-peers/flwr/installed .venv-peers/fedjax/installed
+# versions of what another one or this project depends on. The versions that were measured, BlazeFL on Python 3.13, the
+# others on 3.11.
+bench-peers: $(PEERS:%=.venv-peers/%/installed)
 
 .venv-peers/pfl/installed: PACKAGES = torch==2.13.0 pfl==0.6.0
 .venv-peers/flwr/installed: PACKAGES = torch==2.13.0 "flwr[simulation]==1.41.0"
 .venv-peers/fedjax/installed: PACKAGES = fedjax==0.0.17 jax==0.10.2
+# needs Python 3.12; BlazeFL 3 needs 3.14
+.venv-peers/blazefl/installed: PACKAGES = torch==2.13.0 blazefl==2.0.1
+.venv-peers/blazefl/installed: PYTHON = $(BLAZEFL_PYTHON)
+.venv-peers/fluke/installed: PACKAGES = torch==2.13.0 fluke-fl==0.8.1
 .venv-peers/%/installed:
 	$(PYTHON) -m venv .venv-peers/$*
 	.venv-peers/$*/bin/python -m pip install --quiet --disable-pip-version-check $(PACKAGES)

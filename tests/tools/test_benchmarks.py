@@ -4,6 +4,7 @@ import io
 import json
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from rich.console import Console
 
 from tools.benchmarks import scale
 from tools.benchmarks.__main__ import main
+from tools.benchmarks.peers import run_torch
 from tools.benchmarks.peers.handover import load, save
 from tools.benchmarks.race import Entry, Race, entries, handed_over, run
 from tools.benchmarks.remote import Remote, RemoteError
@@ -42,19 +44,38 @@ def test_log_normal_sizes_have_the_mean_they_say():
 
 def test_a_race_is_between_the_best_settings_of_each():
     slow, fast, ours, trainer = (Entry(name, "", (), 1, ()) for name in ("bare", "pfl", "loop", "trainer"))
-    also = replace(slow, label="2 processes")
+    also, uneven, hopeless = (replace(slow, label=label) for label in ("2 processes", "uneven", "hopeless"))
     race = Race(WORKLOADS["mlp"])
-    race.seconds = {slow: [6, 6, 8], also: [2, 4, 4], fast: [3, 3, 3], ours: [1, 2, 1], trainer: [2, 2, 2]}
-    race.models = dict.fromkeys((slow, also, fast, ours, trainer), np.zeros(3)) | {fast: np.array([0, 0.5, 0])}
+    race.seconds = {slow: [6, 6, 8], also: [2, 4, 4], uneven: [1, 2, 9], fast: [3, 3, 3]}
+    race.seconds |= {ours: [1, 2, 1], trainer: [2, 2, 2]}
+    race.models = dict.fromkeys(race.seconds, np.zeros(3)) | {fast: np.array([0, 0.5, 0])}
     race.starts = dict.fromkeys(race.seconds, 1.0)
+    race.heats = dict.fromkeys([*race.seconds, hopeless], 9.0)
     ratios, facts = race_figures(race)
     assert ratios == {"mlp.bare": 2, "mlp.bare_over_trainer": 2, "mlp.pfl": 3, "mlp.pfl_over_trainer": 1.5}
     assert facts["best_settings"]["bare"] == "2 processes"
+    assert facts["unusable"] == ["bare, uneven"]
     assert facts["same_model"] == {"bare": 0, "pfl": 0.5, "loop": 0, "trainer": 0}
     assert not race.agrees
     shown = Console(file=io.StringIO(), width=200)
     print_race(shown, race)
-    assert "NO (5e-01)" in shown.file.getvalue()
+    lines = shown.file.getvalue().splitlines()
+    assert any("NO (5e-01)" in line for line in lines)
+    verdicts = {label: next(line for line in lines if label in line) for label in ("uneven", "hopeless")}
+    assert "unusable: spread above 2" in verdicts["uneven"]
+    assert "given up in the warm-up" in verdicts["hopeless"]
+
+
+def test_the_bare_loop_is_run_where_ours_was_asked_for_first(monkeypatch):
+    called = []
+    turns = iter([{"threads": 1, "chunk_size": 2}, {"threads": 1}, {"threads": 1, "chunk_size": 2}, None])
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setattr(run_torch, "Gate", lambda share: SimpleNamespace(next=lambda model: next(turns)))
+    monkeypatch.setattr(run_torch.BareShare, "__call__", lambda self: called.append("bare"))
+    monkeypatch.setattr(run_torch.LoopRounds, "__call__", lambda self: called.append("ours"))
+    run_torch.loops(replace(WORKLOADS["mlp"], clients=2, examples=10))
+    assert called == ["ours", "bare", "ours"]
 
 
 def test_peers_start_from_the_same_data_and_model(tmp_path):

@@ -55,7 +55,7 @@ def main(args: Sequence[str] | None = None) -> int:
         action="append",
         default=[],
         metavar="NAME=PATH",
-        help="interpreter with a peer (pfl, flwr, fedjax); those of make bench-peers are found",
+        help="interpreter with a peer (pfl, flwr, fedjax, blazefl, fluke); those of make bench-peers are found",
     )
     options = parser.parse_args(args)
     if options.threads < 1 or (options.rounds is not None and options.rounds < 1):

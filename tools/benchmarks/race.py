@@ -1,7 +1,8 @@
 """Let contenders in their own processes take turns round by round; each is judged by its best settings.
 
-All settings of a contender run in heats, and those that may be the best in the final. The number of threads is a
-setting of a round if the library can change it, and otherwise of a process.
+After a warm-up, all settings of all contenders take turns; a contender's best one has the smallest median. A setting
+whose rounds differ too much is not judged, since a busy moment could make it the best or the worst. The number of
+threads is a setting of a round if the library can change it, and otherwise of a process.
 """
 
 from __future__ import annotations
@@ -25,15 +26,15 @@ from tools.benchmarks.peers.handover import Handover, save
 from tools.benchmarks.remote import ROOT, Remote, RemoteError
 from tools.benchmarks.workloads import Workload
 
-PEERS = ("pfl", "flwr", "fedjax")
+PEERS = ("pfl", "flwr", "fedjax", "blazefl", "fluke")
 """Other simulators, by the names of their packages."""
 OURS = ("loop", "trainer")
 """Our contenders; ratios are relative to the first one."""
-CLOSE = 1.15
-"""A setting reaches the final if its fastest heat is within this factor of its contender's fastest."""
+SPREAD = 2.0
+"""Settings are unusable if the upper quartile of their rounds is more than this many times the lower one."""
 HOPELESS = 5.0
-"""A setting runs no more heats once it is this many times slower than another one in the same process: two threads with
-little to do can be a hundred times slower beside a busy process."""
+"""A setting is given up once it is this many times slower than another one of its contender in the warm-up: two threads
+with little to do can be a hundred times slower beside a busy process."""
 PROCESSES = (1, 2)
 """Numbers of processes to try; several processes have one thread each."""
 XLA_ONE_THREAD = {"XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"}
@@ -66,9 +67,9 @@ class Race:
 
     Attributes:
         workload: the workload.
-        seconds: seconds of the timed rounds of the final, by entry.
+        seconds: seconds of the timed rounds, by entry.
         processor_seconds: processor time of the same rounds in the entry's first process, by entry.
-        heats: seconds of the fastest heat, by entry.
+        heats: seconds of the fastest round of the warm-up, by entry; those without timed rounds were given up.
         starts: seconds from the start of the process to the end of the first round, by entry.
         memory: peak memory of the first process in megabytes, by entry.
         models: the parameters after the first round, by entry.
@@ -86,13 +87,22 @@ class Race:
 
     @property
     def contenders(self) -> list[str]:
-        """Return the names of the contenders in the final."""
+        """Return the names of the contenders."""
         return list(dict.fromkeys(entry.contender for entry in self.seconds))
 
     def best(self, contender: str) -> Entry:
-        """Return a contender's fastest entry in the final, by its median round."""
+        """Return a contender's fastest entry by its median round; an unusable one only if all are."""
         entries = [entry for entry in self.seconds if entry.contender == contender]
-        return min(entries, key=lambda entry: median(self.seconds[entry]))
+        return min(entries, key=lambda entry: (not self.usable(entry), median(self.seconds[entry])))
+
+    def spread(self, entry: Entry) -> float:
+        """Return the upper quartile of an entry's rounds over the lower one."""
+        low, _, high = _quartiles(self.seconds[entry])
+        return high / low
+
+    def usable(self, entry: Entry) -> bool:
+        """Return whether an entry's rounds are alike enough to judge it by."""
+        return self.spread(entry) <= SPREAD
 
     def milliseconds(self, entry: Entry) -> float:
         """Return an entry's median round time in milliseconds."""
@@ -101,9 +111,7 @@ class Race:
     def ratios(self, contender: str, ours: str) -> tuple[float, float, float]:
         """Return quartiles and median of a contender's round time over ours, round by round, in ascending order."""
         pairs = zip(self.seconds[self.best(contender)], self.seconds[self.best(ours)], strict=True)
-        each = [theirs / our for theirs, our in pairs]
-        low, middle, high = quantiles(each, n=4, method="inclusive") if len(each) > 1 else each * 3
-        return low, middle, high
+        return _quartiles([theirs / our for theirs, our in pairs])
 
     def difference(self, contender: str) -> float:
         """Return the largest difference of a parameter from our loop's model after round one, over all entries."""
@@ -171,6 +179,12 @@ def entries(workload: Workload, chunk_size: int, pythons: dict[str, str], handov
             actors = cores // threads
             command = module(pythons["flwr"], "run_flwr", handover, actors, cores)
             enter("flwr", command, 1, f" in each of {actors} actors", threads=threads)
+        if "fluke" in workload.peers and "fluke" in pythons and processes == 1:
+            enter("fluke", module(pythons["fluke"], "run_fluke", handover), 1, threads=threads)
+        if "blazefl" in workload.peers and "blazefl" in pythons:
+            # several clients at a time are threads of Python
+            command, label = module(pythons["blazefl"], "run_blazefl", handover, processes), f"{processes} at a time, "
+            chosen.append(Entry("blazefl", f"{label}{threads} threads", tuple(command), 1, (("threads", threads),)))
         command = module(sys.executable, "run_torch", "loops", workload.name)
         sizes = {min(size, -(-workload.clients // processes)) for size in workload.chunk_sizes}
         for size in sorted(sizes):
@@ -188,8 +202,8 @@ def run(workload: Workload, chunk_size: int, pythons: dict[str, str], rounds: in
         workload: the workload.
         chunk_size: chunk size of our contender by the Trainer.
         pythons: interpreters of the installed peers.
-        rounds: number of rounds of the final.
-        heats: number of rounds of each entry before it; the first ones, at most 3 and all but one, warm up.
+        rounds: number of timed rounds of each entry.
+        heats: number of rounds of each entry before these, to warm up.
     """
     race = Race(workload)
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
@@ -210,11 +224,11 @@ def run(workload: Workload, chunk_size: int, pythons: dict[str, str], rounds: in
                 remote.close()
             else:
                 remotes |= dict.fromkeys(together, remote)
-        finalists = [entry for entry in remotes if race.heats[entry] <= CLOSE * _fastest(race, entry.contender)]
-        for remote in set(remotes.values()) - {remotes[entry] for entry in finalists}:
+        judged = [entry for entry in remotes if race.heats[entry] <= HOPELESS * _fastest(race, entry.contender)]
+        for remote in set(remotes.values()) - {remotes[entry] for entry in judged}:
             remote.close()
         for _ in range(rounds):
-            for entry in finalists:
+            for entry in judged:
                 result = remotes[entry].round({**dict(entry.settings), "save": False})
                 race.seconds.setdefault(entry, []).append(result.seconds)
                 race.processor_seconds.setdefault(entry, []).append(result.processor_seconds)
@@ -228,6 +242,11 @@ def handed_over(workload: Workload) -> Handover:
     parameters = [p.detach().numpy() for p in workload.model().parameters()]
     kind = workload.kind
     return Handover(workload.name, kind, clients, parameters, workload.batch_size, workload.lr, workload.momentum)
+
+
+def _quartiles(values: list[float]) -> tuple[float, float, float]:
+    low, middle, high = quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
+    return low, middle, high
 
 
 def _process(entry: Entry) -> tuple[int, tuple[str, ...], tuple[tuple[str, str], ...]]:

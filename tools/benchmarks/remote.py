@@ -32,8 +32,9 @@ ENVIRONMENT = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DEDUP_LOGS": "0",
+    "TQDM_DISABLE": "1",
 }
-"""Environment of all contenders: on the CPU, and without telemetry."""
+"""Environment of all contenders: on the CPU, without telemetry and progress bars."""
 
 
 class RemoteError(Exception):

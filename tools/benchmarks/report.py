@@ -17,7 +17,7 @@ from rich.table import Table
 import flow_pl
 from tools.benchmarks.breakdown import MATHS, Breakdown
 from tools.benchmarks.contest import TOLERANCE, Outcome
-from tools.benchmarks.race import OURS, Entry, Race
+from tools.benchmarks.race import OURS, SPREAD, Entry, Race
 
 MEANING = {
     "sequential": "bare, one client at a time: autograd.grad and torch._foreach (the practical limit)",
@@ -30,6 +30,8 @@ MEANING = {
     "pfl": "pfl-research",
     "flwr": "Flower's simulation",
     "fedjax": "FedJAX",
+    "blazefl": "BlazeFL",
+    "fluke": "fluke",
 }
 
 
@@ -69,6 +71,18 @@ def print_race(console: Console, race: Race) -> None:
         ratios = [_ratio(race.ratios(name, ours)) for ours in OURS]
         table.add_row(name, best.label, f"{race.milliseconds(best):.1f}", *ratios, f"{start:.1f}", verdict)
     console.print(table)
+    every = Table("contender", "settings", "ms a round", "upper over lower quartile", "")
+    for entry, heat in race.heats.items():
+        if entry not in race.seconds:
+            every.add_row(entry.contender, entry.label, f"{heat * 1e3:.1f}", "", "given up in the warm-up")
+            continue
+        verdict = "best" if entry == race.best(entry.contender) else ""
+        if not race.usable(entry):
+            verdict = f"unusable: spread above {SPREAD:g}"
+        every.add_row(
+            entry.contender, entry.label, f"{race.milliseconds(entry):.1f}", f"{race.spread(entry):.2f}", verdict
+        )
+    console.print(every)
     for name, why in race.failures.items():
         console.print(f"[red]{name} could not take part[/red]: {why}", markup=True)
     console.print()
@@ -89,6 +103,8 @@ def race_figures(race: Race) -> tuple[dict[str, float], dict[str, Any]]:
         "timed_rounds": len(next(iter(race.seconds.values()), [])),
         "best_settings": {name: race.best(name).label for name in race.contenders},
         "milliseconds": {f"{e.contender}, {e.label}": race.milliseconds(e) for e in race.seconds},
+        "upper_over_lower_quartile": {f"{e.contender}, {e.label}": race.spread(e) for e in race.seconds},
+        "unusable": [f"{e.contender}, {e.label}" for e in race.seconds if not race.usable(e)],
         "processor_milliseconds_of_first_process": {
             f"{e.contender}, {e.label}": median(s) * 1e3 for e, s in race.processor_seconds.items()
         },

@@ -43,7 +43,7 @@ class Workload:
         tokens: whether examples are sequences of tokens, each predicted from those before it.
         peers: contenders in their own processes, see `tools.benchmarks.peers`.
         peer_rounds: number of timed rounds of the peers.
-        peer_heats: number of rounds before these, to warm up and to find the best settings.
+        peer_heats: number of rounds before these, to warm up.
     """
 
     name: str
@@ -151,7 +151,7 @@ _cnn = partial(
     chunk_sizes=(1, 10),
 )
 
-_all_peers = ("bare", "pfl", "flwr", "fedjax")
+_all_peers = ("bare", "pfl", "flwr", "fedjax", "blazefl", "fluke")
 
 WORKLOADS = {
     workload.name: workload

@@ -11,7 +11,6 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
-from functools import partial
 
 import lightning
 import torch
@@ -82,15 +81,14 @@ class BareShare(Sequential):
 def loops(workload: Workload) -> None:
     """Run the bare loop, and ours with the server's step for any chunk size; each continues from its own model."""
     clients = own_share(workload.data())
-    contenders: dict[int, BareShare | LoopRounds] = {}
-    gate = Gate(share_settings)
     contender: BareShare | LoopRounds = BareShare(workload, clients)
+    contenders = {0: contender}
+    gate = Gate(share_settings)
     while settings := gate.next(lambda last=contender: last.flat().numpy()):
         torch.set_num_threads(settings["threads"])
         size = settings.get("chunk_size", 0)
         if size not in contenders:
-            ours = partial(LoopRounds, chunk_size=size, reduce=sum_over_processes)
-            contenders[size] = ours(workload, clients) if size else contender
+            contenders[size] = LoopRounds(workload, clients, size, reduce=sum_over_processes)
         contender = contenders[size]
         contender()
 
