@@ -7,7 +7,7 @@ TEST_PROCESSES ?= 2
 PEERS ?= pfl flwr fedjax blazefl fluke
 BLAZEFL_PYTHON ?= python3.13
 
-.PHONY: demo test test-slow test-extended test-deploy lint docs bench bench-scale bench-peers fuzz chaos soak clean
+.PHONY: demo test test-slow test-extended test-deploy test-lowest lint docs bench bench-scale bench-peers fuzz chaos soak clean
 
 # Made again when the dependencies change. pip alone; with uv: uv venv && uv pip install -e ".[dev]" -c constraints.txt
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -34,6 +34,17 @@ test-extended: $(VENV)/installed
 # a Flower network on this machine: some minutes
 test-deploy: $(VENV)/installed
 	OMP_NUM_THREADS=$(TORCH_THREADS) $(BIN)/python -m pytest -m deploy
+
+# the quick suite with the lowest version of every package that pyproject.toml allows, in an environment of its own
+test-lowest: .venv-lowest/installed
+	OMP_NUM_THREADS=$(TORCH_THREADS) .venv-lowest/bin/python -m pytest -n $(TEST_PROCESSES) -m "not slow and not deploy"
+
+# uv, as pip cannot look for the lowest versions
+.venv-lowest/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check uv
+	.venv-lowest/bin/uv pip install --quiet --python .venv-lowest/bin/python --resolution lowest-direct -e ".[dev]"
+	touch $@
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
@@ -80,4 +91,4 @@ soak: $(VENV)/installed
 	OMP_NUM_THREADS=$(TORCH_THREADS) $(BIN)/python -m tools.chaos.soak
 
 clean:
-	rm -rf $(VENV) .venv-peers runs bench.json site
+	rm -rf $(VENV) .venv-lowest .venv-peers runs bench.json site

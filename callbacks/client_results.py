@@ -26,7 +26,8 @@ class ClientCounts(ClientMetric):
 
     `compute` returns [columns, clients] float64, in the order of the clients' indices, without those that have no
     evaluated example: index, evaluated targets, how many w_g, the personalized model, and w_g or the local model
-    get right (NaN for a method without a local model), and for each routed block the share routed locally.
+    get right (NaN for a method without a local model), decisions of each routed block (NaN without one), and for each
+    routed block the share routed locally.
 
     Args:
         blocks: number of routed blocks.
@@ -61,7 +62,8 @@ class ClientCounts(ClientMetric):
         table = table[:, table[2] > 0]
         high, low, count, generalized, personalized, either, routed, *local = table
         client = high * _BASE + low
-        columns = torch.stack([client, count, generalized, personalized, either, *(share / routed for share in local)])
+        shares = (share / routed for share in local)
+        columns = torch.stack([client, count, generalized, personalized, either, routed, *shares])
         return columns[:, client.argsort(stable=True)]
 
 
@@ -124,7 +126,7 @@ _ACCURACIES = ("generalized_accuracy", "personalized_accuracy")
 
 def _rows(trainer: Trainer, population: str, table: Tensor, has_local: bool) -> Iterator[list[object]]:
     data = federated_data(trainer)
-    for client, count, generalized, personalized, either, *shares in table.T.tolist():
+    for client, count, generalized, personalized, either, _, *shares in table.T.tolist():
         index = int(client)
         accuracies = [generalized / count, personalized / count] + [either / count] * has_local
         examples = int(data.federation.train_sizes[index])

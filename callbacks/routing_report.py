@@ -178,12 +178,14 @@ class RoutingReport(EvaluationCallback[ClientCounts], ResultsCallback):
         data, module, root = federated_data(trainer), federated_module(pl_module), Path(trainer.default_root_dir)
         clients: dict[str, list[Client]] = {}
         shares: dict[str, list[list[float]]] = {}
+        decisions: dict[str, list[float]] = {}
         for population, table in zip(data.test_populations, counts, strict=True):
-            for index, count, generalized, personalized, _, *local in table.T.tolist():
+            for index, count, generalized, personalized, _, routed, *local in table.T.tolist():
                 name, examples = data.client_name(int(index)), int(data.federation.train_sizes[int(index)])
                 found = Client(name, population, examples, generalized / count, personalized / count)
                 clients.setdefault(population, []).append(found)
                 shares.setdefault(population, []).append(local)
+                decisions.setdefault(population, []).append(routed)
         return Evidence(
             method=type(module.method).__name__,
             backbone=type(module.backbone).__name__,
@@ -192,6 +194,7 @@ class RoutingReport(EvaluationCallback[ClientCounts], ResultsCallback):
             blocks=module.route_names,
             clients=clients,
             shares=shares,
+            decisions=decisions,
             routes=dict(zip(data.test_populations, routes, strict=False)),
             common=self.common,
             curve=read_curve(root / self.curve) or read_log(root / LOGS),

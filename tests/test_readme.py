@@ -35,8 +35,10 @@ def test_commands(tmp_path, monkeypatch):
     for command in COMMANDS:
         args = shlex.split(command)[1:]
         if args[0] == "compare":
-            at = args.index("--seeds")
-            args = [*args[: args.index("--methods")], "--methods", "method/f*g.yaml", *args[at : at + 2], *short]
+            at = args.index("--methods")
+            after = next(i for i in range(at + 1, len(args)) if args[i].startswith("--"))
+            # one seed or path is enough, and one or two of the methods
+            args = [*args[:at], "--methods", "method/f*g.yaml", *args[after : after + 2], *short]
         elif args[0] == "fit":
             args += short
         if "--print_config" in args:
@@ -47,7 +49,7 @@ def test_commands(tmp_path, monkeypatch):
             main([*args, "--trainer.accelerator=cpu", "--trainer.devices=1"])
     assert (tmp_path / "runs" / "digits" / "flow" / "predictions.csv").exists()
     assert (tmp_path / "runs" / "digits" / "flow-routing_hard" / "checkpoints" / "best.ckpt").exists()
-    assert (tmp_path / "runs" / "compare" / "digits" / "table.md").exists()
+    assert all((tmp_path / "runs" / "compare" / task / "table.md").exists() for task in ("digits", "array"))
 
 
 def test_make_targets_exist():

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 from flow_pl.data.availability import Availability
 from flow_pl.data.batch import ClientBatch, Examples
 from flow_pl.data.dataset import ClientDataset
+from flow_pl.data.feature_scale import warn_of_large_features
 from flow_pl.data.federation import Federation, Heldout, Ints, Population, check_split
 from flow_pl.data.rounds import count_rounds
 from flow_pl.data.sampler import CohortSampler, SamplingName, check_cycle
@@ -206,7 +207,9 @@ class FederatedDataModule(ABC, L.LightningDataModule):
                 min_examples=self.min_examples,
                 split_seed=self.split_seed,
             )
-            rank_zero_info(self._summary(self._federation))
+            examples = self._some_examples(self._federation)
+            rank_zero_info(self._summary(self._federation, examples))
+            warn_of_large_features(examples)
 
     def train_dataloader(self) -> Loader:
         """Return a loader of each round's cohort, in chunks.
@@ -358,10 +361,14 @@ class FederatedDataModule(ABC, L.LightningDataModule):
         # Lightning converts a batch to the run's precision before the transform, so the result is converted again
         return replace(examples, x=x if self.trainer is None else self.trainer.precision_plugin.convert_input(x))
 
-    def _summary(self, federation: Federation) -> str:
-        """Summarize the data in one line."""
-        meta, client = federation.store.meta, int(federation.seen[0])
-        x = self._model_inputs(federation.store.read(client).x, np.zeros(1, dtype=np.int64))
+    def _some_examples(self, federation: Federation) -> Inputs:
+        """Return the first training examples of the first seen client, at most 64, as passed to a model."""
+        client = int(federation.seen[0])
+        return self._model_inputs(federation.store.read(client).x, federation.split(client).train[:64])
+
+    def _summary(self, federation: Federation, x: Inputs) -> str:
+        """Summarize the data in one line; x is some of its examples."""
+        meta = federation.store.meta
         shapes = {name: list(t.shape[1:]) for name, t in x.items()} if isinstance(x, dict) else list(x.shape[1:])
         names = f" ({brief(list(meta.class_names))})" if meta.class_names else ""
         what = "real-valued labels" if federation.store.real_valued else f"{meta.num_classes} classes{names}"

@@ -65,7 +65,7 @@ DRAWINGS = (
         "route_rounds",
         "rounds",
         "Routed locally, over the rounds",
-        f"{ROUTED_LOCAL} Mean over the validated clients.",
+        f"{ROUTED_LOCAL} Over all decisions of the validated clients.",
         lambda evidence: curves.route_curves(evidence.curve, evidence.blocks, evidence.rounds),
     ),
     Drawing(
@@ -103,7 +103,7 @@ DRAWINGS = (
         "routes",
         "routes",
         "Routed locally, by block",
-        f"{ROUTED_LOCAL} Mean over all clients.",
+        f"{ROUTED_LOCAL} Over all decisions of the tested clients, as in the table of results.",
         lambda evidence: compared.routes(evidence.comparison),
     ),
     Drawing(

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+
 from flow_pl.report.agreement import Agreement, agreement
 from flow_pl.report.names import Kind
 from flow_pl.report.routes import Routes
@@ -25,6 +27,7 @@ class Evidence:
         blocks: names of the routed blocks; empty for a method that does not route.
         clients: clients with evaluated targets, by population.
         shares: for each of these clients, the share of decisions routed locally, by block.
+        decisions: for each of these clients, the number of decisions of a block; NaN for a method that does not route.
         routes: decisions of the clients inspected instance by instance, by population; empty for a method that does
             not route.
         common: number of instances on which all inspected clients were evaluated.
@@ -42,6 +45,7 @@ class Evidence:
     blocks: Sequence[str]
     clients: Mapping[str, Sequence[Client]]
     shares: Mapping[str, Sequence[Sequence[float]]]
+    decisions: Mapping[str, Sequence[float]]
     routes: Mapping[str, Routes]
     common: int
     curve: Mapping[int, Metrics]
@@ -70,11 +74,10 @@ class Evidence:
         """Return the run as a comparison of one method, for the figures shared with `flow-pl compare`."""
         metrics = {
             population: {
-                f"routed_local/{block}": sum(share[index] for share in shares) / len(shares)
-                for index, block in enumerate(self.blocks)
-                if shares
+                f"routed_local/{block}": share
+                for block, share in zip(self.blocks, self._routed_local(population), strict=True)
             }
-            for population, shares in self.shares.items()
+            for population in self.shares
         }
         run = RunResults(
             method=self.method,
@@ -88,3 +91,10 @@ class Evidence:
             curve=self.curve,
         )
         return Comparison(self.method, {self.method: [run]}, list(self.clients), seeds=1)
+
+    def _routed_local(self, population: str) -> list[float]:
+        """Return the share of all decisions of a population that are routed locally, by block."""
+        made = np.array(self.decisions[population])[:, None]
+        # the share of a client without decisions is NaN
+        local = np.nan_to_num(np.array(self.shares[population])) * made
+        return list(local.sum(0) / made.sum())

@@ -81,7 +81,7 @@ def _rounds(label: str) -> tuple[Figure, Axes]:
 
 def _mark(axes: Axes, tested: int | None) -> None:
     if tested is not None:
-        axes.axvline(tested, color="#888888", linewidth=0.9, linestyle=":", label="tested")
+        axes.axvline(tested, color="#555555", linewidth=1.3, linestyle=":", label="tested")
 
 
 def _legend(figure: Figure, axes: Axes) -> None:

@@ -76,6 +76,8 @@ def test_routes_are_those_of_the_test(tmp_path, chunk_size):
     for population, routes in evidence.routes.items():
         expected = [metrics[f"test/{population}/routed_local/{block}"] for block in evidence.blocks]
         assert routes.share.tolist() == pytest.approx(expected)
+        shown = evidence.comparison.methods["Flow"][0].populations[population]
+        assert list(shown.values()) == pytest.approx(expected), "the figure by block"
         assert len(routes.clients) == len(evidence.clients[population])
     gains = [client.personalized - client.generalized for client in evidence.clients["seen"]]
     assert np.mean(gains) == pytest.approx(metrics["test/seen/gain_client_mean"])

@@ -39,7 +39,8 @@ def bound(backbone, example):
         (
             between(Block(lambda block, x: checkpoint(block.layer, x, use_reentrant=False), layer=nn.Linear(8, 8))),
             VECTOR,
-            "'1.layer' (Linear)",
+            # before torch 2.13 what fails is the saving of inputs, in the block itself
+            ("'1.layer' (Linear)", "'1' (Block)"),
             OTHER,
         ),
     ],
@@ -50,7 +51,9 @@ def test_what_cannot_be_run_side_by_side(backbone, example, name, other):
     with pytest.raises(ConfigurationError) as error:
         check_backbone(method, example, side_by_side=True)
     message = str(error.value)
-    assert message.startswith(f"block {name} of the backbone cannot be run for several clients side by side (")
+    names = (name,) if isinstance(name, str) else name
+    refused = "of the backbone cannot be run for several clients side by side ("
+    assert message.startswith(tuple(f"block {name} {refused}" for name in names))
     assert message.endswith(f"): set data.chunk_size to 1, or {other}.")
 
 

@@ -1,10 +1,12 @@
 import os
+import warnings
 
 import numpy as np
 import pytest
 import torch
 
 from flow_pl.data import ArrayData
+from flow_pl.data.feature_scale import FeatureScaleWarning
 from flow_pl.errors import ConfigurationError, DataError
 
 X = np.arange(12, dtype=np.float32).reshape(6, 2)
@@ -303,3 +305,12 @@ def test_test_files_that_do_not_fit(tmp_path):
         prepared(train, tmp_path, test=save(tmp_path / "b.npz", x=X[:, :1]))
     with pytest.raises(ConfigurationError, match=r"test is c.txt, expected a file ending on .npz"):
         ArrayData(train, test="c.txt")
+
+
+def test_features_that_need_scaling_get_a_warning(tmp_path):
+    path = save(tmp_path / "large.npz", x=X * np.array([1, 500]))
+    with pytest.warns(FeatureScaleWarning, match=r"square of .*, in feature 1 counted from 0: .*Standardize them"):
+        prepared(path, tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FeatureScaleWarning)
+        prepared(save(tmp_path / "small.npz"), tmp_path)

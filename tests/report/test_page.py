@@ -1,6 +1,7 @@
 """Pieces of the page, and what its figures are made of."""
 
 import base64
+import math
 import re
 
 import numpy as np
@@ -23,7 +24,7 @@ def evidence(name="a", blocks=(), routes=None, **settings):
     settings = {"kind": "vector", "classes": [name], "tokens": None, "names": {}, "curve": {}, **settings}
     return Evidence(
         method=name, backbone=name, data=name, rounds=1, blocks=blocks, clients=clients, shares={name: [[]]},
-        routes=routes or {}, common=0, **settings,
+        decisions={name: [math.nan]}, routes=routes or {}, common=0, **settings,
     )  # fmt: skip
 
 
