@@ -60,6 +60,8 @@ def exit_with_message() -> Iterator[None]:
 def _silence_advertisements() -> None:
     """Suppress output that does not concern users: tips for other products, notes to Lightning's developers."""
     warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*")
+    # a command such as report runs another with arguments of its own
+    warnings.filterwarnings("ignore", message=r"LightningCLI's args parameter")
     # shown when an earlier run is about to be moved aside or continued
     warnings.filterwarnings("ignore", message=r"Checkpoint directory .* exists and is not empty")
     for module in ("trainer.connectors.logger_connector.logger_connector", "utilities.rank_zero"):
