@@ -1,0 +1,1 @@
+"""What privacy, robust aggregation and compression cost in accuracy and time."""
