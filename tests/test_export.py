@@ -67,6 +67,8 @@ KINDS = {
 }
 
 FORMS = ("torch_export", "onnx", "executorch")
+QUICK = ("ditto", "flow", "hypcluster", "interpolation_votes")
+"""A model of its own, a mixture, one of several, a vote of neighbours."""
 
 
 def personal(backbone, kind):
@@ -111,9 +113,13 @@ def check(tmp_path, model, x, form, **options):
     assert [file.name for file in tmp_path.iterdir()] == ["model.bin"]
 
 
-@every_method
-def test_a_program_of_every_method(tmp_path, make):
-    check(tmp_path, personalize(trained(make()), X, Y), X, "torch_export")
+@pytest.mark.parametrize(
+    "name",
+    # the ONNX file of each method is made of such a program, too
+    [name if name in QUICK else pytest.param(name, marks=[pytest.mark.slow, pytest.mark.extended]) for name in METHODS],
+)
+def test_a_program_of_every_method(tmp_path, name):
+    check(tmp_path, personalize(trained(METHODS[name]()), X, Y), X, "torch_export")
 
 
 @pytest.mark.parametrize(("backbone", "kind"), [("cnn", "hard"), ("words", "soft")])
@@ -122,7 +128,7 @@ def test_a_program_of_routed_models(tmp_path, backbone, kind):
 
 
 @pytest.mark.parametrize("form", ["onnx", "executorch"])
-@pytest.mark.parametrize(("backbone", "kind"), [("mlp", "soft"), ("cnn", "hard")])
+@pytest.mark.parametrize(("backbone", "kind"), [("mlp", "soft"), pytest.param("cnn", "hard", marks=pytest.mark.slow)])
 def test_other_runtimes_give_the_same_outputs(tmp_path, backbone, kind, form):
     check(tmp_path, *personal(backbone, kind), form)
 

@@ -20,6 +20,8 @@ import yaml
 from flow_pl.__main__ import main
 from tests.test_cli import TINY
 
+pytestmark = pytest.mark.slow
+
 METHODS = {
     "flow": {
         "class_path": "Flow",
@@ -131,7 +133,6 @@ def test_a_run_is_what_fit_and_test_do_alone(done, capsys):
     assert json.loads(Path("runs/flow/alone.json").read_text()) == results_of(done, "flow", 1)
 
 
-@pytest.mark.slow
 def test_done_runs_are_skipped_and_changed_ones_run_again(done, capsys):
     before = {path: path.stat().st_mtime_ns for path in done.glob("runs/*/*/results.json")}
     accuracy = results_of(done, "fedavg", 0)["results"]
@@ -148,7 +149,6 @@ def test_done_runs_are_skipped_and_changed_ones_run_again(done, capsys):
     assert [row["seeds"] for row in table(done / "table.csv")] == ["1", "1"]
 
 
-@pytest.mark.slow
 def test_options_are_given_to_every_run_and_decide_what_is_done(done, capsys):
     main(["compare", "--methods", "configs/tiny/fedavg.yaml", "--trainer.max_epochs", "1", "--data.cohort_size=2"])
     assert "run again" in capsys.readouterr().out
@@ -158,7 +158,6 @@ def test_options_are_given_to_every_run_and_decide_what_is_done(done, capsys):
     assert results_of(done, "fedavg", 0)["round"] == 1
 
 
-@pytest.mark.slow
 def test_another_checkpoint_is_tested_without_training_again(done, capsys):
     """Of three rounds the second alone is validated, and so it is the best."""
     curve = done / "runs" / "fedavg" / "seed0" / "curve.csv"
@@ -169,7 +168,6 @@ def test_another_checkpoint_is_tested_without_training_again(done, capsys):
     assert curve.stat().st_mtime_ns == trained
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["clients.csv", pytest.param("curve.csv", marks=pytest.mark.extended)])
 def test_a_table_that_was_damaged_is_refused_and_made_again(done, capsys, name):
     """Also one that is shorter by whole rows; what the message says helps."""
@@ -191,7 +189,6 @@ def test_a_table_that_was_damaged_is_refused_and_made_again(done, capsys, name):
         assert after == before
 
 
-@pytest.mark.slow
 def test_a_run_whose_results_are_damaged_is_made_again(done, capsys):
     path = done / "runs" / "fedavg" / "seed0" / "results.json"
     path.write_text(path.read_text()[:-20])
@@ -200,7 +197,6 @@ def test_a_run_whose_results_are_damaged_is_made_again(done, capsys):
     assert json.loads(path.read_text())["round"] == 3
 
 
-@pytest.mark.slow
 def test_results_may_be_moved_and_shown_in_part(done, capsys):
     os.rename(done, "elsewhere")
     main([*ALL, "--out", "elsewhere", "--populations", "new"])
@@ -212,7 +208,6 @@ def test_results_may_be_moved_and_shown_in_part(done, capsys):
     assert "expected some of seen, new" in capsys.readouterr().err
 
 
-@pytest.mark.slow
 def test_splits_are_runs_of_their_own(tmp_path, monkeypatch, capsys):
     """The one of the task's own seed has the results of a run without the option."""
     monkeypatch.chdir(tmp_path)
@@ -232,7 +227,6 @@ ROUNDS = 150
 """So many that a run is not through before it is stopped, however fast the machine."""
 
 
-@pytest.mark.slow
 def test_what_was_interrupted_goes_on(tmp_path, monkeypatch, capsys, request):
     """Killed after one of two runs, in the middle of the other, then stopped by Ctrl-C: the same results as without."""
     monkeypatch.chdir(tmp_path)
@@ -300,7 +294,6 @@ class Crashing(FedAvg):
 """
 
 
-@pytest.mark.slow
 def test_failures_are_reported_and_leave_the_others_alone(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -322,7 +315,6 @@ def test_failures_are_reported_and_leave_the_others_alone(tmp_path, monkeypatch,
     assert [row["method"] for row in table(tmp_path / "out" / "table.csv")] == ["raising", "fedavg"]
 
 
-@pytest.mark.slow
 def test_runs_on_two_devices(done):
     """Lightning starts the second process of the run, not a second comparison."""
     main([*ALONE, "--trainer.devices", "2", "--trainer.strategy", "ddp"])

@@ -118,6 +118,7 @@ def test_the_part_that_was_not_measured_stays(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.extended
 def test_contenders_in_their_own_processes_make_the_same_model():
     """The bare loop, ours and the Trainer, in one process and in two."""
     race = run(WORKLOADS["skew"], 30, {}, rounds=1, heats=1)
