@@ -46,10 +46,10 @@ def known(monkeypatch):
     monkeypatch.setattr(module_of_noise, "optimal_coefficients", coefficients)
 
 
-def mechanism(sampling=CYCLIC, rounds=8, cls=BandedMatrixFactorization, **settings):
+def mechanism(sampling=CYCLIC, rounds=8, cls=BandedMatrixFactorization, seed=7, **settings):
     settings = {"noise_multiplier": 1.5, "clipping": FixedClipping(0.5), "accountant": "rdp", **settings}
     made = cls(1e-4, **settings)
-    made.plan(sampling, rounds, 7)
+    made.plan(sampling, rounds, seed)
     return made
 
 
@@ -197,6 +197,12 @@ def test_noise_that_changes_within_a_run_is_refused(known):
     other.require_budget(None)
     with pytest.raises(ConfigurationError, match=r"set model.privacy.noise_multiplier to 1.5"):
         noise(other, 1)
+
+
+def test_other_groups_are_refused(known):
+    """A client of the last group could be in the next one, and come in two rounds whose noise is correlated."""
+    with pytest.raises(ConfigurationError, match=r"seed is 8, the checkpoint's 7.*Set seed_everything .* to 7"):
+        mechanism(seed=8).load_state_dict(mechanism().state_dict())
 
 
 def test_what_it_does_not_account_for_is_refused(known):

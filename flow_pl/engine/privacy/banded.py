@@ -45,6 +45,7 @@ class BandedMatrixFactorization(GaussianMechanism):
         self.coefficients: list[float] = []
         self._earlier: list[Tensor] = []
         self._current: Tensor | None = None
+        self._planned: int | None = None
 
     def plan(self, sampling: Sampling, rounds: int | None, seed: int, first: bool = True) -> None:
         """Check the settings against a fit, calibrate the noise, and factorize; see `GaussianMechanism.plan`."""
@@ -59,6 +60,7 @@ class BandedMatrixFactorization(GaussianMechanism):
                 "set trainer.max_epochs."
             )
         super().plan(sampling, rounds, seed, first)
+        self._planned = seed
         if first:
             self.coefficients = optimal_coefficients(rounds, min(sampling.groups, rounds))
 
@@ -71,18 +73,26 @@ class BandedMatrixFactorization(GaussianMechanism):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the ledger, the coefficients of C and the noise of the last rounds, for a checkpoint."""
-        return {**super().state_dict(), "coefficients": self.coefficients, "noise": self._earlier}
+        state = {"coefficients": self.coefficients, "noise": self._earlier, "seed": self._planned}
+        return {**super().state_dict(), **state}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the ledger and the noise of a checkpoint; C stays that of the rounds so far.
 
         Raises:
-            ConfigurationError: the noise of the checkpoint's rounds was independent.
+            ConfigurationError: the noise of the checkpoint's rounds was independent, or another seed divided the
+                clients into groups.
         """
         if "coefficients" not in state:
             raise ConfigurationError(
                 "the checkpoint was trained with GaussianMechanism, this configuration has BandedMatrixFactorization: "
                 "go on as the checkpoint was trained, or start anew."
+            )
+        if self._planned not in (None, state["seed"]):
+            raise ConfigurationError(
+                f"the seed is {self._planned}, the checkpoint's {state['seed']}: the clients would be divided into "
+                "other groups, and one could come again too soon for the guarantee. Set seed_everything (or data.seed) "
+                f"to {state['seed']}."
             )
         super().load_state_dict(state)
         self.coefficients, self._earlier = list(state["coefficients"]), list(state["noise"])

@@ -51,7 +51,7 @@ def print_server_cost() -> None:
 def print_overhead() -> None:
     """Print the time of a round of 10 clients with 100 images each, private and not, one after the other."""
     method, privacy = network(), planned()
-    server, loop, batch = server_groups(method), FederatedLoop(20), images(10, 100)
+    server, loop, batch = server_groups(method), FederatedLoop(1, batch_size=20), images(10, 100)
     spent: dict[str, list[float]] = {"plain": [], "private": []}
     for name in ("plain", "private") * (ALTERNATIONS + 1):
         start = time.process_time()
