@@ -58,7 +58,9 @@ class StopIn(Callback):
 # --- which checkpoint a command takes
 
 
-@pytest.mark.parametrize("name", ["test", "validate", "predict"])
+@pytest.mark.parametrize(
+    "name", ["test", *(pytest.param(name, marks=pytest.mark.slow) for name in ("validate", "predict"))]
+)
 def test_the_best_checkpoint_is_taken_and_named(config, finished, capsys, name):  # noqa: F811
     capsys.readouterr()
     cli = command(config, name)
@@ -225,7 +227,13 @@ def test_a_checkpoint_callback_that_writes_best_ckpt_replaces_the_one_that_would
     command(config, "test")
 
 
-@pytest.mark.parametrize("bar", ["TQDMProgressBar", "RichProgressBar", "RoundProgressBar"])
+@pytest.mark.parametrize(
+    "bar",
+    [
+        "TQDMProgressBar",
+        *(pytest.param(bar, marks=pytest.mark.slow) for bar in ("RichProgressBar", "RoundProgressBar")),
+    ],
+)
 def test_another_progress_bar_replaces_the_default_one(config, bar):  # noqa: F811
     cli = run(["fit", "--config", str(config), f"--trainer.callbacks+={bar}", "--trainer.fast_dev_run=true"])
     assert type(cli.trainer.progress_bar_callback).__name__ == bar

@@ -21,53 +21,51 @@ def _configs(tmp_path, monkeypatch):
     write_configs(tmp_path, METHODS | {"local": {"class_path": "Local", "init_args": {"epochs": 2}}})
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "line"),
-    [
-        ("cohort_size: 3", "cohort_size: 2", "data.cohort_size: 2 in fedavg; 3 in flow"),
-        ("num_clients: 8", "num_clients: 9", "data.num_clients: 9 in fedavg; 8 in flow"),
-        ("max_epochs: 3", "max_epochs: 4", "trainer.max_epochs: 4 in fedavg; 3 in flow"),
-        ("check_val_every_n_epoch: 2", "check_val_every_n_epoch: 1", "trainer.check_val_every_n_epoch: 1 in fedavg"),
-        ("batch_size: 4", "batch_size: 5", "model.loop.batch_size: 5 in fedavg; 4 in flow"),
-        ("local_epochs: 1", "local_epochs: 2", "model.loop.local_epochs: 2 in fedavg; 1 in flow"),
-        (
-            "local_epochs: 1",
-            "local_epochs: 1\n      personal_epochs: 3",
-            "model.loop.personal_epochs: 3 in fedavg; 1 in",
-        ),
-        (
-            "batch_size: 4",
-            "batch_size: 4\n      weighting: uniform",
-            'model.loop.weighting: "uniform" in fedavg; "exam',
-        ),
-        (
-            "batch_size: 4",
-            "batch_size: 4\n      client_optimizer: {class_path: torch.optim.SGD, init_args: {lr: 0.2, momentum: 0.9}}",
-            "model.loop.client_optimizer.lr: 0.2 in fedavg; 0.05 in flow",
-        ),
-        (
-            "batch_size: 4",
-            "batch_size: 4\n      client_optimizer: {class_path: torch.optim.Adam, init_args: {lr: 0.05}}",
-            'model.loop.client_optimizer: "torch.optim.Adam" in fedavg; "torch.optim.SGD" in flow',
-        ),
-        (
-            "  loop:",
-            "  server_optimizer: {class_path: torch.optim.SGD, init_args: {lr: 0.5}}\n  loop:",
-            "model.server_optimizer.lr: 0.5 in fedavg; 1.0 in flow",
-        ),
-        (
-            "  loop:",
-            "  server_scheduler: {class_path: torch.optim.lr_scheduler.StepLR, init_args: {step_size: 1}}\n  loop:",
-            'model.server_scheduler: "torch.optim.lr_scheduler.StepLR" in fedavg; null in flow',
-        ),
-        ("- 5", "- 6", '"hidden": [6]'),
+DIFFERENT = {
+    ("cohort_size: 3", "cohort_size: 2"): ["data.cohort_size: 2 in fedavg; 3 in flow"],
+    ("num_clients: 8", "num_clients: 9"): ["data.num_clients: 9 in fedavg; 8 in flow"],
+    ("max_epochs: 3", "max_epochs: 4"): ["trainer.max_epochs: 4 in fedavg; 3 in flow"],
+    ("check_val_every_n_epoch: 2", "check_val_every_n_epoch: 1"): ["trainer.check_val_every_n_epoch: 1 in fedavg"],
+    ("local_epochs: 1", "local_epochs: 2\n      personal_epochs: 3"): [
+        "model.loop.local_epochs: 2 in fedavg; 1 in flow",
+        "model.loop.personal_epochs: 3 in fedavg; 1 in",
     ],
-)
-def test_what_must_be_equal_is_told_in_one_message(capsys, old, new, line):
-    change(FEDAVG, old, new)
+    (
+        "batch_size: 4",
+        "batch_size: 5\n      weighting: uniform\n"
+        "      client_optimizer: {class_path: torch.optim.SGD, init_args: {lr: 0.2, momentum: 0.9}}",
+    ): [
+        "model.loop.batch_size: 5 in fedavg; 4 in flow",
+        'model.loop.weighting: "uniform" in fedavg; "exam',
+        "model.loop.client_optimizer.lr: 0.2 in fedavg; 0.05 in flow",
+    ],
+    (
+        "  loop:",
+        "  server_optimizer: {class_path: torch.optim.SGD, init_args: {lr: 0.5}}\n"
+        "  server_scheduler: {class_path: torch.optim.lr_scheduler.StepLR, init_args: {step_size: 1}}\n  loop:",
+    ): [
+        "model.server_optimizer.lr: 0.5 in fedavg; 1.0 in flow",
+        'model.server_scheduler: "torch.optim.lr_scheduler.StepLR" in fedavg; null in flow',
+    ],
+    ("- 5", "- 6"): ['"hidden": [6]'],
+}
+ADAM = "batch_size: 4\n      client_optimizer: {class_path: torch.optim.Adam, init_args: {lr: 0.05}}"
+OPTIMIZERS = {
+    ("batch_size: 4", ADAM): ['loop.client_optimizer: "torch.optim.Adam" in fedavg; "torch.optim.SGD" in flow']
+}
+
+
+@pytest.mark.parametrize("changes", [DIFFERENT, OPTIMIZERS], ids=["all", "optimizer"])
+def test_what_must_be_equal_is_told_in_one_message(capsys, changes):
+    for old, new in changes:
+        change(FEDAVG, old, new)
     code, error = fails_saying(capsys, "compare", "--methods", FEDAVG, FLOW)
     assert code == 1
-    assert line in error
+    lines = [line for line in error.splitlines() if line.startswith("  ")]
+    expected = [line for lines in changes.values() for line in lines]
+    assert len(lines) == len(expected), "nothing but what was changed"
+    for line in expected:
+        assert sum(line in told for told in lines) == 1, line
     assert "--allow-different" in error
     assert not Path("runs").exists()
 

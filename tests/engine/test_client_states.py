@@ -167,7 +167,14 @@ def test_an_interrupted_round_leaves_no_state_behind(tmp_path):
     assert torch.equal(personal(model)[1], personal(reference)[1])
 
 
-@pytest.mark.parametrize("change", [{"chunk_size": 1}, {"chunk_size": 6}, {"num_workers": 2}], ids=str)
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"chunk_size": 1},
+        *(pytest.param(change, marks=pytest.mark.slow) for change in ({"chunk_size": 6}, {"num_workers": 2})),
+    ],
+    ids=str,
+)
 def test_chunks_and_workers_change_no_state(tmp_path, change):
     reference, _ = fitted(tmp_path, ditto())
     other, _ = fitted(tmp_path, ditto(), **change)

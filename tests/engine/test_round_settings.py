@@ -96,7 +96,7 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("option", OPTIONS)
-@pytest.mark.parametrize("method", [FedAvg, flow], ids=["fedavg", "flow"])
+@pytest.mark.parametrize("method", [FedAvg, pytest.param(flow, marks=pytest.mark.slow)], ids=["fedavg", "flow"])
 def test_chunks_change_nothing(tmp_path, option, method):
     def once(chunk_size):
         made = method() if method is flow else FedAvg()
@@ -154,6 +154,7 @@ def test_two_processes_give_the_numbers_of_one(tmp_path, option):
             assert metrics[name] == pytest.approx(float(value), rel=1e-5), name
 
 
+@pytest.mark.slow
 def test_a_resumed_private_run_is_bit_identical_and_goes_on_with_the_ledger(tmp_path):
     whole, run = fitted(tmp_path, module(flow(), privacy=private()), rounds=4)
     saving = {"callbacks": [ModelCheckpoint(tmp_path / "ckpt", save_last=True)], "enable_checkpointing": True}

@@ -59,7 +59,13 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("settings", REFUSED)
+ALIKE = ("val_check_interval=0.5", "val_check_interval=1", "devices=-3", "devices=two", "devices=1.5", "devices=[]")
+"""Refused by a check that another one of them meets."""
+
+
+@pytest.mark.parametrize(
+    "settings", [pytest.param(each, marks=pytest.mark.slow) if each in ALIKE else each for each in REFUSED]
+)
 def test_what_cannot_work_gets_one_line_before_training(config, tmp_path, capsys, settings):  # noqa: F811
     if "MLFlow" in settings and importlib.util.find_spec("mlflow"):
         pytest.skip("mlflow is installed")
