@@ -44,7 +44,8 @@ def check_fit(
         found, wanted = ("real values", "Regression") if real_valued else ("classes", "Classification")
         raise ConfigurationError(
             f"the labels of the data are {found}, which {type(method.objective).__name__} cannot predict: set "
-            f"model.objective to {wanted}, or data.labels to {'classes' if real_valued else 'values'}."
+            f"model.objective to {wanted}, or data.labels (in published files, that of the encoding) to "
+            f"{'classes' if real_valued else 'values'}."
         )
     modules = list(method.modules.values())
     set_classes(modules, num_classes)

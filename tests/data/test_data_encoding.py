@@ -235,9 +235,21 @@ def test_texts_are_classes_where_these_are_named():
         Vectors(classes=["yes", "maybe"]).encode(columns, {})
 
 
+def test_labels_may_be_real_values():
+    x, y = Vectors(labels="values").encode({"x": [[1.0], [2.0], [3.0]], "y": [0.5, None, float("nan")]}, {})
+    assert (x.shape, y.dtype) == ((3, 1), np.float32)
+    np.testing.assert_array_equal(y, np.array([0.5, np.nan, np.nan], dtype=np.float32))
+    assert Vectors(labels="values").class_count({}) == 1
+    with pytest.raises(DataError, match=r"labels of shape \[2\] in 'y', expected one number"):
+        Vectors(labels="values").encode({"x": [[1.0]], "y": [[1.0, 2.0]]}, {})
+    with pytest.raises(ConfigurationError, match="labels is values, which have no classes"):
+        Vectors(labels="values", num_classes=3)
+
+
 @pytest.mark.parametrize(
     ("x", "y", "message"),
     [
+        ([[1.0], [1.0]], np.array([0, 1.5], np.float32), "has the label 1.5 in row 1 of 'y', expected whole numbers"),
         ([[1.0], [1e300]], [0, 1], r"has 1e\+300 in row 1 of 'x', larger than the largest float32, 3.4028235e\+38"),
         ([[1.0], [2.0]], [0, float("nan")], "has the label NaN in row 1 of 'y': expected 0 or more, -1 = to be"),
     ],

@@ -86,6 +86,20 @@ def test_a_division_without_a_column_is_by_the_labels_of_the_encoding(make):
     assert rows(make(partitioner=unnamed)) == rows(make(partitioner=named))
 
 
+def test_a_table_with_real_labels_is_one_for_regression(make, tmp_path):
+    """Row by row; a null is to be predicted."""
+    path = tmp_path / "values.parquet"
+    values = [None if row == 7 else row / 8 for row in range(ROWS)]
+    datasets.Dataset.from_dict({"x": TABLE["x"], "value": values}).to_parquet(path)
+    data = make(path=path, encoding=Vectors(label="value", labels="values"))
+    store = data.federation.store
+    assert store.real_valued
+    read = [store.read(client) for client in range(len(store))]
+    found = {int(x[0]): y for each in read for x, y in zip(each.x, each.y, strict=True)}
+    assert np.isnan(found.pop(7))
+    assert found == {row: row / 8 for row in range(ROWS) if row != 7}
+
+
 def test_natural_clients_keep_their_names(make):
     assert list(rows(make(partitioner=NATURAL))) == ["writer_0", "writer_1", "writer_2"]
     assert list(rows(make()))[:2] == ["partition_00000", "partition_00001"]

@@ -72,8 +72,34 @@ def class_numbers(column: Sequence[Any], name: str, classes: Sequence[str] | Non
         row = int(np.argwhere(np.isnan(labels))[0][0])
         raise DataError(f"has the label NaN in row {row} of {name!r}: expected 0 or more, -1 = to be predicted.")
     labels = whole_numbers(labels)  # JSON files may write 3.0 for 3
+    if labels.dtype.kind == "f":
+        place = tuple(np.argwhere(labels != np.floor(labels))[0])
+        raise DataError(
+            f"has the label {labels[place]} in row {place[0]} of {name!r}, expected whole numbers from 0. For real "
+            "values, set labels to values in the encoding, Vectors."
+        )
     # a single label per row may be stored as [n, 1]
     return labels.reshape(len(labels)) if labels.size == len(labels) else labels
+
+
+def real_numbers(column: Sequence[Any], name: str) -> NDArray[np.float32]:
+    """Return a column of real-valued labels.
+
+    Args:
+        column: numbers, or lists of one number; None and NaN = to be predicted.
+        name: name of the column, for messages.
+
+    Returns:
+        [n] values; NaN = to be predicted.
+
+    Raises:
+        DataError: an entry is not a number, or exceeds single precision.
+    """
+    known = column if isinstance(column, np.ndarray) else [np.nan if value is None else value for value in column]
+    values = float_column(known, name)
+    if values.size != len(values):
+        raise DataError(f"has labels of shape {list(values.shape[1:])} in {name!r}, expected one number for each row.")
+    return values.reshape(len(values))
 
 
 def number_column(column: Sequence[Any], name: str) -> NDArray[Any]:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flow_pl.data.encodings.encoding import Encoding, Rows, Vocabularies
-from flow_pl.data.encodings.values import Columns, class_numbers, float_column, number_column
+from flow_pl.data.encodings.values import Columns, class_numbers, float_column, number_column, real_numbers
 from flow_pl.data.store.features import Features
-from flow_pl.errors import DataError
-from flow_pl.utils.validation import given, require_count, require_some
+from flow_pl.errors import ConfigurationError, DataError
+from flow_pl.utils.validation import given, require_choice, require_count, require_some
 
 
 class Vectors(Encoding):
@@ -25,6 +25,10 @@ class Vectors(Encoding):
         label: column of the labels.
         num_classes: number of classes; null = the largest label + 1.
         classes: names of the classes in the order of their numbers, if labels are texts; null = labels are numbers.
+        labels: "classes", or "values" for a regression: real numbers, of which NaN and null are to be predicted.
+
+    Raises:
+        ConfigurationError: a setting is out of its range, or classes are given for real values.
     """
 
     def __init__(
@@ -33,8 +37,12 @@ class Vectors(Encoding):
         label: str = "y",
         num_classes: int | None = None,
         classes: list[str] | None = None,
+        labels: Literal["classes", "values"] = "classes",
     ) -> None:
         require_count(**given(num_classes=num_classes))
+        require_choice(("classes", "values"), labels=labels)
+        if labels == "values" and (num_classes is not None or classes is not None):
+            raise ConfigurationError("labels is values, which have no classes: set num_classes and classes to null.")
         groups = {f"features.{name}": each for name, each in features.items()} if isinstance(features, dict) else {}
         require_some(
             features=features if isinstance(features, str) else list(features), **groups, **given(classes=classes)
@@ -43,6 +51,7 @@ class Vectors(Encoding):
         self.label = label
         self.num_classes = num_classes
         self.classes = classes
+        self.labels = labels
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -52,17 +61,20 @@ class Vectors(Encoding):
         return *dict.fromkeys(names), self.label
 
     def class_count(self, vocabularies: Vocabularies) -> int | None:
-        """Return the configured number of classes, if any."""
-        return self.num_classes
+        """Return the configured number of classes, if any; 1 for real values."""
+        return 1 if self.labels == "values" else self.num_classes
 
     def encode(self, columns: Columns, vocabularies: Vocabularies) -> Rows:
-        """Encode features [n, ...] in single precision and labels [n]; see `Encoding.encode`."""
+        """Encode features [n, ...] in single precision and labels [n] (classes or values); see `Encoding.encode`."""
         if isinstance(self.features, dict):
             found = {name: _joined(columns, group, _tokens_kept) for name, group in self.features.items()}
             x: Features = {name: each if each.ndim > 1 else each[:, None] for name, each in found.items()}
         else:
             x = _joined(columns, self.features, float_column)
-        return Rows(x, class_numbers(columns[self.label], self.label, self.classes))
+        column = columns[self.label]
+        if self.labels == "values":
+            return Rows(x, real_numbers(column, self.label))
+        return Rows(x, class_numbers(column, self.label, self.classes))
 
 
 def _joined(
