@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -18,8 +19,15 @@ from flow_pl.version import __version__
 PAUSE = 0.5
 """Seconds between two requests to the SuperLink."""
 
+QUERIES = 3
+"""Number of times that a node is asked for its client while it does not reply."""
+
 Reply = RecordDict | str
 """A client's reply, or the reason why it is excluded."""
+
+
+class Silence(str):
+    """The reason of a node that has not replied in time."""
 
 
 class NodeLeftOutWarning(UserWarning):
@@ -101,6 +109,7 @@ class Nodes:
         self._wait = wait
         self._least = least
         self._known: set[int] = set()
+        self._silent: Counter[int] = Counter()
 
     def online(self, wanted: int, wait: float | None = None) -> list[int]:
         """Return the clients whose nodes are connected, in ascending order, after waiting for the wanted number.
@@ -149,6 +158,11 @@ class Nodes:
         if not nodes:
             return
         for node, reply in self._exchange("query", {node: RecordDict() for node in nodes}).items():
+            self._silent[node] += isinstance(reply, Silence)
+            if isinstance(reply, Silence) and self._silent[node] < QUERIES:
+                # a busy node, which may be ready a little later
+                warnings.warn(f"node {node} does not take part yet: {reply}.", NodeLeftOutWarning, stacklevel=2)
+                continue
             self._known.add(node)
             try:
                 if isinstance(reply, str):
@@ -194,7 +208,7 @@ class Nodes:
 
     def _exchange(self, kind: str, contents: Mapping[int, RecordDict]) -> dict[int, Reply]:
         """Send messages and return the replies by node."""
-        late = f"no reply within {self._timeout:g} seconds"
+        late = Silence(f"no reply within {self._timeout:g} seconds")
         replies: dict[int, Reply] = dict.fromkeys(contents, late)
         messages = [Message(content, node, kind, ttl=self._timeout) for node, content in contents.items()]
         sent = list(self._grid.push_messages(messages))

@@ -8,7 +8,7 @@ pytest.importorskip("flwr")
 pytest.importorskip("sklearn")
 
 from flow_pl.deploy.messages import TEXTS
-from flow_pl.deploy.nodes import NodeLeftOutWarning, NodesError
+from flow_pl.deploy.nodes import NodeLeftOutWarning, Nodes, NodesError
 from tests.deploy.grid import run_fit
 
 
@@ -37,3 +37,20 @@ def test_without_nodes_the_run_does_not_begin(start, tmp_path):
     grid.numbers = {}
     with pytest.raises(NodesError, match="0 nodes with a client are connected, expected at least 1"):
         run_fit(grid, tmp_path)
+
+
+def test_a_node_that_is_silent_at_first_is_asked_again(start):
+    grid = start("fedavg")
+    silent = iter((None, None))
+    grid.spoil = lambda client, kind, round_, reply: (
+        next(silent, reply) if client == 1 else reply if client == 0 else None
+    )
+    nodes = Nodes(grid, grid.node(0).module.identity(), timeout=0.05, wait=0.0)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert nodes.online(2, 60.0) == [0, 1]
+    assert [client for _, client, _ in grid.asked] == [0, 1, 2, 1, 2, 1, 2]
+    assert [str(each.message) for each in caught if each.category is NodeLeftOutWarning] == [
+        *(f"node {node} does not take part yet: no reply within 0.05 seconds." for node in (101, 102) * 2),
+        "node 102 is left out: no reply within 0.05 seconds.",
+    ]
