@@ -34,6 +34,10 @@ class NodeLeftOutWarning(UserWarning):
     """A node is excluded from a run."""
 
 
+class FewNodesWarning(UserWarning):
+    """Fewer nodes are connected than a cohort has clients."""
+
+
 class NodesError(FlowError):
     """There are not enough nodes."""
 
@@ -221,10 +225,15 @@ class Nodes:
             for reply in self._grid.pull_messages(list(waiting)):
                 asked = waiting.pop(reply.metadata.reply_to_message_id, None)
                 if asked is not None:
-                    replies[asked] = brief(reply.error.reason) if reply.has_error() else reply.content
+                    replies[asked] = _reason(reply.error.reason) if reply.has_error() else reply.content
             if waiting:
                 time.sleep(PAUSE)
         return replies
+
+
+def _reason(text: str | None) -> str:
+    """Return the reason of an error reply, by a node or by Flower, as the end of a sentence."""
+    return brief(text).removeprefix("Error: ").rstrip(".")
 
 
 def _feature(reply: RecordDict, name: str | None) -> Feature:

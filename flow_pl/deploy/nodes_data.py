@@ -17,7 +17,7 @@ from flow_pl.data.batch import Chunk, ClientBatch, Examples
 from flow_pl.data.datamodule import Loader
 from flow_pl.data.federation import Federation, Heldout, Ints, Population
 from flow_pl.data.sampler import CohortSampler
-from flow_pl.deploy.nodes import Feature, NodeClient, Nodes, NodesError
+from flow_pl.deploy.nodes import Feature, FewNodesWarning, NodeClient, Nodes, NodesError
 from flow_pl.utils.inputs import Inputs, from_leaves
 
 EVERYONE = 2**31
@@ -116,8 +116,9 @@ class NodesData(FederatedDataModule):
             found = self.nodes.online(self.cohort_size, self._start)
             if len(found) < self.cohort_size:
                 warnings.warn(
-                    f"{len(found)} nodes are connected, and a cohort has {self.cohort_size} clients "
-                    "(data.cohort_size): rounds continue with the connected ones.",
+                    f"a cohort has {self.cohort_size} clients (data.cohort_size), and {len(found)} can take part: "
+                    "rounds continue with these until more nodes are connected.",
+                    FewNodesWarning,
                     stacklevel=2,
                 )
             self.refresh()

@@ -40,7 +40,7 @@ def exit_with_message() -> Iterator[None]:
     """
     _silence_advertisements()
     try:
-        with _short_anomalies():
+        with _short_warnings():
             yield
     except SIGTERMException:
         print(f"stopped by SIGTERM: {RESUME}.", file=sys.stderr)
@@ -69,16 +69,21 @@ def _silence_advertisements() -> None:
 
 
 @contextmanager
-def _short_anomalies() -> Iterator[None]:
-    """Shorten the traces that `detect_anomaly` prints in the context to the line of the user's code."""
+def _short_warnings() -> Iterator[None]:
+    """Show this package's own kinds of warnings in the context as one line, without the place in its code.
+
+    The traces that `detect_anomaly` prints are shortened to the line of the user's code.
+    """
     shown = warnings.showwarning
 
-    def show(message: Warning | str, *rest: Any, **kwargs: Any) -> None:
+    def show(message: Warning | str, category: type[Warning], *rest: Any, **kwargs: Any) -> None:
         text = str(message)
         if text.startswith("Error detected in "):
             print(text.partition(" Traceback of ")[0].rstrip(".") + _operation(text), file=sys.stderr)
+        elif category.__module__.startswith("flow_pl."):
+            print(f"warning: {text}", file=sys.stderr)
         else:
-            shown(message, *rest, **kwargs)
+            shown(message, category, *rest, **kwargs)
 
     warnings.showwarning = show
     try:

@@ -8,7 +8,7 @@ pytest.importorskip("flwr")
 pytest.importorskip("sklearn")
 
 from flow_pl.deploy.messages import TEXTS
-from flow_pl.deploy.nodes import NodeLeftOutWarning, Nodes, NodesError
+from flow_pl.deploy.nodes import FewNodesWarning, NodeLeftOutWarning, Nodes, NodesError
 from tests.deploy.grid import run_fit
 
 
@@ -26,6 +26,8 @@ def test_a_node_with_another_version_method_or_number_is_left_out(start, tmp_pat
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         run_fit(grid, tmp_path)
+    (few,) = (str(each.message) for each in caught if each.category is FewNodesWarning)
+    assert few.startswith("a cohort has 3 clients (data.cohort_size), and 1 can take part")
     said = [str(each.message) for each in caught if each.category is NodeLeftOutWarning]
     assert any("version is 0.0.1" in line for line in said)
     assert any("method is Ditto, expected FedAvg" in line for line in said)

@@ -23,7 +23,7 @@ BAD = {
     "weight is": lambda reply: numbered(reply, "weight_global", 1e9),
     "of another round": lambda reply: numbered(reply, "round", 7),
     "the reply is of client 2": lambda reply: numbered(reply, "client", 2),
-    "the disk is full": lambda reply: Error(1000, "the disk is full"),
+    r"the disk is full\.$": lambda reply: Error(1000, "Error: the disk is full."),
     "no reply within 0.2 seconds": lambda reply: None,
 }
 
