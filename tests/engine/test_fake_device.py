@@ -15,10 +15,13 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from flow_pl import methods
 from flow_pl.checks import check_fit
 from flow_pl.data.batch import _map
+from flow_pl.engine.aggregation import NormBound
 from flow_pl.engine.loop import FederatedLoop
+from flow_pl.engine.privacy import GaussianMechanism, Sampling
 from flow_pl.engine.server_round import ServerRound, server_groups
 from flow_pl.evaluation.clients import evaluate_clients, predict_clients
 from flow_pl.models import EMNISTCNN, MLP, NextCharacterLSTM, NextWordLSTM, ResNet18
+from flow_pl.models.normalization import converted
 from flow_pl.tasks import Classification, NextToken
 from tests.support import PublishedFlow, chunk, every_method
 
@@ -85,7 +88,7 @@ def on_the_host(make, backbone, sizes, engine):
     return method, batch
 
 
-def run(monkeypatch, make, backbone, sizes, trace_after=None):
+def run(monkeypatch, make, backbone, sizes, trace_after=None, **server_round):
     """Make a round, an evaluation and a prediction there; returns how many questions were asked of the device."""
     engine = FederatedLoop(1, batch_size=4, trace_after=trace_after)
     method, batch = on_the_host(make, backbone, sizes, engine)
@@ -106,7 +109,7 @@ def run(monkeypatch, make, backbone, sizes, trace_after=None):
             for name, group in state.items()
         }
         update = engine.train_clients(method, server, batch, kept=kept or None)
-        round_ = ServerRound(method)
+        round_ = ServerRound(method, **server_round)
         round_.add(update)
         with monkeypatch.context() as patch:
             patch.setattr(FakeTensor, "tolist", answer)
@@ -135,6 +138,31 @@ def test_traced_steps_ask_no_more(monkeypatch, name):
     with warnings.catch_warnings():
         warnings.filterwarnings("error", "a step cannot be traced")
         assert run(monkeypatch, METHODS[name], "mlp", (9, 6, 1), trace_after=0) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.extended
+@pytest.mark.parametrize("backbone", ["cnn", "words"])
+def test_traced_steps_of_other_backbones_ask_no_more(monkeypatch, backbone):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "a step cannot be traced")
+        assert run(monkeypatch, METHODS["Flow, published"], backbone, (6, 4), trace_after=0) == 1
+
+
+def test_batch_norm_that_clients_keep_asks_no_more(monkeypatch):
+    def net():
+        layers = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, CLASSES)
+        return converted(nn.Sequential(*layers), "local")
+
+    monkeypatch.setitem(BACKBONES, "norms", (net, (1, 8, 8)))
+    assert run(monkeypatch, methods.FedBN, "norms", (6, 4)) == 1
+
+
+def test_bounded_and_private_updates_ask_no_more(monkeypatch):
+    privacy = GaussianMechanism(1e-4, noise_multiplier=1.0, accountant="rdp")
+    privacy.plan(Sampling("poisson", 100, 10), 10, 0)
+    for settings in ({"aggregation": NormBound()}, {"privacy": privacy}):
+        assert run(monkeypatch, methods.FedAvg, "mlp", (9, 1), **settings) == 1
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """The benchmarks run, and their contenders do the same work."""
 
+import functools
 import io
 import json
 import sys
@@ -8,10 +9,15 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 
-from tools.benchmarks import scale
+from flow_pl.methods import Flow
+from flow_pl.models.routers import InstanceRouter
+from tools.benchmarks import bare_flow, ours, scale
 from tools.benchmarks.__main__ import main
+from tools.benchmarks.bare_flow import BatchedFlow
+from tools.benchmarks.ours import LoopRounds
 from tools.benchmarks.peers import run_torch
 from tools.benchmarks.peers.handover import load, save
 from tools.benchmarks.race import Entry, Race, entries, handed_over, run
@@ -64,6 +70,24 @@ def test_a_race_is_between_the_best_settings_of_each():
     verdicts = {label: next(line for line in lines if label in line) for label in ("uneven", "hopeless")}
     assert "unusable: spread above 2" in verdicts["uneven"]
     assert "given up in the warm-up" in verdicts["hopeless"]
+
+
+def test_a_flow_round_by_hand_is_ours(monkeypatch):
+    """But for the dropout."""
+    monkeypatch.setattr(bare_flow, "DROPOUT", 0.0)
+    router = functools.partial(InstanceRouter, hidden=(20, 12, 8), dropout=0.0)
+    monkeypatch.setattr(bare_flow, "InstanceRouter", router)
+    monkeypatch.setitem(ours.METHODS, "Flow", lambda tokens: Flow(split="parts", router=router))
+    workload = replace(WORKLOADS["flow_mlp"], clients=3, examples=40, lr=0.1)
+    loop, hand = LoopRounds(workload, workload.data(), 3, flow=True), BatchedFlow(workload, workload.data())
+    hand.router = [p.detach().clone() for p in loop.module.server["router"].parameters()]
+    before = hand.flat()
+    loop()
+    hand()
+    assert (hand.flat() - before).abs().max() > 1e-2
+    torch.testing.assert_close(hand.flat(), loop.flat(), atol=1e-6, rtol=1e-4)
+    for p, q in zip(hand.router, loop.module.server["router"].parameters(), strict=True):
+        torch.testing.assert_close(p, q.detach(), atol=1e-6, rtol=1e-4)
 
 
 def test_the_bare_loop_is_run_where_ours_was_asked_for_first(monkeypatch):

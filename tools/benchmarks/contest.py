@@ -14,7 +14,9 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from flow_pl import FederatedModule
+from flow_pl.kernels.allocator import keep_freed_memory
 from tools.benchmarks.bare import contenders
+from tools.benchmarks.bare_flow import BatchedFlow
 from tools.benchmarks.ours import LoopRounds, fit, flat
 from tools.benchmarks.workloads import Clients, Workload
 
@@ -136,14 +138,17 @@ def compete(workload: Workload, rounds: int) -> Outcome:
         rounds: number of timed rounds.
 
     Returns:
-        The outcome; contenders are the bare ones, "loop" and "trainer", or "loop" and "fedavg" for Flow.
+        The outcome; contenders are the bare ones, "loop" and "trainer", or "loop", "fedavg" and "hand" for Flow.
     """
     clients = workload.data()
     candidates = try_chunk_sizes(workload, clients) if len(workload.chunk_sizes) > 1 else {}
     outcome = Outcome(workload, min(workload.chunk_sizes, key=lambda size: candidates.get(size, 0.0)), candidates)
     ours = LoopRounds(workload, clients, outcome.chunk_size, workload.flow)
     if workload.flow:
-        turns = Turns({"fedavg": LoopRounds(workload, clients, outcome.chunk_size), "loop": ours})
+        fedavg = LoopRounds(workload, clients, outcome.chunk_size)
+        by_hand = {"hand": BatchedFlow(workload, clients)} if workload.kind == "mlp" else {}
+        keep_freed_memory()  # as the Trainer does
+        turns = Turns({"fedavg": fedavg, "loop": ours, **by_hand})
         for _ in range(WARM_UP + rounds):
             turns()
         outcome.seconds = {name: seconds[WARM_UP:] for name, seconds in turns.seconds.items()}

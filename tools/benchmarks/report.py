@@ -42,7 +42,9 @@ def print_outcome(console: Console, outcome: Outcome) -> None:
     if outcome.workload.flow:
         table = Table("round", "ms", "COST: Flow's round over FedAvg's")
         table.add_row("FedAvg, ours", f"{outcome.milliseconds('fedavg'):.1f}", "1")
-        table.add_row("Flow, ours", f"{outcome.milliseconds('loop'):.1f}", _ratio(outcome.ratios("loop", "fedavg")))
+        for name, label in (("loop", "Flow, ours"), ("hand", "Flow, batched by hand (the limit)")):
+            if name in outcome.seconds:
+                table.add_row(label, f"{outcome.milliseconds(name):.1f}", _ratio(outcome.ratios(name, "fedavg")))
         console.print(table)
     else:
         table = Table("contender", "", "ms a round", "its time over ours", "same model")
@@ -148,6 +150,8 @@ def figures(
         name = outcome.workload.name
         if outcome.workload.flow:
             ratios[f"{name}.fedavg"] = outcome.ratios("loop", "fedavg")[1]
+            if "hand" in outcome.seconds:
+                ratios[f"{name}.hand"] = outcome.ratios("hand", "fedavg")[1]
         else:
             for contender in outcome.seconds:
                 if contender not in ("loop", "trainer"):
@@ -178,6 +182,7 @@ def figures(
         "<workload>.<contender>_over_trainer": "the same over ours through lightning.Trainer",
         "<workload>.trainer": "sequential's round time over that of ours through lightning.Trainer",
         "flow_<workload>.fedavg": "a COST: our Flow round's time over our FedAvg round's on the same examples",
+        "flow_mlp.hand": "the same for a Flow round batched by hand, the limit",
         "digits.start_seconds": "of flow-pl fit, from the start of the process to its end after the first round",
         "digits.start_processor_seconds": "processor time in these",
         "<workload>.overhead": "share of the Trainer's round outside the gradients' and the optimizer's arithmetic",
