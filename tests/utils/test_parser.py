@@ -78,7 +78,14 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize("mistake", MISTAKES)
+ALIKE = ("another case", "no section, and a typo", "nothing for the loop", "nothing to choose", "no value of the data",
+         "a number", "a seed", "a callback", "data", "a class within braces")  # fmt: skip
+"""Mistakes of the kind of another one."""
+
+
+@pytest.mark.parametrize(
+    "mistake", [pytest.param(each, marks=pytest.mark.slow) if each in ALIKE else each for each in MISTAKES]
+)
 def test_a_mistake_gets_one_line_with_the_nearest_name(config, capsys, mistake):  # noqa: F811
     options, expected = MISTAKES[mistake]
     code, said = fails(capsys, "fit", "--config", config, *options)

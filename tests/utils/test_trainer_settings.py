@@ -87,13 +87,15 @@ def test_a_seed_out_of_range_is_refused(config, capsys, seed):  # noqa: F811
     "options",
     [
         ["callbacks+=Timer", "callbacks.duration=00:00:10:00"],
-        ["callbacks+=Timer", "callbacks.duration=00:00:10:00", "callbacks.interval=epoch"],
+        pytest.param(
+            ["callbacks+=Timer", "callbacks.duration=00:00:10:00", "callbacks.interval=epoch"], marks=pytest.mark.slow
+        ),
         ["callbacks+=EMAWeightAveraging"],
         ["plugins=[{class_path: SLURMEnvironment, init_args: {requeue_signal: SIGHUP}}]"],
         ["check_val_every_n_epoch=null"],
-        ["max_time={minutes: 3}"],
+        pytest.param(["max_time={minutes: 3}"], marks=pytest.mark.slow),
         ["barebones=true"],
-        ["strategy={class_path: SingleDeviceStrategy, init_args: {device: cpu}}"],
+        pytest.param(["strategy={class_path: SingleDeviceStrategy, init_args: {device: cpu}}"], marks=pytest.mark.slow),
     ],
     ids=lambda options: options[0].partition(",")[0],
 )
