@@ -49,20 +49,23 @@ def print_server_cost() -> None:
 
 
 def print_overhead() -> None:
-    """Print the time of a round of 10 clients with 100 images each, private and not, one after the other."""
+    """Print the time of rounds of 10 clients with 100 images each, private and not, and of the server's part."""
     method, privacy = network(), planned()
     server, loop, batch = server_groups(method), FederatedLoop(1, batch_size=20), images(10, 100)
-    spent: dict[str, list[float]] = {"plain": [], "private": []}
+    spent: dict[str, list[tuple[float, float]]] = {"plain": [], "private": []}
     for name in ("plain", "private") * (ALTERNATIONS + 1):
         start = time.process_time()
+        update = loop.train_clients(method, server, batch)
+        trained = time.process_time()
         round_ = ServerRound(method, privacy=privacy if name == "private" else None)
-        round_.add(loop.train_clients(method, server, batch))
+        round_.add(update)
         round_.finish(lambda tensor: tensor, 0)
-        spent[name].append(time.process_time() - start)
+        spent[name].append((time.process_time() - start, time.process_time() - trained))
     for name, times in spent.items():
         # the first one of each warms up
-        shown = ", ".join(f"{each:.2f}" for each in times[1:])
-        print(f"{name} | median {median(times[1:]):.3f} s | {shown}")
+        rounds, parts = zip(*times[1:], strict=True)
+        shown = ", ".join(f"{each:.2f}" for each in rounds)
+        print(f"{name} | median {median(rounds):.2f} s, of the server's part {median(parts):.3f} s | {shown}")
 
 
 def planned() -> GaussianMechanism:
