@@ -314,6 +314,7 @@ def client(tmp_path):
     return tmp_path / "client.npz", torch.from_numpy(x), torch.from_numpy(y)
 
 
+@pytest.mark.slow
 def test_a_client_is_personalized_by_one_command(runs, client, tmp_path, capsys):
     given, config, checkpoint, _ = runs["flow"]
     path, x, y = client

@@ -114,7 +114,14 @@ def test_server_optimizers_and_schedulers_take_the_pseudo_gradient(tmp_path, ser
 
 
 @pytest.mark.parametrize(
-    "change", [{"chunk_size": 1}, {"chunk_size": 6}, {"chunk_size": "auto"}, {"num_workers": 2}], ids=str
+    "change",
+    [
+        {"chunk_size": 1},
+        pytest.param({"chunk_size": 6}, marks=pytest.mark.slow),
+        {"chunk_size": "auto"},
+        {"num_workers": 2},
+    ],
+    ids=str,
 )
 def test_chunks_and_workers_change_nothing(tmp_path, change):
     """The router's dropout included; 0 and 2 workers and any chunk size give the same model."""
