@@ -58,7 +58,7 @@ def test_a_bad_reply_over_a_network_is_left_out_as_without_one(tmp_path, start):
         network.start_node(0)
         network.start_node(1)
         run = network.run(tmp_path / "spoiled", folder=str(folder), round_timeout=300.0, test=False)
-        wait_for_rounds(folder / "checkpoints" / "last.ckpt", 3, 300, network)
+        wait_for_rounds(folder / "checkpoints" / "last.ckpt", 3, 600, network)
         log = " ".join(network.run_log(run).split())
     for line in SAID:
         assert line in log, log[-3000:]

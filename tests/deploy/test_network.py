@@ -37,7 +37,7 @@ def test_three_rounds_over_a_network_equal_the_simulation(tmp_path, monkeypatch)
         for method in METHODS:  # one after the other: a node answers one message at a time
             folder = tmp_path / "deployed" / method
             network.run(tmp_path / method, folder=str(folder), round_timeout=300.0, test=False)
-            wait_for_rounds(folder / "checkpoints" / "last.ckpt", 3, 400, network)
+            wait_for_rounds(folder / "checkpoints" / "last.ckpt", 3, 600, network)
     for method in METHODS:
         deployed, simulated = (
             torch.load(tmp_path / kind / method / "checkpoints" / "last.ckpt", weights_only=True)
