@@ -8,6 +8,7 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.trainer.states import TrainerFn
 
 from flow_pl.loggers import RunLogger
 from flow_pl.module.round_log import round_metrics
@@ -35,9 +36,12 @@ class MetricsLog(Callback):
         return {"version": logger.version, "rows": logger.experiment.text_with(last)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the rows, in the run's file or in that of another run that branches off."""
-        logger = None if self._trainer is None else _logger(self._trainer)
-        if self._trainer is not None and logger is not None and self._trainer.is_global_zero:
+        """Restore the rows, in the run's file or in that of another run that branches off; only in a fit."""
+        trainer = self._trainer
+        logger = None if trainer is None else _logger(trainer)
+        if trainer is None or logger is None or not trainer.is_global_zero:
+            return
+        if trainer.state.fn == TrainerFn.FITTING:  # Lightning also restores callbacks for a test
             logger.experiment.restore(state_dict["rows"])
 
 

@@ -147,3 +147,14 @@ def test_a_fit_from_an_earlier_checkpoint_or_another_run(config, tmp_path):  # n
     run([*words, "--trainer.max_epochs=3", "--ckpt_path", second, f"--trainer.default_root_dir={tmp_path / 'other'}"])
     other = rows(tmp_path / "other" / "logs" / "version_0" / "metrics.csv")
     assert other == rows(path)
+
+
+def test_a_test_has_a_log_of_its_own_without_the_rounds_of_the_fit(config, tmp_path):  # noqa: F811
+    words = ["--config", str(config), "--trainer.enable_progress_bar=false"]
+    run(["fit", *words, "--trainer.max_epochs=1"])
+    run(["test", *words])
+    fitted, tested = (rows(tmp_path / "run" / "logs" / f"version_{i}" / "metrics.csv") for i in (0, 1))
+    assert any(name.startswith("train/") for row in fitted for name in row)
+    assert len(tested) == 1
+    assert "test/seen/personalized_accuracy" in tested[0]
+    assert not any(name.startswith(("train/", "val/")) for name in tested[0])
