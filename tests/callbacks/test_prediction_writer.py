@@ -168,7 +168,7 @@ def test_an_unusable_folder_is_refused_before_predicting(tmp_path: Path) -> None
 
 def test_parquet_without_pyarrow_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-    with pytest.raises(ConfigurationError, match=r'pip install "pyarrow>=15"'):
+    with pytest.raises(ConfigurationError, match=r'pip install "pyarrow>='):
         predict(tmp_path / "p.parquet")
     assert not list(tmp_path.iterdir())
 

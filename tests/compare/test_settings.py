@@ -154,7 +154,7 @@ def test_a_missing_package_is_told_before_anything_runs(capsys, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
     code, error = fails_saying(capsys, "compare", "--methods", FLOW)
     assert code == 1
-    assert 'pip install "matplotlib>=3.9"' in error
+    assert 'pip install "matplotlib>=' in error
 
 
 def test_help(capsys):
