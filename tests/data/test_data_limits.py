@@ -121,9 +121,9 @@ def test_json_that_python_cannot_take(tmp_path, text, found):
     ("label", "found"),
     [
         (2**31, r"label 2147483648 .* at most"),
-        (1e18, r"label 1e\+18 in row 0 of 'y', expected numbers of classes"),
-        (1e300, r"label 1e\+300 in row 0 of 'y', expected numbers of classes"),
-        (0.5, r"label 0\.5 in row 0 of 'y', expected numbers of classes"),
+        (1e18, r"label 1e\+18 in row 0 of 'y', expected whole numbers"),
+        (1e300, r"label 1e\+300 in row 0 of 'y', expected whole numbers"),
+        (0.5, r"label 0\.5 in row 0 of 'y', expected whole numbers"),
     ],
 )
 def test_labels_that_are_no_classes(tmp_path, label, found):

@@ -75,8 +75,8 @@ def class_numbers(column: Sequence[Any], name: str, classes: Sequence[str] | Non
     if labels.dtype.kind == "f":
         place = tuple(np.argwhere((labels != np.floor(labels)) | (np.abs(labels) >= 2**53))[0])
         raise DataError(
-            f"has the label {labels[place]} in row {place[0]} of {name!r}, expected numbers of classes, from 0. For "
-            "real values, set labels to values in the encoding, Vectors."
+            f"has the label {labels[place]} in row {place[0]} of {name!r}, expected whole numbers from 0. For real "
+            "values, set labels to values in the encoding, Vectors."
         )
     # a single label per row may be stored as [n, 1]
     return labels.reshape(len(labels)) if labels.size == len(labels) else labels
