@@ -10,22 +10,10 @@ QUIET = ["--trainer.logger=false", "--trainer.enable_checkpointing=false", "--tr
 QUIET += ["--trainer.limit_val_batches=0", "--trainer.accelerator=cpu", "--trainer.devices=1"]
 
 
-def personalized(config, cache, *options):
+def personalized(config, folder, *options):
     """Personalized accuracy on clients seen in training and on new ones."""
-    cli = run(
-        [
-            "fit",
-            "-c",
-            "task/synthetic",
-            "-c",
-            f"tuned/synthetic/{config}",
-            "--data.cache_dir",
-            str(cache),
-            *SMALLER,
-            *QUIET,
-            *options,
-        ]
-    )
+    words = ["-c", "task/synthetic", "-c", f"tuned/synthetic/{config}", f"--data.cache_dir={folder / 'cache'}"]
+    cli = run(["fit", *words, f"--trainer.default_root_dir={folder / 'run'}", *SMALLER, *QUIET, *options])
     cli.trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)
     metrics = cli.trainer.callback_metrics
     return [float(metrics[f"test/{population}/personalized_accuracy"]) for population in ("seen", "new")]
