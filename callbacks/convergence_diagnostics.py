@@ -104,7 +104,7 @@ class ConvergenceDiagnostics(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the state from a checkpoint."""
-        self._rows.restore(state_dict["rows"])
+        self._rows.restore(state_dict.get("rows"))
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check the files before the fit."""

@@ -49,7 +49,7 @@ class LearningCurves(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the state from a checkpoint."""
-        self._rows.restore(state_dict["rows"])
+        self._rows.restore(state_dict.get("rows"))
         self._last, self._seconds = state_dict["last"], state_dict["seconds"]
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -42,7 +42,7 @@ class MetricsLog(Callback):
         if trainer is None or logger is None or not trainer.is_global_zero:
             return
         if trainer.state.fn == TrainerFn.FITTING:  # Lightning also restores callbacks for a test
-            logger.experiment.restore(state_dict["rows"])
+            logger.experiment.restore(state_dict.get("rows"))
 
 
 def continue_log(trainer: Trainer, ckpt_path: str | os.PathLike[str] | None) -> None:

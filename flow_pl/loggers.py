@@ -82,7 +82,7 @@ class MetricsFile(ExperimentWriter):
             rows.add(last)
         return rows.text
 
-    def restore(self, text: str) -> None:
+    def restore(self, text: str | None) -> None:
         """Replace the rows by those of a checkpoint.
 
         Args:

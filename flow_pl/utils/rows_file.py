@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from flow_pl.errors import ConfigurationError
 from flow_pl.utils.files import unwritable, write_text
 
 
@@ -27,12 +28,20 @@ class RowsFile:
         self._path: Path | None = None
         self._written = 0  # length of the text that the file holds
 
-    def restore(self, text: str) -> None:
+    def restore(self, text: str | None) -> None:
         """Replace the rows by those of a checkpoint.
 
         Args:
             text: the rows as CSV; an incomplete last row is dropped.
+
+        Raises:
+            ConfigurationError: the checkpoint has no such text.
         """
+        if not isinstance(text, str):
+            raise ConfigurationError(
+                "the checkpoint lacks the rows of the log, as those of earlier versions of flow_pl do: continue it "
+                "with the version that wrote it, or start anew without --ckpt_path."
+            )
         self.text, self._written = text[: text.rfind("\n") + 1], 0
         self._columns = list(csv.DictReader(io.StringIO(self.text)).fieldnames or [])
 

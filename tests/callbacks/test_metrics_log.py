@@ -50,6 +50,12 @@ def test_the_file_is_that_of_the_checkpoint_whatever_was_written_after_it(tmp_pa
     assert [row["step"] for row in rows(tmp_path / "metrics.csv")] == ["1", "2", "3"]
 
 
+@pytest.mark.parametrize("found", [None, [{"step": 1}]])
+def test_a_checkpoint_without_the_rows_is_refused(tmp_path, found):
+    with pytest.raises(FlowError, match=r"lacks the rows of the log.*start anew"):
+        MetricsFile(str(tmp_path)).restore(found)
+
+
 def test_a_checkpoint_has_the_metrics_of_its_round_once(tmp_path):
     """Lightning logs them after the checkpoint of the round, and before that of an exception."""
     file, last = MetricsFile(str(tmp_path)), {"train/loss": 0.5, "step": 1}
