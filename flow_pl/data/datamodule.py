@@ -291,6 +291,11 @@ class FederatedDataModule(ABC, L.LightningDataModule):
         return int(os.environ.get("PL_GLOBAL_SEED", 0)) if self.seed is None else self.seed
 
     @property
+    def population_size(self) -> int:
+        """Return the number of clients that the cohorts are drawn from."""
+        return len(self.federation.seen)
+
+    @property
     def num_classes(self) -> int:
         """Return the number of classes."""
         return self.federation.store.meta.num_classes

@@ -100,9 +100,8 @@ class CohortSampler(DistributedSampler[Chunk]):
                 f"set {setting} to {len(clients)} or less."
             )
         super().__init__(cast("Dataset[Any]", clients), num_replicas=world_size, rank=rank, shuffle=False, seed=seed)
-        self._clients = clients
-        self._sizes = sizes
         self._cohort = len(clients) if cohort_size is None else cohort_size
+        self._cycle_length = cycle_length
         self._poisson = sampling != "fixed"
         if self._cohort * cycle_length > len(clients):
             raise ConfigurationError(
@@ -110,9 +109,7 @@ class CohortSampler(DistributedSampler[Chunk]):
                 f"clients, {len(clients) / cycle_length:g} in a group on average: set {setting} to "
                 f"{len(clients) // cycle_length} or less, or a smaller cycle_length."
             )
-        self._groups = self._divided(cycle_length)
-        # Enough for nearly every cohort; a round with more clients has larger chunks.
-        self._room = max(map(self._most, self._groups))
+        self._draw_from(clients, sizes)
         self._chunk_size = chunk_size
         self._training = training
         self._availability = availability
@@ -137,10 +134,22 @@ class CohortSampler(DistributedSampler[Chunk]):
         for start in starts:
             yield Chunk(round_, tuple(self._clients[share[start : start + size]].tolist()))
 
+    def _draw_from(self, clients: Ints, sizes: Ints) -> None:
+        """Set the clients to draw from, and their numbers of training examples."""
+        self._clients, self._sizes = clients, sizes
+        self._groups = self._divided(self._cycle_length)
+        # Enough for nearly every cohort; a round with more clients has larger chunks.
+        self._room = max(map(self._most, self._groups))
+
+    @property
+    def _population(self) -> int:
+        """Return the number of clients whose expected cohort has the wanted size."""
+        return max(1, len(self._clients))
+
     @property
     def _rate(self) -> float:
         """Return the probability of a client whose turn it is."""
-        return self._cohort * len(self._groups) / max(1, len(self._clients))
+        return min(1.0, self._cohort * len(self._groups) / self._population)
 
     def _divided(self, groups: int) -> list[Ints]:
         """Divide the positions of the population into groups, in ascending order."""
@@ -152,15 +161,14 @@ class CohortSampler(DistributedSampler[Chunk]):
 
     def _most(self, group: Ints) -> int:
         """Return the size of nearly the largest cohort of a group."""
-        expected = math.ceil(self._cohort * len(self._groups) * len(group) / max(1, len(self._clients)))
+        expected = math.ceil(self._cohort * len(self._groups) * len(group) / self._population)
         spread = math.sqrt(expected * (1 - self._rate)) if self._poisson else 0.0
         return min(len(group), expected + math.ceil(SPREADS * spread))
 
     def _draw(self) -> Ints:
         """Draw the positions of the cohort, the largest clients first, ties in the order of the population."""
-        population = len(self._clients)
-        if self._cohort == population:
-            cohort = np.arange(population)
+        if len(self._groups) == 1 and self._rate >= 1:
+            cohort = np.arange(len(self._clients))
         else:
             # evaluation: the same clients after every round, or the best round would be that of the easiest clients
             keys = (Stream.COHORT, self.epoch) if self._training else (Stream.EVALUATION_COHORT, 0)

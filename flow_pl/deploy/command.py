@@ -14,6 +14,7 @@ from flow_pl import shipped
 from flow_pl.cli import FlowCLI, run
 from flow_pl.configuration import SECTIONS
 from flow_pl.deploy import connection
+from flow_pl.engine.privacy import GaussianMechanism
 from flow_pl.errors import ConfigurationError, brief
 from flow_pl.module import FederatedModule
 from flow_pl.utils.arguments import Parser, home
@@ -199,7 +200,7 @@ def _licence(path: Path) -> str:
 
 
 def check_deployable(cli: FlowCLI) -> None:
-    """Refuse settings that only simulate, and privacy, which is accounted for a known population.
+    """Refuse settings that only simulate, and privacy that nodes could undo.
 
     Raises:
         ConfigurationError: the run has such a setting.
@@ -209,7 +210,6 @@ def check_deployable(cli: FlowCLI) -> None:
     reasons = {
         "model.attack": (model.attack, "attackers are simulated"),
         "model.compression": (model.compression, "tensors are sent uncompressed"),
-        "model.privacy": (model.privacy, "its guarantee is for a known number of clients, and nodes come and go"),
     }
     for name, (value, why) in reasons.items():
         if value is not None:
@@ -225,4 +225,32 @@ def check_deployable(cli: FlowCLI) -> None:
         raise ConfigurationError(
             f"trainer.precision is {cli.trainer.precision}, which cannot be deployed, as nodes compute in float32: "
             "leave it out."
+        )
+    if model.privacy is not None:
+        check_private(model.privacy, data.sampling)
+
+
+def check_private(privacy: GaussianMechanism, sampling: str) -> None:
+    """Check that a deployed run is private.
+
+    Nodes come and go, and receive the run's seed. So each client must be drawn independently, and neither noise nor
+    cohorts may follow from the seed.
+
+    Raises:
+        ConfigurationError: it is not.
+    """
+    if sampling != "poisson" or sampling not in privacy.samplings:
+        raise ConfigurationError(
+            f"data.sampling is {sampling} and model.privacy {type(privacy).__name__}, expected poisson and "
+            "GaussianMechanism in deployment: as nodes come and go, only independent draws have a known probability."
+        )
+    if not privacy.secure:
+        raise ConfigurationError(
+            "model.privacy.secure is false, so the noise follows from the run's seed, which every node receives: set "
+            "it to true."
+        )
+    if privacy.simulated:
+        raise ConfigurationError(
+            "model.privacy.noise_cohort_size or population is set, which simulates another deployment: leave them out; "
+            "the app's registered-clients is the number of clients that may take part."
         )

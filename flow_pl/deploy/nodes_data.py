@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from flow_pl.data.datamodule import Loader
 from flow_pl.data.federation import Federation, Heldout, Ints, Population
 from flow_pl.data.sampler import CohortSampler
 from flow_pl.deploy.nodes import Feature, FewNodesWarning, NodeClient, Nodes, NodesError
+from flow_pl.errors import ConfigurationError
 from flow_pl.utils.inputs import Inputs, from_leaves
 
 EVERYONE = 2**31
@@ -73,9 +75,15 @@ class NodesData(FederatedDataModule):
         source: data module of the configuration, used only for its settings.
         nodes: the nodes.
         start: seconds to wait at the start for as many nodes as the cohort has clients.
+        registered: number of clients that may take part, for cohorts that are secret: every connected client is drawn
+            with probability cohort_size / registered, from a seed of the system's generator, as nodes know that of the
+            run. None for cohorts of the connected clients, drawn from the run's seed.
+
+    Raises:
+        ConfigurationError: fewer clients are registered than a cohort has.
     """
 
-    def __init__(self, source: FederatedDataModule, nodes: Nodes, start: float) -> None:
+    def __init__(self, source: FederatedDataModule, nodes: Nodes, start: float, registered: int | None = None) -> None:
         super().__init__(
             cohort_size=source.cohort_size,
             chunk_size=EVERYONE,
@@ -84,9 +92,21 @@ class NodesData(FederatedDataModule):
             sampling=source.sampling,
             cycle_length=source.cycle_length,
         )
+        if registered is not None and registered < self.cohort_size:
+            raise ConfigurationError(
+                f"registered-clients is {registered}, expected the number of clients that may take part in this "
+                f"private run, at least data.cohort_size ({self.cohort_size}): set it by "
+                "`flwr run APP --run-config 'registered-clients=1000'`."
+            )
         self.nodes = nodes
+        self.registered = registered
         self._source = source
         self._start = start
+
+    @property
+    def population_size(self) -> int:
+        """Return the number of clients that cohorts are drawn from: those registered, or else those known."""
+        return super().population_size if self.registered is None else self.registered
 
     def options(self) -> dict[str, Any]:
         """Return no options, since nothing is stored."""
@@ -161,12 +181,15 @@ class NodeSampler(CohortSampler):
 
     def __init__(self, data: NodesData, clients: Ints, heldout: Heldout | None, cohort_size: int | None) -> None:
         wanted = len(clients) if cohort_size is None else cohort_size
+        self._registered = data.registered if heldout is None else None
+        # nodes receive the run's seed, so a secret cohort cannot follow from it
+        secret = None if self._registered is None else int.from_bytes(os.urandom(8), "big")
         super().__init__(
             clients,
             data.federation.train_sizes[clients],
             cohort_size=min(wanted, len(clients)),
             chunk_size=EVERYONE,
-            seed=data.run_seed,
+            seed=data.run_seed if secret is None else secret,
             training=heldout is None,
             sampling=data.sampling if heldout is None else "fixed",
             cycle_length=data.cycle_length if heldout is None else 1,
@@ -183,9 +206,17 @@ class NodeSampler(CohortSampler):
         federation = self._data.federation
         if self._heldout is not None:
             clients = clients[federation.heldout_sizes(self._heldout)[clients] > 0]
-        self._clients, self._sizes = clients, federation.train_sizes[clients]
-        self._cohort = self._room = len(clients) if self._wanted is None else min(self._wanted, len(clients))
+        if self._wanted is None:
+            self._cohort = len(clients)
+        else:
+            self._cohort = self._wanted if self._registered else min(self._wanted, len(clients))
+        self._draw_from(clients, federation.train_sizes[clients])
         return super().__iter__()
+
+    @property
+    def _population(self) -> int:
+        """Return the number of registered clients, or else of connected ones."""
+        return super()._population if self._registered is None else self._registered
 
 
 class NodeBatches(Dataset[ClientBatch]):

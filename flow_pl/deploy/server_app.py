@@ -24,6 +24,7 @@ RUN_CONFIG: dict[str, str | float | int | bool] = {
     "round-timeout": 600.0,
     "wait": 60.0,
     "min-nodes": 1,
+    "registered-clients": 0,
     "test": True,
 }
 """Settings that `flwr run --run-config` may change, with defaults."""
@@ -94,7 +95,8 @@ class DeployedCLI(FlowCLI):
             float(self._settings["wait"]),
             int(self._settings["min-nodes"]),
         )
-        self.datamodule = NodesData(self.datamodule, nodes, float(self._settings["start-timeout"]))
+        registered = None if self.model.privacy is None else int(self._settings["registered-clients"])
+        self.datamodule = NodesData(self.datamodule, nodes, float(self._settings["start-timeout"]), registered)
 
     def after_fit(self) -> None:
         """Evaluate the clients on their test rows, with their current states."""

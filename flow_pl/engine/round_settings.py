@@ -67,7 +67,6 @@ def prepare_rounds(
         compression.check(method)
     if privacy is not None:
         check_private(method, weighting, mean=type(aggregation) is Mean, precision=str(trainer.precision))
-        population = len(data.federation.seen)
-        sampling = Sampling(data.sampling, population, data.cohort_size, data.cycle_length)
+        sampling = Sampling(data.sampling, data.population_size, data.cohort_size, data.cycle_length)
         privacy.plan(sampling, planned_rounds(trainer), data.run_seed, trainer.is_global_zero)
         rank_zero_info(privacy.describe())

@@ -72,7 +72,7 @@ def prepare(module: FederatedModule, stage: str) -> None:
     data.unevaluated = choose_attackers(data, module.attack)
     if stage == "fit":
         check_label_moments(module.objective, data.federation)
-        module.method.cohort_share = data.cohort_size / len(data.federation.seen)
+        module.method.cohort_share = data.cohort_size / data.population_size
         prepare_rounds(
             module.trainer,
             data,
