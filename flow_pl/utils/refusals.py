@@ -25,6 +25,7 @@ CLASS = re.compile(r"(?:given class_path |class_path=)'([^']+)'")
 OPTION = re.compile(
     r"[Oo]ption '([^']+)' is not accepted|does not accept option '([^']+)'|unrecognized arguments: --(\w+)"
 )
+NO_MAPPING = re.compile(r"'dict' object has no attribute 'init_args'.*NestedArg\(key='(\w+)\.class_path'")
 NESTED = re.compile(r"NestedArg\(key='([^']+)'")
 GROUP = re.compile(r"Group '([^']+)' does not accept")
 REQUIRED = re.compile(r"the following arguments are required: ([\w.]+(?:, [\w.]+)*)")
@@ -35,6 +36,11 @@ NOT_MADE = re.compile(r"Problem with given class_path '([^']+)':(.+)|Import path
 EXPECTED = re.compile(r"(?:^|\s)Expected an? (.+?)(?:\. Got value:(?: (.*))?)?$")
 GOT = ". Got value:"
 VALUE = re.compile(r"Given value:(?: (.*))?$")
+
+MAPPING = re.compile(r"\b'?(\w+)'?(?:=|: |', val=)\{'class_path': '([^']+)'")
+
+PACKAGES = {"partitioner": "flwr_datasets.partitioner"}
+"""Packages of the classes that settings name in a mapping, where jsonargparse (4.53) finds no bare names."""
 
 STAGES = ("fit", "validate", "test", "predict")
 """Prefixes of setting names in some messages."""
@@ -82,10 +88,14 @@ def explain(message: str, command: str, roots: Mapping[str, type]) -> str:
         return _missing(setting, required, owner)
     if setting and "is abstract" in text:
         return f"{setting} has settings but no class_path: add their class. `{command} --help` lists some."
+    mapping = NO_MAPPING.search(text)
+    if mapping is not None:
+        path, whole = f"{setting}.{mapping[1]}", "{class_path: ..., init_args: ...}"
+        return f"{path}.class_path cannot be set alone: set all of it, as in --{path}='{whole}'."
     expected = [found for found in map(EXPECTED.search, lines) if found is not None and "a path but" not in found[0]]
     no_class = NO_CLASS.search("\n".join(lines)) or NO_PATH.search("\n".join(lines))
     if setting and no_class is not None:
-        said = _no_class(keys, owner, no_class[1] or "", command, roots)
+        said = _bare_name(keys, no_class[1] or "", text) or _no_class(keys, owner, no_class[1] or "", command, roots)
         if said:
             return said
         expected = [found for found in expected if "dot import path" not in found[0]]
@@ -178,6 +188,14 @@ def _missing(setting: str, names: str, owner: str) -> str:
     inside = ", ".join(f"{setting}.{name.strip()}" for name in names.split(","))
     names = names.rstrip(".")
     return f"{setting}{f' ({_short(owner)})' if owner else ''} needs {names}: set {inside}."
+
+
+def _bare_name(keys: list[str], value: str, text: str) -> str:
+    """Describe a bare class name in a mapping, where the full path is needed; empty if the value is in none."""
+    name = next((name for name, path in MAPPING.findall(text) if path == value), "")
+    if name not in PACKAGES:
+        return ""
+    return f"{'.'.join([*keys, name])} is {value}, expected the full path of a class: {PACKAGES[name]}.{value}."
 
 
 def _no_class(keys: list[str], owner: str, value: str, command: str, roots: Mapping[str, type]) -> str:

@@ -134,6 +134,35 @@ def test_a_mistake_in_a_file_gets_one_line_as_well(config, capsys, mistake):  # 
         assert words in said
 
 
+@pytest.mark.parametrize(
+    "place",
+    ["data: {{partitioner: {}}}", "data: {{init_args: {{partitioner: {}}}}}", "--data.partitioner={}"],
+)
+def test_a_class_in_a_mapping_is_named_by_its_full_path(tmp_path, monkeypatch, capsys, place):
+    """Where the message once listed data modules."""
+    monkeypatch.chdir(tmp_path)
+    given = place.format("{class_path: NaturalIdPartitioner, init_args: {partition_by: user}}")
+    if not given.startswith("--"):
+        Path("mine.yaml").write_text(given)
+        given = "-c=mine.yaml"
+    code, said = fails(capsys, "fit", "-c", "task/cifar10", "-c", "method/fedavg", given)
+    path = "flwr_datasets.partitioner.NaturalIdPartitioner"
+    assert code == 2
+    assert said == f"error: data.partitioner is NaturalIdPartitioner, expected the full path of a class: {path}.\n"
+
+
+def test_the_class_in_a_mapping_is_not_set_alone(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    option = "--data.partitioner.class_path=flwr_datasets.partitioner.IidPartitioner"
+    code, said = fails(capsys, "fit", "-c", "task/cifar10", "-c", "method/fedavg", option)
+    assert code == 2
+    assert said.startswith("error: data.partitioner.class_path cannot be set alone: set all of it, as in --data.part")
+    whole = "--data.partitioner={class_path: flwr_datasets.partitioner.IidPartitioner, init_args: {num_partitions: 5}}"
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "-c", "task/cifar10", "-c", "method/fedavg", whole, "--print_config"])
+    assert stop.value.code == 0
+
+
 OTHERS = {
     "no option at all": (["compare"], 2, "flow-pl compare needs --methods. `flow-pl compare --help` lists"),
     "what must be given": (["compare", "--methds", "a"], 2, "no option --methds. Did you mean --methods?"),
