@@ -12,6 +12,7 @@ from flow_pl import shipped
 from flow_pl.cli import run
 from flow_pl.compare.settings import resolve
 from tests.data.published_formats import emnist, posts, reddit, write_leaf, write_tff
+from tools.configs_page import tasks
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = shipped.names()
@@ -20,7 +21,7 @@ TASKS, METHODS, TUNED, ABLATIONS = (
     for kind in ("task", "method", "tuned", "ablation")
 )
 PAIRS = [(task, f"method/{method}") for task in TASKS for method in METHODS]
-PAIRS += [(name.partition("/")[0], f"tuned/{name}") for name in TUNED]
+PAIRS += [(task, f"tuned/{name}") for name in TUNED for task in tasks(f"tuned/{name}")]
 GATED = {pair for number, pair in enumerate(PAIRS) if number % (3 if pair[1].startswith("tuned/") else 11) == 0}
 """Pairs that run at every change: each method and each task are in some of them. The others are `extended`."""
 TEXTS = ["to be or not", "that is the question", "whether it is nobler"]
@@ -222,7 +223,10 @@ def test_an_ablation_changes_one_setting_of_flow(ablation):
 
 
 def test_tuned_methods_are_for_a_task_there_is():
-    assert {name.partition("/")[0] for name in TUNED} <= set(TASKS)
+    for name in TUNED:
+        served = tasks(f"tuned/{name}")
+        assert name.partition("/")[0] in served
+        assert set(served) <= set(TASKS)
     assert {name.partition("/")[2] for name in TUNED} <= set(METHODS)
 
 

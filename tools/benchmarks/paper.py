@@ -1,8 +1,8 @@
-"""Measure the cost of a training example in the published runs: `python -m tools.benchmarks.paper [configuration ...]`.
+"""Measure the cost of a training example in the published runs: `python -m tools.benchmarks.paper [task ...]`.
 
-Trains two rounds of each shipped `flow.yaml` of the paper on random rows of the data's shape, in separate processes
-with one thread each. Prints the processor time of the cheaper round per training example and local epoch, and the peak
-memory of the process. The cost does not depend on the values of the data.
+Trains two rounds of Flow with the settings of each task of the paper, on random rows of the data's shape, in separate
+processes with one thread each. Prints the processor time of the cheaper round per training example and local epoch, and
+the peak memory of the process. The cost does not depend on the values of the data.
 """
 
 from __future__ import annotations
@@ -35,7 +35,10 @@ SHAPES: dict[str, dict[str, Any]] = {
     "reddit": {"length": 10, CLASSES: 10_004, "clients": 10, "rows": 32},
     "stackoverflow_tags": {"words": 10_000, CLASSES: 500, "clients": 10, "rows": 64},
 }
-"""By folder of the configuration: shape of a row, and numbers of clients in a round and rows of a client."""
+"""By task: shape of a row, and numbers of clients in a round and rows of a client."""
+
+TUNED = {"cifar100": "cifar10", "reddit": "stackoverflow"}
+"""Tasks with the tuned settings of another one."""
 
 
 class RandomRows(FederatedDataModule):
@@ -102,7 +105,7 @@ def measure(task: str, rounds: int = 2) -> dict[str, Any]:
     """
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
-    module, published = instantiate([f"task/{task}", f"tuned/{task}/flow"])
+    module, published = instantiate([f"task/{task}", f"tuned/{TUNED.get(task, task)}/flow"])
     shape, clock = SHAPES[task], Clock()
     with tempfile.TemporaryDirectory() as cache:
         data = RandomRows(
