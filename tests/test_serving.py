@@ -13,33 +13,12 @@ from torch import nn
 from flow_pl import FederatedLoop, FederatedModule
 from flow_pl.engine.server_round import server_groups
 from flow_pl.errors import ConfigurationError, DataError
-from flow_pl.methods import (
-    APFL,
-    Ditto,
-    FedALA,
-    FedAvg,
-    FedBABU,
-    FedCP,
-    FedDBE,
-    FedPer,
-    FedRep,
-    FedRoD,
-    FineTuning,
-    Flow,
-    HypCluster,
-    Interpolation,
-    KNNPer,
-    LGFedAvg,
-    Local,
-    PartialFed,
-    PerFedAvg,
-    PFedMe,
-    Scaffold,
-)
+from flow_pl.methods import Ditto, FedAvg, FineTuning, Flow, Interpolation, KNNPer, Local
 from flow_pl.models.routers import InstanceRouter
 from flow_pl.serving import ServerModel, personalize
 from flow_pl.tasks import NextToken
 from tests.models import test_sequences
+from tests.support import every_method
 from tests.test_module import module as trained
 
 X, Y = torch.randn(11, 8), torch.arange(11) % 3
@@ -49,49 +28,28 @@ def small_flow(**settings):
     return Flow(router=lambda blocks: InstanceRouter(blocks, hidden=(6,)), **settings)
 
 
-METHODS = {
-    "apfl": lambda: APFL(),
-    "ditto": lambda: Ditto(),
-    "fedavg": lambda: FedAvg(),
-    "fedala": lambda: FedALA(),
-    "fedbabu": lambda: FedBABU(),
-    "fedcp": lambda: FedCP(),
-    "feddbe": lambda: FedDBE(),
-    "fedper": lambda: FedPer(),
-    "fedrep": lambda: FedRep(),
-    "fedrod": lambda: FedRoD(),
-    "fine_tuning": lambda: FineTuning(),
-    "flow": small_flow,
-    "flow_hard": lambda: small_flow(routing="hard", split="cross"),
-    "flow_by_client": lambda: small_flow(route_by="client"),
-    "hypcluster": lambda: HypCluster(),
-    "interpolation": lambda: Interpolation(),
-    "interpolation_votes": lambda: Interpolation(average="probabilities", neighbours=3, neighbour_weight=0.4),
-    "interpolation_chosen": lambda: Interpolation(alpha="chosen", average="probabilities"),
-    "knn_per": lambda: KNNPer(neighbours=3),
-    "lg_fedavg": lambda: LGFedAvg(),
-    "local": lambda: Local(1),
-    "partialfed": lambda: PartialFed(),
-    "per_fedavg": lambda: PerFedAvg(),
-    "pfedme": lambda: PFedMe(),
-    "scaffold": lambda: Scaffold(),
+SMALL = {
+    "Flow": small_flow,
+    "KNNPer": lambda: KNNPer(neighbours=3),
+    "Local": lambda: Local(1),
 }
-STATEFUL = (
-    "apfl",
-    "ditto",
-    "fedala",
-    "fedcp",
-    "feddbe",
-    "fedper",
-    "fedrep",
-    "fedrod",
-    "lg_fedavg",
-    "partialfed",
-)
-every_method = pytest.mark.parametrize("make", METHODS.values(), ids=METHODS.keys())
+"""Methods whose defaults are too large for eleven examples."""
+
+VARIANTS = {
+    "Flow, hard": lambda: small_flow(routing="hard", split="cross"),
+    "Flow, by client": lambda: small_flow(route_by="client"),
+    "Interpolation, votes": lambda: Interpolation(average="probabilities", neighbours=3, neighbour_weight=0.4),
+    "Interpolation, chosen": lambda: Interpolation(alpha="chosen", average="probabilities"),
+}
+METHODS = {**every_method(), **SMALL, **VARIANTS}
+TRAINING_ONLY = {"Scaffold"}
+"""Methods whose clients keep what only their training reads."""
+
+STATEFUL = [name for name, make in METHODS.items() if make().private and name not in TRAINING_ONLY]
+with_each_method = pytest.mark.parametrize("make", METHODS.values(), ids=METHODS.keys())
 
 
-@every_method
+@with_each_method
 def test_what_is_kept_predicts_as_an_evaluation_does(make, monkeypatch):
     """All of a client's groups under `Method.predict`, against the few that its model keeps."""
     module, groups = trained(make()), {}
@@ -106,7 +64,7 @@ def test_what_is_kept_predicts_as_an_evaluation_does(make, monkeypatch):
     assert not list(model.parameters())
 
 
-@every_method
+@with_each_method
 def test_a_personal_model_is_copied_pickled_saved_and_loaded(make):
     module = trained(make())
     model, other = personalize(module, X, Y), personalize(module, X.flip(0) + 1, (Y + 1) % 3)
@@ -123,7 +81,7 @@ def test_a_personal_model_is_copied_pickled_saved_and_loaded(make):
         assert torch.equal(each(X), expected)
 
 
-@every_method
+@with_each_method
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
 def test_a_personal_model_takes_another_precision(make, dtype):
     model = personalize(trained(make()), X, Y)

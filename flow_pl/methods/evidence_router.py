@@ -55,10 +55,12 @@ class EvidenceRouter(nn.Module):
             classes: standardized evidence on candidates [..., K, G].
             representation: of the instances [..., D].
         """
-        h = self.instance(instance)
+        # evidence is float32, also for a served model in another precision
+        precision = self.head.weight.dtype
+        h = self.instance(instance.to(precision))
         if self.representation is not None:
-            h = h + self.representation(representation)
-        h = h.unsqueeze(-2) + self.of_class(classes)
+            h = h + self.representation(representation.to(precision))
+        h = h.unsqueeze(-2) + self.of_class(classes.to(precision))
         for layer in self.layers:
             h = layer(self.dropout(h.relu()))
         scores: Tensor = self.head(self.dropout(h.relu())).squeeze(-1)
