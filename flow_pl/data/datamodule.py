@@ -12,30 +12,24 @@ from typing import Any, Literal
 import lightning as L  # noqa: N812 (the name that Lightning's own documentation uses)
 import numpy as np
 import torch
-from lightning.pytorch.accelerators import CUDAAccelerator
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from flow_pl.data.availability import Availability
 from flow_pl.data.batch import ClientBatch, Examples
-from flow_pl.data.dataset import ClientDataset
 from flow_pl.data.feature_scale import warn_of_large_features
 from flow_pl.data.federation import Federation, Heldout, Ints, Population, check_split
+from flow_pl.data.loaders import Loader, clients_to_test, make_loader, nothing_to_evaluate, with_rows
 from flow_pl.data.rounds import count_rounds
-from flow_pl.data.sampler import CohortSampler, SamplingName, check_cycle
+from flow_pl.data.sampler import SamplingName, check_cycle
 from flow_pl.data.store.cache import build_store, store_path
 from flow_pl.data.store.client_store import ClientStore
 from flow_pl.data.store.features import Features
 from flow_pl.data.store.writer import ClientData
+from flow_pl.data.summary import summarize
 from flow_pl.errors import ConfigurationError, DataError, brief
 from flow_pl.utils.inputs import Inputs, described, map_inputs
 from flow_pl.utils.validation import given, require_choice, require_count
-
-Loader = DataLoader[ClientBatch]
-
-MOST_LOADED = 64
-"""Number of clients loaded at once if `chunk_size` is "auto"."""
 
 
 class FederatedDataModule(ABC, L.LightningDataModule):
@@ -208,7 +202,7 @@ class FederatedDataModule(ABC, L.LightningDataModule):
                 split_seed=self.split_seed,
             )
             examples = self._some_examples(self._federation)
-            rank_zero_info(self._summary(self._federation, examples))
+            rank_zero_info(summarize(self._federation, examples))
             warn_of_large_features(examples)
 
     def train_dataloader(self) -> Loader:
@@ -229,9 +223,9 @@ class FederatedDataModule(ABC, L.LightningDataModule):
                 none, and only validation is requested.
         """
         federation = self.federation
-        clients = self._with_rows(federation.validation if len(federation.validation) else federation.seen, "val")
+        clients = with_rows(self, federation.validation if len(federation.validation) else federation.seen, "val")
         if not len(clients) and self.trainer is not None and self.trainer.state.fn == "validate":
-            raise self._nothing("validation", "val_fraction")
+            raise nothing_to_evaluate(self, "validation", "val_fraction")
         return self._loader(clients, "val", self.val_clients, "val_clients") if len(clients) else []
 
     def test_dataloader(self) -> list[Loader]:
@@ -241,8 +235,8 @@ class FederatedDataModule(ABC, L.LightningDataModule):
             ConfigurationError: no client has any.
         """
         if not self.test_populations:
-            raise self._nothing("test", "test_fraction")
-        return [self._loader(clients, "test") for clients in self._test_clients().values()]
+            raise nothing_to_evaluate(self, "test", "test_fraction")
+        return [self._loader(clients, "test") for clients in clients_to_test(self).values()]
 
     def predict_dataloader(self) -> Loader:
         """Return a loader of all clients with their test rows and their unlabelled rows.
@@ -251,9 +245,9 @@ class FederatedDataModule(ABC, L.LightningDataModule):
             ConfigurationError: no client has any.
         """
         clients = np.concatenate([self.federation.seen, self.federation.new, self.federation.validation])
-        clients = self._with_rows(clients, "predict")
+        clients = with_rows(self, clients, "predict")
         if not len(clients):
-            raise self._nothing("test", "test_fraction", " and none without a label")
+            raise nothing_to_evaluate(self, "test", "test_fraction", " and none without a label")
         return self._loader(clients, "predict")
 
     def on_before_batch_transfer(self, batch: ClientBatch, dataloader_idx: int) -> ClientBatch:
@@ -322,7 +316,7 @@ class FederatedDataModule(ABC, L.LightningDataModule):
     @property
     def test_populations(self) -> tuple[Population, ...]:
         """Return the population of each test loader: seen, new, or both in this order."""
-        return tuple(self._test_clients())
+        return tuple(clients_to_test(self))
 
     def example(self) -> Inputs:
         """Return the features of one training example, [1, ...], as passed to a model."""
@@ -371,64 +365,7 @@ class FederatedDataModule(ABC, L.LightningDataModule):
         client = int(federation.seen[0])
         return self._model_inputs(federation.store.read(client).x, federation.split(client).train[:64])
 
-    def _summary(self, federation: Federation, x: Inputs) -> str:
-        """Summarize the data in one line; x is some of its examples."""
-        meta = federation.store.meta
-        shapes = {name: list(t.shape[1:]) for name, t in x.items()} if isinstance(x, dict) else list(x.shape[1:])
-        names = f" ({brief(list(meta.class_names))})" if meta.class_names else ""
-        what = "real-valued labels" if federation.store.real_valued else f"{meta.num_classes} classes{names}"
-        return (
-            f"data: {len(federation.seen)} seen and {len(federation.new)} new clients, {meta.rows} examples of shape "
-            f"{shapes}, {what}"
-        )
-
-    def _nothing(self, rows: str, setting: str, besides: str = "") -> ConfigurationError:
-        """Create the error for the case that no client has rows of a kind."""
-        return ConfigurationError(
-            f"no client has {rows} examples{besides}: there is nothing to evaluate. Set data.{setting}, which is "
-            f"{getattr(self, setting)}, to more than 0, or give data with {rows} examples."
-        )
-
-    def _with_rows(self, clients: Ints, rows: Heldout) -> Ints:
-        clients = clients[self.federation.heldout_sizes(rows)[clients] > 0]
-        return clients if rows == "predict" else np.setdiff1d(clients, self.unevaluated, assume_unique=True)
-
-    def _test_clients(self) -> dict[Population, Ints]:
-        populations: dict[Population, Ints] = {"seen": self.federation.seen, "new": self.federation.new}
-        clients = {name: self._with_rows(members, "test") for name, members in populations.items()}
-        return {name: members for name, members in clients.items() if len(members)}
-
-    def _loaded_chunk(self, clients: int) -> int:
-        """Return the number of clients loaded at once; with "auto", the module cuts chunks from them."""
-        if self.chunk_size != "auto":
-            return self.chunk_size
-        world_size = self.trainer.world_size if self.trainer else 1
-        return max(1, min(MOST_LOADED, -(-clients // world_size)))
-
     def _loader(
         self, clients: Ints, heldout: Heldout | None, cohort_size: int | None = None, setting: str = "cohort_size"
     ) -> Loader:
-        seed = self.run_seed
-        sampler = CohortSampler(
-            clients,
-            self.federation.train_sizes[clients],
-            cohort_size=cohort_size,
-            chunk_size=self._loaded_chunk(len(clients) if cohort_size is None else cohort_size),
-            seed=seed,
-            rank=self.trainer.global_rank if self.trainer else 0,
-            world_size=self.trainer.world_size if self.trainer else 1,
-            training=heldout is None,
-            setting=setting,
-            sampling=self.sampling if heldout is None else "fixed",
-            cycle_length=self.cycle_length if heldout is None else 1,
-            availability=None if heldout is not None or self.availability.all_arrive else self.availability,
-        )
-        return DataLoader(
-            ClientDataset(self.federation, seed, heldout, self.orders),
-            sampler=sampler,
-            batch_size=None,  # the sampler yields whole chunks
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=self.trainer is not None and isinstance(self.trainer.accelerator, CUDAAccelerator),
-            generator=torch.Generator(),  # a separate generator: a loader must not draw from that of the model
-        )
+        return make_loader(self, clients, heldout, cohort_size, setting)

@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from flow_pl.data import FederatedDataModule
 from flow_pl.data.batch import Chunk, ClientBatch, Examples
-from flow_pl.data.datamodule import Loader
 from flow_pl.data.federation import Federation, Heldout, Ints, Population
+from flow_pl.data.loaders import Loader
 from flow_pl.data.sampler import CohortSampler
 from flow_pl.deploy.nodes import Feature, FewNodesWarning, NodeClient, Nodes, NodesError
 from flow_pl.errors import ConfigurationError

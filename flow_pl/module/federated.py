@@ -25,23 +25,19 @@ from flow_pl.engine.aggregation import Aggregation, Mean
 from flow_pl.engine.attacks import Attack
 from flow_pl.engine.chunk_size import ChunkSize
 from flow_pl.engine.client_states import ClientStates
-from flow_pl.engine.compression import RESIDUAL, Compression, compress_update, no_residual
+from flow_pl.engine.compression import Compression
 from flow_pl.engine.loop import ClientUpdate, FederatedLoop
 from flow_pl.engine.loss_scale import LossScale
 from flow_pl.engine.privacy import GaussianMechanism
 from flow_pl.engine.round_settings import planned_rounds
-from flow_pl.engine.server_round import (
-    ServerRound,
-    sent_parameters,
-    server_groups,
-    trained_parameters,
-)
+from flow_pl.engine.server_round import ServerRound, server_groups, trained_parameters
 from flow_pl.evaluation.clients import evaluate_clients, predict_clients
 from flow_pl.evaluation.counts import ClientEvaluation, ClientPredictions, concatenate
 from flow_pl.methods.base import Method
 from flow_pl.models.blocks import Blocks
 from flow_pl.models.normalization import BatchNorm, converted
 from flow_pl.module.checkpoint import from_checkpoint, load, save
+from flow_pl.module.client_updates import initial_state, kept_state, train_clients
 from flow_pl.module.notices import EmptyRoundWarning
 from flow_pl.module.preparation import begin_fit, check_still_trained, prepare
 from flow_pl.module.server_step import make_server_step
@@ -197,16 +193,7 @@ class FederatedModule(lightning.LightningModule):
 
     def initial_state(self, method: Method, server: Groups) -> Groups:
         """Return the state of a client that has not been sampled."""
-        initial = method.initial_state(server)
-        if self.compression is None or not self.compression.keeps_residual:
-            return initial
-        return initial | no_residual({name: dict(group) for name, group in sent_parameters(method).items()})
-
-    def _kept(self, method: Method, server: Groups, batch: ClientBatch) -> Groups | None:
-        """Return the state that the clients of a chunk kept from their last round."""
-        if self.states is None or not method.private or not len(batch):
-            return None
-        return self.states.read(batch.client, self.initial_state(method, server))
+        return initial_state(self, method, server)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Create the server's optimizer and scheduler."""
@@ -285,22 +272,7 @@ class FederatedModule(lightning.LightningModule):
             self.chunks.end_round()
 
     def _train(self, method: Method, server: Groups, scale: Tensor | None, piece: ClientBatch) -> ClientUpdate:
-        kept, residual = self._kept(method, server, piece), None
-        if kept is not None and RESIDUAL in kept:
-            residual = {RESIDUAL: kept.pop(RESIDUAL)}
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        if self.attack is not None:
-            piece = self.attack.poison(piece, data.num_classes)
-        update = self.loop.train_clients(method, server, piece, scale, kept)
-        if self.attack is not None:
-            self.attack.corrupt(update.difference, update.client, piece.round)
-        if self.compression is not None:
-            update.kept.update(
-                compress_update(
-                    self.compression, update.difference, update.client, residual, data.run_seed, piece.round
-                )
-            )
-        return update
+        return train_clients(self, method, server, scale, piece)
 
     def _server_step(self, round_: ServerRound) -> None:
         make_server_step(self, round_)
@@ -334,7 +306,7 @@ class FederatedModule(lightning.LightningModule):
         server = server_groups(self.method)
 
         def evaluate(piece: ClientBatch) -> ClientEvaluation:
-            return evaluate_clients(self.loop, self.method, server, piece, self._kept(self.method, server, piece))
+            return evaluate_clients(self.loop, self.method, server, piece, kept_state(self, self.method, server, piece))
 
         return concatenate(list(self.chunks.run(batch, evaluate))) if len(batch) else evaluate(batch)
 
@@ -349,7 +321,7 @@ class FederatedModule(lightning.LightningModule):
         server = server_groups(self.method)
 
         def predict(piece: ClientBatch) -> ClientPredictions:
-            return predict_clients(self.loop, self.method, server, piece, self._kept(self.method, server, piece))
+            return predict_clients(self.loop, self.method, server, piece, kept_state(self, self.method, server, piece))
 
         pieces = list(self.chunks.run(batch, predict)) if len(batch) else [predict(batch)]
         # clients without examples have no axes to concatenate

@@ -1,0 +1,60 @@
+"""Make the updates that a chunk's clients send: trained from what they kept, attacked, compressed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from flow_pl.data.batch import ClientBatch
+from flow_pl.engine.compression import RESIDUAL, compress_update, no_residual
+from flow_pl.engine.loop import ClientUpdate
+from flow_pl.engine.server_round import sent_parameters
+from flow_pl.methods.base import Method
+from flow_pl.utils.groups import Groups
+
+if TYPE_CHECKING:
+    from flow_pl.module.federated import FederatedModule
+
+
+def train_clients(
+    module: FederatedModule, method: Method, server: Groups, scale: Tensor | None, piece: ClientBatch
+) -> ClientUpdate:
+    """Train some clients side by side and return what they send.
+
+    Args:
+        module: module attached to the trainer of a fit.
+        method: the method in this round.
+        server: the server's groups.
+        scale: factor on the loss in 16-bit precision; None in other precisions.
+        piece: the clients.
+    """
+    kept, residual = kept_state(module, method, server, piece), None
+    if kept is not None and RESIDUAL in kept:
+        residual = {RESIDUAL: kept.pop(RESIDUAL)}
+    data = module.trainer.datamodule  # type: ignore[attr-defined]
+    if module.attack is not None:
+        piece = module.attack.poison(piece, data.num_classes)
+    update = module.loop.train_clients(method, server, piece, scale, kept)
+    if module.attack is not None:
+        module.attack.corrupt(update.difference, update.client, piece.round)
+    if module.compression is not None:
+        update.kept.update(
+            compress_update(module.compression, update.difference, update.client, residual, data.run_seed, piece.round)
+        )
+    return update
+
+
+def kept_state(module: FederatedModule, method: Method, server: Groups, batch: ClientBatch) -> Groups | None:
+    """Return the state that the clients of a chunk kept from their last round; None if they keep none."""
+    if module.states is None or not method.private or not len(batch):
+        return None
+    return module.states.read(batch.client, module.initial_state(method, server))
+
+
+def initial_state(module: FederatedModule, method: Method, server: Groups) -> Groups:
+    """Return the state of a client that has not been sampled: the method's, and the residual of its compression."""
+    initial = method.initial_state(server)
+    if module.compression is None or not module.compression.keeps_residual:
+        return initial
+    return initial | no_residual({name: dict(group) for name, group in sent_parameters(method).items()})
