@@ -48,8 +48,18 @@ def halving():
     }
 
 
-@pytest.mark.parametrize("chunk_size", [6, 3, 1])
-@pytest.mark.parametrize("interval", [None, "step", "epoch"])
+QUICK = ((None, 3), ("step", 1), ("epoch", 3))
+"""Each interval with several chunks a round."""
+
+
+@pytest.mark.parametrize(
+    ("interval", "chunk_size"),
+    [
+        pytest.param(interval, size, marks=[] if (interval, size) in QUICK else pytest.mark.slow)
+        for interval in (None, "step", "epoch")
+        for size in (6, 3, 1)
+    ],
+)
 def test_learning_rates_are_logged_by_round(tmp_path, chunk_size, interval):
     """The rate that round r trains with stands at r, as with one chunk a round."""
     logger = Logged()
@@ -59,7 +69,7 @@ def test_learning_rates_are_logged_by_round(tmp_path, chunk_size, interval):
     assert rates == {(0, 1.0), (1, 0.5), (2, 0.25)}
 
 
-@pytest.mark.parametrize("chunk_size", [6, 3])
+@pytest.mark.parametrize("chunk_size", [pytest.param(6, marks=pytest.mark.slow), 3])
 def test_what_is_logged_by_batch_is_on_the_axis_of_rounds(tmp_path, chunk_size):
     logger = Logged()
     settings = {"logger": logger, "callbacks": [OnStep(), DeviceStatsMonitor(cpu_stats=True)], "log_every_n_steps": 1}

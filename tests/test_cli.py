@@ -215,6 +215,7 @@ def _share_right(rows, column):
     return sum(row[column] == "true" for row in rows) / len(rows)
 
 
+@pytest.mark.slow
 def test_predictions_for_tokens_agree_with_the_accuracies_of_a_test(config, tmp_path):
     """One row for each token, none for padding; two accuracies counted from the rows; unlabelled sentences as well."""
     random = np.random.default_rng(0)
@@ -278,7 +279,11 @@ def test_predictions_of_several_labels_agree_with_the_recall_of_a_test(config, t
 @pytest.mark.parametrize(
     ("options", "written"),
     [
-        (["TensorBoardLogger", "--trainer.logger.save_dir={root}"], "**/events.out.tfevents.*"),
+        pytest.param(
+            ["TensorBoardLogger", "--trainer.logger.save_dir={root}"],
+            "**/events.out.tfevents.*",
+            marks=pytest.mark.slow,
+        ),
         (
             ["WandbLogger", "--trainer.logger.save_dir={root}", "--trainer.logger.offline=true"],
             "wandb/offline-run-*/*.wandb",

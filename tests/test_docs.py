@@ -285,23 +285,42 @@ def test_the_report_is_written_where_the_page_says(folder):
     assert list((folder / "runs/digits/flow/figures").glob("*.png"))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name)
-def test_commands_parse(page, monkeypatch, capsys):
+def commands_by_page():
+    """The commands of a run by the first page that has them; one of them for each set of settings."""
+    found = {}
+    for page in PAGES:
+        for command in COMMAND.findall(page.read_text()):
+            args = shlex.split(command)
+            if args[0] in ("compare", "configs", "export", "personalize", "report") or "my_" in command:
+                continue
+            if "--ckpt_path" in args:
+                at = args.index("--ckpt_path")
+                del args[at : at + 2]
+            # a test or a prediction takes the settings of the fit
+            settings = args if any("help" in arg for arg in args) else args[1:]
+            found.setdefault(tuple(settings), (page, args))
+    return {page: [args for where, args in found.values() if where == page] for page, _ in found.values()}
+
+
+@pytest.mark.parametrize(
+    "commands",
+    [
+        # each of the paper's tasks takes its time
+        pytest.param(commands, id=name(page), marks=pytest.mark.slow if name(page) == "paper.md" else [])
+        for page, commands in commands_by_page().items()
+    ],
+)
+def test_commands_parse(commands, monkeypatch, capsys):
     """Those that a page's own test does not run."""
     monkeypatch.chdir(ROOT)
-    for command in COMMAND.findall(page.read_text()):
-        args = shlex.split(command)
-        if args[0] in ("compare", "configs", "export", "personalize", "report") or "my_" in command:
-            continue
+    for args in commands:
+        command = shlex.join(args)
         if any("help" in arg for arg in args):
             with pytest.raises(SystemExit) as stop:
                 main(args)
             assert stop.value.code == 0, command
             assert "usage:" in capsys.readouterr().out
             continue
-        if "--ckpt_path" in args:
-            at = args.index("--ckpt_path")
-            del args[at : at + 2]
         with pytest.raises(SystemExit) as stop:
             main([*args, "--print_config"])
         assert stop.value.code == 0, command

@@ -122,7 +122,7 @@ def test_a_program_of_every_method(tmp_path, name):
     check(tmp_path, personalize(trained(METHODS[name]()), X, Y), X, "torch_export")
 
 
-@pytest.mark.parametrize(("backbone", "kind"), [("cnn", "hard"), ("words", "soft")])
+@pytest.mark.parametrize(("backbone", "kind"), [("cnn", "hard"), pytest.param("words", "soft", marks=pytest.mark.slow)])
 def test_a_program_of_routed_models(tmp_path, backbone, kind):
     check(tmp_path, *personal(backbone, kind), "torch_export")
 

@@ -36,9 +36,13 @@ def flow(**settings):
     return Flow(router=lambda blocks: InstanceRouter(blocks, hidden=(6,)), **settings)
 
 
-def module(method=None, **settings):
+TRACED = {"trace_after": 3}
+"""Settings of a module that traces its steps soon, which takes a second or two."""
+
+
+def module(method=None, trace_after=50, **settings):
     torch.manual_seed(3)
-    loop = FederatedLoop(1, None, 5, lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9), trace_after=3)
+    loop = FederatedLoop(1, None, 5, lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9), trace_after=trace_after)
     model = FederatedModule(MLP(8, 3, (6,)), flow() if method is None else method, loop, **settings)
     check_fit(model.method, torch.zeros(1, 8), num_classes=3)
     return model
@@ -113,20 +117,26 @@ def test_server_optimizers_and_schedulers_take_the_pseudo_gradient(tmp_path, ser
     torch.testing.assert_close(parameters(model), parameters(start), atol=1e-7, rtol=1e-6)
 
 
+@pytest.fixture(scope="module")
+def traced_run(tmp_path_factory):
+    """A model and its finished trainer."""
+    return fitted(tmp_path_factory.mktemp("traced"), flow(), module_settings=TRACED)
+
+
 @pytest.mark.parametrize(
-    "change",
+    ("change", "settings"),
     [
-        {"chunk_size": 1},
-        pytest.param({"chunk_size": 6}, marks=pytest.mark.slow),
-        {"chunk_size": "auto"},
-        {"num_workers": 2},
+        ({"chunk_size": 1}, TRACED),
+        pytest.param({"chunk_size": 6}, TRACED, marks=pytest.mark.slow),
+        ({"chunk_size": "auto"}, {}),
+        ({"num_workers": 2}, {}),
     ],
     ids=str,
 )
-def test_chunks_and_workers_change_nothing(tmp_path, change):
-    """The router's dropout included; 0 and 2 workers and any chunk size give the same model."""
-    reference, run = fitted(tmp_path, flow())
-    other, other_run = fitted(tmp_path, flow(), **change)
+def test_chunks_and_workers_change_nothing(tmp_path, traced_run, change, settings):
+    """The router's dropout and tracing included; 0 and 2 workers and any chunk size give the same model."""
+    reference, run = traced_run
+    other, other_run = fitted(tmp_path, flow(), module_settings=settings, **change)
     torch.testing.assert_close(parameters(other), parameters(reference), atol=1e-5, rtol=1e-4)
     for name in ("val/generalized_accuracy", "val/personalized_accuracy"):
         assert other_run.callback_metrics[name] == run.callback_metrics[name]
@@ -155,6 +165,7 @@ class _KillAt(Callback):
 def test_a_killed_run_resumes_bit_identical(tmp_path, method):
     """Killed in round 3 of 4 and resumed from the last checkpoint; server momentum, schedule and router dropout on."""
     settings = {
+        **TRACED,
         "server_optimizer": lambda p: torch.optim.SGD(p, lr=0.7, momentum=0.5),
         "server_scheduler": lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.9),
     }
@@ -297,10 +308,10 @@ def test_bare_loaders_are_refused(tmp_path):
 SCRIPT = """
 import sys, torch, lightning
 from pathlib import Path
-from tests.test_module import data, module, trainer
+from tests.test_module import TRACED, data, module, trainer
 cache, out, cohort, processes = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 lightning.seed_everything(0, verbose=False)
-model = module()
+model = module(**TRACED)
 run = trainer(2)
 run = lightning.Trainer(max_epochs=2, accelerator="cpu", devices=processes, strategy="ddp", inference_mode=False,
     logger=False, enable_checkpointing=False, use_distributed_sampler=False, enable_progress_bar=False,
@@ -324,7 +335,7 @@ if run.is_global_zero:
 )
 def test_several_processes_give_the_numbers_of_one(tmp_path, processes, cohort):
     """gloo on CPU, the router's dropout included; an uneven cohort, and one with fewer clients than processes."""
-    alone, run = fitted(tmp_path, cohort_size=cohort)
+    alone, run = fitted(tmp_path, module_settings=TRACED, cohort_size=cohort)
     script, out = tmp_path / "run.py", tmp_path / "out.pt"
     script.write_text(SCRIPT)
     root = Path(__file__).resolve().parents[1]

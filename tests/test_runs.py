@@ -188,10 +188,14 @@ def test_validate_prints_the_table_in_percent(config, finished, capsys):  # noqa
 @pytest.mark.parametrize(
     ("listed", "files"),
     [
-        (["OnExceptionCheckpoint", "--trainer.callbacks.dirpath={root}/crash"], ["best.ckpt", "last.ckpt"]),
+        pytest.param(
+            ["OnExceptionCheckpoint", "--trainer.callbacks.dirpath={root}/crash"],
+            ["best.ckpt", "last.ckpt"],
+            marks=pytest.mark.slow,
+        ),
         (["ModelCheckpoint", "--trainer.callbacks.dirpath={root}/checkpoints"], ["best.ckpt", "epoch", "last.ckpt"]),
         (["ModelCheckpoint", "--trainer.callbacks.filename=mine"], ["best.ckpt", "last.ckpt"]),
-        (
+        pytest.param(
             [
                 "ModelCheckpoint",
                 "--trainer.callbacks.dirpath={root}/mine",
@@ -200,8 +204,13 @@ def test_validate_prints_the_table_in_percent(config, finished, capsys):  # noqa
                 "--trainer.callbacks.mode=max",
             ],
             ["best.ckpt", "last.ckpt"],
+            marks=pytest.mark.slow,
         ),
-        (["EarlyStopping", "--trainer.callbacks.monitor=val/gain"], ["best.ckpt", "last.ckpt"]),
+        pytest.param(
+            ["EarlyStopping", "--trainer.callbacks.monitor=val/gain"],
+            ["best.ckpt", "last.ckpt"],
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["exception", "same folder", "no folder", "same name", "early stopping"],
 )
@@ -310,7 +319,7 @@ def test_a_class_path_in_a_checkpoint_is_looked_at_before_it_is_called(config, f
         FederatedModule.load_from_checkpoint(last)
 
 
-@pytest.mark.parametrize("logger", ["TensorBoardLogger", "CSVLogger"])
+@pytest.mark.parametrize("logger", [pytest.param("TensorBoardLogger", marks=pytest.mark.slow), "CSVLogger"])
 def test_the_settings_are_beside_the_log_and_in_the_folder_of_the_run(config, root, tmp_path, logger):  # noqa: F811
     options = ["--trainer.logger", logger, f"--trainer.logger.save_dir={tmp_path / 'logged'}"]
     run(["fit", "--config", str(config), *options, "--data.cohort_size=2"])

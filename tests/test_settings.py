@@ -221,10 +221,20 @@ def test_the_walk_meets_all_kinds_of_classes():
     ("key", "value", "message"),
     [
         ("model.method.router_lr_scale", ".nan", "router_lr_scale is nan, expected a number greater than 0"),
-        ("model.method.router.dropout", "1.5", "dropout is 1.5, expected a share"),
-        ("model.backbone.hidden", "[5, 0]", "hidden[1] is 0, expected a whole number of 1 or more"),
-        ("model.loop.batch_size", "0", "batch_size is 0, expected a whole number of 1 or more"),
-        ("model.max_rejected", ".inf", "max_rejected is inf, expected a share"),
+        pytest.param("model.method.router.dropout", "1.5", "dropout is 1.5, expected a share", marks=pytest.mark.slow),
+        pytest.param(
+            "model.backbone.hidden",
+            "[5, 0]",
+            "hidden[1] is 0, expected a whole number of 1 or more",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "model.loop.batch_size",
+            "0",
+            "batch_size is 0, expected a whole number of 1 or more",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param("model.max_rejected", ".inf", "max_rejected is inf, expected a share", marks=pytest.mark.slow),
         (
             "model.server_optimizer",
             "{class_path: torch.optim.SGD, init_args: {lr: .nan}}",
@@ -237,7 +247,7 @@ def test_the_walk_meets_all_kinds_of_classes():
             "server_scheduler cannot be stepped in round 0 (ZeroDivisionError",
         ),
         ("data.val_fraction", ".nan", "val_fraction is nan, expected a share"),
-        ("data.mean_log_size", "1000.0", "mean_log_size is 1000.0"),
+        pytest.param("data.mean_log_size", "1000.0", "mean_log_size is 1000.0", marks=pytest.mark.slow),
     ],
 )
 def test_the_command_line_refuses_them_before_anything_is_trained(config, capsys, key, value, message):  # noqa: F811

@@ -39,7 +39,12 @@ def poison(checkpoint, **entries):
 
 @pytest.mark.parametrize(
     ("stage", "place"),
-    [("fit", "top"), ("validate", "top"), ("test", "state_dict"), ("predict", "hyper_parameters")],
+    [
+        ("fit", "top"),
+        ("test", "state_dict"),
+        pytest.param("validate", "top", marks=pytest.mark.slow),
+        pytest.param("predict", "hyper_parameters", marks=pytest.mark.slow),
+    ],
 )
 def test_a_checkpoint_with_a_pickled_object_is_refused_and_the_object_is_not_made(trained, capsys, stage, place):
     config, last = trained  # noqa: F811
@@ -138,7 +143,7 @@ CALLS = {
 }
 
 
-@pytest.mark.parametrize("call", ["system", "Popen"])
+@pytest.mark.parametrize("call", ["system", pytest.param("Popen", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "key",
     [

@@ -98,10 +98,14 @@ def test_progress_of_one_client_is_the_length_of_the_servers_step(tmp_path):
 @pytest.mark.parametrize(
     "make",
     [
-        *(flow, lambda: flow(split="parts"), lambda: flow(split="cross"), lambda: flow(route_by="client")),
-        *(lambda: flow(routing="hard"), APFL, FedRep),
+        pytest.param(flow, id="none", marks=pytest.mark.slow),
+        pytest.param(lambda: flow(split="parts"), id="parts", marks=pytest.mark.slow),
+        pytest.param(lambda: flow(split="cross"), id="cross"),
+        pytest.param(lambda: flow(route_by="client"), id="by client", marks=pytest.mark.slow),
+        pytest.param(lambda: flow(routing="hard"), id="hard", marks=pytest.mark.slow),
+        pytest.param(APFL, id="APFL"),
+        pytest.param(FedRep, id="FedRep", marks=pytest.mark.slow),
     ],
-    ids=["none", "parts", "cross", "by client", "hard", "APFL", "FedRep"],
 )
 def test_training_is_the_same_bit_for_bit(tmp_path, make):
     """Dropout in the router and what clients keep included; and the module has its own loop again."""

@@ -11,8 +11,17 @@ def waiting(kind, monitor, *more):
     return [f"--trainer.callbacks+={kind}", f"--trainer.callbacks.monitor={monitor}", *more]
 
 
-@pytest.mark.parametrize("kind", ["EarlyStopping", "ModelCheckpoint"])
-@pytest.mark.parametrize("monitor", ["val/nonsense", "train/loss", "val_loss", "train/updat_norm", "diagnostics/G"])
+@pytest.mark.parametrize(
+    ("kind", "monitor"),
+    [
+        ("EarlyStopping", "val/nonsense"),
+        ("ModelCheckpoint", "train/updat_norm"),
+        *(
+            pytest.param(kind, monitor, marks=pytest.mark.slow)
+            for kind, monitor in (("ModelCheckpoint", "val_loss"), ("EarlyStopping", "diagnostics/G"))
+        ),
+    ],
+)
 def test_an_unknown_metric_is_refused_with_those_there_are(config, tmp_path, capsys, kind, monitor):  # noqa: F811
     status, said = fails(capsys, "fit", "--config", config, *waiting(kind, monitor))
     assert status == 1
@@ -33,7 +42,9 @@ def test_a_metric_of_a_validation_that_is_not_made_is_refused(config, capsys):  
     assert "EarlyStopping monitors val/gain, but nothing is validated" in said
 
 
-@pytest.mark.parametrize("method", ["Flow", "FedAvg", "APFL", "KNNPer", "Ditto"])
+@pytest.mark.parametrize(
+    "method", ["Flow", "APFL", *(pytest.param(name, marks=pytest.mark.slow) for name in ("FedAvg", "KNNPer", "Ditto"))]
+)
 def test_all_metrics_of_a_fit_are_known_and_may_be_waited_for(config, method):  # noqa: F811
     cli = run(["fit", "--config", str(config), f"--model.method={method}", "--trainer.enable_progress_bar=false"])
     logged = {name for name in cli.trainer.callback_metrics if name.startswith("val/") or name.endswith("_loss")}
@@ -69,7 +80,13 @@ def test_all_that_rounds_tell_of_themselves_may_be_waited_for(config, options): 
     assert not may_be_logged("diagnostics/nonsense", cli.trainer.callbacks, cli.model)
 
 
-@pytest.mark.parametrize("monitor", ["train/global_loss", "train/update_norm", "val/gain", "step"])
+@pytest.mark.parametrize(
+    "monitor",
+    [
+        "train/global_loss",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("train/update_norm", "val/gain", "step")),
+    ],
+)
 def test_what_comes_may_be_waited_for(config, monitor):  # noqa: F811
     cli = run(["fit", "--config", str(config), *waiting("EarlyStopping", monitor)])
     assert cli.trainer.global_step == 2
@@ -82,7 +99,7 @@ def test_a_callback_of_the_user_may_log_anything(config):  # noqa: F811
     check_monitors(cli.trainer, cli.model)
 
 
-@pytest.mark.parametrize("callback", ["ClientResults", "RoutingReport"])
+@pytest.mark.parametrize("callback", ["ClientResults", pytest.param("RoutingReport", marks=pytest.mark.slow)])
 def test_callbacks_of_a_test_alone_ask_for_the_trainer_and_get_it(config, callback):  # noqa: F811
     cli = run(["fit", "--config", str(config), f"--trainer.callbacks+={callback}"])
     assert cli.trainer.current_epoch > 0

@@ -68,7 +68,8 @@ def check(root, whole):
     ("hook", "reached"),
     [
         ("on_train_batch_start", 2),  # in the first of two chunks: round 3 is given up
-        ("on_before_optimizer_step", 3),  # in the server's step: round 3 is completed
+        # in the server's step: round 3 is completed
+        pytest.param("on_before_optimizer_step", 3, marks=pytest.mark.slow),
         pytest.param("on_validation_batch_start", 3, marks=pytest.mark.slow),
         pytest.param("on_train_epoch_end", 3, marks=pytest.mark.slow),
     ],

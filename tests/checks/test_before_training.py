@@ -55,7 +55,7 @@ def test_buffers_written_are_refused_side_by_side_and_alone(chunk_size):
         fit(digits(nn.Flatten(), block), chunk_size=chunk_size)
 
 
-@pytest.mark.parametrize("method", [FedAvg(), Flow()])
+@pytest.mark.parametrize("method", [FedAvg(), pytest.param(Flow(), marks=pytest.mark.slow)])
 def test_activations_in_place_train_as_others_do(method):
     def backbone(inplace):
         torch.manual_seed(0)

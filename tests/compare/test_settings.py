@@ -55,7 +55,9 @@ OPTIMIZERS = {
 }
 
 
-@pytest.mark.parametrize("changes", [DIFFERENT, OPTIMIZERS], ids=["all", "optimizer"])
+@pytest.mark.parametrize(
+    "changes", [DIFFERENT, pytest.param(OPTIMIZERS, marks=pytest.mark.slow)], ids=["all", "optimizer"]
+)
 def test_what_must_be_equal_is_told_in_one_message(capsys, changes):
     for old, new in changes:
         change(FEDAVG, old, new)
@@ -74,8 +76,8 @@ def test_what_must_be_equal_is_told_in_one_message(capsys, changes):
     ("old", "new"),
     [
         ("cohort_size: 3", "cohort_size: 3\n    chunk_size: 1"),
-        ("batch_size: 4", "batch_size: 4\n      trace_after: null"),
-        ("seed_everything: 1", "seed_everything: 7"),
+        pytest.param("batch_size: 4", "batch_size: 4\n      trace_after: null", marks=pytest.mark.slow),
+        pytest.param("seed_everything: 1", "seed_everything: 7", marks=pytest.mark.slow),
     ],
 )
 def test_what_a_method_may_have_of_its_own(old, new):

@@ -71,7 +71,7 @@ def test_a_client_is_kept_in_memory_by_its_name_and_sizes_alone(tmp_path, make):
 
 def test_hdf5_does_not_remember_every_group(tmp_path):
     """Outside of Python's memory: 12 kB for each client, unless the library is told to keep a fixed number of them."""
-    path = write_tff(tmp_path / "train.h5", {f"client_{n:04d}": {"x": [n], "y": [n]} for n in range(2500)})
+    path = write_tff(tmp_path / "train.h5", {f"client_{n:04d}": {"x": [n], "y": [n]} for n in range(500)})
     source = HDF5Source(Path(path), Selection(("x", "y")))
     sizes = []
     for count, client in enumerate(source):

@@ -52,8 +52,16 @@ def doubled(reply):
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (renamed, r"its examples have shape input_ids \[4\] and .* attention_mask \[4\], input_ids \[4\] and"),
-        (reshaped, r"its examples have shape attention_mask \[5\], input_ids \[4\] and"),
+        pytest.param(
+            renamed,
+            r"its examples have shape input_ids \[4\] and .* attention_mask \[4\], input_ids \[4\] and",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            reshaped,
+            r"its examples have shape attention_mask \[5\], input_ids \[4\] and",
+            marks=pytest.mark.slow,
+        ),
         (doubled, r"features is input_ids, input_ids, expected 1 to 16 names"),
     ],
 )

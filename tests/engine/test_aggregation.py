@@ -159,8 +159,14 @@ def test_two_of_nine_cannot_move_it_far(make):
     assert (combined(Mean(), method, groups)[0] - honest).norm() > 1e3
 
 
-@pytest.mark.parametrize("make", ALL)
-@pytest.mark.parametrize("storage", ["device", "disk"])
+@pytest.mark.parametrize(
+    ("make", "storage"),
+    [
+        pytest.param(make, storage, marks=[] if (number % 2 == 0) == (storage == "disk") else pytest.mark.slow)
+        for number, make in enumerate(ALL)
+        for storage in ("device", "disk")
+    ],
+)
 def test_chunks_processes_and_storage_change_nothing(make, storage, tmp_path, monkeypatch):
     """A client whose update is not finite among them; blocks of a few columns."""
     method = bound(Flow())

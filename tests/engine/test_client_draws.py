@@ -201,12 +201,17 @@ METHODS = {
     "per_fedavg": PerFedAvg,
     "partial": PartialFed,
 }
+TRACED = ("fedavg", "partial")
+"""Those traced in the quick suite; the others trace more steps."""
 
 
-@pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize(
-    "settings",
-    [{"trace_after": None}, pytest.param({"trace_after": 0}, marks=pytest.mark.slow), {"trace_after": 2}],
+    ("name", "settings"),
+    [
+        *((name, {"trace_after": None}) for name in METHODS),
+        *(pytest.param(name, {"trace_after": 2}, marks=[] if name in TRACED else pytest.mark.slow) for name in METHODS),
+        *(pytest.param(name, {"trace_after": 0}, marks=pytest.mark.slow) for name in METHODS),
+    ],
     ids=str,
 )
 def test_clients_train_and_are_personalized_in_any_company(name, settings):

@@ -126,7 +126,9 @@ def test_every_method_asks_the_device_once_a_round(monkeypatch, name):
     assert run(monkeypatch, METHODS[name], "mlp", (9, 6, 1)) == 1
 
 
-@pytest.mark.parametrize("name", ["FedAvg", "Flow, published", "EvidenceFlow", "KNNPer"])
+@pytest.mark.parametrize(
+    "name", ["FedAvg", "Flow, published", pytest.param("EvidenceFlow", marks=pytest.mark.slow), "KNNPer"]
+)
 def test_a_client_alone_asks_no_more(monkeypatch, name):
     assert run(monkeypatch, METHODS[name], "mlp", (6,)) == 1
 

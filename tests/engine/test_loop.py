@@ -174,7 +174,7 @@ def test_nothing_is_traced_while_anomalies_are_looked_for():
     assert not engine.engine.traced
 
 
-@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("precision", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)])
 def test_traced_steps_of_our_own_modules_equal_eager_ones_bit_for_bit(precision):
     """Linear layers, activations in place, and dropout by uniform draws; a minibatch that is not full too."""
     backbone = nn.Sequential(nn.Linear(FEATURES, 5), nn.ReLU(inplace=True), Dropout(0.5), nn.Linear(5, CLASSES))

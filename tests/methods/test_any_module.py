@@ -88,7 +88,7 @@ def mixed(one, two, q, x):
     return h
 
 
-@pytest.mark.parametrize("batch_norm", ["group", "frozen"])
+@pytest.mark.parametrize("batch_norm", [pytest.param("group", marks=pytest.mark.slow), "frozen"])
 def test_a_residual_net_is_routed_as_two_deep_copies_mixed_by_hand(batch_norm):
     torch.manual_seed(0)
     net = converted(ResNet(CLASSES, width=4), batch_norm)
@@ -173,7 +173,14 @@ def test_bytes_of_a_round_are_those_of_what_is_trained(tmp_path):
     assert run.callback_metrics["train/bytes_down"] == 6 * 4 * trained
 
 
-@pytest.mark.parametrize("method", [FineTuning(), Flow(router=router), Flow(router=router, routing="hard")])
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param(FineTuning(), marks=pytest.mark.slow),
+        pytest.param(Flow(router=router), marks=pytest.mark.slow),
+        Flow(router=router, routing="hard"),
+    ],
+)
 def test_a_model_with_frozen_parameters_is_served(method):
     torch.manual_seed(0)
     net = Residual()

@@ -204,8 +204,15 @@ def test_w_g_trains_exactly_as_in_fedavg():
     assert torch.equal(flat(sent[0]), flat(sent[1]))
 
 
-@pytest.mark.parametrize("task", ["classification", "next token"])
-@pytest.mark.parametrize("trace_after", [None, 0])
+@pytest.mark.parametrize(
+    ("task", "trace_after"),
+    [
+        ("classification", 0),
+        ("next token", None),
+        pytest.param("classification", None, marks=pytest.mark.slow),
+        pytest.param("next token", 0, marks=pytest.mark.slow),
+    ],
+)
 def test_clients_of_a_chunk_are_those_of_chunks_of_one(task, trace_after):
     if task == "classification":
         method, batch = bound(EvidenceFlow(**SETTINGS)), chunk(SIZES, pad_to=14)
@@ -305,6 +312,7 @@ def test_the_servers_optimizer_scales_neither_router_nor_statistics(server, tmp_
     assert moved != pytest.approx(0.01, rel=0.01), "Adam's first step"
 
 
+@pytest.mark.slow
 def test_runs_in_other_chunks_end_the_same(tmp_path):
     whole, _ = fitted(tmp_path, EvidenceFlow(), rounds=2)
     small, _ = fitted(tmp_path, EvidenceFlow(), rounds=2, chunk_size=1)

@@ -47,8 +47,10 @@ def reference(backbone, batch, client, epochs, batch_size):
     return backbone
 
 
-@pytest.mark.parametrize("trace_after", [None, 0], ids=["eager", "traced"])
-@pytest.mark.parametrize("batch_size", [4, 3, 1])
+@pytest.mark.parametrize(
+    ("batch_size", "trace_after"),
+    [(4, None), (3, None), (1, None), (3, 0), *(pytest.param(size, 0, marks=pytest.mark.slow) for size in (4, 1))],
+)
 def test_clients_send_what_the_paper_says(batch_size, trace_after):
     """Ragged clients: minibatches partly filled, down to a single example; all by vmap, then the last ones alone."""
     method, batch = bound(PerFedAvg(alpha=ALPHA)), chunk(SIZES)
