@@ -24,7 +24,7 @@ from flow_pl.serving import ServerModel, load, load_kept, personalize
 from flow_pl.tasks import Classification, NextToken
 from tests.models.nets import ResNet as ResidualNet
 from tests.test_module import module as trained
-from tests.test_serving import METHODS, X, Y, every_method
+from tests.test_serving import METHODS, X, Y, with_each_method
 
 TOKENS, T = 11, 3
 
@@ -134,7 +134,7 @@ def test_other_runtimes_give_the_same_outputs(tmp_path, backbone, kind, form):
 
 
 @pytest.mark.slow
-@every_method
+@with_each_method
 def test_onnx_of_every_method(tmp_path, make):
     check(tmp_path, personalize(trained(make()), X, Y), X, "onnx")
 

@@ -1,9 +1,11 @@
 """A trained server from its files, and a personalized model for one client, outside any trainer."""
 
 import copy
+import inspect
 import io
 import pickle
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from torch import nn
 from flow_pl import FederatedLoop, FederatedModule
 from flow_pl.engine.server_round import server_groups
 from flow_pl.errors import ConfigurationError, DataError
-from flow_pl.methods import Ditto, FedAvg, FineTuning, Flow, Interpolation, KNNPer, Local
+from flow_pl.methods import Ditto, EvidenceFlow, FedAvg, FineTuning, Flow, Interpolation, KNNPer, Local
 from flow_pl.models.routers import InstanceRouter
 from flow_pl.serving import ServerModel, personalize
 from flow_pl.tasks import NextToken
@@ -29,20 +31,23 @@ def small_flow(**settings):
 
 
 SMALL = {
-    "Flow": small_flow,
-    "KNNPer": lambda: KNNPer(neighbours=3),
-    "Local": lambda: Local(1),
+    "flow": small_flow,
+    "flow_evidence": lambda: EvidenceFlow(neighbours=3, neighbour_weight=0.4),
+    "knn_per": lambda: KNNPer(neighbours=3),
+    "local": lambda: Local(1),
 }
 """Methods whose defaults are too large for eleven examples."""
 
 VARIANTS = {
-    "Flow, hard": lambda: small_flow(routing="hard", split="cross"),
-    "Flow, by client": lambda: small_flow(route_by="client"),
-    "Interpolation, votes": lambda: Interpolation(average="probabilities", neighbours=3, neighbour_weight=0.4),
-    "Interpolation, chosen": lambda: Interpolation(alpha="chosen", average="probabilities"),
+    "flow_hard": lambda: small_flow(routing="hard", split="cross"),
+    "flow_by_client": lambda: small_flow(route_by="client"),
+    "interpolation_votes": lambda: Interpolation(average="probabilities", neighbours=3, neighbour_weight=0.4),
+    "interpolation_chosen": lambda: Interpolation(alpha="chosen", average="probabilities"),
 }
-METHODS = {**every_method(), **SMALL, **VARIANTS}
-TRAINING_ONLY = {"Scaffold"}
+METHODS = {Path(inspect.getfile(cls)).stem: cls for cls in every_method().values()} | SMALL | VARIANTS
+"""All that the package exports by the names of their files, and variants of some."""
+
+TRAINING_ONLY = {"scaffold"}
 """Methods whose clients keep what only their training reads."""
 
 STATEFUL = [name for name, make in METHODS.items() if make().private and name not in TRAINING_ONLY]

@@ -19,21 +19,14 @@ import torch
 from flow_pl import FederatedLoop, FederatedModule
 from flow_pl.errors import FlowError
 from flow_pl.export import FORMATS, export_model
-from flow_pl.methods import LPFT, FedBN, FedProx, Flow
-from flow_pl.methods.flow_evidence import EvidenceFlow
+from flow_pl.methods import FedBN, Flow
 from flow_pl.models.routers import SequenceRouter
 from flow_pl.serving import personalize
 from flow_pl.tasks import Classification, NextToken
 from tests import test_serving
 from tests.test_export import BACKBONES, reloaded
 
-METHODS: dict[str, Any] = {
-    **test_serving.METHODS,
-    "fedbn": FedBN,
-    "fedprox": FedProx,
-    "flow_evidence": lambda: EvidenceFlow(neighbours=3, neighbour_weight=0.4),
-    "lp_ft": LPFT,
-}
+METHODS: dict[str, Any] = {**test_serving.METHODS, "fedbn": FedBN}
 SHOWN = {"mlp": "MLP", "cnn": "CNN", "resnet": "ResNet-18", "words": "word LSTM", "characters": "character LSTM"}
 RUNTIMES = {"torch_export": "torch", "onnx": "onnxruntime", "executorch": "executorch"}
 """The package that runs each format."""
