@@ -29,7 +29,6 @@ from flow_pl.engine.compression import Compression
 from flow_pl.engine.loop import ClientUpdate, FederatedLoop
 from flow_pl.engine.loss_scale import LossScale
 from flow_pl.engine.privacy import GaussianMechanism
-from flow_pl.engine.round_settings import planned_rounds
 from flow_pl.engine.server_round import ServerRound, server_groups, trained_parameters
 from flow_pl.evaluation.clients import evaluate_clients, predict_clients
 from flow_pl.evaluation.counts import ClientEvaluation, ClientPredictions, concatenate
@@ -39,7 +38,7 @@ from flow_pl.models.normalization import BatchNorm, converted
 from flow_pl.module.checkpoint import from_checkpoint, load, save
 from flow_pl.module.client_updates import initial_state, kept_state, train_clients
 from flow_pl.module.notices import EmptyRoundWarning
-from flow_pl.module.preparation import begin_fit, check_still_trained, prepare
+from flow_pl.module.preparation import begin_fit, check_still_trained, limit_rounds, prepare
 from flow_pl.module.server_step import make_server_step
 from flow_pl.resume import data_record
 from flow_pl.tasks import Classification, Objective
@@ -204,12 +203,15 @@ class FederatedModule(lightning.LightningModule):
         return [optimizer], [scheduler]
 
     def on_fit_start(self) -> None:
-        """Report which blocks are routed; refuse more rounds than the privacy budget allows, once that is known."""
+        """Report which blocks are routed, and check the number of rounds, which is known by now.
+
+        Raises:
+            PrivacyBudgetError: it exceeds the privacy budget.
+        """
+        limit_rounds(self)
         if self.route_names or self.method.model.chosen:
             kind = "routed blocks" if self.route_names else "blocks"
             rank_zero_info(f"{kind}: {', '.join(self.method.model.blocks)}")
-        if self.privacy is not None:
-            self.privacy.require_budget(planned_rounds(self.trainer))
 
     def configure_callbacks(self) -> list[Callback]:
         """Check the trainer; add no callbacks. Lightning calls this before it rejects settings in its own words.

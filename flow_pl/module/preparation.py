@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lightning.pytorch.utilities import rank_zero_info
+
 from flow_pl.checks import (
     check_backbone,
     check_fit,
@@ -16,7 +18,7 @@ from flow_pl.data.rounds import count_rounds
 from flow_pl.engine.chunk_size import ChunkSize
 from flow_pl.engine.client_optimizer import check_elementwise
 from flow_pl.engine.draw_check import check_draws
-from flow_pl.engine.round_settings import choose_attackers, prepare_rounds
+from flow_pl.engine.round_settings import choose_attackers, planned_rounds, prepare_rounds
 from flow_pl.engine.server_round import changed_parameters
 from flow_pl.engine.tracing import check_compiler
 from flow_pl.errors import ConfigurationError
@@ -93,6 +95,22 @@ def prepare(module: FederatedModule, stage: str) -> None:
     module.open_states(data)
     if data.chunk_size == "auto" and not module.chunks.automatic:
         module.chunks = ChunkSize(True, 4 * sum(p.numel() for p in module.trained()))
+
+
+def limit_rounds(module: FederatedModule) -> None:
+    """Check the number of rounds against the privacy budget; end after one if the method trains nothing in rounds.
+
+    Raises:
+        PrivacyBudgetError: it exceeds the budget.
+    """
+    trainer, rounds = module.trainer, planned_rounds(module.trainer)
+    if module.privacy is not None:
+        module.privacy.require_budget(rounds)
+    if not module.method.phases and rounds not in (0, 1):
+        # each further round would only train all personal models once more for the same validation
+        rank_zero_info(f"{type(module.method).__name__} trains nothing in rounds, so one round is run")
+        trainer.fit_loop.max_epochs = 1
+        trainer.check_val_every_n_epoch = 1
 
 
 def begin_fit(module: FederatedModule) -> None:
