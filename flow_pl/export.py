@@ -115,7 +115,9 @@ def _onnx(model: ServedModel, x: Inputs, max_batch: int | None) -> bytes:
 def _executorch(model: ServedModel, x: Inputs, max_batch: int | None) -> bytes:
     program = _program(model, x, max_batch or PLANNED_BATCH)
     exir = import_optional("executorch.exir", "executorch", "the format executorch")
-    xnnpack = import_optional("executorch.backends.xnnpack.partition.xnnpack_partitioner", "executorch")
+    xnnpack = import_optional(
+        "executorch.backends.xnnpack.partition.xnnpack_partitioner", "executorch", "the format executorch"
+    )
     # votes are counted in float64, which XNNPACK lacks, so use ExecuTorch's own kernels
     doubles = any(getattr(node.meta.get("val"), "dtype", None) is torch.float64 for node in program.graph.nodes)
     with _refused("executorch"), _quiet():

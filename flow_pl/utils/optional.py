@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
+import re
 from typing import Any
 
 from packaging.requirements import Requirement
@@ -66,7 +67,17 @@ def install_command(extra: str) -> str:
         required = []
     # requirements without a marker belong to the core
     asked = [each for each in required if each.marker is not None and each.marker.evaluate({"extra": extra})]
-    packages = [f'"{each.name}{each.specifier}"' for each in asked]
-    if not packages:
+    steps = [f"{each.name} requires Python {bound} or newer" for each in required if (bound := _newer(each, extra))]
+    if asked:
+        steps.insert(0, "pip install " + " ".join(f'"{each.name}{each.specifier}"' for each in asked))
+    if not steps:
         return f'pip install ".[{extra}]" in the folder of the project'
-    return f"pip install {' '.join(packages)} (the extra {extra} of flow-pl)"
+    return f"{'; '.join(steps)} (the extra {extra} of flow-pl)"
+
+
+def _newer(required: Requirement, extra: str) -> str | None:
+    """Return the lowest Python for a requirement of a group, None if this Python will do."""
+    bound = re.search(r'python_version >= "([\d.]+)"', str(required.marker))
+    if required.marker is None or bound is None or required.marker.evaluate({"extra": extra}):
+        return None
+    return bound[1] if required.marker.evaluate({"extra": extra, "python_version": bound[1]}) else None
