@@ -160,12 +160,18 @@ class _KillAt(Callback):
 
 
 @pytest.mark.parametrize(
-    "method", [flow, pytest.param(lambda: FineTuning(), marks=pytest.mark.slow)], ids=["flow", "fine_tuning"]
+    ("method", "tracing"),
+    [
+        (flow, {}),
+        pytest.param(flow, TRACED, marks=pytest.mark.slow),
+        pytest.param(lambda: FineTuning(), TRACED, marks=pytest.mark.slow),
+    ],
+    ids=["flow", "flow, traced", "fine_tuning"],
 )
-def test_a_killed_run_resumes_bit_identical(tmp_path, method):
+def test_a_killed_run_resumes_bit_identical(tmp_path, method, tracing):
     """Killed in round 3 of 4 and resumed from the last checkpoint; server momentum, schedule and router dropout on."""
     settings = {
-        **TRACED,
+        **tracing,
         "server_optimizer": lambda p: torch.optim.SGD(p, lr=0.7, momentum=0.5),
         "server_scheduler": lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.9),
     }
@@ -184,7 +190,7 @@ def test_a_killed_run_resumes_bit_identical(tmp_path, method):
     assert torch.equal(parameters(resumed), parameters(whole))
 
 
-@pytest.mark.parametrize("population", [12, 60])
+@pytest.mark.parametrize("population", [pytest.param(12, marks=pytest.mark.slow), 60])
 def test_flow_keeps_nothing_per_client(tmp_path, population):
     """The checkpoint holds the server's groups and nothing that grows with the population."""
     checkpoint = ModelCheckpoint(tmp_path / "ckpt", save_last=True)

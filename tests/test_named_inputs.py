@@ -38,9 +38,9 @@ def flow(**settings):
     return Flow(router=lambda blocks: FeatureRouter(blocks, hidden=(4,)), **settings)
 
 
-def module(method=None, backbone=None, **settings):
+def module(method=None, backbone=None, trace_after=50, **settings):
     torch.manual_seed(3)
-    loop = FederatedLoop(1, None, 5, lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9), trace_after=3)
+    loop = FederatedLoop(1, None, 5, lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9), trace_after=trace_after)
     return FederatedModule(encoder() if backbone is None else backbone, method or flow(), loop, **settings)
 
 
@@ -53,9 +53,9 @@ def trainer(rounds=2, callbacks=(), **settings):
     )  # fmt: skip
 
 
-def fitted(folder, method=None, rounds=2, trainer_settings=None, ckpt_path=None, **settings):
+def fitted(folder, method=None, rounds=2, trainer_settings=None, ckpt_path=None, trace_after=50, **settings):
     lightning.seed_everything(0, verbose=False)
-    model, run = module(method), trainer(rounds, **(trainer_settings or {}))
+    model, run = module(method, trace_after=trace_after), trainer(rounds, **(trainer_settings or {}))
     run.fit(model, datamodule=data(folder, **settings), ckpt_path=ckpt_path)
     return model, run
 
@@ -65,29 +65,32 @@ def parameters(model):
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "trace_after"),
     [
-        pytest.param({"chunk_size": 1}, marks=pytest.mark.slow),
-        {"chunk_size": "auto"},
-        pytest.param({"num_workers": 2}, marks=pytest.mark.slow),
+        pytest.param({"chunk_size": 1}, 3, marks=pytest.mark.slow),
+        ({"chunk_size": "auto"}, 50),
+        pytest.param({"num_workers": 2}, 50, marks=pytest.mark.slow),
     ],
     ids=str,
 )
-def test_chunks_and_workers_change_nothing(tmp_path, change):
-    reference, run = fitted(tmp_path)
-    other, other_run = fitted(tmp_path, **change)
+def test_chunks_and_workers_change_nothing(tmp_path, change, trace_after):
+    reference, run = fitted(tmp_path, trace_after=trace_after)
+    other, other_run = fitted(tmp_path, trace_after=trace_after, **change)
     assert parameters(reference).isfinite().all()
     torch.testing.assert_close(parameters(other), parameters(reference), atol=1e-5, rtol=1e-4)
     for name in ("val/generalized_accuracy", "val/personalized_accuracy"):
         assert other_run.callback_metrics[name] == run.callback_metrics[name]
 
 
-@pytest.mark.parametrize("method", [flow, pytest.param(Ditto, marks=pytest.mark.slow)], ids=["flow", "ditto"])
-def test_a_resumed_run_is_bit_identical(tmp_path, method):
-    whole, _ = fitted(tmp_path, method(), rounds=3)
+@pytest.mark.parametrize(
+    ("method", "trace_after"), [(flow, 50), pytest.param(Ditto, 3, marks=pytest.mark.slow)], ids=["flow", "ditto"]
+)
+def test_a_resumed_run_is_bit_identical(tmp_path, method, trace_after):
+    whole, _ = fitted(tmp_path, method(), rounds=3, trace_after=trace_after)
     saved = {"callbacks": [ModelCheckpoint(tmp_path / "ckpt", save_last=True)], "enable_checkpointing": True}
-    fitted(tmp_path, method(), rounds=2, trainer_settings=saved)
-    resumed, run = fitted(tmp_path, method(), rounds=3, ckpt_path=str(tmp_path / "ckpt" / "last.ckpt"))
+    fitted(tmp_path, method(), rounds=2, trainer_settings=saved, trace_after=trace_after)
+    last = str(tmp_path / "ckpt" / "last.ckpt")
+    resumed, run = fitted(tmp_path, method(), rounds=3, ckpt_path=last, trace_after=trace_after)
     assert run.global_step == 3
     assert torch.equal(parameters(resumed), parameters(whole))
 

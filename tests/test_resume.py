@@ -14,11 +14,11 @@ from tests.test_runs import command, weights
     "option",
     [
         "split_seed=1",
-        "test_fraction=0.3",
-        "val_fraction=0.3",
-        "new_client_fraction=0.5",
         "num_clients=9",
-        "mean_log_size=2.5",
+        *(
+            pytest.param(option, marks=pytest.mark.slow)
+            for option in ("test_fraction=0.3", "val_fraction=0.3", "new_client_fraction=0.5", "mean_log_size=2.5")
+        ),
     ],
 )
 def test_a_fit_does_not_go_on_with_other_rows_or_another_split(config, finished, capsys, option):  # noqa: F811
@@ -33,7 +33,9 @@ def test_a_fit_does_not_go_on_with_other_rows_or_another_split(config, finished,
     assert torch.equal(weights(finished / "checkpoints" / "last.ckpt"), before)
 
 
-@pytest.mark.parametrize("name", ["test", "validate", "predict"])
+@pytest.mark.parametrize(
+    "name", ["test", *(pytest.param(name, marks=pytest.mark.slow) for name in ("validate", "predict"))]
+)
 def test_examples_that_were_trained_on_are_not_tested(config, finished, capsys, name):  # noqa: F811
     code, error = fails(capsys, name, "--config", config, "--data.split_seed=1")
     assert code == 1

@@ -70,8 +70,15 @@ def test_the_best_checkpoint_is_taken_and_named(config, finished, capsys, name):
     assert torch.equal(torch.cat([p.flatten() for p in cli.model.state_dict().values()]), weights(best))
 
 
-@pytest.mark.parametrize("word", [None, "best", "last", "hpc"])
-@pytest.mark.parametrize("name", ["test", "validate", "predict"])
+@pytest.mark.parametrize(
+    ("name", "word"),
+    [
+        *[("test", None), ("validate", "best"), ("predict", "last"), ("test", "hpc")],
+        *[pytest.param("test", word, marks=pytest.mark.slow) for word in ("best", "last")],
+        *[pytest.param("validate", word, marks=pytest.mark.slow) for word in (None, "last", "hpc")],
+        *[pytest.param("predict", word, marks=pytest.mark.slow) for word in (None, "best", "hpc")],
+    ],
+)
 def test_an_untrained_model_is_refused(config, capsys, name, word):  # noqa: F811
     code, error = fails(capsys, name, "--config", config, *([] if word is None else ["--ckpt_path", word]))
     assert code == 1

@@ -127,7 +127,8 @@ def test_every_method_asks_the_device_once_a_round(monkeypatch, name):
 
 
 @pytest.mark.parametrize(
-    "name", ["FedAvg", "Flow, published", pytest.param("EvidenceFlow", marks=pytest.mark.slow), "KNNPer"]
+    "name",
+    ["FedAvg", *(pytest.param(name, marks=pytest.mark.slow) for name in ("Flow, published", "EvidenceFlow")), "KNNPer"],
 )
 def test_a_client_alone_asks_no_more(monkeypatch, name):
     assert run(monkeypatch, METHODS[name], "mlp", (6,)) == 1

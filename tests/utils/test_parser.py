@@ -79,7 +79,8 @@ MISTAKES = {
 
 
 ALIKE = ("another case", "no section, and a typo", "nothing for the loop", "nothing to choose", "no value of the data",
-         "a number", "a seed", "a callback", "data", "a class within braces")  # fmt: skip
+         "a number", "a seed", "a callback", "data", "a class within braces", "a router", "an optimizer", "one dash",
+         "nothing as a class", "nothing", "no section", "a setting of the loop", "a learning rate")  # fmt: skip
 """Mistakes of the kind of another one."""
 
 

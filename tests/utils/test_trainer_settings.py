@@ -59,8 +59,15 @@ REFUSED = {
 }
 
 
-ALIKE = ("val_check_interval=0.5", "val_check_interval=1", "devices=-3", "devices=two", "devices=1.5", "devices=[]")
-"""Refused by a check that another one of them meets."""
+ALIKE = (
+    "overfit_batches=0.5", "check_val_every_n_epoch=-1", "val_check_interval=0", "val_check_interval=0.5",
+    "val_check_interval=1", "devices=-1", "devices=-3", "devices=two", "devices=1.5", "devices=[]", "devices=None",
+    "strategy=ddp_forks", "strategy=DDPStrategi", "strategy=single_device", "strategy=fsdp", "num_nodes=0",
+    "barebones=true,logger=CSVLogger,logger.save_dir=x", "barebones=true,enable_progress_bar=true",
+    "barebones=true,enable_checkpointing=true", "barebones=true,profiler=simple", "accelerator=tpu",
+    "profiler=nonsense", "limit_train_batches=-1", "callbacks+=LearningRateFinder", "callbacks+=BatchSizeFinder",
+)  # fmt: skip
+"""Refused by a check, or in a way, that another one of them meets."""
 
 
 @pytest.mark.parametrize(
@@ -91,7 +98,9 @@ def test_a_seed_out_of_range_is_refused(config, capsys, seed):  # noqa: F811
             ["callbacks+=Timer", "callbacks.duration=00:00:10:00", "callbacks.interval=epoch"], marks=pytest.mark.slow
         ),
         ["callbacks+=EMAWeightAveraging"],
-        ["plugins=[{class_path: SLURMEnvironment, init_args: {requeue_signal: SIGHUP}}]"],
+        pytest.param(
+            ["plugins=[{class_path: SLURMEnvironment, init_args: {requeue_signal: SIGHUP}}]"], marks=pytest.mark.slow
+        ),
         ["check_val_every_n_epoch=null"],
         pytest.param(["max_time={minutes: 3}"], marks=pytest.mark.slow),
         ["barebones=true"],
