@@ -38,8 +38,8 @@ class Recurrent(nn.Module, ABC):
 class LSTM(Recurrent):
     """One LSTM layer, batch first, with the parameters of `torch.nn.LSTM` (two biases).
 
-    Inputs [N, T, D], outputs [N, T, H]; the state starts at zero. A single client uses torch's fused kernel, which has
-    no vmap rule; several use `recur`.
+    Inputs [N, T, D], outputs [N, T, H]; the state starts at zero. A single client uses torch's fused kernel, where the
+    processor has one; it has no vmap rule, so several use `recur`.
 
     Args:
         input_size: number of features of a step (D).
@@ -64,7 +64,7 @@ class LSTM(Recurrent):
     def forward(self, x: Tensor) -> Tensor:
         """Compute outputs [N, T, H] for inputs x [N, T, D]."""
         weights = (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
-        if not any(has_client_axis(t) for t in (x, *weights)):
+        if not any(has_client_axis(t) for t in (x, *weights)) and has_kernel(x):
             # A single client: torch's fused kernel, which has no vmap rule.
             zeros = x.new_zeros(1, x.shape[0], self.weight_hh.shape[1])
             outputs: Tensor = torch.lstm(x, (zeros, zeros), weights, True, 1, 0.0, self.training, False, True)[0]
@@ -93,6 +93,19 @@ class LSTM(Recurrent):
     def _inputs(x: Tensor, parameters: dict[str, Tensor]) -> tuple[Tensor, ...]:
         """Compute the inputs' contribution to the gates, one tensor [N, 4 H] for each step."""
         return F.linear(x, parameters["weight_ih"], parameters["bias_ih"] + parameters["bias_hh"]).unbind(1)
+
+
+def has_kernel(x: Tensor) -> bool:
+    """Return whether torch's fused LSTM runs on inputs x.
+
+    Under autocast on a CPU it is oneDNN's, which torch also calls where the processor lacks the instructions for it, as
+    x86-64 without AVX-512 does.
+    """
+    if x.device.type != "cpu" or not torch.is_autocast_enabled("cpu") or not torch._C.has_mkldnn:
+        return True
+    bfloat = torch.get_autocast_dtype("cpu") == torch.bfloat16
+    mkldnn = torch.ops.mkldnn
+    return bool(mkldnn._is_mkldnn_bf16_supported() if bfloat else mkldnn._is_mkldnn_fp16_supported())
 
 
 def has_client_axis(t: Tensor) -> bool:

@@ -180,7 +180,8 @@ def test_every_backbone_takes_the_first_order_gradient(name, alone):
 
 @pytest.mark.parametrize("alone", [False, True], ids=["vmap", "alone"])
 @pytest.mark.parametrize(
-    ("name", "dtype"), [("mlp", torch.bfloat16), ("mlp", torch.float16), ("words", torch.bfloat16)]
+    ("name", "dtype"),
+    [("mlp", torch.bfloat16), ("mlp", torch.float16), ("words", torch.bfloat16), ("words", torch.float16)],
 )
 def test_autocast_changes_little(name, alone, dtype):
     """The inner step is in the lower precision too, the weights it starts from are not."""
