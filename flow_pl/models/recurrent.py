@@ -101,7 +101,7 @@ def has_kernel(x: Tensor) -> bool:
     Under autocast on a CPU it is oneDNN's, which torch also calls where the processor lacks the instructions for it, as
     x86-64 without AVX-512 does.
     """
-    if x.device.type != "cpu" or not torch.is_autocast_enabled("cpu") or not torch._C.has_mkldnn:
+    if x.device.type != "cpu" or not torch.is_autocast_enabled("cpu") or not torch._C._has_mkldnn:
         return True
     bfloat = torch.get_autocast_dtype("cpu") == torch.bfloat16
     mkldnn = torch.ops.mkldnn
