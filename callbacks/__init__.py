@@ -13,6 +13,7 @@ from flow_pl.callbacks.round_progress_bar import RoundProgressBar
 from flow_pl.callbacks.routing_report import RoutingReport
 from flow_pl.callbacks.routing_statistics import RoutingStatistics
 from flow_pl.callbacks.run_folder import BestCheckpoint, LastCheckpoint, RunFolder
+from flow_pl.callbacks.thread_tuner import ThreadTuner
 from flow_pl.callbacks.wandb_results import WandbResults
 from flow_pl.callbacks.wandb_run import WandbRun
 
@@ -32,6 +33,7 @@ __all__ = [
     "RoutingReport",
     "RoutingStatistics",
     "RunFolder",
+    "ThreadTuner",
     "WandbResults",
     "WandbRun",
 ]
