@@ -45,14 +45,18 @@ class ThreadTuner(Callback):
     def __init__(self) -> None:
         self._before: int | None = None
         self._active = False
+        self._resumed: int | None = None
+        self._single: float | None = None
+        self._start = 0.0
+        self._begin()
+
+    def _begin(self) -> None:
+        """Forget what was measured."""
         self._settled = False
         self._warm = False
         self._pair = (1, 2)
         self._costs: dict[int, list[float]] = {}
-        self._single: float | None = None
         self._slow = 0
-        self._resumed: int | None = None
-        self._start = 0.0
         self._seconds, self._examples = 0.0, 0
 
     @property
@@ -67,7 +71,9 @@ class ThreadTuner(Callback):
         self._active = pl_module.device.type == "cpu" and self._before > 1 and not by_user
         if not self._active:
             return
+        self._begin()
         if self._resumed is None:
+            self._single = None
             torch.set_num_threads(1)
         else:
             self._settled = True

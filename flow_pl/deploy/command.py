@@ -227,10 +227,10 @@ def check_deployable(cli: FlowCLI) -> None:
             "leave it out."
         )
     if model.privacy is not None:
-        check_private(model.privacy, data.sampling)
+        check_private_deployment(model.privacy, data.sampling)
 
 
-def check_private(privacy: GaussianMechanism, sampling: str) -> None:
+def check_private_deployment(privacy: GaussianMechanism, sampling: str) -> None:
     """Check that a deployed run is private.
 
     Nodes come and go, and receive the run's seed. So each client must be drawn independently, and neither noise nor

@@ -85,6 +85,13 @@ def test_a_resumed_run_keeps_its_number(monkeypatch):
     assert unfinished.state_dict()["threads"] is None
 
 
+def test_a_second_fit_is_measured_anew(monkeypatch):
+    machine = Machine(monkeypatch, 2, lambda threads, round_: 1 / threads)
+    tuner, first = fit(machine, 8)
+    tuner.on_fit_end(None, None)
+    assert fit(machine, 8, tuner)[1][1:] == first[1:] == [1, 2, 1, 2, 2, 2, 2]
+
+
 def test_a_number_that_the_user_sets_is_left_alone(monkeypatch):
     machine = Machine(monkeypatch, 4, lambda threads, round_: 1.0)
     monkeypatch.setenv("OMP_NUM_THREADS", "4")

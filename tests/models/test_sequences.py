@@ -70,6 +70,18 @@ def test_published_parameter_counts():
         assert sum(p.numel() for p in model.parameters()) == count
 
 
+def test_autocast_needs_no_fused_kernel(monkeypatch):
+    """Where oneDNN has none for half precision, a single client's LSTM runs its own recurrence."""
+    torch.manual_seed(0)
+    lstm, x = LSTM(3, 4), torch.randn(2, 5, 3)
+    exact = lstm(x)
+    monkeypatch.setattr("flow_pl.models.recurrent.has_kernel", lambda x: False)
+    monkeypatch.setattr(torch, "lstm", None)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = lstm(x)
+    torch.testing.assert_close(found.float(), exact, atol=0.02, rtol=0.02)
+
+
 def test_lstm_equals_torchs_in_both_of_its_forms():
     """Alone it runs the fused kernel, under vmap its own recurrence."""
     ours, theirs = LSTM(3, 4), nn.LSTM(3, 4, batch_first=True)
