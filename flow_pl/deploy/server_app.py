@@ -15,6 +15,7 @@ from flow_pl.cli import FlowCLI, run
 from flow_pl.deploy.nodes import Nodes
 from flow_pl.deploy.nodes_data import NodesData
 from flow_pl.deploy.remote_module import RemoteModule
+from flow_pl.errors import brief
 from flow_pl.utils.exit_messages import exit_with_message
 
 RUN_CONFIG: dict[str, str | float | int | bool] = {
@@ -30,6 +31,10 @@ RUN_CONFIG: dict[str, str | float | int | bool] = {
 """Settings that `flwr run --run-config` may change, with defaults."""
 
 
+class RunFailedError(Exception):
+    """A run has failed, for the reason in the message."""
+
+
 def make_server_app(config: Path) -> ServerApp:
     """Create a ServerApp for a run.
 
@@ -40,8 +45,12 @@ def make_server_app(config: Path) -> ServerApp:
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
-        with exit_with_message():
-            fit(config, grid, context.run_config)
+        try:
+            with exit_with_message():
+                fit(config, grid, context.run_config)
+        except SystemExit as error:
+            # Flower sends the log and ends the run on an Exception alone
+            raise RunFailedError(brief(error.__context__ or error)) from None
 
     return app
 
