@@ -53,6 +53,16 @@ def test_epsilon_is_that_of_the_registered_clients(start, tmp_path):
     assert saved["privacy"]["epsilon"] == pytest.approx(expected)
 
 
+def test_rounds_without_clients_add_noise_and_count(start, tmp_path):
+    grid = start("fedavg", *PRIVATE, *noise(2.0, 0.1))
+    cli = run_fit(grid, tmp_path, **{"registered-clients": 10**9})
+    assert {kind for kind, _, _ in grid.asked} == {"query", "evaluate"}
+    assert cli.trainer.callback_metrics["train/clients"] == 0
+    assert cli.trainer.callback_metrics["train/update_norm"] > 0
+    saved = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert [entry["rounds"] for entry in saved["privacy"]["ledger"]] == [2]
+
+
 @pytest.mark.parametrize("given", [0, 2])
 def test_a_private_run_must_know_how_many_clients_may_take_part(start, tmp_path, given):
     grid = start("fedavg", *PRIVATE, *noise(1.0, 1.0))
