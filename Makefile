@@ -6,6 +6,8 @@ TORCH_THREADS ?= 1
 TEST_PROCESSES ?= 2
 PEERS ?= pfl flwr fedjax blazefl fluke
 BLAZEFL_PYTHON ?= python3.13
+# the tests start many processes: each would compile the sources anew
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test test-slow test-extended test-deploy test-lowest lint docs bench bench-scale bench-peers fuzz chaos soak clean
 

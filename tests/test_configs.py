@@ -199,7 +199,7 @@ def test_every_key_has_a_comment(name):
 @pytest.mark.parametrize(
     ("name", "task"),
     [
-        pytest.param(name, task, marks=[] if (number + place) % 3 == 0 else pytest.mark.slow)
+        pytest.param(name, task, marks=pytest.mark.slow if number + place else [])
         for number, name in enumerate(name for name in NAMES if name.startswith("federation/"))
         for place, task in enumerate(("cifar10", "cifar100", "cifar10_npz"))
     ],

@@ -122,13 +122,15 @@ def test_a_program_of_every_method(tmp_path, name):
     check(tmp_path, personalize(trained(METHODS[name]()), X, Y), X, "torch_export")
 
 
-@pytest.mark.parametrize(("backbone", "kind"), [("cnn", "hard"), pytest.param("words", "soft", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("backbone", "kind"), [("cnn", "hard"), ("words", "soft")])
 def test_a_program_of_routed_models(tmp_path, backbone, kind):
     check(tmp_path, *personal(backbone, kind), "torch_export")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["onnx", "executorch"])
-@pytest.mark.parametrize(("backbone", "kind"), [("mlp", "soft"), pytest.param("cnn", "hard", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("backbone", "kind"), [("mlp", "soft"), ("cnn", "hard")])
 def test_other_runtimes_give_the_same_outputs(tmp_path, backbone, kind, form):
     check(tmp_path, *personal(backbone, kind), form)
 

@@ -82,6 +82,7 @@ def test_chunks_and_workers_change_nothing(tmp_path, change, trace_after):
         assert other_run.callback_metrics[name] == run.callback_metrics[name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "trace_after"), [(flow, 50), pytest.param(Ditto, 3, marks=pytest.mark.slow)], ids=["flow", "ditto"]
 )

@@ -1,6 +1,7 @@
 """The house has one way down: each room uses only rooms below it, and no modules import each other in a circle."""
 
 import ast
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -78,7 +79,12 @@ def imported(path, modules):
 
 
 MODULES = sources()
-IMPORTS = {name: set(imported(path, MODULES)) for name, path in MODULES.items()}
+
+
+@cache
+def imports():
+    """The project's modules that each module imports. Reading them takes seconds, so not when tests are collected."""
+    return {name: set(imported(path, MODULES)) for name, path in MODULES.items()}
 
 
 def room(module):
@@ -93,7 +99,7 @@ def test_every_module_is_in_a_room():
 def test_a_room_uses_rooms_below_it_alone(name):
     wrong = [
         f"{module} imports {other}"
-        for module, others in IMPORTS.items()
+        for module, others in imports().items()
         if module != "flow_pl" and room(module) == name
         for other in others
         if ROOMS.index(room(other)) < ROOMS.index(name)
@@ -103,5 +109,5 @@ def test_a_room_uses_rooms_below_it_alone(name):
 
 def test_no_modules_import_each_other_in_a_circle():
     # the names that a package offers are its modules'; the package itself imports them all
-    graph = {module: others - {module} for module, others in IMPORTS.items() if MODULES[module].name != "__init__.py"}
+    graph = {module: others - {module} for module, others in imports().items() if MODULES[module].name != "__init__.py"}
     TopologicalSorter(graph).prepare()

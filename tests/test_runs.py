@@ -138,6 +138,7 @@ def test_a_second_fit_puts_the_first_run_aside_whole(config, root, capsys):  # n
     assert look_at(root / "earlier" / "2" / "checkpoints" / "last.ckpt")["global_step"] == 2
 
 
+@pytest.mark.slow
 def test_a_fit_that_goes_on_a_trial_and_one_that_is_refused_leave_everything_in_place(config, root, capsys):  # noqa: F811
     command(config, "fit")
     command(config, "fit", "--ckpt_path", "last", "--trainer.max_epochs", 3)
@@ -255,11 +256,13 @@ def test_another_progress_bar_replaces_the_default_one(config, bar):  # noqa: F8
     assert type(cli.trainer.progress_bar_callback).__name__ == bar
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "hook",
     [
         "first chunk",
-        *(pytest.param(hook, marks=pytest.mark.slow) for hook in ("last chunk", "validation", "end of validation")),
+        "validation",
+        *(pytest.param(hook, marks=pytest.mark.extended) for hook in ("last chunk", "end of validation")),
     ],
 )
 def test_a_run_that_breaks_off_goes_on_from_the_checkpoint_of_its_exception(config, root, hook):  # noqa: F811

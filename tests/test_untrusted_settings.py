@@ -114,7 +114,8 @@ def test_weights_only_cannot_be_switched_off(trained, capsys):
     assert "weights_only is false, expected true" in message
 
 
-@pytest.mark.parametrize("method", [pytest.param(Flow, marks=pytest.mark.slow), Ditto])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", [Flow, Ditto])
 def test_our_own_checkpoints_hold_nothing_but_tensors_and_plain_values(config, method):  # noqa: F811
     """With a scheduler, an optimizer with state, what clients keep, and every default callback."""
     settings = yaml.safe_load(config.read_text())

@@ -134,6 +134,7 @@ def test_without_a_global_model_nothing_is_measured(tmp_path, method):
     assert not [name for name in trainer.callback_metrics if name.startswith("diagnostics/")]
 
 
+@pytest.mark.slow
 def test_rounds_table_figure_and_resumed_fit(tmp_path):
     settings = {"figure": "figures/diagnostics.png", "every_n_rounds": 2}
     data = federation(tmp_path)

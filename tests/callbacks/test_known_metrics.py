@@ -43,7 +43,7 @@ def test_a_metric_of_a_validation_that_is_not_made_is_refused(config, capsys):  
 
 
 @pytest.mark.parametrize(
-    "method", ["Flow", "APFL", *(pytest.param(name, marks=pytest.mark.slow) for name in ("FedAvg", "KNNPer", "Ditto"))]
+    "method", ["Flow", *(pytest.param(name, marks=pytest.mark.slow) for name in ("APFL", "FedAvg", "KNNPer", "Ditto"))]
 )
 def test_all_metrics_of_a_fit_are_known_and_may_be_waited_for(config, method):  # noqa: F811
     cli = run(["fit", "--config", str(config), f"--model.method={method}", "--trainer.enable_progress_bar=false"])

@@ -110,13 +110,16 @@ def _killed_at(monkeypatch, place, number):
     monkeypatch.setattr(cls, name, guard(getattr(cls, name), place.startswith("before")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("place", "number"),
     [
-        ("behind a row", 2),
-        *[pytest.param("before a row", number, marks=pytest.mark.slow) for number in (2, 5)],
-        *[pytest.param("behind a row", number, marks=pytest.mark.slow) for number in (5, 7)],
-        *[pytest.param("behind a checkpoint", number, marks=pytest.mark.slow) for number in (2, 3, 4)],
+        *[("behind a row", number) for number in (2, 5)],
+        ("before a row", 2),
+        ("behind a checkpoint", 3),
+        *[pytest.param("before a row", 5, marks=pytest.mark.extended)],
+        *[pytest.param("behind a row", 7, marks=pytest.mark.extended)],
+        *[pytest.param("behind a checkpoint", number, marks=pytest.mark.extended) for number in (2, 4)],
     ],
 )
 def test_a_run_broken_off_anywhere_logs_every_round_once(config, tmp_path, monkeypatch, place, number):  # noqa: F811

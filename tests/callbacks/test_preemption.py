@@ -97,6 +97,7 @@ def fake_scontrol(folder):
     return f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "hook",
     [

@@ -69,7 +69,8 @@ def looked_at(folder, *options, **settings):
     return report.kept, {name: float(value) for name, value in cli.trainer.callback_metrics.items()}
 
 
-@pytest.mark.parametrize("chunk_size", [pytest.param(2, marks=pytest.mark.slow), 10])
+@pytest.mark.slow
+@pytest.mark.parametrize("chunk_size", [pytest.param(2, marks=pytest.mark.extended), 10])
 def test_routes_are_those_of_the_test(tmp_path, chunk_size):
     """Dropout included: personalized once more, clients route as they were tested."""
     evidence, metrics = looked_at(tmp_path, f"--data.chunk_size={chunk_size}")

@@ -58,7 +58,9 @@ def peak(data):
     return memory
 
 
-@pytest.mark.parametrize("make", [pictures, pytest.param(sentences, marks=pytest.mark.slow), shards])
+@pytest.mark.parametrize(
+    "make", [pictures, *(pytest.param(make, marks=pytest.mark.slow) for make in (sentences, shards))]
+)
 def test_a_client_is_kept_in_memory_by_its_name_and_sizes_alone(tmp_path, make):
     """For ten times the clients, some hundreds of bytes for each of them, where their examples are 16 to 60 kB."""
     few, many = 15, 150

@@ -337,6 +337,7 @@ def test_npz_that_cannot_be_used(make, tmp_path, change, message):
 CIFAR10 = Path(__file__).resolve().parents[3] / "shared" / "data" / "cifar10_subset.npz"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not CIFAR10.exists(), reason="needs cifar10_subset.npz in shared/data")
 def test_cifar10_by_a_dirichlet_partitioner(make):
     dirichlet = partitioner(

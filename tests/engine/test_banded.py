@@ -159,6 +159,7 @@ def test_a_budget_bounds_the_rounds(known):
     assert made.epsilon == made.budget
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_that_without_a_break(tmp_path, known):
     def made():
         settings = {"noise_multiplier": 1.0, "clipping": FixedClipping(0.2), "accountant": "rdp"}

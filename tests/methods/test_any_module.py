@@ -129,6 +129,7 @@ def test_a_residual_net_is_routed_as_two_deep_copies_mixed_by_hand(batch_norm):
         torch.testing.assert_close(flat(together[name]), summed, atol=1e-5, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_traced_steps_have_the_numbers_of_others():
     net = Residual(dropout=0.3)
     batch, found = chunk((9, 8)), []

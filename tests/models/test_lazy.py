@@ -21,18 +21,23 @@ def sizes(module):
 @pytest.mark.parametrize(
     ("backbone", "explicit", "example"),
     [
-        (MLP(), MLP(7, 5), VECTOR),
-        (MLP(hidden=[]), MLP(7, 5, []), VECTOR),
-        (MLP(hidden=[3, 4]), MLP([2, 12, 10], 5, [3, 4]), IMAGE),
-        (MLP(in_features=7), MLP(7, 5), VECTOR),
-        (MLP(num_classes=5), MLP(7, 5), VECTOR),
-        (LogisticRegression(), LogisticRegression(7, 5), VECTOR),
-        (EMNISTCNN(None, None), EMNISTCNN(5, (2, 12, 10)), IMAGE),
-        (ResNet18(None, None, groups=2), ResNet18(5, 2, groups=2), IMAGE),
-        (VisionTransformer(patch_size=2, depth=1), VisionTransformer(5, 2, patch_size=2, depth=1), IMAGE),
+        (lambda: MLP(), lambda: MLP(7, 5), VECTOR),
+        (lambda: MLP(hidden=[]), lambda: MLP(7, 5, []), VECTOR),
+        (lambda: MLP(hidden=[3, 4]), lambda: MLP([2, 12, 10], 5, [3, 4]), IMAGE),
+        (lambda: MLP(in_features=7), lambda: MLP(7, 5), VECTOR),
+        (lambda: MLP(num_classes=5), lambda: MLP(7, 5), VECTOR),
+        (lambda: LogisticRegression(), lambda: LogisticRegression(7, 5), VECTOR),
+        (lambda: EMNISTCNN(None, None), lambda: EMNISTCNN(5, (2, 12, 10)), IMAGE),
+        (lambda: ResNet18(None, None, groups=2), lambda: ResNet18(5, 2, groups=2), IMAGE),
+        (
+            lambda: VisionTransformer(patch_size=2, depth=1),
+            lambda: VisionTransformer(5, 2, patch_size=2, depth=1),
+            IMAGE,
+        ),
     ],
 )
 def test_sizes_that_are_left_out_are_those_of_the_data(backbone, explicit, example):
+    backbone, explicit = backbone(), explicit()
     method = FedAvg().bind(backbone, Classification())
     check_fit(method, example, 5, ())
     assert sizes(backbone) == sizes(explicit)

@@ -99,6 +99,7 @@ def test_clients_side_by_side_have_no_fallback(tmp_path):
         torch.testing.assert_close(found[client], functional_call(model, one, (x[client],)))
 
 
+@pytest.mark.slow
 def test_clients_with_adapters_masks_and_dropout_train_as_each_alone(tmp_path):
     """Of the weights of attention too; a mask beside the ids, two copies of each layer, a router by features."""
     pytest.importorskip("peft", reason="peft is not installed")

@@ -45,6 +45,7 @@ def test_heterogeneity_moves_the_floor():
     assert slope(g2, squares) == pytest.approx(1, abs=0.3)
 
 
+@pytest.mark.slow
 def test_the_floor_is_of_second_order_in_the_learning_rate():
     """To first order in lr K; the next order makes the slope less than 2."""
     problem = Logistic.make(0.0)

@@ -289,6 +289,7 @@ def test_home_is_put_in_place_of_a_tilde_everywhere(config, tmp_path, monkeypatc
     assert not list(Path().glob("~*"))
 
 
+@pytest.mark.slow
 def test_home_in_the_other_commands(config, tmp_path, monkeypatch, capsys):  # noqa: F811
     home = tmp_path / "home"
     monkeypatch.setenv("HOME", str(home))

@@ -66,6 +66,7 @@ ALIKE = (
     "barebones=true,logger=CSVLogger,logger.save_dir=x", "barebones=true,enable_progress_bar=true",
     "barebones=true,enable_checkpointing=true", "barebones=true,profiler=simple", "accelerator=tpu",
     "profiler=nonsense", "limit_train_batches=-1", "callbacks+=LearningRateFinder", "callbacks+=BatchSizeFinder",
+    "logger=MLFlowLogger",
 )  # fmt: skip
 """Refused by a check, or in a way, that another one of them meets."""
 
