@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import warnings
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, cast
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from flow_pl.data import FederatedDataModule
@@ -27,6 +29,7 @@ from flow_pl.deploy.messages import (
 from flow_pl.deploy.node import ROWS, moved_groups
 from flow_pl.deploy.nodes import NodesError, Reply
 from flow_pl.deploy.nodes_data import NodesData
+from flow_pl.deploy.released_rounds import record_rounds, recorded_rounds
 from flow_pl.engine.client_states import ClientStates
 from flow_pl.engine.loop import ClientUpdate
 from flow_pl.engine.server_round import ServerRound, server_groups
@@ -109,6 +112,9 @@ class RemoteModule(FederatedModule):
 
     def _server_step(self, round_: ServerRound) -> None:
         super()._server_step(round_)
+        if self.privacy is not None:
+            # nodes may receive the model of this round before the next checkpoint is written
+            record_rounds(Path(self.trainer.default_root_dir), self.privacy.ledger)
         # only now has the server accepted them
         self._taken |= dict.fromkeys(self._pending, self.current_epoch)
         self.log_dict(
@@ -157,8 +163,20 @@ class RemoteModule(FederatedModule):
             checkpoint["client_states"] = states.state_dict(str)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the accepted rounds, so that the nodes resume from the same states."""
+        """Restore the accepted rounds, so that the nodes resume from the same states.
+
+        Private rounds after the checkpoint count, too: their models may have reached nodes.
+
+        Raises:
+            ConfigurationError: see `FederatedModule.on_load_checkpoint`; or the record of private rounds is damaged.
+        """
         super().on_load_checkpoint(checkpoint)
+        if self.privacy is not None and self.trainer.state.fn == "fit":
+            released = recorded_rounds(Path(self.trainer.default_root_dir))
+            lost = released.rounds - self.privacy.ledger.rounds
+            if lost > 0:
+                self.privacy.ledger = released
+                rank_zero_info(f"private rounds after the checkpoint, which count against the budget: {lost}")
         nodes = checkpoint.get("nodes")
         if nodes is not None:
             self._run = int(nodes["run"])

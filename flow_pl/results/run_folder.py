@@ -25,6 +25,9 @@ CONFIG_HEADER = "# The settings of the run in this folder, with every default; w
 EARLIER = "earlier"
 """Subfolder for earlier runs in the same folder, numbered from 1."""
 
+RELEASED = "private_rounds.json"
+"""The private rounds of a deployed run, whose models nodes may have received."""
+
 RESULTS = (
     CHECKPOINTS,
     f"{HPC}*.ckpt",
@@ -35,6 +38,7 @@ RESULTS = (
     "diagnostics.csv",
     "report.html",
     "figures",
+    RELEASED,
 )
 """Files that a run writes into its folder, except its logs, which are numbered."""
 

@@ -63,6 +63,43 @@ def test_rounds_without_clients_add_noise_and_count(start, tmp_path):
     assert [entry["rounds"] for entry in saved["privacy"]["ledger"]] == [2]
 
 
+class _KilledError(Exception):
+    """In place of a signal that ends the server."""
+
+
+def test_a_round_whose_model_was_sent_counts_though_no_checkpoint_has_it(start, tmp_path):
+    """Killed in the second round, when nodes evaluate its model and only the first one is in a checkpoint."""
+    grid = start("fedavg", *PRIVATE, *noise(2.0, 0.1), "--trainer.num_sanity_val_steps=0")
+    settings = {"registered-clients": 3}
+
+    def kill(client, kind, round_, reply):
+        if kind == "evaluate" and sum(asked == "evaluate" for asked, _, _ in grid.asked) > 3:
+            raise _KilledError
+        return reply
+
+    grid.spoil, spare = kill, grid.spoil
+    with pytest.raises(_KilledError):
+        run_fit(grid, tmp_path, **settings)
+    saved = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert [entry["rounds"] for entry in saved["privacy"]["ledger"]] == [1]
+    grid.spoil = spare
+    cli = run_fit(grid, tmp_path, **settings, **{"ckpt-path": "last"})
+    ledger = Ledger()
+    ledger.add(Sampling("poisson", 3, 3), 2.0, rounds=3)
+    assert cli.trainer.global_step == 2
+    assert cli.trainer.callback_metrics["privacy/epsilon"].item() == pytest.approx(
+        Accountant("pld", 1e-3).epsilon(ledger)
+    )
+
+
+def test_a_damaged_record_of_rounds_is_refused(start, tmp_path):
+    grid = start("fedavg", *PRIVATE, *noise(2.0, 0.1))
+    run_fit(grid, tmp_path, **{"registered-clients": 3})
+    (tmp_path / "run" / "private_rounds.json").write_text("[{}]")
+    with pytest.raises(ConfigurationError, match=r"private_rounds\.json is damaged"):
+        run_fit(grid, tmp_path, **{"registered-clients": 3, "ckpt-path": "last"})
+
+
 @pytest.mark.parametrize("given", [0, 2])
 def test_a_private_run_must_know_how_many_clients_may_take_part(start, tmp_path, given):
     grid = start("fedavg", *PRIVATE, *noise(1.0, 1.0))
