@@ -15,7 +15,8 @@ from flow_pl.callbacks._federated import federated_data, federated_module
 from flow_pl.callbacks._output_files import check_ending, check_writable
 from flow_pl.data.batch import Chunk, ClientBatch
 from flow_pl.engine.chunk_size import ChunkSize
-from flow_pl.engine.loop import ClientUpdate, FederatedLoop
+from flow_pl.engine.client_update import ClientUpdate
+from flow_pl.engine.loop import FederatedLoop
 from flow_pl.engine.server_round import sent_parameters, server_groups
 from flow_pl.evaluation.convergence import (
     HEAD,

@@ -17,7 +17,8 @@ from torch.nn import functional as F
 from flow_pl import methods
 from flow_pl.checks import check_fit
 from flow_pl.data.batch import ClientBatch, Examples, part_bits
-from flow_pl.engine.loop import ClientUpdate, FederatedLoop
+from flow_pl.engine.client_update import ClientUpdate
+from flow_pl.engine.loop import FederatedLoop
 from flow_pl.engine.server_round import server_groups
 from flow_pl.methods import Flow
 from flow_pl.methods.base import Method

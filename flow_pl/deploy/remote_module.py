@@ -31,7 +31,7 @@ from flow_pl.deploy.nodes import NodesError, Reply
 from flow_pl.deploy.nodes_data import NodesData
 from flow_pl.deploy.released_rounds import record_rounds, recorded_rounds
 from flow_pl.engine.client_states import ClientStates
-from flow_pl.engine.loop import ClientUpdate
+from flow_pl.engine.client_update import ClientUpdate
 from flow_pl.engine.server_round import ServerRound, server_groups
 from flow_pl.evaluation.counts import ClientEvaluation, concatenate
 from flow_pl.methods.base import Method

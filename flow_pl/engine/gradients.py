@@ -7,11 +7,7 @@ numbers, bit for bit. Steps always run with the modules in training mode.
 
 from __future__ import annotations
 
-import warnings
-from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from enum import IntEnum
+from collections.abc import Callable, Sequence
 from typing import Any, get_args
 from weakref import WeakKeyDictionary
 
@@ -19,19 +15,17 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from flow_pl.engine.client_draws import ClientDraws
 from flow_pl.engine.client_groups import ClientGroups
-from flow_pl.engine.tracing import CompileMode, compiled, trace
-from flow_pl.errors import ConfigurationError, brief
-from flow_pl.kernels.linear import REPLACED, ClientLinears
+from flow_pl.engine.step_gradients import Draws, step_gradients
+from flow_pl.engine.trace_cache import TraceCache
+from flow_pl.engine.tracing import CompileMode
+from flow_pl.errors import ConfigurationError
+from flow_pl.kernels.linear import ClientLinears
 from flow_pl.methods.steps import Minibatch, Step
 from flow_pl.utils.groups import Groups
-from flow_pl.utils.inputs import from_leaves, leaves, names_of, take
-from flow_pl.utils.unit_stream import UnitStream, UnitTable, drawing_from
+from flow_pl.utils.inputs import leaves, names_of
+from flow_pl.utils.unit_stream import UnitTable
 from flow_pl.utils.validation import given, require_choice, require_count
-
-MAX_TRACES = 256
-"""Number of traced gradients to keep; the least recently used one is dropped first."""
 
 
 def map_clients(fn: Callable[[Groups, Any], Any], groups: ClientGroups, data: Any, active: int | None = None) -> Any:
@@ -56,16 +50,6 @@ def map_clients(fn: Callable[[Groups, Any], Any], groups: ClientGroups, data: An
         return vmap(fn, in_dims=(dims, 0))(views, data)
 
 
-class _Draws(IntEnum):
-    """How a step draws, recorded at its first call; like a trace, it assumes that the objective never changes."""
-
-    NOTHING = 0
-    BY_MODULES = 1
-    """Only by modules of this package."""
-    BY_FUNCTIONS = 2
-    """Also by torch's functions, which must be replaced."""
-
-
 class GradientEngine:
     """Computes gradients of a step's objective with respect to the updated group, for many clients at once.
 
@@ -86,19 +70,18 @@ class GradientEngine:
         self.trace_after = trace_after
         self.compile_mode = compile_mode
         self._units = UnitTable()
-        self._draws: WeakKeyDictionary[Step, _Draws] = WeakKeyDictionary()
-        self._calls: Counter[Any] = Counter()
-        self._traces: OrderedDict[Any, Callable[..., list[Tensor]] | None] = OrderedDict()
+        self._draws: WeakKeyDictionary[Step, Draws] = WeakKeyDictionary()
+        self._traces = TraceCache(trace_after, compile_mode)
 
     @property
     def traced(self) -> int:
         """Return the number of kinds of steps that are traced and replayed."""
-        return sum(trace is not None for trace in self._traces.values())
+        return len(self._traces)
 
     def draws(self, step: Step) -> bool:
         """Return whether a step may draw random numbers: its first call shows it, so before that, it may."""
         # a trace made at the first call is kept
-        return self.trace_after == 0 or self._draws.get(step) != _Draws.NOTHING
+        return self.trace_after == 0 or self._draws.get(step) != Draws.NOTHING
 
     def __call__(
         self,
@@ -121,32 +104,6 @@ class GradientEngine:
             stacked: names of the groups with a client axis.
         """
         return BoundStep(self, step, views, stacked)
-
-    def _replay(
-        self, key: Any, gradients: Callable[..., list[Tensor]], arguments: Sequence[Tensor]
-    ) -> Callable[..., list[Tensor]] | None:
-        """Return the trace of a kind of step; None before it was called often enough, or if it cannot be traced."""
-        if key in self._traces:
-            self._traces.move_to_end(key)
-            return self._traces[key]
-        if len(self._calls) > 16 * MAX_TRACES:
-            self._calls.clear()
-        self._calls[key] += 1
-        if self.trace_after is None or self._calls[key] <= self.trace_after:
-            return None
-        del self._calls[key]  # a dropped trace needs as many calls again
-        try:
-            traced = trace(gradients, arguments)
-        except Exception as error:
-            self._traces[key] = None
-            warnings.warn(
-                f"a step cannot be traced; it runs untraced, with the same results: {brief(error)}", stacklevel=2
-            )
-        else:
-            self._traces[key] = traced.forward if self.compile_mode is None else compiled(traced, self.compile_mode)
-        if len(self._traces) > MAX_TRACES:
-            self._traces.popitem(last=False)
-        return self._traces[key]
 
 
 class BoundStep:
@@ -212,14 +169,14 @@ class BoundStep:
             options,
             features,
         )
-        return self._engine._replay(key, self._gradients(minibatch, scale, keys), arguments)
+        return self._engine._traces.get(key, self._gradients(minibatch, scale, keys), arguments)
 
     def _gradients(
         self, minibatch: Minibatch, scale: Tensor | None, keys: Tensor | None
     ) -> Callable[..., list[Tensor]]:
         """Return a function of a flat list of tensors that computes the gradients and losses of such minibatches."""
         engine, step, units = self._engine, self._step, self._engine._units
-        draws = engine._draws.get(step, _Draws.BY_FUNCTIONS)
+        draws = engine._draws.get(step, Draws.BY_FUNCTIONS)
         if keys is not None:
             units.grow(keys.device)
         active, options = len(minibatch.mask), (scale is not None, keys is not None)
@@ -227,9 +184,11 @@ class BoundStep:
 
         def gradients(*arguments: Tensor) -> list[Tensor]:
             units.drawn = units.by_functions = False
-            result = _gradients(step, self._names, self._stacked, active, arguments, options, features, draws, units)
+            result = step_gradients(
+                step, self._names, self._stacked, active, arguments, options, features, draws, units
+            )
             if options[1]:
-                engine._draws[step] = _Draws(units.drawn + units.by_functions)
+                engine._draws[step] = Draws(units.drawn + units.by_functions)
             return result
 
         return gradients
@@ -238,64 +197,3 @@ class BoundStep:
 def _layout(t: Tensor) -> tuple[torch.Size, tuple[int, ...], torch.dtype]:
     """Return the properties of an argument that a trace depends on."""
     return t.shape, t.stride(), t.dtype
-
-
-@contextmanager
-def _drawing(key: Tensor, units: UnitTable, draws: _Draws) -> Iterator[None]:
-    """Let a single client draw by its key within the context; replace torch's functions if it calls any."""
-    stream = UnitStream(key, units)
-    with drawing_from(stream), ClientDraws(stream) if draws == _Draws.BY_FUNCTIONS else nullcontext():
-        yield
-
-
-def _gradients(
-    step: Step,
-    names: Sequence[tuple[str, str]],
-    stacked: set[str],
-    active: int,
-    arguments: Sequence[Tensor],
-    options: tuple[bool, bool],
-    features: tuple[str, ...] | None,
-    draws: _Draws,
-    units: UnitTable,
-) -> list[Tensor]:
-    """Compute gradients of the updated group, and losses, from a flat list of tensors."""
-    parameters, data = arguments[: len(names)], arguments[len(names) :]
-    parts, (scaled, drawn) = 1 if features is None else len(features), options
-    x, (y, mask, *others) = from_leaves(features, data[:parts]), data[parts:]
-    minibatch = Minibatch(x, y, mask)
-    scale, keys = others[0] if scaled else None, others[-1] if drawn else None
-    groups: Groups = {}
-    leaves = []
-    for (group, key), p in zip(names, parameters, strict=True):
-        if group == step.moves:
-            p = p.detach().requires_grad_()
-            leaves.append(p)
-        groups.setdefault(group, {})[key] = p
-    # One graph over all clients: their losses are independent, so the sum's gradient is that of each client.
-    with torch.enable_grad():
-        if active == 1:
-            one = Minibatch(take(x, 0), y[0], mask[0])
-            with nullcontext() if keys is None else _drawing(keys[0], units, draws):
-                losses = step.objective(groups, one).unsqueeze(0)
-        elif keys is None:
-            dims = {name: 0 if name in stacked else None for name in groups}
-            with ClientLinears():
-                losses = vmap(step.objective, in_dims=(dims, 0))(groups, minibatch)
-        else:
-            dims = {name: 0 if name in stacked else None for name in groups}
-
-            def objective(key: Tensor, groups: Groups, minibatch: Minibatch) -> Tensor:
-                stream = UnitStream(key, units)
-                with drawing_from(stream), ClientDraws(stream, REPLACED):
-                    return step.objective(groups, minibatch)
-
-            losses = vmap(objective, in_dims=(0, dims, 0))(keys, groups, minibatch)
-        total = (losses if scale is None else losses * scale).sum()
-        grads = list(torch.autograd.grad(total, leaves, materialize_grads=True))
-    # Autocast would keep its casts of this step's leaves until its context ends: a round's worth of model copies.
-    torch.clear_autocast_cache()
-    if active == 1:
-        # gradients of convolutions may be in channels-last format, like the images; parameters are not
-        grads = [g.contiguous().unsqueeze(0) for g in grads]
-    return [*grads, losses.detach()]

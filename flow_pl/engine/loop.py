@@ -7,8 +7,6 @@ group. Nothing in it reads a value from the device.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -18,7 +16,9 @@ from flow_pl.data.batch import ClientBatch
 from flow_pl.engine.client_groups import ClientGroups
 from flow_pl.engine.client_norms import clipped
 from flow_pl.engine.client_optimizer import StackedOptimizer
+from flow_pl.engine.client_update import ClientUpdate
 from flow_pl.engine.gradients import GradientEngine, map_clients
+from flow_pl.engine.plan import Plan, plan_phases
 from flow_pl.engine.schedule import make_schedule, minibatches, part_mask
 from flow_pl.engine.tracing import CompileMode
 from flow_pl.engine.training_statistics import TrainingStatistics
@@ -30,54 +30,6 @@ from flow_pl.utils.counter_rng import step_keys
 from flow_pl.utils.groups import Groups, OptimizerFactory
 from flow_pl.utils.inputs import Inputs, map_inputs
 from flow_pl.utils.validation import given, require_choice, require_count, require_positive
-
-
-@dataclass(frozen=True)
-class ClientUpdate:
-    """Holds what a chunk of clients sends to the server, and what it keeps.
-
-    Attributes:
-        client: [C] int64, indices into the client store.
-        difference: for each shared group of the server, what each client sends minus what it received [C, ...].
-        weights: for each shared group of the server, the clients' weights in the server's mean [C].
-        statistics: statistics of their training.
-        kept: each client's state [C, ...], by the group it starts its next round with.
-    """
-
-    client: Tensor
-    difference: Groups
-    weights: dict[str, Tensor]
-    statistics: TrainingStatistics
-    kept: Groups
-
-    def add_to(self, sums: Sequence[Tensor]) -> None:
-        """Add the weighted sum over clients to tensors in the shape of what they send, in place."""
-        stacked = [(name, p) for name, group in self.difference.items() for p in group.values()]
-        for total, (name, p) in zip(sums, stacked, strict=True):
-            total.view(-1).addmv_(p.reshape(len(p), -1).t(), self.weights[name])
-
-    def finite(self) -> Tensor:
-        """Return whether all values that the clients send and keep are finite, as a scalar tensor."""
-        groups = (*self.difference.values(), *self.kept.values())
-        # a sum is finite only if all of its terms are
-        sums = [p.sum() for group in groups for p in group.values()]
-        return torch.stack(sums).isfinite().all() if sums else torch.tensor(True)
-
-    def reject(self) -> Tensor:
-        """Exclude clients with a value that is not finite: they send zeros with weight zero.
-
-        Returns:
-            [C] bool, False for the excluded clients, whose state stays as it was.
-        """
-        accepted = torch.ones_like(self.client, dtype=torch.bool)
-        sent = [p for group in self.difference.values() for p in group.values()]
-        for p in (*sent, *(p for group in self.kept.values() for p in group.values())):
-            accepted &= p.reshape(len(p), -1).sum(1).isfinite()
-        for p in sent:
-            p.masked_fill_(~accepted.view(-1, *[1] * (p.ndim - 1)), 0)
-        for weights in self.weights.values():
-            weights.masked_fill_(~accepted, 0)
-        return accepted
 
 
 class FederatedLoop:
@@ -131,29 +83,11 @@ class FederatedLoop:
 
     def orders(self, method: Method) -> int:
         """Return how many orderings of its examples a client needs, for a round or for its personalization."""
-        plans = [*self._plan(method, training=True), *self._plan(method, training=False)]
+        plans = [*self._plan(method, True), *self._plan(method, False)]
         return max([1, *(orders.stop for _, orders in plans if orders is not None)])
 
-    def _plan(self, method: Method, training: bool) -> list[tuple[Phase | Derive, range | None]]:
-        """Choose which of the drawn orders each phase visits, one per epoch.
-
-        Phases that update what is sent, and the last one of a round, visit the first orders, as FedAvg's only phase
-        does: methods that send the same model see the same minibatches. Other phases visit later orders, or two models
-        that start from w_g would take the very same steps. Personalization has its own orders.
-        """
-        stages = method.phases if training else method.personal_phases
-        budget = self.local_epochs if training else self.personal_epochs
-        last = max((i for i, stage in enumerate(stages) if isinstance(stage, Phase)), default=0)
-        plan: list[tuple[Phase | Derive, range | None]] = []
-        for i, stage in enumerate(stages):
-            if isinstance(stage, Phase):
-                sent = any(step.moves in method.shared.values() for step in stage.steps)
-                first = self.local_epochs if training and i < last and not sent else 0
-                epochs = self.personal_epochs if stage.epochs == "personal" else stage.epochs or budget
-                plan.append((stage, range(first, first + epochs)))
-            else:
-                plan.append((stage, None))
-        return plan
+    def _plan(self, method: Method, training: bool) -> Plan:
+        return plan_phases(method, training, self.local_epochs, self.personal_epochs)
 
     def train_clients(
         self,

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from flow_pl.engine.aggregation import Aggregation, AggregationError, CohortAggregation, CohortUpdates, Mean
 from flow_pl.engine.attacks import Attack
 from flow_pl.engine.client_norms import scaled_weights
+from flow_pl.engine.client_update import ClientUpdate
 from flow_pl.engine.compression import Compression
-from flow_pl.engine.loop import ClientUpdate
 from flow_pl.engine.privacy import GaussianMechanism
 from flow_pl.errors import FlowError
 from flow_pl.methods.base import Method

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from flow_pl.data.batch import ClientBatch
+from flow_pl.engine.client_update import ClientUpdate
 from flow_pl.engine.compression import RESIDUAL, compress_update, no_residual
-from flow_pl.engine.loop import ClientUpdate
 from flow_pl.engine.server_round import sent_parameters
 from flow_pl.methods.base import Method
 from flow_pl.utils.groups import Groups

@@ -25,8 +25,9 @@ from flow_pl.engine.aggregation import Aggregation, Mean
 from flow_pl.engine.attacks import Attack
 from flow_pl.engine.chunk_size import ChunkSize
 from flow_pl.engine.client_states import ClientStates
+from flow_pl.engine.client_update import ClientUpdate
 from flow_pl.engine.compression import Compression
-from flow_pl.engine.loop import ClientUpdate, FederatedLoop
+from flow_pl.engine.loop import FederatedLoop
 from flow_pl.engine.loss_scale import LossScale
 from flow_pl.engine.privacy import GaussianMechanism
 from flow_pl.engine.server_round import ServerRound, server_groups, trained_parameters

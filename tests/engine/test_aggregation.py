@@ -18,7 +18,7 @@ from flow_pl.engine.aggregation import (
     TrimmedMean,
 )
 from flow_pl.engine.aggregation import cohort as cohort_module
-from flow_pl.engine.loop import ClientUpdate
+from flow_pl.engine.client_update import ClientUpdate
 from flow_pl.engine.server_round import ServerRound, sent_parameters
 from flow_pl.engine.training_statistics import TrainingStatistics
 from flow_pl.errors import ConfigurationError

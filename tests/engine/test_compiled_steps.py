@@ -21,7 +21,7 @@ from tests.test_module import data, module, trainer
 def test_compiled_steps_equal_the_others(clients, monkeypatch):
     """Router and global steps of Flow, with dropout, of a client alone too; the losses of all steps are kept."""
     calls, compiled = [], tracing.compiled
-    monkeypatch.setattr("flow_pl.engine.gradients.compiled", lambda *args: calls.append(1) or compiled(*args))
+    monkeypatch.setattr("flow_pl.engine.trace_cache.compiled", lambda *args: calls.append(1) or compiled(*args))
     batch = chunk((16,) * clients, epochs=4)
     method = bound(PublishedFlow())
     assert method.router.exits.dropout.p > 0

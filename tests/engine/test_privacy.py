@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from flow_pl.engine.loop import ClientUpdate
+from flow_pl.engine.client_update import ClientUpdate
 from flow_pl.engine.privacy import (
     Accountant,
     AdaptiveClipping,

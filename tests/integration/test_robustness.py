@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-import flow_pl.engine.gradients
+import flow_pl.engine.trace_cache
 from flow_pl.cli import run
 from flow_pl.engine.client_optimizer import StackedOptimizer
 from flow_pl.engine.server_round import server_groups
@@ -92,7 +92,7 @@ def test_a_step_that_cannot_be_traced_runs_untraced_and_says_so(monkeypatch):
     def refuse(*_):
         raise RuntimeError("no trace today")
 
-    monkeypatch.setattr(flow_pl.engine.gradients, "trace", refuse)
+    monkeypatch.setattr(flow_pl.engine.trace_cache, "trace", refuse)
     method, batch = bound(FedAvg()), chunk((12, 12))
     with pytest.warns(UserWarning, match="runs untraced, with the same results: no trace today"):
         untraced = loop(trace_after=1).train_clients(method, server_groups(method), batch)
@@ -102,10 +102,10 @@ def test_a_step_that_cannot_be_traced_runs_untraced_and_says_so(monkeypatch):
 
 def test_traces_are_bounded_and_do_not_thrash(monkeypatch):
     """Three kinds of steps in room for two: a dropped one is traced again only when it has been asked for anew."""
-    monkeypatch.setattr(flow_pl.engine.gradients, "MAX_TRACES", 2)
+    monkeypatch.setattr(flow_pl.engine.trace_cache, "MAX_TRACES", 2)
     made = []
-    trace = flow_pl.engine.gradients.trace
-    monkeypatch.setattr(flow_pl.engine.gradients, "trace", lambda *args: made.append(1) or trace(*args))
+    trace = flow_pl.engine.trace_cache.trace
+    monkeypatch.setattr(flow_pl.engine.trace_cache, "trace", lambda *args: made.append(1) or trace(*args))
     method, engine = bound(FedAvg()), loop(local_epochs=1, batch_size=1, trace_after=3)
     for _ in range(4):
         for clients in (2, 3, 4):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from flow_pl.checks import check_fit
 from flow_pl.data.batch import ClientBatch
-from flow_pl.engine.loop import ClientUpdate
+from flow_pl.engine.client_update import ClientUpdate
 from flow_pl.engine.server_round import server_groups
 from flow_pl.evaluation.clients import evaluate_clients
 from flow_pl.evaluation.counts import ClientEvaluation

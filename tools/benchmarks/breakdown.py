@@ -20,6 +20,7 @@ from torch.fx import GraphModule
 
 import flow_pl.engine.gradients
 import flow_pl.engine.loop
+import flow_pl.engine.trace_cache
 import flow_pl.module.server_step
 from flow_pl.data import ClientDataset, CohortSampler
 from flow_pl.engine.client_groups import ClientGroups
@@ -66,7 +67,7 @@ SECTIONS = (
     Section("copies", ClientGroups, "prefix"),
     Section("gather", torch.Tensor, "index_select", within="loop, update"),
     Section("engine", BoundStep, "__call__"),
-    Section("gradients", flow_pl.engine.gradients, "_gradients"),
+    Section("gradients", flow_pl.engine.gradients, "step_gradients"),
     Section("optimizer calls", StackedOptimizer, "__init__"),
     Section("optimizer calls", StackedOptimizer, "narrow"),
     Section("optimizer calls", StackedOptimizer, "step"),
@@ -117,7 +118,7 @@ class Stopwatch:
     @contextmanager
     def attached(self) -> Iterator[None]:
         """Time the sections within the context."""
-        trace = flow_pl.engine.gradients.trace
+        trace = flow_pl.engine.trace_cache.trace
 
         def timed_trace(*args: Any) -> Callable[..., Any]:
             traced: Callable[..., Any] = trace(*args)
@@ -130,7 +131,7 @@ class Stopwatch:
             for part in SECTIONS:
                 timed = self.timed(part.name, getattr(part.owner, part.attribute), part.within)
                 stack.enter_context(patch.object(part.owner, part.attribute, timed))
-            stack.enter_context(patch.object(flow_pl.engine.gradients, "trace", timed_trace))
+            stack.enter_context(patch.object(flow_pl.engine.trace_cache, "trace", timed_trace))
             yield
 
 

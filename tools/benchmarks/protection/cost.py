@@ -10,7 +10,8 @@ import torch
 
 from flow_pl.data.batch import ClientBatch, Examples
 from flow_pl.engine import aggregation
-from flow_pl.engine.loop import ClientUpdate, FederatedLoop
+from flow_pl.engine.client_update import ClientUpdate
+from flow_pl.engine.loop import FederatedLoop
 from flow_pl.engine.privacy import GaussianMechanism, Sampling
 from flow_pl.engine.server_round import ServerRound, server_groups
 from flow_pl.engine.training_statistics import TrainingStatistics
