@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 METHODS = ("fine_tuning", "flow")
-BANDED_METHODS = ("fine_tuning",)
-"""Enough to compare the two mechanisms: its server trains as FedAvg."""
 """FedAvg is not run: fine-tuning trains as FedAvg does, so that its server model is FedAvg's."""
 
 EPSILONS = ("8", "4", "2")
@@ -105,7 +103,7 @@ def privacy() -> Iterator[Run]:
         yield private_run(method, norm)
         for epsilon in EPSILONS:
             yield private_run(method, norm, epsilon, deployment, "Gaussian")
-        if method in BANDED_METHODS and importlib.util.find_spec("jax_privacy") is not None:
+        if importlib.util.find_spec("jax_privacy") is not None:
             for epsilon in EPSILONS:
                 yield private_run(method, norm, epsilon, deployment, "banded")
 
