@@ -1,5 +1,6 @@
 import json
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -194,6 +195,7 @@ def test_a_client_that_the_partitioner_leaves_empty(make):
     ("partitioner", "error", "message"),
     [
         ({"init_args": {}}, ConfigurationError, "expected a class_path and its init_args"),
+        (Fraction(1), ConfigurationError, "partitioner is of type Fraction, expected its name and arguments"),
         ({"class_path": "X", "init_args": 3}, ConfigurationError, "expected a class_path and its init_args"),
         ({**partitioner("IidPartitioner"), "init_arg": {}}, ConfigurationError, "cannot be created: .*init_arg"),
         (partitioner("NoPartitioner"), ConfigurationError, "cannot be created: .*NoPartitioner"),

@@ -130,6 +130,12 @@ class PartitionedData(EncodedData):
         **kwargs: Any,
     ) -> None:
         super().__init__(encoding=encoding, **kwargs)
+        if not isinstance(partitioner, dict):  # such as an object of Python
+            raise ConfigurationError(
+                f"partitioner is of type {type(partitioner).__name__}, expected its name and arguments, which identify "
+                'the stored clients: {"class_path": "flwr_datasets.partitioner.IidPartitioner", "init_args": '
+                '{"num_partitions": 10}}, for instance.'
+            )
         arguments = {key: value for key, value in partitioner.items() if key != "class_path"}
         given = arguments.pop("init_args", None) or {}
         if "class_path" not in partitioner or not isinstance(given, dict):
