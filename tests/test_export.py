@@ -123,19 +123,6 @@ def test_a_program_of_every_method(tmp_path, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("backbone", "kind"), [("cnn", "hard"), ("words", "soft")])
-def test_a_program_of_routed_models(tmp_path, backbone, kind):
-    check(tmp_path, *personal(backbone, kind), "torch_export")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("form", ["onnx", "executorch"])
-@pytest.mark.parametrize(("backbone", "kind"), [("mlp", "soft"), ("cnn", "hard")])
-def test_other_runtimes_give_the_same_outputs(tmp_path, backbone, kind, form):
-    check(tmp_path, *personal(backbone, kind), form)
-
-
-@pytest.mark.slow
 @with_each_method
 def test_onnx_of_every_method(tmp_path, make):
     check(tmp_path, personalize(trained(make()), X, Y), X, "onnx")
