@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,19 +15,26 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from flow_pl.data.availability import Availability
-from flow_pl.data.batch import ClientBatch, Examples
+from flow_pl.data.batch import ClientBatch
 from flow_pl.data.feature_scale import warn_of_large_features
 from flow_pl.data.federation import Federation, Heldout, Ints, Population, check_split
-from flow_pl.data.loaders import Loader, clients_to_test, make_loader, nothing_to_evaluate, with_rows
+from flow_pl.data.loaders import (
+    Loader,
+    clients_to_predict,
+    clients_to_test,
+    clients_to_validate,
+    make_loader,
+    nothing_to_evaluate,
+)
+from flow_pl.data.model_inputs import first_examples, shape_of, transformed_chunk, transformed_rows
 from flow_pl.data.rounds import count_rounds
 from flow_pl.data.sampler import SamplingName, check_cycle
 from flow_pl.data.store.cache import build_store, store_path
 from flow_pl.data.store.client_store import ClientStore
-from flow_pl.data.store.features import Features
 from flow_pl.data.store.writer import ClientData
 from flow_pl.data.summary import summarize
-from flow_pl.errors import ConfigurationError, DataError, brief
-from flow_pl.utils.inputs import Inputs, described, map_inputs
+from flow_pl.errors import DataError, brief
+from flow_pl.utils.inputs import Inputs
 from flow_pl.utils.validation import given, require_choice, require_count
 
 
@@ -201,7 +207,7 @@ class FederatedDataModule(ABC, L.LightningDataModule):
                 min_examples=self.min_examples,
                 split_seed=self.split_seed,
             )
-            examples = self._some_examples(self._federation)
+            examples = first_examples(self, 64)
             rank_zero_info(summarize(self._federation, examples))
             warn_of_large_features(examples)
 
@@ -222,10 +228,7 @@ class FederatedDataModule(ABC, L.LightningDataModule):
             ConfigurationError: `val_clients` is larger than the number of clients that can be evaluated; or there are
                 none, and only validation is requested.
         """
-        federation = self.federation
-        clients = with_rows(self, federation.validation if len(federation.validation) else federation.seen, "val")
-        if not len(clients) and self.trainer is not None and self.trainer.state.fn == "validate":
-            raise nothing_to_evaluate(self, "validation", "val_fraction")
+        clients = clients_to_validate(self)
         return self._loader(clients, "val", self.val_clients, "val_clients") if len(clients) else []
 
     def test_dataloader(self) -> list[Loader]:
@@ -244,11 +247,7 @@ class FederatedDataModule(ABC, L.LightningDataModule):
         Raises:
             ConfigurationError: no client has any.
         """
-        clients = np.concatenate([self.federation.seen, self.federation.new, self.federation.validation])
-        clients = with_rows(self, clients, "predict")
-        if not len(clients):
-            raise nothing_to_evaluate(self, "test", "test_fraction", " and none without a label")
-        return self._loader(clients, "predict")
+        return self._loader(clients_to_predict(self), "predict")
 
     def on_before_batch_transfer(self, batch: ClientBatch, dataloader_idx: int) -> ClientBatch:
         """Log against rounds what Lightning logs per batch, before callbacks see the chunk."""
@@ -262,8 +261,7 @@ class FederatedDataModule(ABC, L.LightningDataModule):
 
     def on_after_batch_transfer(self, batch: ClientBatch, dataloader_idx: int) -> ClientBatch:
         """Transform the features on the device: bytes are a quarter of the size of the floats they become."""
-        heldout = None if batch.heldout is None else self._transformed(batch.heldout)
-        return replace(batch, train=self._transformed(batch.train), heldout=heldout)
+        return transformed_chunk(self, batch)
 
     # What the module and the callbacks read, after `setup`
 
@@ -306,12 +304,7 @@ class FederatedDataModule(ABC, L.LightningDataModule):
         Raises:
             ConfigurationError: there are several inputs by name.
         """
-        example = self.example()
-        if isinstance(example, dict):
-            raise ConfigurationError(
-                f"an example has several inputs ({described(example)}), so no single shape: use those of example()."
-            )
-        return tuple(example.shape[1:])
+        return shape_of(self.example())
 
     @property
     def test_populations(self) -> tuple[Population, ...]:
@@ -320,9 +313,7 @@ class FederatedDataModule(ABC, L.LightningDataModule):
 
     def example(self) -> Inputs:
         """Return the features of one training example, [1, ...], as passed to a model."""
-        client = int(self.federation.seen[0])
-        row = self.federation.split(client).train[:1]
-        return self._model_inputs(self.federation.store.read(client).x, row)
+        return first_examples(self, 1)
 
     def examples(self, client: int, part: Literal["train", "val", "test", "unlabelled"]) -> tuple[Inputs, Tensor]:
         """Return a client's examples, to personalize or evaluate a model outside a Trainer.
@@ -336,7 +327,7 @@ class FederatedDataModule(ABC, L.LightningDataModule):
             -1 without a label.
         """
         rows, stored = getattr(self.federation.split(client), part), self.federation.store.read(client)
-        return self._model_inputs(stored.x, rows), torch.from_numpy(stored.y[rows]).long()
+        return transformed_rows(self, stored.x, rows), torch.from_numpy(stored.y[rows]).long()
 
     def client_name(self, client: int) -> str:
         """Return the name of a client, as in the source data."""
@@ -350,20 +341,6 @@ class FederatedDataModule(ABC, L.LightningDataModule):
     def _fraction_to_draw(self) -> float:
         """Return the share of the stored clients still to be drawn as new clients."""
         return self.new_client_fraction
-
-    def _model_inputs(self, features: Features, rows: Ints) -> Inputs:
-        """Return some rows of stored features as passed to a model."""
-        return map_inputs(lambda x: self.transform(torch.from_numpy(x[rows])), features)
-
-    def _transformed(self, examples: Examples) -> Examples:
-        x = map_inputs(self.transform, examples.x)
-        # Lightning converts a batch to the run's precision before the transform, so the result is converted again
-        return replace(examples, x=x if self.trainer is None else self.trainer.precision_plugin.convert_input(x))
-
-    def _some_examples(self, federation: Federation) -> Inputs:
-        """Return the first training examples of the first seen client, at most 64, as passed to a model."""
-        client = int(federation.seen[0])
-        return self._model_inputs(federation.store.read(client).x, federation.split(client).train[:64])
 
     def _loader(
         self, clients: Ints, heldout: Heldout | None, cohort_size: int | None = None, setting: str = "cohort_size"

@@ -30,11 +30,37 @@ def with_rows(data: FederatedDataModule, clients: Ints, rows: Heldout) -> Ints:
     return clients if rows == "predict" else np.setdiff1d(clients, data.unevaluated, assume_unique=True)
 
 
+def clients_to_validate(data: FederatedDataModule) -> Ints:
+    """Return the clients with validation rows: those that the data marks for validation, if any, or the seen ones.
+
+    Raises:
+        ConfigurationError: there are none, and only validation is requested.
+    """
+    federation, trainer = data.federation, data.trainer
+    clients = with_rows(data, federation.validation if len(federation.validation) else federation.seen, "val")
+    if not len(clients) and trainer is not None and trainer.state.fn == "validate":
+        raise nothing_to_evaluate(data, "validation", "val_fraction")
+    return clients
+
+
 def clients_to_test(data: FederatedDataModule) -> dict[Population, Ints]:
     """Return the clients of each population that has test rows."""
     populations: dict[Population, Ints] = {"seen": data.federation.seen, "new": data.federation.new}
     clients = {name: with_rows(data, members, "test") for name, members in populations.items()}
     return {name: members for name, members in clients.items() if len(members)}
+
+
+def clients_to_predict(data: FederatedDataModule) -> Ints:
+    """Return the clients of all populations that have test rows or unlabelled rows.
+
+    Raises:
+        ConfigurationError: there are none.
+    """
+    federation = data.federation
+    clients = with_rows(data, np.concatenate([federation.seen, federation.new, federation.validation]), "predict")
+    if not len(clients):
+        raise nothing_to_evaluate(data, "test", "test_fraction", " and none without a label")
+    return clients
 
 
 def nothing_to_evaluate(data: FederatedDataModule, rows: str, setting: str, besides: str = "") -> ConfigurationError:

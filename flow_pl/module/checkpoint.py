@@ -45,6 +45,15 @@ def from_checkpoint(
     return module if map_location is None else module.to(map_location)
 
 
+def identity(module: FederatedModule) -> dict[str, str]:
+    """Return the settings that a checkpoint must have been trained with; see `FederatedModule.identity`."""
+    named = {"method": type(module.method).__name__, "backbone": type(module.backbone).__name__}
+    model = module.method.model
+    if model.chosen:
+        named["blocks"] = ", ".join(model.blocks)
+    return named if module.batch_norm is None else {**named, "batch_norm": module.batch_norm}
+
+
 def save(module: FederatedModule, checkpoint: dict[str, Any]) -> None:
     """Add the training's settings and the clients' state to a checkpoint."""
     checkpoint["flow_pl"] = module.identity()

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from flow_pl.data.batch import ClientBatch
 from flow_pl.engine.client_update import ClientUpdate
-from flow_pl.engine.compression import RESIDUAL, compress_update, no_residual
-from flow_pl.engine.server_round import sent_parameters
+from flow_pl.engine.compression import RESIDUAL, compress_update
 from flow_pl.methods.base import Method
+from flow_pl.module.kept_states import kept_state
 from flow_pl.utils.groups import Groups
 
 if TYPE_CHECKING:
@@ -43,18 +43,3 @@ def train_clients(
             compress_update(module.compression, update.difference, update.client, residual, data.run_seed, piece.round)
         )
     return update
-
-
-def kept_state(module: FederatedModule, method: Method, server: Groups, batch: ClientBatch) -> Groups | None:
-    """Return the state that the clients of a chunk kept from their last round; None if they keep none."""
-    if module.states is None or not method.private or not len(batch):
-        return None
-    return module.states.read(batch.client, module.initial_state(method, server))
-
-
-def initial_state(module: FederatedModule, method: Method, server: Groups) -> Groups:
-    """Return the state of a client that has not been sampled: the method's, and the residual of its compression."""
-    initial = method.initial_state(server)
-    if module.compression is None or not module.compression.keeps_residual:
-        return initial
-    return initial | no_residual({name: dict(group) for name, group in sent_parameters(method).items()})

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import warnings
 from functools import partial
-from pathlib import Path
 from typing import IO, Any
 
 import lightning
@@ -13,7 +11,6 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.plugins import MixedPrecision
-from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from typing_extensions import Self
@@ -31,16 +28,17 @@ from flow_pl.engine.loop import FederatedLoop
 from flow_pl.engine.loss_scale import LossScale
 from flow_pl.engine.privacy import GaussianMechanism
 from flow_pl.engine.server_round import ServerRound, server_groups, trained_parameters
-from flow_pl.evaluation.clients import evaluate_clients, predict_clients
-from flow_pl.evaluation.counts import ClientEvaluation, ClientPredictions, concatenate
+from flow_pl.evaluation.counts import ClientEvaluation, ClientPredictions
 from flow_pl.methods.base import Method
 from flow_pl.models.blocks import Blocks
 from flow_pl.models.normalization import BatchNorm, converted
-from flow_pl.module.checkpoint import from_checkpoint, load, save
-from flow_pl.module.client_updates import initial_state, kept_state, train_clients
-from flow_pl.module.notices import EmptyRoundWarning
-from flow_pl.module.preparation import begin_fit, check_still_trained, limit_rounds, prepare
-from flow_pl.module.server_step import make_server_step
+from flow_pl.module.checkpoint import from_checkpoint, identity, load, save
+from flow_pl.module.client_updates import train_clients
+from flow_pl.module.evaluation import evaluate, predict
+from flow_pl.module.kept_states import initial_state, opened_states
+from flow_pl.module.notices import warn_of_empty_rounds
+from flow_pl.module.preparation import begin_fit, check_still_trained, limit_rounds, prepare, report_blocks
+from flow_pl.module.server_step import begin_round, make_server_step
 from flow_pl.resume import data_record
 from flow_pl.tasks import Classification, Objective
 from flow_pl.utils.groups import Groups
@@ -184,12 +182,7 @@ class FederatedModule(lightning.LightningModule):
 
     def open_states(self, data: FederatedDataModule) -> None:
         """Allocate storage for the clients' state, unless an earlier stage has done so."""
-        population = len(data.federation.store)
-        if not self.method.private or (self.states is not None and self.states.population == population):
-            return
-        initial = self.initial_state(self.method, server_groups(self.method))
-        root, share = self.trainer.default_root_dir, self.trainer.strategy.broadcast
-        self.states = ClientStates(initial, population, root, share, first=self.trainer.is_global_zero)
+        self.states = opened_states(self, data)
 
     def initial_state(self, method: Method, server: Groups) -> Groups:
         """Return the state of a client that has not been sampled."""
@@ -210,9 +203,7 @@ class FederatedModule(lightning.LightningModule):
             PrivacyBudgetError: it exceeds the privacy budget.
         """
         limit_rounds(self)
-        if self.route_names or self.method.model.chosen:
-            kind = "routed blocks" if self.route_names else "blocks"
-            rank_zero_info(f"{kind}: {', '.join(self.method.model.blocks)}")
+        report_blocks(self.method)
 
     def configure_callbacks(self) -> list[Callback]:
         """Check the trainer; add no callbacks. Lightning calls this before it rejects settings in its own words.
@@ -249,15 +240,7 @@ class FederatedModule(lightning.LightningModule):
         """Train a chunk of clients; after the last one of the round, take the server's step."""
         method = self.method.in_round(self.current_epoch)
         if self._round is None:
-            self._round = ServerRound(
-                method,
-                self.max_rejected,
-                self.aggregation,
-                self.privacy,
-                self.attack,
-                self.compression,
-                Path(self.trainer.default_root_dir),
-            )
+            self._round = begin_round(self, method)
         self._round.reject(batch.unusable)
         if len(batch):
             scaler = self.scaler
@@ -282,12 +265,7 @@ class FederatedModule(lightning.LightningModule):
 
     def on_train_end(self) -> None:
         """Report the number of rounds without a client."""
-        if self.empty_rounds and self.trainer.is_global_zero:
-            warnings.warn(
-                f"{self.empty_rounds} of {self.trainer.global_step} rounds had no client to train.",
-                EmptyRoundWarning,
-                stacklevel=2,
-            )
+        warn_of_empty_rounds(self.trainer, self.empty_rounds)
         self.empty_rounds = 0
 
     def on_validation_epoch_end(self) -> None:
@@ -306,12 +284,7 @@ class FederatedModule(lightning.LightningModule):
         self, batch: ClientBatch, batch_idx: int, dataloader_idx: int = 0
     ) -> ClientEvaluation:
         """Personalize a chunk of clients and evaluate them; callbacks compute metrics from the counts."""
-        server = server_groups(self.method)
-
-        def evaluate(piece: ClientBatch) -> ClientEvaluation:
-            return evaluate_clients(self.loop, self.method, server, piece, kept_state(self, self.method, server, piece))
-
-        return concatenate(list(self.chunks.run(batch, evaluate))) if len(batch) else evaluate(batch)
+        return evaluate(self, batch)
 
     def test_step(  # type: ignore[override]
         self, batch: ClientBatch, batch_idx: int, dataloader_idx: int = 0
@@ -321,14 +294,7 @@ class FederatedModule(lightning.LightningModule):
 
     def predict_step(self, batch: ClientBatch, batch_idx: int, dataloader_idx: int = 0) -> ClientPredictions:
         """Personalize a chunk of clients and predict their held-out and unlabelled instances."""
-        server = server_groups(self.method)
-
-        def predict(piece: ClientBatch) -> ClientPredictions:
-            return predict_clients(self.loop, self.method, server, piece, kept_state(self, self.method, server, piece))
-
-        pieces = list(self.chunks.run(batch, predict)) if len(batch) else [predict(batch)]
-        # clients without examples have no axes to concatenate
-        return concatenate([piece for piece in pieces if piece.mask.numel()] or pieces[:1])
+        return predict(self, batch)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the training's settings and the clients' state to a checkpoint."""
@@ -352,8 +318,4 @@ class FederatedModule(lightning.LightningModule):
         These are the class names of method and backbone, the blocks unless they are the children of a Sequential, and
         the replacement of BatchNorm layers.
         """
-        identity = {"method": type(self.method).__name__, "backbone": type(self.backbone).__name__}
-        model = self.method.model
-        if model.chosen:
-            identity["blocks"] = ", ".join(model.blocks)
-        return identity if self.batch_norm is None else {**identity, "batch_norm": self.batch_norm}
+        return identity(self)

@@ -32,6 +32,14 @@ def warn_of_empty_round(trainer: Trainer) -> None:
     )
 
 
+def warn_of_empty_rounds(trainer: Trainer, count: int) -> None:
+    """Warn at the end of a fit of its rounds without clients, if there are any."""
+    if count and trainer.is_global_zero:
+        warnings.warn(
+            f"{count} of {trainer.global_step} rounds had no client to train.", EmptyRoundWarning, stacklevel=3
+        )
+
+
 def warn_of_rejected(trainer: Trainer, round_: ServerRound) -> None:
     """Warn of the clients of this process that were left out of a round, with the reasons."""
     if not round_.any_rejected:

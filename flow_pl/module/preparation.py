@@ -113,6 +113,13 @@ def limit_rounds(module: FederatedModule) -> None:
         trainer.check_val_every_n_epoch = 1
 
 
+def report_blocks(method: Method) -> None:
+    """Report the names of the blocks, if any are routed or a setting has chosen them."""
+    if method.route_names or method.model.chosen:
+        kind = "routed blocks" if method.route_names else "blocks"
+        rank_zero_info(f"{kind}: {', '.join(method.model.blocks)}")
+
+
 def begin_fit(module: FederatedModule) -> None:
     """Begin a fit: count and log its rounds, and apply the settings of a changed server optimizer.
 

@@ -1,7 +1,8 @@
-"""Take the server's step at the end of a round."""
+"""Begin a round on the server, and take the server's step at its end."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,11 +13,30 @@ from lightning.pytorch.utilities import rank_zero_info
 from flow_pl.engine.privacy import GaussianMechanism
 from flow_pl.engine.round_settings import planned_rounds
 from flow_pl.engine.server_round import ServerRound
+from flow_pl.methods.base import Method
 from flow_pl.module.notices import warn_of_empty_round, warn_of_rejected
 from flow_pl.module.round_log import log_round
 
 if TYPE_CHECKING:
     from flow_pl.module.federated import FederatedModule
+
+
+def begin_round(module: FederatedModule, method: Method) -> ServerRound:
+    """Return a round that combines the clients' updates by the module's settings, and has none yet.
+
+    Args:
+        module: module attached to the trainer of a fit.
+        method: the method in this round.
+    """
+    return ServerRound(
+        method,
+        module.max_rejected,
+        module.aggregation,
+        module.privacy,
+        module.attack,
+        module.compression,
+        Path(module.trainer.default_root_dir),
+    )
 
 
 def make_server_step(module: FederatedModule, round_: ServerRound) -> None:
