@@ -154,7 +154,7 @@ class FlowCLI(LightningCLI):
             defaults = [default for default in defaults if not isinstance(default, ProgressBar)]
         if self._get(self.config_init, "trainer.enable_checkpointing") is not False:
             defaults += [BestCheckpoint(root), LastCheckpoint(root)]
-        check_callbacks(listed, self.model)
+        check_callbacks(listed)
         barebones = bool(self._get(self.config_init, "trainer.barebones"))
         self.trainer_defaults["callbacks"] = [
             default

@@ -13,6 +13,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from typing_extensions import Self
 
 from flow_pl.checks import check_trainer
@@ -37,7 +38,14 @@ from flow_pl.module.client_updates import train_clients
 from flow_pl.module.evaluation import evaluate, predict
 from flow_pl.module.kept_states import initial_state, opened_states
 from flow_pl.module.notices import warn_of_empty_rounds
-from flow_pl.module.preparation import begin_fit, check_still_trained, limit_rounds, prepare, report_blocks
+from flow_pl.module.preparation import (
+    begin_fit,
+    check_still_trained,
+    give_shapes,
+    limit_rounds,
+    prepare,
+    report_blocks,
+)
 from flow_pl.module.server_step import begin_round, make_server_step
 from flow_pl.resume import data_record
 from flow_pl.tasks import Classification, Objective
@@ -174,6 +182,18 @@ class FederatedModule(lightning.LightningModule):
             ConfigurationError: they do not fit.
         """
         prepare(self, stage)
+
+    def configure_model(self) -> None:
+        """Create the parameters whose shapes follow from the data, for callbacks that copy the model in their setup.
+
+        Lightning's `WeightAveraging` calls this before `setup`. Called again, it changes nothing.
+
+        Raises:
+            ConfigurationError: data, backbone and method do not fit together.
+        """
+        data = None if self._trainer is None else getattr(self.trainer, "datamodule", None)
+        if isinstance(data, FederatedDataModule) and any(map(is_lazy, self.parameters())):
+            give_shapes(self, data)
 
     def trained(self) -> list[nn.Parameter]:
         """Return the server's parameters that its optimizer updates: neither frozen nor averaged directly."""

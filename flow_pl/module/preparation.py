@@ -26,7 +26,7 @@ from flow_pl.kernels.allocator import keep_freed_memory
 from flow_pl.methods.base import Method
 from flow_pl.module.round_log import prepare_log
 from flow_pl.resume import apply_server
-from flow_pl.utils.inputs import take
+from flow_pl.utils.inputs import Inputs, take
 
 if TYPE_CHECKING:
     from flow_pl.module.federated import FederatedModule
@@ -64,13 +64,11 @@ def prepare(module: FederatedModule, stage: str) -> None:
     if stage == "fit" and changed_parameters(module.method):
         module.method.plan()
     check_elementwise(module.loop.client_optimizer)
-    example = take(module.loop.lay_out(take(data.example(), None)), 0)
-    store = data.federation.store
-    check_fit(module.method, example, data.num_classes, store.label_shape, store.real_valued)
+    example = give_shapes(module, data)
     check_draws(module.method, example)
     check_backbone(module.method, example, side_by_side=data.chunk_size != 1)
     if module.attack is not None:
-        module.attack.check(example, data.num_classes, store.label_shape)
+        module.attack.check(example, data.num_classes, data.federation.store.label_shape)
     data.unevaluated = choose_attackers(data, module.attack)
     if stage == "fit":
         check_label_moments(module.objective, data.federation)
@@ -95,6 +93,25 @@ def prepare(module: FederatedModule, stage: str) -> None:
     module.open_states(data)
     if data.chunk_size == "auto" and not module.chunks.automatic:
         module.chunks = ChunkSize(True, 4 * sum(p.numel() for p in module.trained()))
+
+
+def give_shapes(module: FederatedModule, data: FederatedDataModule) -> Inputs:
+    """Check that data, backbone and method fit together, and create the parameters whose shapes follow from the data.
+
+    Args:
+        module: module attached to a trainer.
+        data: its data, set up.
+
+    Returns:
+        An instance [1, ...] of the data, in the loop's layout.
+
+    Raises:
+        ConfigurationError: they do not fit.
+    """
+    example = take(module.loop.lay_out(take(data.example(), None)), 0)
+    store = data.federation.store
+    check_fit(module.method, example, data.num_classes, store.label_shape, store.real_valued)
+    return example
 
 
 def limit_rounds(module: FederatedModule) -> None:

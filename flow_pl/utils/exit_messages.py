@@ -64,6 +64,8 @@ def _silence_advertisements() -> None:
     warnings.filterwarnings("ignore", message=r"LightningCLI's args parameter")
     # shown when an earlier run is about to be moved aside or continued
     warnings.filterwarnings("ignore", message=r"Checkpoint directory .* exists and is not empty")
+    # a model is never sharded here, see trainer_settings
+    warnings.filterwarnings("ignore", message=r"You're using the WeightAveraging callback with a model that overrides")
     for module in ("trainer.connectors.logger_connector.logger_connector", "utilities.rank_zero"):
         logging.getLogger(f"lightning.pytorch.{module}").addFilter(lambda record: "Tip:" not in record.getMessage())
 

@@ -14,10 +14,8 @@ from lightning.pytorch.callbacks import (
     LearningRateFinder,
     ModelPruning,
     StochasticWeightAveraging,
-    WeightAveraging,
 )
 from lightning.pytorch.callbacks.spike import SpikeDetection
-from torch import nn
 
 from flow_pl.errors import ConfigurationError
 from flow_pl.utils.words import nearest
@@ -43,7 +41,7 @@ ONE_DEVICE = ("single_device", "single_xla")
 
 UNFIT = {
     StochasticWeightAveraging: "averages the results of a local optimizer and replaces the server's schedule by "
-    "its own: set model.server_optimizer (momentum, say) instead",
+    "its own: use EMAWeightAveraging, which averages the server's model over rounds",
     ModelPruning: "sets weights of w_g to zero without the server's knowledge, and clients train them again",
     LearningRateFinder: "searches by automatic optimization, which rounds do not use: compare a few rates of "
     "model.loop.client_optimizer instead",
@@ -99,21 +97,17 @@ def check_trainer(settings: Mapping[str, Any]) -> None:
     _check_devices(settings.get("devices", "auto"), settings.get("accelerator"))
 
 
-def check_callbacks(callbacks: Iterable[Callback], module: nn.Module) -> None:
+def check_callbacks(callbacks: Iterable[Callback]) -> None:
     """Check the callbacks that a user has listed.
 
     Args:
         callbacks: the callbacks.
-        module: the module to train.
 
     Raises:
         ConfigurationError: one of them cannot work here.
     """
     for callback in callbacks:
         reason = next((reason for kind, reason in UNFIT.items() if isinstance(callback, kind)), None)
-        lazy = any(isinstance(p, nn.UninitializedParameter) for p in module.parameters())
-        if reason is None and isinstance(callback, WeightAveraging) and lazy:
-            reason = "copies the model before the router's shapes are known: use a method without a router"
         if reason is not None:
             raise ConfigurationError(f"trainer.callbacks has {type(callback).__name__}, which {reason}.")
 

@@ -53,7 +53,6 @@ REFUSED = {
     "callbacks+=StochasticWeightAveraging,callbacks.swa_lrs=0.1": "has StochasticWeightAveraging, which",
     "callbacks+=LearningRateFinder": "has LearningRateFinder, which searches by automatic optimization",
     "callbacks+=BatchSizeFinder": "set data.chunk_size to auto",
-    "callbacks+=EMAWeightAveraging": "which copies the model before the router's shapes are known",
     "callbacks+=BackboneFinetuning": "set requires_grad in the backbone",
     "logger=MLFlowLogger": "not installed",
 }
@@ -110,8 +109,7 @@ def test_a_seed_out_of_range_is_refused(config, capsys, seed):  # noqa: F811
     ids=lambda options: options[0].partition(",")[0],
 )
 def test_what_is_unusual_runs(config, options):  # noqa: F811
-    method = ["--model.method=FedAvg"] if "EMA" in options[0] else []
-    cli = run(["fit", "--config", str(config), *method, *(f"--trainer.{option}" for option in options)])
+    cli = run(["fit", "--config", str(config), *(f"--trainer.{option}" for option in options)])
     assert cli.trainer.global_step == 2
     if options == ["barebones=true"]:
         assert not cli.trainer.loggers
