@@ -24,6 +24,7 @@ KINDS = {
     "task": "data, backbone, budget and rounds",
     "federation": "how a task splits a file into clients; given after the task",
     "model": "another backbone for a task; given after the task",
+    "server": "how the server updates its model; given after the task",
     "method": "a federated method, the same for every task",
     "tuned": "a method with settings tuned for a task, instead of method/",
     "ablation": "one setting of Flow changed; given last",
@@ -117,7 +118,7 @@ def run_name(files: Iterable[str | os.PathLike[str]]) -> str:
     """Return the name of a run, and of its folder, from the files that compose it.
 
     Task and method make `digits/flow`; an ablation is appended, as in `digits/flow-routing_hard`, and so is a
-    federation or a model; loggers are ignored, and a file from another folder contributes its own name.
+    federation, a model or a server; loggers are ignored, and a file from another folder contributes its own name.
 
     Args:
         files: the files, in the order of the command line.
@@ -125,7 +126,7 @@ def run_name(files: Iterable[str | os.PathLike[str]]) -> str:
     parts: list[str] = []
     for path in map(Path, files):
         kind = next((folder for folder in path.parts[-3:-1] if folder in KINDS), None)
-        if kind in ("ablation", "federation", "model") and parts:
+        if kind in ("ablation", "federation", "model", "server") and parts:
             parts[-1] += f"-{path.stem}"
         elif kind not in ("logger", "sweep") and path.stem not in parts:
             parts.append(path.stem)

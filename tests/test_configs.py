@@ -225,6 +225,25 @@ def test_a_division_changes_who_the_clients_are_and_nothing_else(name, task):
     assert changed == whole
 
 
+def test_an_averaged_server_keeps_the_callbacks_of_other_files(tmp_path):
+    """It changes the server, and nothing else."""
+    other = tmp_path / "report.yaml"
+    other.write_text("trainer:\n  callbacks+:\n  - class_path: RoutingReport\n")
+    files = [shipped.find(file) for file in ("task/digits", "server/averaged", "method/flow")]
+    whole, changed = resolve([files[0], files[2]], []), resolve([*files, other], [])
+    average, report = changed["trainer"].pop("callbacks")
+    assert (average["class_path"], average["init_args"]["decay"]) == (
+        "lightning.pytorch.callbacks.EMAWeightAveraging",
+        0.8,
+    )
+    assert report["class_path"] == "flow_pl.callbacks.RoutingReport"
+    assert changed["model"].pop("server_optimizer")["init_args"]["momentum"] == 0.8
+    del whole["trainer"]["callbacks"], whole["model"]["server_optimizer"]
+    for each in (whole, changed):
+        del each["trainer"]["default_root_dir"]
+    assert changed == whole
+
+
 @pytest.fixture(scope="module")
 def plain_flow():
     """Flow's settings on the digits, resolved once."""

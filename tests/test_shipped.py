@@ -53,6 +53,7 @@ def test_names_on_the_command_line_become_files(option):
         (["task/digits", "method/flow", "logger/wandb"], "digits/flow"),
         (["task/cifar10", "federation/dirichlet_0.1", "method/flow"], "cifar10-dirichlet_0.1/flow"),
         (["task/array", "model/vit", "method/flow"], "array-vit/flow"),
+        (["task/array", "server/averaged", "method/flow"], "array-averaged/flow"),
         (["mine.yaml"], "mine"),
         ([], ""),
     ],

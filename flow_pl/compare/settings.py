@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from lightning.pytorch.callbacks import WeightAveraging
 
 from flow_pl.cli import run
 from flow_pl.configuration import flatten
@@ -21,7 +22,7 @@ from flow_pl.resume import NO_EFFECT
 Settings = dict[str, Any]
 """A complete configuration, as `flow-pl fit --print_config` shows it."""
 
-BUDGET = ("trainer.max", "data.cohort_size", "model.loop", "model.server")
+BUDGET = ("trainer.max", "trainer.callbacks", "data.cohort_size", "model.loop", "model.server")
 """Prefixes of the options that set how much and how fast a method trains."""
 
 SENT = (".local_epochs", ".weighting")
@@ -210,6 +211,10 @@ def _decisive(settings: Settings) -> dict[str, Any]:
     found |= {f"model.{key}": model[key] for key in ("backbone", "objective")}
     for key in sorted(server):
         found |= _options(f"model.{key}", model[key])
+    if communicates:
+        listed = trainer["callbacks"] or []
+        callbacks = listed if isinstance(listed, list) else [listed]
+        found["trainer.callbacks"] = [each for each in callbacks if _is_average(each["class_path"])]
     names = (*ROUNDS, *AMOUNTS) if communicates else AMOUNTS
     return found | {f"trainer.{name}": trainer[name] for name in names}
 
@@ -231,5 +236,14 @@ def _options(name: str, setting: Any) -> dict[str, Any]:
 
 def _communicates(class_path: str) -> bool:
     """Return whether clients of this method send anything to the server."""
+    return bool(_named(class_path).shared)
+
+
+def _is_average(class_path: str) -> bool:
+    """Return whether this callback evaluates an average of the server's models."""
+    return issubclass(_named(class_path), WeightAveraging)
+
+
+def _named(class_path: str) -> Any:
     module, _, name = class_path.rpartition(".")
-    return bool(getattr(importlib.import_module(module), name).shared)
+    return getattr(importlib.import_module(module), name)

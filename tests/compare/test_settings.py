@@ -95,6 +95,19 @@ def test_the_rounds_of_a_method_that_sends_nothing_do_not_matter():
     assert check_comparable(settings) == "  data.cohort_size: 2 in local; 3 in fedavg, flow"
 
 
+def test_an_average_of_the_server_must_be_common_to_all():
+    """Callbacks that only look need not be."""
+    looking, averaged = "--trainer.callbacks=RoutingReport", "--trainer.callbacks=EMAWeightAveraging"
+    settings = {"fedavg": resolve([FEDAVG], []), "flow": resolve([FLOW], [looking])}
+    assert not check_comparable(settings)
+    settings["flow"] = resolve([FLOW], [averaged, "--trainer.callbacks.decay=0.5"])
+    told = check_comparable(settings)
+    assert told.startswith("  trainer.callbacks: [] in fedavg; [{")
+    assert '"decay": 0.5' in told and told.endswith("in flow")
+    settings["fedavg"] = settings["flow"]
+    assert not check_comparable(settings)
+
+
 def test_what_only_some_methods_train_with_is_told():
     local = Path("configs/tiny/local.yaml")
     change(local, "max_epochs: 3", "max_epochs: 1")

@@ -49,6 +49,6 @@ def test_code_of_others_is_noticed(text, foreign):
 
 
 def test_shipped_configurations_run_known_code():
-    folders = ("method", "tuned", "ablation", "federation", "model")
+    folders = ("method", "tuned", "ablation", "federation", "model", "server")
     paths = (path for each in folders for path in (ROOT / "configs" / each).rglob("*.yaml"))
     assert not names_foreign_code(path.read_text() for path in paths)
