@@ -20,7 +20,7 @@ from tools.benchmarks.bare_flow import BatchedFlow
 from tools.benchmarks.ours import LoopRounds
 from tools.benchmarks.peers import run_torch
 from tools.benchmarks.peers.handover import load, save
-from tools.benchmarks.race import Entry, Race, entries, handed_over, run
+from tools.benchmarks.race import Entry, Race, entries, handed_over, run, warm_up
 from tools.benchmarks.remote import Remote, RemoteError
 from tools.benchmarks.report import print_race, race_figures, write
 from tools.benchmarks.workloads import WORKLOADS
@@ -46,6 +46,30 @@ def test_log_normal_sizes_have_the_mean_they_say():
     sizes = WORKLOADS["skew"].sizes()
     assert sizes == sorted(sizes, reverse=True)
     assert 50 < sum(sizes) / len(sizes) < 200
+
+
+class _Rounds:
+    """A process whose rounds take given seconds, by their number of threads."""
+
+    start_seconds = 1.0
+
+    def __init__(self, seconds):
+        self.seconds = {threads: iter(each) for threads, each in seconds.items()}
+
+    def round(self, settings):
+        return SimpleNamespace(seconds=next(self.seconds[settings["threads"]]))
+
+    def model(self):
+        return np.zeros(3)
+
+
+def test_the_first_round_of_a_process_gives_up_no_setting():
+    """It contains what is made once, whichever setting it falls to."""
+    cold, warm, slow = (Entry("loop", str(n), ("x",), 1, (("threads", n),)) for n in (1, 2, 3))
+    race = Race(WORKLOADS["mlp"])
+    rounds = {1: [90, 2, 2, 2, 2], 2: [3, 3, 3, 3, 3], 3: [60, 60]}
+    warm_up(race, _Rounds(rounds), [cold, warm, slow], 5)
+    assert race.heats == {cold: 2, warm: 3, slow: 60}
 
 
 def test_a_race_is_between_the_best_settings_of_each():

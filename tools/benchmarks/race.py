@@ -218,7 +218,7 @@ def run(workload: Workload, chunk_size: int, pythons: dict[str, str], rounds: in
             remote = Remote(first.command, folder, first.processes, dict(first.environment))
             stack.callback(remote.close)
             try:
-                _heats(race, remote, together, heats)
+                warm_up(race, remote, together, heats)
             except RemoteError as error:
                 race.failures[f"{first.contender} ({first.label})"] = str(error)
                 remote.close()
@@ -257,14 +257,22 @@ def _fastest(race: Race, contender: str) -> float:
     return min(seconds for entry, seconds in race.heats.items() if entry.contender == contender)
 
 
-def _heats(race: Race, remote: Remote, together: list[Entry], heats: int) -> None:
-    """Run rounds of a new process, whose settings take turns."""
+def warm_up(race: Race, remote: Remote, together: list[Entry], heats: int) -> None:
+    """Run rounds of a new process, whose settings take turns; those of hopeless ones are skipped.
+
+    Args:
+        race: receives the times, and each contender's first model.
+        remote: the process.
+        together: its entries.
+        heats: number of turns.
+    """
     seconds: dict[Entry, list[float]] = {entry: [] for entry in together}
     named: set[str] = set()
     for _ in range(heats):
         for entry in together:
             new = entry.contender not in named
-            if seconds[entry] and min(seconds[entry]) > HOPELESS * min(map(min, filter(None, seconds.values()))):
+            # not by its first round: the first of the process contains what is made once, whichever setting it is of
+            if len(seconds[entry]) > 1 and min(seconds[entry]) > HOPELESS * min(map(min, seconds.values())):
                 continue
             seconds[entry].append(remote.round({**dict(entry.settings), "save": new}).seconds)
             if new:
