@@ -271,8 +271,10 @@ def warm_up(race: Race, remote: Remote, together: list[Entry], heats: int) -> No
     for _ in range(heats):
         for entry in together:
             new = entry.contender not in named
-            # not by its first round: the first of the process contains what is made once, whichever setting it is of
-            if len(seconds[entry]) > 1 and min(seconds[entry]) > HOPELESS * min(map(min, seconds.values())):
+            # not by its first rounds: what a process makes once, such as traces, falls to whichever setting is first
+            if len(seconds[entry]) >= max(2, heats // 2) and min(seconds[entry]) > HOPELESS * min(
+                map(min, seconds.values())
+            ):
                 continue
             seconds[entry].append(remote.round({**dict(entry.settings), "save": new}).seconds)
             if new:
