@@ -30,7 +30,7 @@ def test_a_name_that_is_not_there_gets_the_nearest():
 
 
 def test_patterns_are_of_the_folder_or_else_of_the_shipped_files():
-    assert [path.stem for path in shipped.match("tuned/stackexchange/flow*.yaml")] == ["flow", "flow_evidence"]
+    assert [path.stem for path in shipped.match("tuned/shakespeare_roles/flow*.yaml")] == ["flow", "flow_evidence"]
     assert shipped.match("tuned/digits/*") == shipped.match("tuned/digits/*.yaml")
     Path("method").mkdir()
     Path("method/mine.yaml").write_text("# mine\n")
