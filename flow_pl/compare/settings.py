@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 from lightning.pytorch.callbacks import WeightAveraging
 
+from flow_pl.checks import check_class_paths
 from flow_pl.cli import run
 from flow_pl.configuration import flatten
 from flow_pl.errors import ConfigurationError
@@ -43,7 +44,7 @@ def resolve(configs: Sequence[Path], options: Sequence[str]) -> Settings:
         options: command-line options of `flow-pl fit`.
 
     Raises:
-        ConfigurationError: the settings are invalid.
+        ConfigurationError: the settings are invalid, or a class path names another function.
     """
     printed, errors = io.StringIO(), io.StringIO()
     try:
@@ -55,6 +56,7 @@ def resolve(configs: Sequence[Path], options: Sequence[str]) -> Settings:
             message = errors.getvalue().strip().partition("error: ")[2] or errors.getvalue().strip()
             raise ConfigurationError(f"{configs[-1]} with the options given: {message}") from None
     settings: Settings = yaml.safe_load(printed.getvalue())
+    check_class_paths(settings)  # a fit does, but --print_config ends before it
     if settings["model"]["loop"] is None:  # make its defaults explicit, to compare them with other settings
         return resolve(configs, [*options, "--model.loop=FederatedLoop"])
     return {key: settings[key] for key in ("trainer", "data", "model")}

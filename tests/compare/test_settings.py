@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from lightning.pytorch.callbacks import EMAWeightAveraging
 
 from flow_pl.compare.options import comparison_name, find_reference
 from flow_pl.compare.runs import Run
@@ -93,6 +94,16 @@ def test_the_rounds_of_a_method_that_sends_nothing_do_not_matter():
     change(local, "cohort_size: 3", "cohort_size: 2")
     settings["local"] = resolve([local], [])
     assert check_comparable(settings) == "  data.cohort_size: 2 in local; 3 in fedavg, flow"
+
+
+def average(decay: float = 0.5) -> EMAWeightAveraging:
+    """A callback given by a function, which a fit refuses."""
+    return EMAWeightAveraging(decay=decay)
+
+
+def test_a_function_that_a_fit_refuses_is_refused_before_any_run():
+    with pytest.raises(ConfigurationError, match=r"class_path is .*average, which is not a class"):
+        resolve([FLOW], [f"--trainer.callbacks={__name__}.average"])
 
 
 def test_an_average_of_the_server_must_be_common_to_all():
