@@ -11,6 +11,7 @@ import torch
 import flow_pl.methods
 from flow_pl import shipped
 from flow_pl.__main__ import main
+from flow_pl.cli import run
 from flow_pl.engine.server_round import server_groups
 from flow_pl.evaluation.clients import evaluate_clients
 from flow_pl.methods import FineTuning
@@ -83,3 +84,17 @@ def test_it_can_be_read_in_one_sitting():
 def test_the_page_of_configurations_is_that_of_the_files():
     """`python -m tools.configs_page` writes it anew."""
     assert configs_page.PAGE.read_text() == configs_page.page()
+
+
+@pytest.mark.slow
+def test_the_demo_has_the_numbers_shown(tmp_path, monkeypatch):
+    """Sums are rounded differently on another processor, which 80 rounds amplify: up to three examples of the table."""
+    monkeypatch.chdir(tmp_path)
+    files = ["--config=task/digits", "--config=tuned/digits/flow", "--trainer.accelerator=cpu"]
+    for command in ("fit", "test"):
+        cli = run([command, *files, f"--trainer.default_root_dir={tmp_path}"])
+    for kind in ("generalized", "personalized"):
+        (shown,) = re.findall(rf"│ {kind} accuracy +│ +([\d.]+) │ +([\d.]+) │", README)
+        for population, value, examples in zip(("seen", "new"), map(float, shown), (372, 85), strict=True):
+            found = 100 * float(cli.trainer.callback_metrics[f"test/{population}/{kind}_accuracy"])
+            assert found == pytest.approx(value, abs=300 / examples + 0.01), f"{kind}, {population}"
