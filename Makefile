@@ -71,8 +71,8 @@ bench-peers: $(PEERS:%=.venv-peers/%/installed)
 .venv-peers/pfl/installed: PACKAGES = torch==2.13.0 pfl==0.6.0
 .venv-peers/flwr/installed: PACKAGES = torch==2.13.0 "flwr[simulation]==1.41.0"
 .venv-peers/fedjax/installed: PACKAGES = fedjax==0.0.17 jax==0.10.2
-# needs Python 3.12; BlazeFL 3 needs 3.14
-.venv-peers/blazefl/installed: PACKAGES = torch==2.13.0 blazefl==2.0.1
+# needs Python 3.12, and NumPy and tqdm, which it does not ask for; BlazeFL 3 needs 3.14
+.venv-peers/blazefl/installed: PACKAGES = torch==2.13.0 blazefl==2.0.1 numpy tqdm
 .venv-peers/blazefl/installed: PYTHON = $(BLAZEFL_PYTHON)
 .venv-peers/fluke/installed: PACKAGES = torch==2.13.0 fluke-fl==0.8.1
 .venv-peers/%/installed:
