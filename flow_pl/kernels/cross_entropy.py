@@ -20,6 +20,8 @@ REGISTER = {"AVX512": 16, "AVX2": 8}.get(torch.backends.cpu.get_cpu_capability()
 def cross_entropy(scores: Tensor, target: Tensor) -> Tensor:
     """Compute the negative log-likelihood of the targets.
 
+    It has reverse-mode derivatives of any order, but no forward-mode ones (`torch.func.jvp`).
+
     Args:
         scores: [..., classes].
         target: [...] int64, from 0 to classes - 1.

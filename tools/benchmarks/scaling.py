@@ -34,7 +34,8 @@ class Case:
     Attributes:
         population: number of clients in the store.
         cohort: number of clients in a round.
-        examples: number of examples of a client.
+        examples: number of examples of a client, on average.
+        spread: standard deviation of the logarithm of a client's number of examples; 0 if all have the same.
         chunk: number of clients side by side.
         hidden: width of the MLP; 0 for the language model.
         processes: number of processes that share the cohort, with a thread each.
@@ -45,6 +46,7 @@ class Case:
     population: int = 1000
     cohort: int = 100
     examples: int = 50
+    spread: float = 0.0
     chunk: int = 50
     hidden: int = 64
     processes: int = 1
@@ -69,7 +71,7 @@ class Case:
 
 
 class ScaledData(FederatedDataModule):
-    """Provides a population of random clients of equal size from a store.
+    """Provides a population of random clients from a store.
 
     Args:
         case: the case.
@@ -90,7 +92,10 @@ class ScaledData(FederatedDataModule):
 
     def options(self) -> dict[str, Any]:
         """Return everything that the rows depend on."""
-        return {"population": self.case.population, "examples": self.case.examples, "tokens": not self.case.hidden}
+        case = self.case
+        return {name: getattr(case, name) for name in ("population", "examples", "spread")} | {
+            "tokens": not case.hidden
+        }
 
     def class_count(self) -> int:
         """Return the number of classes or tokens."""
@@ -98,18 +103,21 @@ class ScaledData(FederatedDataModule):
 
     def clients(self) -> Iterator[ClientData]:
         """Yield the clients of the population."""
-        n = self.case.examples
         for first in range(0, self.case.population, AT_ONCE):
             random = np.random.default_rng(first)
-            count = min(AT_ONCE, self.case.population - first)
+            logs = random.normal(
+                -(self.case.spread**2) / 2, self.case.spread, min(AT_ONCE, self.case.population - first)
+            )
+            sizes = np.maximum(1, np.rint(self.case.examples * np.exp(logs))).astype(np.int64)
+            ends = np.cumsum(sizes)
             if self.case.hidden:
-                x = random.standard_normal((count, n, FEATURES), dtype=np.float32)
-                y = random.integers(CLASSES, size=(count, n))
+                x = random.standard_normal((ends[-1], FEATURES), dtype=np.float32)
+                y = random.integers(CLASSES, size=ends[-1])
             else:
-                tokens = (random.zipf(1.3, size=(count, n, STEPS + 1)) % (TOKENS - 1) + 1).astype(np.int16)
+                tokens = (random.zipf(1.3, size=(ends[-1], STEPS + 1)) % (TOKENS - 1) + 1).astype(np.int16)
                 x, y = tokens[..., :-1], tokens[..., 1:]
-            for i in range(count):
-                yield ClientData(f"{first + i:08d}", x[i], y[i])
+            for i, (end, size) in enumerate(zip(ends, sizes, strict=True)):
+                yield ClientData(f"{first + i:08d}", x[end - size : end], y[end - size : end])
 
 
 def main() -> None:
