@@ -36,7 +36,7 @@ def log_softmax(scores: Tensor) -> Tensor:
     """Compute log-softmax over the last axis.
 
     On a CPU, torch processes rows that are shorter than a vector register one number at a time, but along another axis
-    many rows at once: for ten classes in a half to a ninth of the time.
+    many rows at once: for ten classes, 300 rows take half of the time, and 5,000 rows a ninth.
 
     Args:
         scores: [..., classes].

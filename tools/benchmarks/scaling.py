@@ -93,9 +93,8 @@ class ScaledData(FederatedDataModule):
     def options(self) -> dict[str, Any]:
         """Return everything that the rows depend on."""
         case = self.case
-        return {name: getattr(case, name) for name in ("population", "examples", "spread")} | {
-            "tokens": not case.hidden
-        }
+        tokens = not case.hidden
+        return {"population": case.population, "examples": case.examples, "spread": case.spread, "tokens": tokens}
 
     def class_count(self) -> int:
         """Return the number of classes or tokens."""
