@@ -2,6 +2,8 @@
 
 from itertools import pairwise
 
+import pytest
+
 from tools.tuning import SETTINGS, Runs, search
 
 
@@ -10,8 +12,10 @@ class Known(Runs):
 
     trained = 0
 
-    def _train(self, method, chosen):
+    def _train(self, method, chosen, split):
         self.trained += 1
+        if split is not None:
+            return split / 100
         values = dict(word.removeprefix("--model.method.init_args.").split("=") for word in chosen)
         return sum(float(value) == SETTINGS[method][name][-2] for name, value in values.items())
 
@@ -39,3 +43,20 @@ def test_finished_runs_are_not_trained_again(tmp_path):
     other = Known(tmp_path / "runs.csv", "task/digits", ["--data.split_seed=1"])
     search(other, "ditto")
     assert other.trained == 10
+
+
+def test_the_accuracy_is_the_mean_over_the_splits(tmp_path):
+    runs = Known(tmp_path / "runs.csv", "task/digits", [], [0, 2, 7])
+    assert runs("ditto", {"regularization": 0.1}) == pytest.approx(3)
+    again = Known(tmp_path / "runs.csv", "task/digits", [], [0, 2])
+    assert again("ditto", {"regularization": 0.1}) == pytest.approx(1)
+    assert (runs.trained, again.trained) == (3, 0)
+
+
+@pytest.mark.slow
+def test_a_split_is_that_of_compare(tmp_path):
+    options = ["--trainer.max_epochs=1", "--trainer.check_val_every_n_epoch=1"]
+    tuned = Runs(tmp_path / "runs.csv", "task/digits", options, [3])
+    given = Runs(tmp_path / "runs.csv", "task/digits", [*options, "--data.split_seed=3"])
+    other = Runs(tmp_path / "runs.csv", "task/digits", options)
+    assert tuned("fine_tuning", {}) == given("fine_tuning", {}) != other("fine_tuning", {})
