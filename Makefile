@@ -64,15 +64,16 @@ bench-scale: $(VENV)/installed
 	$(BIN)/python -m tools.benchmarks --scale
 
 # The other simulators, which `make bench` then finds. Each in an environment of its own, so that none changes the
-# versions of what another one or this project depends on. The versions that were measured, BlazeFL on Python 3.13, the
-# others on 3.11.
+# versions of what another one or this project depends on. The versions that were measured, BlazeFL on Python 3.13 and on
+# free-threaded 3.14 (BLAZEFL_PYTHON=python3.14t), the others on 3.11.
 bench-peers: $(PEERS:%=.venv-peers/%/installed)
 
 .venv-peers/pfl/installed: PACKAGES = torch==2.13.0 pfl==0.6.0
 .venv-peers/flwr/installed: PACKAGES = torch==2.13.0 "flwr[simulation]==1.41.0"
 .venv-peers/fedjax/installed: PACKAGES = fedjax==0.0.17 jax==0.10.2
-# needs Python 3.12, and NumPy and tqdm, which it does not ask for; BlazeFL 3 needs 3.14
-.venv-peers/blazefl/installed: PACKAGES = torch==2.13.0 blazefl==2.0.1 numpy tqdm
+# BlazeFL 3 needs Python 3.14, BlazeFL 2 needs 3.12; both need NumPy and tqdm, which they do not ask for
+.venv-peers/blazefl/installed: PACKAGES = torch==2.13.0 numpy tqdm \
+	"blazefl==3.0.0; python_version >= '3.14'" "blazefl==2.0.1; python_version < '3.14'"
 .venv-peers/blazefl/installed: PYTHON = $(BLAZEFL_PYTHON)
 .venv-peers/fluke/installed: PACKAGES = torch==2.13.0 fluke-fl==0.8.1
 .venv-peers/%/installed:

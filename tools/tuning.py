@@ -5,7 +5,8 @@
 Each setting is tried with five values: the first one with the others as in `configs/method`, the next one with the best
 value of the first. No method has more than two. The figure is the personalized accuracy on validation examples of the
 training clients after the last round, over examples, or its mean over the splits given with `--split-seeds`. Further
-options are passed to every run. Finished runs are kept in the file, so that the same command resumes.
+options are passed to every run. Finished runs are kept in the file, so that the same command resumes. With `--configs`,
+it writes each method's configuration with the best values, for `flow-pl compare --methods`.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import yaml
 from flow_pl.cli import run
 from flow_pl.compare.settings import resolve, with_split
 from flow_pl.shipped import find
+from flow_pl.utils.files import write_text
 
 STEP = (0.03, 0.1, 0.3, 1.0, 3.0)
 """Factors on the learning rate of personal models."""
@@ -104,6 +106,14 @@ def search(runs: Runs, method: str) -> list[tuple[str, dict[float, float]]]:
     return tried
 
 
+def write_config(folder: Path, method: str, best: Mapping[str, float]) -> None:
+    """Write a method's configuration with other settings, under the method's name."""
+    config = yaml.safe_load(find(f"method/{method}").read_text(encoding="utf-8"))
+    config["model"]["method"].setdefault("init_args", {}).update(best)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / f"{method}.yaml", yaml.safe_dump(config, sort_keys=False))
+
+
 def main() -> None:
     """Print a line of a Markdown table for each setting."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -111,6 +121,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, required=True, help="communication rounds of every run")
     parser.add_argument("--out", type=Path, default=Path("tuning.csv"), help="file of the finished runs")
     parser.add_argument("--split-seeds", nargs="+", type=int, help="average over these splits, as flow-pl compare does")
+    parser.add_argument("--configs", type=Path, help="folder for the methods' configurations with the best values")
     parser.add_argument("--methods", nargs="+", choices=SETTINGS, default=list(SETTINGS))
     options, others = parser.parse_known_args()
     warnings.simplefilter("ignore")
@@ -120,10 +131,13 @@ def main() -> None:
     runs = Runs(options.out, options.task, [*length, *words], options.split_seeds)
     print("| method | setting | tried: accuracy |\n|---|---|---|")
     for method in options.methods:
+        best: dict[str, float] = {}
         for setting, found in search(runs, method):
-            best = max(found, key=lambda value: found[value])
-            shown = (f"**{v:g}: {a:.2f}**" if v == best else f"{v:g}: {a:.2f}" for v, a in found.items())
+            best[setting] = max(found, key=lambda value: found[value])
+            shown = (f"**{v:g}: {a:.2f}**" if v == best[setting] else f"{v:g}: {a:.2f}" for v, a in found.items())
             print(f"| `{method}` | `{setting}` | {', '.join(shown)} |", flush=True)
+        if options.configs is not None:
+            write_config(options.configs, method, best)
 
 
 if __name__ == "__main__":

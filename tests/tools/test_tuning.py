@@ -4,7 +4,9 @@ from itertools import pairwise
 
 import pytest
 
-from tools.tuning import SETTINGS, Runs, search
+from flow_pl.compare.settings import resolve
+from flow_pl.shipped import find
+from tools.tuning import SETTINGS, Runs, search, write_config
 
 
 class Known(Runs):
@@ -51,6 +53,14 @@ def test_the_accuracy_is_the_mean_over_the_splits(tmp_path):
     again = Known(tmp_path / "runs.csv", "task/digits", [], [0, 2])
     assert again("ditto", {"regularization": 0.1}) == pytest.approx(1)
     assert (runs.trained, again.trained) == (3, 0)
+
+
+def test_a_configuration_with_the_best_values_can_be_compared(tmp_path):
+    write_config(tmp_path / "tuned", "ditto", {"regularization": 0.03, "personal_lr_scale": 3.0})
+    settings = resolve([find("task/digits"), tmp_path / "tuned" / "ditto.yaml"], [])
+    shipped = resolve([find("task/digits"), find("method/ditto")], [])
+    shipped["model"]["method"]["init_args"] |= {"regularization": 0.03, "personal_lr_scale": 3.0}
+    assert settings == shipped
 
 
 @pytest.mark.slow
