@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from pathlib import Path
 
 from lightning.pytorch import LightningModule, Trainer
@@ -75,7 +76,12 @@ class RunFolder(Callback):
         if best.is_file():
             _say(f"best: round {look_at(best)['global_step']}, {best}")
         if config.is_file():
-            _say(f"test it: flow-pl test --config {shlex.quote(str(config))}")
+            _say(f"test it: {_program()} test --config {shlex.quote(str(config))}")
+
+
+def _program() -> str:
+    """Return how this program was started: only `python -m` finds a user's modules in the current folder."""
+    return "python -m flow_pl" if Path(sys.argv[0]).name == "__main__.py" else "flow-pl"
 
 
 def _trial(trainer: Trainer) -> bool:

@@ -1,5 +1,6 @@
 """The folder of a run through several commands: what is taken, what is kept, what is refused, what is said."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -170,14 +171,26 @@ def test_settings_of_another_hand_in_the_folder_are_kept(config, root):  # noqa:
     command(mine, "test")
 
 
-def test_a_fit_ends_by_saying_where_it_is_and_the_command_it_names_works(config, root, capsys):  # noqa: F811
+@pytest.mark.parametrize(
+    ("program", "named"), [("/bin/flow-pl", "flow-pl"), ("/lib/flow_pl/__main__.py", "python -m flow_pl")]
+)
+def test_a_fit_ends_by_saying_where_it_is_and_the_command_it_names_works(
+    config,  # noqa: F811
+    root,
+    capsys,
+    monkeypatch,
+    program,
+    named,
+):
+    monkeypatch.setattr(sys, "argv", [program])
     command(config, "fit", "--trainer.max_epochs", 3)
     said = capsys.readouterr().out
     best = root / "checkpoints" / "best.ckpt"
     assert f"run: {root}, 3 rounds\n" in said
     assert f"best: round {look_at(best)['global_step']}, {best}\n" in said
-    (line,) = [line for line in said.splitlines() if line.startswith("test it: flow-pl ")]
-    main(line.removeprefix("test it: flow-pl ").split())
+    (line,) = [line for line in said.splitlines() if line.startswith("test it: ")]
+    assert line.startswith(f"test it: {named} test ")
+    main(line.removeprefix(f"test it: {named} ").split())
     assert f"test: {best} (round" in capsys.readouterr().out
 
 
