@@ -114,16 +114,19 @@ def write_config(folder: Path, method: str, best: Mapping[str, float]) -> None:
     write_text(folder / f"{method}.yaml", yaml.safe_dump(config, sort_keys=False))
 
 
-def main() -> None:
+def main(args: Sequence[str] | None = None) -> None:
     """Print a line of a Markdown table for each setting."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    # no abbreviations: --config and others are options of the runs
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("task", help="name of a task's configuration, such as task/digits")
     parser.add_argument("--rounds", type=int, required=True, help="communication rounds of every run")
     parser.add_argument("--out", type=Path, default=Path("tuning.csv"), help="file of the finished runs")
     parser.add_argument("--split-seeds", nargs="+", type=int, help="average over these splits, as flow-pl compare does")
     parser.add_argument("--configs", type=Path, help="folder for the methods' configurations with the best values")
     parser.add_argument("--methods", nargs="+", choices=SETTINGS, default=list(SETTINGS))
-    options, others = parser.parse_known_args()
+    options, others = parser.parse_known_args(args)
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     length = [f"--trainer.max_epochs={options.rounds}", f"--trainer.check_val_every_n_epoch={options.rounds}"]

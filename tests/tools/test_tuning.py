@@ -1,12 +1,13 @@
 """The search for the settings of the methods that are compared."""
 
+import logging
 from itertools import pairwise
 
 import pytest
 
 from flow_pl.compare.settings import resolve
 from flow_pl.shipped import find
-from tools.tuning import SETTINGS, Runs, search, write_config
+from tools.tuning import SETTINGS, Runs, main, search, write_config
 
 
 class Known(Runs):
@@ -61,6 +62,19 @@ def test_a_configuration_with_the_best_values_can_be_compared(tmp_path):
     shipped = resolve([find("task/digits"), find("method/ditto")], [])
     shipped["model"]["method"]["init_args"] |= {"regularization": 0.03, "personal_lr_scale": 3.0}
     assert settings == shipped
+
+
+def test_further_options_reach_every_run_also_those_that_begin_like_the_tools_own(tmp_path, monkeypatch, capsys, caplog):
+    caplog.set_level(logging.ERROR, logger="lightning.pytorch")  # as the tool does; undone after the test
+    seen = []
+    monkeypatch.setattr(Runs, "_train", lambda self, method, chosen, split: seen.append(self.options) or 0.5)
+    out = ["--rounds", "2", "--out", str(tmp_path / "runs.csv"), "--methods", "fine_tuning"]
+    main(["task/cifar10_npz", *out, "--config", "federation/dirichlet_0.5", "--data.chunk_size", "3"])
+    assert len(seen) == 5
+    for options in seen:
+        assert options[-2:] == ["--config=federation/dirichlet_0.5", "--data.chunk_size=3"]
+    assert "| `fine_tuning` | `personal_lr_scale` | **0.03: 50.00**" in capsys.readouterr().out
+    assert not (tmp_path / "federation").exists()
 
 
 @pytest.mark.slow
