@@ -64,7 +64,9 @@ def test_a_configuration_with_the_best_values_can_be_compared(tmp_path):
     assert settings == shipped
 
 
-def test_further_options_reach_every_run_also_those_that_begin_like_the_tools_own(tmp_path, monkeypatch, capsys, caplog):
+def test_further_options_reach_every_run_also_those_that_begin_like_the_tools_own(
+    tmp_path, monkeypatch, capsys, caplog
+):
     caplog.set_level(logging.ERROR, logger="lightning.pytorch")  # as the tool does; undone after the test
     seen = []
     monkeypatch.setattr(Runs, "_train", lambda self, method, chosen, split: seen.append(self.options) or 0.5)
