@@ -11,7 +11,7 @@ from pathlib import Path
 from flow_pl import shipped
 from flow_pl.errors import ConfigurationError
 from flow_pl.utils.arguments import Parser, home
-from flow_pl.utils.validation import require_count, require_positive
+from flow_pl.utils.validation import require_choice, require_count, require_positive
 from flow_pl.utils.words import check_options
 
 GIVEN = {
@@ -21,6 +21,9 @@ GIVEN = {
     "--print_config": "use `flow-pl fit --print_config`",
 }
 """Options of a run that this command sets, each with what to do instead."""
+
+POPULATIONS = ("seen", "new")
+"""Populations that a test reports."""
 
 CONTROL = "interpolation_votes"
 """The default reference method: the average of global model, local model and memory."""
@@ -154,8 +157,12 @@ def _check(options: argparse.Namespace, passed_on: Sequence[str], own: Sequence[
     for setting, seeds in (("--seeds", options.seeds), ("--split-seeds", options.split_seeds or [])):
         if len(set(seeds)) < len(seeds):
             raise ConfigurationError(f"{setting} is {seeds}, expected distinct seeds.")
-    for seed in options.split_seeds or []:
-        require_count(0, **{"--split-seeds": seed})
+        for seed in seeds:
+            require_count(0, **{setting: seed})
+            if seed >= 2**32:
+                raise ConfigurationError(f"{setting} is {seed}, expected less than 2^32.")
+    for population in options.populations or ():
+        require_choice(POPULATIONS, **{"--populations": population})
     for option in passed_on:
         name = option.partition("=")[0]
         if name == "--data.split_seed" and options.split_seeds:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import itertools
 import json
-import shutil
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,20 @@ from flow_pl.compare.settings import Settings, run_settings
 from flow_pl.errors import ConfigurationError
 from flow_pl.results.run_folder import CONFIG_HEADER
 from flow_pl.results.runs import Client, RunResults, read_curve, read_table
+from flow_pl.resume import NO_EFFECT
 from flow_pl.utils.files import write_text
 from flow_pl.version import __version__
+
+NOT_TRAINING = (
+    "default_root_dir",
+    "enable_model_summary",
+    "enable_progress_bar",
+    "log_every_n_steps",
+    "logger",
+    "num_sanity_val_steps",
+    "profiler",
+)
+"""Settings of the trainer that only determine what is shown and where."""
 
 State = Literal["new", "changed", "interrupted", "done"]
 """Not started; made with other settings or another version; unfinished or tested with another checkpoint; done."""
@@ -67,9 +80,13 @@ class Run:
 
     @property
     def digest(self) -> str:
-        """Hash of everything that determines the results, whatever the folder: settings, seed and version."""
-        trainer = {key: value for key, value in self.settings["trainer"].items() if key != "default_root_dir"}
-        identity = {**self.settings, "trainer": trainer, "seed_everything": self.seed, "version": __version__}
+        """Hash of everything that determines the results, except by rounding: settings, seed and version."""
+        settings = copy.deepcopy(self.settings)
+        data, loop = (part.get("init_args", {}) for part in (settings["data"], settings["model"].get("loop", {})))
+        for part, without in ((settings["trainer"], NOT_TRAINING), (data, NO_EFFECT), (loop, NO_EFFECT)):
+            for key in without:
+                part.pop(key, None)
+        identity = {**settings, "seed_everything": self.seed, "version": __version__}
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
     def state(self) -> State:
@@ -92,9 +109,10 @@ class Run:
         return "new"
 
     def prepare(self) -> None:
-        """Prepare the folder; results of other settings are removed."""
+        """Prepare the folder; a run with other settings is moved to a folder beside it."""
         if self.state() == "changed":
-            shutil.rmtree(self.folder)
+            numbered = (self.folder.with_name(f"{self.folder.name}.earlier{i}") for i in itertools.count(1))
+            self.folder.rename(next(folder for folder in numbered if not folder.exists()))
         self.folder.mkdir(parents=True, exist_ok=True)
         # left by the last attempt, or by a test of another checkpoint
         for name in ("results.json", "test.json", "clients.csv", "log.txt"):

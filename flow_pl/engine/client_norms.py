@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from flow_pl.utils.groups import Groups
+from flow_pl.utils.groups import Groups, client_rows
 
 
 def group_norms(difference: Groups) -> Tensor:
@@ -20,7 +20,7 @@ def group_norms(difference: Groups) -> Tensor:
         [groups, C] the norms.
     """
     norms = [
-        torch.stack([torch.linalg.vector_norm(p.flatten(1), dim=1) for p in group.values()])
+        torch.stack([torch.linalg.vector_norm(client_rows(p), dim=1) for p in group.values()])
         for group in difference.values()
     ]
     return torch.stack([torch.linalg.vector_norm(group, dim=0) for group in norms])
@@ -44,6 +44,7 @@ def clipped(grads: Sequence[Tensor], bound: float) -> list[Tensor]:
         grads: gradients [A, ...] of the tensors that a step updates.
         bound: largest L2 norm of a client's gradient.
     """
-    norms = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g.flatten(1), dim=1) for g in grads]), dim=0)
+    norms = torch.stack([torch.linalg.vector_norm(client_rows(g), dim=1) for g in grads])
+    norms = torch.linalg.vector_norm(norms, dim=0)
     factors = shrink_factors(norms, bound)
     return [g * factors.view(-1, *[1] * (g.ndim - 1)) for g in grads]

@@ -13,7 +13,7 @@ from torch import Tensor
 from flow_pl.engine.counter_random import client_keys, uniform
 from flow_pl.errors import ConfigurationError
 from flow_pl.methods.base import Method
-from flow_pl.utils.groups import Groups
+from flow_pl.utils.groups import Groups, client_rows
 from flow_pl.utils.validation import require_positive, require_share
 
 RESIDUAL = "compression_residual"
@@ -77,7 +77,7 @@ class StochasticRounding(Compression):
         """See `Compression.compress`."""
         keys, first = client_keys(client, seed, round_, ROUNDING), 0
         for p in (p for group in difference.values() for p in group.values()):
-            rows = p.flatten(1)
+            rows = client_rows(p)
             scale = rows.abs().amax(1, keepdim=True) / self.levels
             scale = scale.clamp_min(torch.finfo(p.dtype).tiny)
             rounded = (rows / scale + uniform(keys, rows.shape[1], first)).floor().clamp_(-self.levels, self.levels)
@@ -114,7 +114,7 @@ class TopK(Compression):
         """See `Compression.compress`."""
         tensors = [p for group in difference.values() for p in group.values()]
         sizes = [p[0].numel() for p in tensors]
-        rows = torch.cat([p.flatten(1) for p in tensors], dim=1)
+        rows = torch.cat([client_rows(p) for p in tensors], dim=1)
         chosen = rows.abs().topk(self._count(sizes), dim=1, sorted=False).indices
         sent = torch.zeros_like(rows).scatter_(1, chosen, rows.gather(1, chosen))
         for p, piece in zip(tensors, torch.split(sent, sizes, dim=1), strict=True):

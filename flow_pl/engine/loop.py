@@ -27,7 +27,7 @@ from flow_pl.methods.base import Method
 from flow_pl.methods.group_names import naming_missing_groups
 from flow_pl.methods.steps import Derive, Minibatch, Phase
 from flow_pl.utils.counter_rng import step_keys
-from flow_pl.utils.groups import Groups, OptimizerFactory
+from flow_pl.utils.groups import Groups, OptimizerFactory, client_rows
 from flow_pl.utils.inputs import Inputs, map_inputs
 from flow_pl.utils.validation import given, require_choice, require_count, require_positive
 
@@ -234,5 +234,5 @@ def _unscale(grads: list[Tensor], scale: Tensor) -> Tensor:
     finite = torch.ones_like(scale, dtype=torch.bool)
     for i, g in enumerate(grads):
         grads[i] = g / scale.view(-1, *[1] * (g.ndim - 1))  # not in place: two parameters may share one gradient
-        finite &= g.isfinite().flatten(1).all(1)
+        finite &= client_rows(g).isfinite().all(1)
     return finite

@@ -39,7 +39,9 @@ HEAD = 5
 
 def has_global_model(method: Method) -> bool:
     """Return whether clients send a single w_g, unlike in `Local` (none) and `HypCluster` (several)."""
-    return "global" in method.shared and (method.participation is None or len(method.shared) == 1)
+    return "global" in method.shared and (
+        method.participation is None or len(method.shared) == 1 or "global" in method.always
+    )
 
 
 def gradient_sums(

@@ -72,10 +72,11 @@ class _CrossEntropy(torch.autograd.Function):
         result, index = None, target.unsqueeze(-1)
         if grad is not None:
             each = grad.unsqueeze(-1)
+            result = found.exp() * each  # not in place: of the two, only the gradient may be mapped
             if torch.is_grad_enabled():  # it is differentiated itself, and may not be changed
-                result = (found.exp() * each).scatter_add(-1, index, -each)
+                result = result.scatter_add(-1, index, -each)
             else:
-                result = found.exp().mul_(each).scatter_add_(-1, index, -each)
+                result = result.scatter_add_(-1, index, -each)
         if of_log is not None:
             through = of_log - found.exp() * of_log.sum(-1, keepdim=True)
             result = through if result is None else result + through

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flow_pl.errors import FlowError
 from flow_pl.kernels.functional import mapped_first
 
 
@@ -63,7 +64,28 @@ class _Recurrence(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor, Tensor | None]:
         """Compute the gradients of the gates' inputs and of the recurrent weights."""
-        h, active, tanh_c, c, weight = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[1]
+        delta, of_weight = _Pullback.apply(grad, *ctx.saved_tensors, wanted)  # type: ignore[no-untyped-call]
+        return delta, of_weight if wanted else None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], gates: Tensor, weight: Tensor) -> tuple[Any, Any]:
+        """Merge the mapped axis into the client axis."""
+        size = info.batch_size
+        gates = mapped_first(gates, in_dims[0], size).movedim(0, 1)  # [T, size, C, N, 4 H]
+        weight = mapped_first(weight, in_dims[1], size)  # [size, C, 4 H, H]
+        outputs = _apply(gates.flatten(1, 2), weight.flatten(0, 1))
+        return tuple(out.view(len(out), size, weight.shape[1], *out.shape[2:]) for out in outputs), (1,) * 4
+
+
+class _Pullback(torch.autograd.Function):
+    """The backward pass of `recur`, which has no derivative itself."""
+
+    @staticmethod
+    def forward(
+        grad: Tensor, h: Tensor, active: Tensor, tanh_c: Tensor, c: Tensor, weight: Tensor, wanted: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Run the steps backward; the second gradient is empty if it is not wanted."""
         steps, clients, _, hidden = h.shape
         delta = torch.empty_like(active)
         later: Tensor | None = None  # gradient of c from the next time step
@@ -78,20 +100,36 @@ class _Recurrence(torch.autograd.Function):
                 pieces = (of_c * g * i * (1 - i), of_f, of_c * i * (1 - g * g), of_h * tanh_c[t] * o * (1 - o))
                 delta[t].copy_(torch.cat(pieces, dim=-1))
                 later = of_c * f
-            of_weight = None
-            if ctx.needs_input_grad[1]:
-                gates = delta[1:].permute(1, 3, 0, 2).reshape(clients, 4 * hidden, -1)
-                of_weight = gates @ h[:-1].transpose(0, 1).reshape(clients, -1, hidden)
-        return delta, of_weight
+            if not wanted:
+                return delta, weight.new_empty(clients, 0)
+            gates = delta[1:].permute(1, 3, 0, 2).reshape(clients, 4 * hidden, -1)
+            return delta, gates @ h[:-1].transpose(0, 1).reshape(clients, -1, hidden)
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], gates: Tensor, weight: Tensor) -> tuple[Any, Any]:
-        """Merge the mapped axis into the client axis."""
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        """Save nothing."""
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> Any:
+        """Refuse: the saved tensors are constants here, so a second derivative would be wrong.
+
+        Raises:
+            FlowError: always.
+        """
+        raise FlowError(
+            "an LSTM has no second derivatives here: use a first-order version of the method, or a recurrent module of "
+            "your own."
+        )
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Any, Any]:
+        """Merge the mapped axis into the client axis, the first of the weights and the second of all others."""
         size = info.batch_size
-        gates = mapped_first(gates, in_dims[0], size).movedim(0, 1)  # [T, size, C, N, 4 H]
-        weight = mapped_first(weight, in_dims[1], size)  # [size, C, 4 H, H]
-        outputs = _apply(gates.flatten(1, 2), weight.flatten(0, 1))
-        return tuple(out.view(len(out), size, -1, *out.shape[2:]) for out in outputs), (1,) * 4
+        *mapped, weight = (mapped_first(t, dim, size) for t, dim in zip(inputs[:-1], in_dims[:-1], strict=True))
+        merged = (t.movedim(0, 1).flatten(1, 2) for t in mapped)
+        delta, of_weight = _Pullback.apply(*merged, weight.flatten(0, 1), inputs[-1])  # type: ignore[no-untyped-call]
+        split = (size, weight.shape[1])
+        return (delta.view(len(delta), *split, *delta.shape[2:]), of_weight.view(*split, *of_weight.shape[1:])), (1, 0)
 
 
 def _apply(gates: Tensor, weight: Tensor) -> tuple[Tensor, ...]:

@@ -70,6 +70,7 @@ class Method(ABC):
             these groups are for clients that have not been sampled.
         participation: name of a group with one scalar for each group of the server, a factor on the client's weight in
             the server's mean of that group (0 excludes the client); None if it is 1 for all.
+        always: groups of the server whose mean every client takes part in, although `participation` is set.
         phases: what `training` returned when the method was bound.
         personal_phases: what `personalization` returned when the method was bound.
         modules: the server's modules by group.
@@ -89,6 +90,7 @@ class Method(ABC):
     shared: Mapping[str, str] = MappingProxyType({"global": "global"})
     private: Mapping[str, str] = MappingProxyType({})
     participation: ClassVar[str | None] = None
+    always: ClassVar[tuple[str, ...]] = ()
     models: Sequence[str] = ("global",)
     scratch: ClassVar[tuple[str, ...]] = ()
     training_only: ClassVar[tuple[str, ...]] = ("phases", "personal_phases")

@@ -77,6 +77,7 @@ class EvidenceFlow(FineTuning):
 
     shared = MappingProxyType({"global": "global", "router": "router", "statistics": "statistics"})
     participation = "participation"
+    always = ("global",)
     needs = "head"
 
     def __init__(

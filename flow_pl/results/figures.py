@@ -83,8 +83,7 @@ def client_scatter(comparison: Comparison) -> Figure | None:
     largest = max(shown.values())
     figure, panels = grid(len(comparison.methods), 4, 2.3, 2.55)
     for axes, method in zip(panels, comparison.methods, strict=True):
-        axes.plot([0, 100], [0, 100], color="#666666", linewidth=0.8, zorder=1)
-        gains = []
+        gains, lowest = [], 0.0
         for population, color in zip(comparison.populations, POPULATION_COLORS, strict=False):
             personalized = comparison.client_accuracies(method, population, "personalized")
             generalized = comparison.client_accuracies(method, population, "generalized")
@@ -92,11 +91,14 @@ def client_scatter(comparison: Comparison) -> Figure | None:
             areas = [_area(shown.get(name, 0), largest) for name in generalized]
             axes.scatter(x, y, s=areas, color=color, alpha=0.5, linewidth=0.3, edgecolor="white", zorder=2)
             gains += list(np.round(y - x, 9))
+            lowest = min([lowest, *x, *y])
         helped, harmed = (100 * np.mean([sign * gain > 0 for gain in gains]) for sign in (1, -1))
         axes.set_title(method, pad=15)
         changed = f"helped {helped:.0f} %, harmed {harmed:.0f} %"
         axes.text(0.5, 1.02, changed, transform=axes.transAxes, ha="center", va="bottom", fontsize=8, color="#555555")
-        axes.set(xlim=(-3, 103), ylim=(-3, 103))
+        # R2, the accuracy of real values, may be negative
+        axes.plot([lowest, 100], [lowest, 100], color="#666666", linewidth=0.8, zorder=1)
+        axes.set(xlim=(1.03 * lowest - 3, 103), ylim=(1.03 * lowest - 3, 103))
     figure.supxlabel("accuracy of the server's model on a client (%)", fontsize=9)
     figure.supylabel("accuracy of the client's own model (%)", fontsize=9)
     sizes = sorted({min(shown.values()), int(np.median(list(shown.values()))), largest})
@@ -156,14 +158,16 @@ def accuracy_bars(comparison: Comparison) -> Figure | None:
     figure = Figure(figsize=(6.4, 1.2 + 0.26 * len(ranked) * len(comparison.populations)), layout="constrained")
     axes = figure.subplots()
     horizontal_bars(axes, {method: values[method] for method in ranked}, "{:.1f}")
+    lowest = min([0.0, *(100 * each.mean for found in values.values() for each in found if each is not None)])
     for row, method in enumerate(ranked):
         for place, population in enumerate(comparison.populations):
             server = spread(comparison.values(method, population, metric["generalized"]))
             if server is not None:
+                lowest = min(lowest, 100 * server.mean)
                 y, height = bar_place(row, place, len(comparison.populations))
                 axes.vlines(100 * server.mean, y - height / 2, y + height / 2, color=COLORS[6], linewidth=1.6)
-    axes.set(xlabel=f"personalized test accuracy (%){_seeds(comparison)}", xlim=(0, None))
-    axes.set_xlim(right=axes.get_xlim()[1] * 1.08)
+    axes.set(xlabel=f"personalized test accuracy (%){_seeds(comparison)}", xlim=(1.08 * lowest, None))
+    axes.set_xlim(right=max(axes.get_xlim()[1], 0) * 1.08)
     _population_legend(figure, comparison, Line2D([], [], color=COLORS[6], linewidth=1.6, label="server's model"))
     return figure
 

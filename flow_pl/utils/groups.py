@@ -17,3 +17,8 @@ Groups = dict[str, Parameters]
 
 OptimizerFactory = Callable[[Sequence[Tensor]], Optimizer]
 """Makes an optimizer for parameters; in YAML a `class_path` with `init_args`."""
+
+
+def client_rows(p: Tensor) -> Tensor:
+    """Flatten a parameter of several clients [C, ...] to a row for each [C, numbers]; a scalar is one number."""
+    return p.flatten(1) if p.ndim > 1 else p.unsqueeze(1)

@@ -15,7 +15,7 @@ from flow_pl.data.batch import Chunk
 from flow_pl.engine.loop import FederatedLoop
 from flow_pl.engine.server_round import server_groups
 from flow_pl.errors import ConfigurationError
-from flow_pl.methods import APFL, FedAvg, FedRep, Flow, HypCluster, Local
+from flow_pl.methods import APFL, EvidenceFlow, FedAvg, FedRep, Flow, HypCluster, Local
 from flow_pl.models import MLP
 from flow_pl.models.routers import InstanceRouter
 from flow_pl.module import FederatedModule
@@ -84,15 +84,17 @@ def test_gradients_are_those_of_plain_loops_over_all_clients(tmp_path, weighting
     assert row["G"] ** 2 + row["B"] ** 2 * row["gradient_norm"] ** 2 >= row["client_gradient_norm"] ** 2 * (1 - 1e-6)
 
 
-def test_progress_of_one_client_is_the_length_of_the_servers_step(tmp_path):
+@pytest.mark.parametrize("method", [FedAvg(), EvidenceFlow()], ids=["FedAvg", "EvidenceFlow"])
+def test_progress_of_one_client_is_the_length_of_the_servers_step(tmp_path, method):
     """With one client in a round, the server takes over the copy that this client sends."""
     measured = diagnostics(every_n_rounds=1)
     torch.manual_seed(0)
     before = flat(dict(MLP(5, 3, (6,)).named_parameters()))
-    module, _ = fit(FedAvg(), tmp_path, measured, rounds=1, data=federation(tmp_path, cohort_size=1))
+    module, _ = fit(method, tmp_path, measured, rounds=1, data=federation(tmp_path, cohort_size=1))
     after = flat(server_groups(module.method)["global"])
     assert measured.rows[0]["global_progress"] == pytest.approx(float((after - before).norm()), rel=1e-5)
-    assert "local_progress" not in measured.rows[0]
+    # of evidence routing's model on the other folds
+    assert ("local_progress" in measured.rows[0]) == isinstance(method, EvidenceFlow)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """What the command refuses before it runs anything, and what it makes of configurations."""
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -147,6 +148,9 @@ def test_rounds_that_are_another_methods_are_told():
         (["--methods", str(FLOW), "--seeds", "1", "1"], "expected distinct seeds"),
         (["--methods", str(FLOW), "--split-seeds", "2", "2"], "--split-seeds is [2, 2], expected distinct seeds"),
         (["--methods", str(FLOW), "--split-seeds", "-1"], "--split-seeds is -1"),
+        (["--methods", str(FLOW), "--seeds", "-1"], "--seeds is -1"),
+        (["--methods", str(FLOW), "--seeds", "4294967296"], "--seeds is 4294967296, expected less than 2^32"),
+        (["--methods", str(FLOW), "--populations", "old"], "--populations is old, expected 'seen' or 'new'"),
         (["--methods", str(FLOW), "--split-seeds", "1", "--data.split_seed", "2"], "both given"),
         (["--methods", str(FLOW), "--reference", "ditto"], "--reference is ditto, expected one of --methods: flow"),
         (["--methods", str(FLOW), "--jobs", "0"], "jobs is 0"),
@@ -212,12 +216,17 @@ def test_settings_of_a_run(tmp_path):
 def test_the_digest_is_of_what_decides_the_numbers(tmp_path):
     settings = resolve([FLOW], [])
 
-    def digest(seed=0, folder="a", **trainer):
-        changed = settings | {"trainer": settings["trainer"] | trainer}
+    def digest(seed=0, folder="a", data=(), loop=(), **trainer):
+        changed = copy.deepcopy(settings)
+        changed["trainer"] |= trainer
+        changed["data"]["init_args"] |= dict(data)
+        changed["model"]["loop"]["init_args"] |= dict(loop)
         return Run("flow", seed, tmp_path / folder, changed, "last", "tiny").digest
 
     assert digest() == digest(folder="b") == digest(default_root_dir="elsewhere")
-    assert len({digest(), digest(seed=1), digest(max_epochs=9)}) == 3
+    assert digest() == digest(data={"chunk_size": 3, "num_workers": 2}, loop={"trace_after": 9}, logger=False)
+    others = digest(seed=1), digest(max_epochs=9), digest(data={"cohort_size": 7}), digest(loop={"batch_size": 7})
+    assert len({digest(), *others}) == 5
 
 
 def test_another_split_changes_what_divides_the_rows_and_nothing_else():

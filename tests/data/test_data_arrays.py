@@ -314,3 +314,48 @@ def test_features_that_need_scaling_get_a_warning(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error", FeatureScaleWarning)
         prepared(save(tmp_path / "small.npz"), tmp_path)
+
+
+def test_names_that_come_twice_are_refused(tmp_path):
+    """The rows of one of them would be lost."""
+    client, names = np.array([0, 0, 1, 1, 2, 2]), np.array(["a", "a", "b"])
+    with pytest.raises(DataError, match=r"a.npz: client_names has a more than once.*rename them"):
+        read(save(tmp_path / "a.npz", client=client, client_names=names))
+
+
+def unlabelled_text(tmp_path, y):
+    return save(tmp_path / "test.npz", y=np.array(y), client=CLIENT)
+
+
+def unlabelled_column(tmp_path, y):
+    return save_parquet(tmp_path / "test.parquet", y=y)
+
+
+@pytest.mark.parametrize("y", [np.array(list("noonon")), np.array([0, 1, 1, 0, 1, 0])], ids=["texts", "numbers"])
+@pytest.mark.parametrize("write", [unlabelled_text, unlabelled_column])
+def test_a_file_to_predict_may_have_no_label_at_all(tmp_path, y, write):
+    pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    columns = write is unlabelled_column
+    train = save_parquet(tmp_path / "train.parquet", y=y) if columns else save(tmp_path / "train.npz", y=y)
+    test = write(tmp_path, [None if columns else ""] * 6)
+    for client in ArrayData(train, test=test).clients():
+        assert client.y[-client.test_rows :].tolist() == [-1] * client.test_rows
+        assert (client.y[: -client.test_rows] >= 0).all()
+
+
+def test_a_file_to_predict_may_have_no_real_value_at_all(tmp_path):
+    train = save_parquet(tmp_path / "train.parquet", y=[0.5, 1.0, 1.5, 2.0, 2.5, 3.0])
+    for y in ([None] * 6, [""] * 6):
+        test = save_parquet(tmp_path / "test.parquet", y=y)
+        for client in ArrayData(train, test=test, labels="values").clients():
+            assert np.isnan(client.y[-client.test_rows :]).all()
+
+
+@pytest.mark.parametrize(
+    ("known", "y"), [(["dog", "cat"] * 3, ["dog", "", "dog", "", "dog", ""]), ([1, 0] * 3, [1, None] * 3)]
+)
+def test_a_file_to_predict_may_have_one_of_two_classes(tmp_path, known, y):
+    """-1 for what is missing, and 1: not the two classes -1 and 1."""
+    train, test = save_parquet(tmp_path / "train.parquet", y=known), save_parquet(tmp_path / "test.parquet", y=y)
+    found = {label for client in ArrayData(train, test=test).clients() for label in client.y.tolist()}
+    assert found == {-1, 0, 1}

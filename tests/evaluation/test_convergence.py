@@ -15,7 +15,7 @@ from flow_pl.evaluation.convergence import (
     has_global_model,
     observed,
 )
-from flow_pl.methods import APFL, FedAvg, HypCluster, Local
+from flow_pl.methods import APFL, EvidenceFlow, FedAvg, HypCluster, Local
 from flow_pl.tasks import MultiLabel
 from tests.methods.helpers import TAGS, with_tags
 from tests.models import test_sequences
@@ -110,3 +110,4 @@ def test_models_are_found_by_what_the_method_trains():
     assert has_global_model(method)
     assert not has_global_model(bound(Local(1)))
     assert not has_global_model(bound(HypCluster()))
+    assert has_global_model(bound(EvidenceFlow()))

@@ -75,3 +75,11 @@ def test_scores_far_apart_give_finite_losses_and_gradients():
     assert losses.item() == 2e4
     (found,) = torch.autograd.grad(losses.sum(), scores)
     assert found.tolist() == [[1.0, -1.0, 0.0]]
+
+
+def test_a_mapped_pull_back_without_a_graph():
+    scores, target = drawn((7, 5))
+    losses, pull = torch.func.vjp(lambda s: cross_entropy(s, target), scores)
+    with torch.no_grad():
+        (found,) = vmap(pull)(torch.eye(7, dtype=losses.dtype))
+    torch.testing.assert_close(found, torch.func.jacrev(lambda s: theirs(s, target))(scores))

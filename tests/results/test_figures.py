@@ -73,6 +73,24 @@ def test_accuracy_bars():
     assert [line.get_segments()[0][0][0] for line in axes.collections] == pytest.approx([30] * 3)
 
 
+def test_scores_below_zero_are_within_the_axes():
+    """R2, the accuracy of real values, has no lower bound."""
+    runs = [
+        run_results(name, 0, {"seen": {"a": (g, p), "b": (0.1, 0.2)}}) for name, g, p in (("x", -3, -2), ("y", -9, 1))
+    ]
+    (bars,) = accuracy_bars(comparison(runs)).axes
+    lowest, highest = bars.get_xlim()
+    ends = [bar.get_width() for bar in bars.patches] + [line.get_segments()[0][0][0] for line in bars.collections]
+    assert lowest < min(ends) == pytest.approx(-445)
+    assert max(ends) < highest
+    for axes in client_scatter(comparison(runs)).axes:
+        (low, high), points = axes.get_xlim(), axes.collections[0].get_offsets()
+        assert axes.get_ylim() == (low, high)
+        assert low < points.min()
+        assert points.max() < high
+        assert axes.lines[0].get_xdata()[0] < 0
+
+
 def test_files_and_what_there_is_nothing_to_draw_for(three, tmp_path):
     before = dict(rcParams)
     written = draw(three, tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from operator import mul
@@ -128,17 +129,17 @@ class ArrayData(FederatedDataModule):
         """
         tables = [self._table(file) for file in self._paths]
         self._label_names = tuple(sorted({name for table in tables for name in table.class_names}))
-        if len({bool(table.class_names) for table in tables}) > 1:
+        labelled = [table for table in tables if (table.y != -1).any()]
+        if len({bool(table.class_names) for table in labelled}) > 1:
             raise DataError(
                 f"{' and '.join(map(str, self._paths))}: the labels are texts in one, numbers in the other."
             )
+        self._check_labels(tables)
         parts = []
         for path, table in zip(self._paths, tables, strict=True):
             # a file may have only some of all names; the last entry is for -1
             numbers = np.array([*map(self._label_names.index, table.class_names), -1])
             y = numbers[table.y] if self._label_names else table.y
-            if not self._real_valued:
-                self._check_labels(path, y)
             parts.append(self._grouped(path, table._replace(y=y)))
         train, test = parts[0], parts[1] if len(parts) > 1 else None
         for name, (x, y) in train.items():
@@ -176,17 +177,28 @@ class ArrayData(FederatedDataModule):
         rows = np.argsort(table.client, kind="stable")
         values, starts = np.unique(table.client[rows], return_index=True)
         groups = zip(values.tolist(), np.split(rows, starts[1:]), strict=True)
+        names = [] if table.names is None else table.names.tolist()
+        repeated = [str(name) for name, count in Counter(names).items() if count > 1]
+        if repeated:
+            raise DataError(
+                f"{path}: client_names has {brief(repeated)} more than once, expected a name of its own for each "
+                "client: rename them, or give the rows of a client one number."
+            )
         return {self._name(path, value, table.names): (take(x, members), table.y[members]) for value, members in groups}
 
-    def _check_labels(self, path: Path, y: NDArray[Any]) -> None:
+    def _check_labels(self, tables: Sequence[Table]) -> None:
+        files = " and ".join(map(str, self._paths))
         if self._label_names and self._class_count and len(self._label_names) > self._class_count:
             raise DataError(
-                f"{path} has {len(self._label_names)} labels ({brief(list(self._label_names))}), but num_classes "
-                f"is {self._class_count}: set it to null."
+                f"{files} {'has' if len(self._paths) == 1 else 'have'} {len(self._label_names)} labels "
+                f"({brief(list(self._label_names))}), but num_classes is {self._class_count}: set it to null."
             )
-        if y.ndim == 1 and (y == -1).any() and y.max() == 1 and y.min() == -1 and not (y == 0).any():
+        if self._label_names or self._real_valued or tables[0].y.ndim > 1:
+            return
+        found = {label for table in tables for label in np.unique(table.y).tolist()}
+        if found == {-1, 1}:
             raise DataError(
-                f"{path}: the labels are only -1 and 1, but -1 marks a row to be predicted: write the two "
+                f"{files}: the labels are only -1 and 1, but -1 marks a row to be predicted: write the two "
                 "classes as 0 and 1."
             )
 

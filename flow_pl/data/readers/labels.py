@@ -51,6 +51,8 @@ def column_labels(path: Path, name: str, column: Any) -> Labels:
         encoded = compute.dictionary_encode(column).combine_chunks()
         texts = np.array(encoded.dictionary.to_pylist(), dtype=object)
         return _named(texts, encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False))
+    if not known.any():
+        return Labels(np.full(len(known), -1, dtype=np.int64))
     values = column_values(path, name, column.drop_null())
     if values.dtype.kind == "O":
         raise _no_labels(path, name, str(column.type))
@@ -128,6 +130,8 @@ def column_reals(path: Path, name: str, column: Any) -> Labels:
             raise DataError(f"{path}: {name!r} has a label that is no number ({brief(error)}): encode it.") from error
     known = column.is_valid().to_numpy()
     values = np.full(len(known), np.nan)
+    if not known.any():
+        return array_values(path, name, values)
     found = column_values(path, name, column.drop_null())
     if found.dtype.kind not in "biuf" or found.ndim != 1:
         raise _no_values(path, name, str(column.type))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from flow_pl.engine.aggregation.base import Aggregation
 from flow_pl.errors import FlowError
-from flow_pl.utils.groups import Groups
+from flow_pl.utils.groups import Groups, client_rows
 from flow_pl.utils.validation import require_choice
 
 BLOCK = 1 << 23
@@ -59,7 +59,7 @@ class CohortUpdates:
         Raises:
             FlowError: the disk is full.
         """
-        rows = torch.cat([p.flatten(1) for group in difference.values() for p in group.values()], dim=1)
+        rows = torch.cat([client_rows(p) for group in difference.values() for p in group.values()], dim=1)
         kept = torch.ones_like(client, dtype=torch.bool) if accepted is None else accepted
         self._notes.append((client, weight, kept))
         if self._file is None:
