@@ -16,6 +16,7 @@ from flow_pl import FederatedLoop, FederatedModule
 from flow_pl.engine.server_round import server_groups
 from flow_pl.errors import ConfigurationError, DataError
 from flow_pl.methods import Ditto, EvidenceFlow, FedAvg, FineTuning, Flow, Interpolation, KNNPer, Local
+from flow_pl.methods.evidence import EVIDENCE
 from flow_pl.models.routers import InstanceRouter
 from flow_pl.serving import ServerModel, personalize
 from flow_pl.tasks import NextToken
@@ -105,6 +106,21 @@ def test_a_personal_model_of_sequences_takes_another_precision():
     model = personalize(FederatedModule(test_sequences.small_words(), method, FederatedLoop(4), NextToken()), x, y)
     expected = model(x)
     torch.testing.assert_close(model.half()(x).float(), expected, atol=0.02, rtol=0.02)
+
+
+def test_evidence_of_large_distances_survives_half_precision():
+    """The statistics hold mean squares, which overflow there: what is served holds means and deviations."""
+    module = trained(EvidenceFlow())
+    statistics, router = (module.method.modules[name] for name in ("statistics", "router"))
+    place = EVIDENCE.index("mean_distance")
+    with torch.no_grad():
+        statistics.weight.fill_(1)
+        statistics.square.fill_(1)
+        statistics.mean[place], statistics.square[place] = 645, 645**2 + 500**2
+        nn.init.normal_(router.head.weight, generator=torch.Generator().manual_seed(0))
+    model = personalize(module, X, Y)
+    expected = model(X).softmax(-1)
+    torch.testing.assert_close(model.half()(X.half()).float().softmax(-1), expected, atol=0.05, rtol=0)
 
 
 def test_a_personal_model_moves_with_its_buffers():

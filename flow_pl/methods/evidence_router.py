@@ -118,11 +118,10 @@ def add_to_statistics(statistics: Parameters, found: Evidence, counted: Tensor) 
     return {name: p.lerp(own[name], MOMENTUM) for name, p in statistics.items()}, own
 
 
-def standardize(found: Evidence, statistics: Parameters, before: Parameters | None = None) -> Evidence:
-    """Subtract the mean from evidence and divide by the standard deviation.
+def standardization(statistics: Parameters, before: Parameters | None = None) -> Parameters:
+    """Return the "mean" and the "deviation" of each number of evidence.
 
     Args:
-        found: evidence; candidates and mixture stay as they are.
         statistics: running statistics.
         before: statistics to use while the running ones are empty; None to leave the numbers unchanged.
     """
@@ -135,9 +134,19 @@ def standardize(found: Evidence, statistics: Parameters, before: Parameters | No
     else:
         first = (before["square"] - before["mean"].square()).clamp_min(LEAST_VARIANCE)
         mean, variance = torch.where(known, mean, before["mean"]), torch.where(known, variance, first)
+    return {"mean": mean, "deviation": variance.sqrt()}
+
+
+def standardize(found: Evidence, by: Parameters) -> Evidence:
+    """Subtract the mean from evidence and divide by the standard deviation; candidates and mixture stay as they are.
+
+    Args:
+        found: evidence.
+        by: `standardization`.
+    """
 
     def scaled(rows: Tensor, some: slice) -> Tensor:
-        return ((rows - mean[some]) / variance[some].sqrt()).clamp(-FARTHEST, FARTHEST)
+        return ((rows - by["mean"][some]) / by["deviation"][some]).clamp(-FARTHEST, FARTHEST)
 
     size = len(EVIDENCE)
     return found._replace(

@@ -12,7 +12,13 @@ from torch import Tensor, nn
 from flow_pl.kernels.functional import call
 from flow_pl.methods.base import Prediction
 from flow_pl.methods.evidence import EVIDENCE, OF_CLASS, Evidence, cut_fold, gather_evidence
-from flow_pl.methods.evidence_router import EvidenceRouter, EvidenceStatistics, add_to_statistics, standardize
+from flow_pl.methods.evidence_router import (
+    EvidenceRouter,
+    EvidenceStatistics,
+    add_to_statistics,
+    standardization,
+    standardize,
+)
 from flow_pl.methods.fine_tuning import FineTuning
 from flow_pl.methods.parts.local_memory import LocalMemory
 from flow_pl.methods.parts.pieces import pieces
@@ -79,6 +85,7 @@ class EvidenceFlow(FineTuning):
     participation = "participation"
     always = ("global",)
     needs = "head"
+    scratch = ("received", "probe", "statistics")
 
     def __init__(
         self,
@@ -153,14 +160,21 @@ class EvidenceFlow(FineTuning):
         )
 
     def personalization(self) -> tuple[Phase | Derive, ...]:
-        """Train the local model and fill the memory, on all the data."""
-        return (*super().personalization(), Derive("all", self._remember))
+        """Train the local model and fill the memory, on all the data; fix what standardizes the evidence.
+
+        The statistics themselves would not survive half precision, in which their squares overflow.
+        """
+
+        def fix(groups: Groups, examples: Minibatch) -> Groups:
+            return {"standardization": standardization(groups["statistics"])}
+
+        return (*super().personalization(), Derive("all", self._remember), Derive("all", fix))
 
     def predict(self, groups: Groups, x: Inputs) -> Prediction:
         """Predict with the fixed mixture, the likeliest classes corrected by the router's scores."""
         features = self.model.features(x, groups["global"])
         outputs, probabilities, mixture, found = self._consult(groups, x, features)
-        scores = self._scores(groups, standardize(found, groups["statistics"]))
+        scores = self._scores(groups, standardize(found, groups["standardization"]))
         corrected = mixture.scatter(-1, found.candidates, mixture.gather(-1, found.candidates) * scores.exp())
         return Prediction(
             generalized=outputs[0],
@@ -227,7 +241,7 @@ class EvidenceFlow(FineTuning):
         whole = Evidence(*(torch.cat(each) for each in zip(*found, strict=True)))
         real = torch.cat(counted) & others.mask.any()
         statistics, own = add_to_statistics(groups["statistics"], whole, real)
-        whole = standardize(whole, groups["statistics"], own)
+        whole = standardize(whole, standardization(groups["statistics"], own))
         some = real.any().to(whole.instance.dtype)
         rows = [whole.representation, whole.instance, whole.classes.flatten(-2), whole.log_mixture]
         x = torch.cat(rows, dim=-1)

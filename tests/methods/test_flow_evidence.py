@@ -13,7 +13,7 @@ from flow_pl.errors import ConfigurationError
 from flow_pl.evaluation.clients import evaluate_clients
 from flow_pl.methods import EvidenceFlow, FedAvg, Interpolation
 from flow_pl.methods.evidence import CANDIDATES, EVIDENCE, LEAST, OF_CLASS, UNSEEN, Evidence, evidence
-from flow_pl.methods.evidence_router import MOMENTUM, add_to_statistics, standardize
+from flow_pl.methods.evidence_router import MOMENTUM, add_to_statistics, standardization, standardize
 from flow_pl.methods.flow_evidence import EPS
 from flow_pl.methods.parts.local_memory import NEAR
 from flow_pl.methods.steps import Minibatch
@@ -252,7 +252,13 @@ def test_other_classes_keep_their_shares_of_what_the_candidates_leave():
     server["router"] = {name: p.detach().clone() for name, p in method.modules["router"].named_parameters()}
     w_g = server["global"]
     memory = method.memory.store(backbone[:2](examples.x).detach(), examples)
-    groups = {**server, "local": {name: 1.5 * p for name, p in w_g.items()}, "memory": memory}
+    by = standardization(server["statistics"])
+    groups = {
+        **server,
+        "local": {name: 1.5 * p for name, p in w_g.items()},
+        "memory": memory,
+        "standardization": by,
+    }
     x = torch.randn(4, FEATURES)
     ours = method.predict(groups, x).personalized.softmax(-1)
     router = {"router": {name: torch.zeros_like(p) for name, p in server["router"].items()}}
@@ -286,11 +292,12 @@ def test_statistics_run_over_rounds_and_stand_for_all_that_went_in():
         nothing[:, :0],
     )
     running = {"mean": torch.zeros(NUMBERS), "square": torch.zeros(NUMBERS), "weight": torch.tensor(0.0)}
-    assert torch.equal(standardize(rows, running).instance, rows.instance.clamp(-10, 10))
+    assert torch.equal(standardize(rows, standardization(running)).instance, rows.instance.clamp(-10, 10))
     counted = torch.ones(50, dtype=torch.bool)
     for _ in range(2):
         running, own = add_to_statistics(running, rows, counted)
-        for z in (standardize(rows, running), standardize(rows, {**running, "weight": torch.tensor(0.0)}, own)):
+        none = {**running, "weight": torch.tensor(0.0)}
+        for z in (standardize(rows, by) for by in (standardization(running), standardization(none, own))):
             for numbers in (z.instance, z.classes.flatten(0, 1)):
                 size = numbers.shape[-1]
                 torch.testing.assert_close(numbers.mean(0), torch.zeros(size), atol=1e-4, rtol=0)
