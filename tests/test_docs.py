@@ -157,7 +157,7 @@ def test_several_inputs_and_texts_are_trained_on_as_shown(folder):
     adapters, head = 2 * 6 * 8 * (8 + 8), 2 * 8 + 2  # of six linear layers of 8 x 8 in each of two encoder layers
     router = 8 * 64 + 64 + 64 * 32 + 32 + 64 * 2 + 2 + 2 * (32 * 2 + 2)
     assert metrics["train/bytes_up"] == 4 * 4 * (adapters + head + router)
-    np.savez("data.npz", x=np.zeros((80, 8, 8)), y=np.arange(80) % 3, client=np.arange(80) % 8)
+    np.savez("my_images.npz", x=np.zeros((80, 8, 8)), y=np.arange(80) % 3, client=np.arange(80) % 8)
     metrics = run([*pictures, *few, "--model.backbone.width=8"]).trainer.callback_metrics
     assert "val/routed_local/layer4" in metrics
 
