@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from flow_pl.engine.training_statistics import TrainingStatistics
-from flow_pl.utils.groups import Groups
+from flow_pl.utils.groups import Groups, client_rows
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class ClientUpdate:
         """Add the weighted sum over clients to tensors in the shape of what they send, in place."""
         stacked = [(name, p) for name, group in self.difference.items() for p in group.values()]
         for total, (name, p) in zip(sums, stacked, strict=True):
-            total.view(-1).addmv_(p.reshape(len(p), -1).t(), self.weights[name])
+            total.view(-1).addmv_(client_rows(p).t(), self.weights[name])
 
     def finite(self) -> Tensor:
         """Return whether all values that the clients send and keep are finite, as a scalar tensor."""
