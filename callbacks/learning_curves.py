@@ -11,6 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from flow_pl.callbacks._base import metric_prefixes
+from flow_pl.callbacks._federated import federated_module
 from flow_pl.callbacks._output_files import check_ending, check_writable
 from flow_pl.utils.optional import import_optional
 from flow_pl.utils.rows_file import RowsFile
@@ -91,7 +92,8 @@ class LearningCurves(Callback):
             from flow_pl.results.plotting import save  # needs matplotlib
 
             curve = {int(row["round"]): row for row in self._rows.rows()}
-            save(partial(accuracy_curves, curve), Path(trainer.default_root_dir) / self.figure)
+            name = federated_module(pl_module).objective.accuracy or "accuracy"
+            save(partial(accuracy_curves, curve, accuracy=name), Path(trainer.default_root_dir) / self.figure)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Add a row for the last round, if it was not validated."""

@@ -115,7 +115,9 @@ class ResultsTable(ResultsCallback):
         if self.path is not None:
             privacy = federated_module(pl_module).privacy
             spent = {} if privacy is None else {"privacy/epsilon": privacy.epsilon, "privacy/delta": privacy.delta}
-            run = {**names, "round": rounds, **spent, "results": results}
+            accuracy = federated_module(pl_module).objective.accuracy
+            named = {"accuracy": accuracy} if accuracy else {}
+            run = {**names, **named, "round": rounds, **spent, "results": results}
             results = {population: {**metrics, **spent} for population, metrics in results.items()}
             text = _csv(results) if self.path.suffix == ".csv" else json.dumps(run, indent=2) + "\n"
             write_text(in_run_folder(trainer, self.path), text)

@@ -202,6 +202,7 @@ class RoutingReport(EvaluationCallback[ClientCounts], ResultsCallback):
             classes=class_names(data, module.objective),
             tokens=token_names(data),
             names={one.client: data.client_name(one.client) for found in routes for one in found.clients},
+            accuracy=module.objective.accuracy or "accuracy",
         )
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import inspect
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +12,7 @@ from sklearn.metrics import r2_score
 from torch import nn
 
 from flow_pl import methods
+from flow_pl.__main__ import main
 from flow_pl.checks import check_fit
 from flow_pl.cli import run
 from flow_pl.data import ArrayData
@@ -168,3 +170,16 @@ def test_what_does_not_fit_is_said_in_one_line(tmp_path):
 def test_real_values_have_no_number_of_classes():
     with pytest.raises(ConfigurationError, match="num_classes is 3, but labels is values"):
         ArrayData("values.npz", labels="values", num_classes=3)
+
+
+@pytest.mark.slow
+def test_a_comparison_names_the_accuracy(tmp_path):
+    mean, std = write(tmp_path)
+    main([
+        *("compare", "-c", "task/array", "--methods", "method/fedavg", "--out", str(tmp_path / "out"), "--jobs", "1"),
+        *("--data.path", str(tmp_path / "values.csv"), "--data.labels", "values", "--model.objective", "Regression"),
+        *("--model.objective.mean", str(mean), "--model.objective.std", str(std), "--trainer.max_epochs", "1"),
+        *("--trainer.accelerator", "cpu", "--data.cache_dir", str(tmp_path / "cache")),
+    ])  # fmt: skip
+    assert "Test R² in percent" in (tmp_path / "out" / "table.md").read_text(encoding="utf-8")
+    assert json.loads(next(tmp_path.glob("out/runs/*/*/results.json")).read_text())["accuracy"] == "R²"

@@ -25,9 +25,9 @@ def caption(comparison: Comparison) -> list[str]:
     """Return the sentences that explain the tables."""
     over = f"mean ± standard deviation over {comparison.over}" if comparison.repeats > 1 else "one seed"
     return [
-        f"Test accuracy in percent, gain (personalized - generalized) in percentage points; {over}.",
+        f"Test {comparison.accuracy} in percent, gain (personalized - generalized) in percentage points; {over}.",
         "Each over all held-out examples, as the mean over clients, and as the 10th percentile over clients.",
-        f"Bold: the best accuracy of its column; {TIED}: several methods share it.",
+        f"Bold: the best value of its column; {TIED}: several methods share it.",
         *equalities(comparison),
         *_test_caption(comparison),
         "Train time covers all rounds, without evaluation and the personalization in it.",

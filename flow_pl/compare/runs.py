@@ -136,7 +136,7 @@ class Run:
             raise ConfigurationError(f"the run ended without test results; see {self.log}.")
         identity = {"method": self.method, "seed": self.seed, "digest": self.digest, "checkpoint": self.checkpoint}
         run = {**identity, "version": __version__, "seconds": round(seconds, 1)}
-        run |= {"round": tested["round"], "results": tested["results"]}
+        run |= {name: tested[name] for name in ("round", "results", "accuracy") if name in tested}
         tables = (self.folder / name for name in ("clients.csv", "curve.csv"))
         run["checksums"] = {table.name: zlib.crc32(table.read_bytes()) for table in tables if table.exists()}
         write_text(self.folder / "results.json", json.dumps(run, indent=2) + "\n")
@@ -216,4 +216,5 @@ def read_run(run: Run) -> RunResults:
         clients=clients,
         curve=curve,
         split=run.split,
+        accuracy=written.get("accuracy", ""),
     )

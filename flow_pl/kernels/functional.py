@@ -72,14 +72,14 @@ def training_mode(modules: Iterable[nn.Module], training: bool) -> Iterator[None
         training: whether to use training mode, in which dropout is active.
     """
     # restore one by one: an owner may keep a submodule in evaluation mode
-    before = [(part, part.training) for module in modules for part in module.modules()]
-    for part, _ in before:
+    changed = [part for module in modules for part in module.modules() if part.training != training]
+    for part in changed:
         part.training = training
     try:
         yield
     finally:
-        for part, mode in before:
-            part.training = mode
+        for part in changed:
+            part.training = not training
 
 
 @contextmanager

@@ -42,7 +42,7 @@ def gain_histogram(clients: Clients) -> Figure:
     return figure
 
 
-def accuracy_ranks(clients: Clients) -> Figure:
+def accuracy_ranks(clients: Clients, accuracy: str = "accuracy") -> Figure:
     """Draw the accuracies of both models from the worst client to the best; the worst tenth is shaded."""
     figure = Figure(figsize=SIZE, layout="constrained")
     axes = figure.subplots()
@@ -54,13 +54,13 @@ def accuracy_ranks(clients: Clients) -> Figure:
             edges = np.linspace(0, 100, len(values) + 1)
             axes.stairs(values, edges, baseline=None, color=color, linewidth=1.5, linestyle=dashes)
             axes.plot([], [], color=color, linestyle=dashes, label=f"{model}, {population}")
-    axes.set(xlabel="clients, from the worst to the best (%)", ylabel="accuracy (%)", xlim=(0, 100))
+    axes.set(xlabel="clients, from the worst to the best (%)", ylabel=f"{accuracy} (%)", xlim=(0, 100))
     axes.text(5, 0.98, "worst\ntenth", transform=axes.get_xaxis_transform(), ha="center", va="top", fontsize=7)
     figure.legend(loc="outside upper center", ncols=2, fontsize=9)
     return figure
 
 
-def accuracy_by_size(clients: Clients) -> Figure:
+def accuracy_by_size(clients: Clients, accuracy: str = "accuracy") -> Figure:
     """Draw accuracy by clients' number of training examples: mean and quartiles of up to `GROUPS` groups."""
     members = sorted((client for group in clients.values() for client in group), key=lambda client: client.examples)
     groups = size_groups([client.examples for client in members])
@@ -77,7 +77,7 @@ def accuracy_by_size(clients: Clients) -> Figure:
     texts = [f"{a}" if a == b else f"{a} to {b}" for a, b in spans]
     labels = [f"{text}\nn = {len(group)}" for text, group in zip(texts, groups, strict=True)]
     axes.set_xticks(range(len(groups)), labels, fontsize=9)
-    axes.set(xlabel="training examples of a client", ylabel="accuracy (%)", xlim=(-0.5, len(groups) - 0.5))
+    axes.set(xlabel="training examples of a client", ylabel=f"{accuracy} (%)", xlim=(-0.5, len(groups) - 0.5))
     figure.legend(loc="outside upper center", ncols=2, fontsize=9)
     return figure
 

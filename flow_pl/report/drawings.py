@@ -59,7 +59,7 @@ DRAWINGS = (
         "rounds",
         "Accuracy over the rounds",
         "Lines: mean over the validated clients. Bands: their 10th to 90th percentile.",
-        lambda evidence: curves.accuracy_curves(evidence.curve, evidence.rounds),
+        lambda evidence: curves.accuracy_curves(evidence.curve, evidence.rounds, evidence.accuracy),
     ),
     Drawing(
         "route_rounds",
@@ -90,14 +90,14 @@ DRAWINGS = (
         "From the worst client to the best",
         "Each line sorts the clients by that model's accuracy: the flatter, the fairer. The mean over the shaded "
         "tenth is the 'worst tenth' of the table.",
-        lambda evidence: client_figures.accuracy_ranks(evidence.clients),
+        lambda evidence: client_figures.accuracy_ranks(evidence.clients, evidence.accuracy),
     ),
     Drawing(
         "sizes",
         "clients",
         "Accuracy by client size",
         "Dots: mean of the clients of that size, seen and new together. Bars: their interquartile range.",
-        lambda evidence: client_figures.accuracy_by_size(evidence.clients),
+        lambda evidence: client_figures.accuracy_by_size(evidence.clients, evidence.accuracy),
     ),
     Drawing(
         "routes",

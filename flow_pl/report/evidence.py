@@ -36,6 +36,7 @@ class Evidence:
         classes: names of the classes.
         tokens: names of the tokens; None if they have no names.
         names: names of the inspected clients, by client index.
+        accuracy: what the task calls its accuracy.
     """
 
     method: str
@@ -53,6 +54,7 @@ class Evidence:
     classes: Sequence[str]
     tokens: Sequence[str] | None
     names: Mapping[int, str] = field(default_factory=dict)
+    accuracy: str = "accuracy"
 
     @cached_property
     def all_routes(self) -> Routes | None:
@@ -89,6 +91,7 @@ class Evidence:
             populations=metrics,
             clients=[client for members in self.clients.values() for client in members],
             curve=self.curve,
+            accuracy=self.accuracy,
         )
         return Comparison(self.method, {self.method: [run]}, list(self.clients), seeds=1)
 

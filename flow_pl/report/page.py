@@ -102,11 +102,12 @@ def report(
         _instances(evidence, figures),
     )
     counted = ", ".join(f"{len(members)} {population}" for population, members in evidence.clients.items())
+    named = "" if evidence.accuracy == "accuracy" else f"; accuracy: {evidence.accuracy}"
     folder = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=folder, autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True)
     return environment.get_template("page.html.j2").render(
         title=f"{evidence.method} with {evidence.backbone}, round {evidence.rounds}",
-        subtitle=f"{evidence.data}: {counted} clients tested",
+        subtitle=f"{evidence.data}: {counted} clients tested{named}",
         highlights=highlights,
         sections=[section for section in sections if section],
     )

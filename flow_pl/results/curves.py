@@ -18,7 +18,9 @@ MODEL_COLORS = {"generalized": COLORS[6], "personalized": COLORS[1]}
 """Colours of the server's model and the clients' models, in every figure that shows both."""
 
 
-def accuracy_curves(curve: Mapping[int, Metrics], tested: int | None = None) -> Figure | None:
+def accuracy_curves(
+    curve: Mapping[int, Metrics], tested: int | None = None, accuracy: str = "accuracy"
+) -> Figure | None:
     """Draw the validation accuracy of both models over the rounds: mean over clients, and a band.
 
     The band covers the 10th to the 90th percentile of the clients validated in that round.
@@ -26,10 +28,11 @@ def accuracy_curves(curve: Mapping[int, Metrics], tested: int | None = None) -> 
     Args:
         curve: validation metrics by round.
         tested: round of the tested model, which is marked; None for no mark.
+        accuracy: name of the accuracy.
     """
     if not any(f"{model}_accuracy_client_mean" in metrics for model in MODEL_COLORS for metrics in curve.values()):
         return None
-    figure, axes = _rounds("validation accuracy (%)")
+    figure, axes = _rounds(f"validation {accuracy} (%)")
     for model, color in MODEL_COLORS.items():
         names = [f"{model}_accuracy_{name}" for name in ("client_mean", "p10", "p90")]
         found = [(number, *(metrics.get(name) for name in names)) for number, metrics in curve.items()]

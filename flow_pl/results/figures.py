@@ -50,7 +50,7 @@ def learning_curves(comparison: Comparison) -> Figure | None:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.margins(x=0)
         label_ends(axes, ends)
-    panels[0].set_ylabel("validation accuracy (%)")
+    panels[0].set_ylabel(f"validation {comparison.accuracy} (%)")
     if comparison.repeats > 1:
         figure.text(0.5, -0.03, f"lines: mean over {comparison.over}; bands: ± 1 standard deviation", ha="center")
     return figure
@@ -99,8 +99,8 @@ def client_scatter(comparison: Comparison) -> Figure | None:
         # R2, the accuracy of real values, may be negative
         axes.plot([lowest, 100], [lowest, 100], color="#666666", linewidth=0.8, zorder=1)
         axes.set(xlim=(1.03 * lowest - 3, 103), ylim=(1.03 * lowest - 3, 103))
-    figure.supxlabel("accuracy of the server's model on a client (%)", fontsize=9)
-    figure.supylabel("accuracy of the client's own model (%)", fontsize=9)
+    figure.supxlabel(f"{comparison.accuracy} of the server's model on a client (%)", fontsize=9)
+    figure.supylabel(f"{comparison.accuracy} of the client's own model (%)", fontsize=9)
     sizes = sorted({min(shown.values()), int(np.median(list(shown.values()))), largest})
     dots = {f"{population} clients": (color, 36.0) for population, color in _populations(comparison)}
     dots |= {f"{size} training examples": ("#888888", _area(size, largest)) for size in sizes}
@@ -166,7 +166,7 @@ def accuracy_bars(comparison: Comparison) -> Figure | None:
                 lowest = min(lowest, 100 * server.mean)
                 y, height = bar_place(row, place, len(comparison.populations))
                 axes.vlines(100 * server.mean, y - height / 2, y + height / 2, color=COLORS[6], linewidth=1.6)
-    axes.set(xlabel=f"personalized test accuracy (%){_seeds(comparison)}", xlim=(1.08 * lowest, None))
+    axes.set(xlabel=f"personalized test {comparison.accuracy} (%){_seeds(comparison)}", xlim=(1.08 * lowest, None))
     axes.set_xlim(right=max(axes.get_xlim()[1], 0) * 1.08)
     _population_legend(figure, comparison, Line2D([], [], color=COLORS[6], linewidth=1.6, label="server's model"))
     return figure

@@ -48,6 +48,7 @@ class RunResults:
         clients: clients with evaluated targets.
         curve: validation metrics by round.
         split: seed of the federation's split, if the comparison repeats over splits.
+        accuracy: what the task calls its accuracy; empty if it is the share of correct predictions.
     """
 
     method: str
@@ -60,6 +61,7 @@ class RunResults:
     clients: Sequence[Client]
     curve: Mapping[int, Metrics]
     split: int | None = None
+    accuracy: str = ""
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,12 @@ class Comparison:
     def repeats(self) -> int:
         """Number of runs per method."""
         return self.seeds * max(self.splits, 1)
+
+    @property
+    def accuracy(self) -> str:
+        """Name of the accuracy: of the task's own, or just accuracy."""
+        named = (run.accuracy for runs in self.methods.values() for run in runs if run.accuracy)
+        return next(named, "accuracy")
 
     @property
     def over(self) -> str:

@@ -153,6 +153,12 @@ def test_the_caption_says_what_was_tested_and_corrected_for(by_hand):
     assert not [line for line in caption(alone) if line.startswith(MARK)]
 
 
+def test_the_caption_names_the_accuracy_of_the_task():
+    run = run_results("a", 0, {"seen": {"c": (0.5, 0.25)}})
+    assert caption(comparison([run]))[0].startswith("Test accuracy in percent")
+    assert caption(comparison([replace(run, accuracy="R²")]))[0].startswith("Test R² in percent")
+
+
 def test_a_figure_that_is_not_defined_is_left_out():
     run = run_results("only", 0, {"seen": accuracies(0), "new": accuracies(0)})
     run.populations["seen"]["gain"] = None

@@ -40,6 +40,13 @@ def test_text_is_escaped_everywhere(tmp_path):
     assert "http" not in text.replace("http-equiv", "")
 
 
+def test_the_accuracy_of_the_task_is_named():
+    assert "accuracy: R²" not in report(evidence("R"), {}, {}, {})
+    assert "1 R clients tested; accuracy: R²" in report(evidence("R", accuracy="R²"), {}, {}, {})
+    (axes,) = accuracy_ranks({"seen": SEEN}, "R²").axes
+    assert axes.get_ylabel() == "R² (%)"
+
+
 def test_a_section_without_content_is_left_out():
     text = report(evidence(), {}, {}, {})
     assert re.findall('<section id="([a-z]+)">', text) == ["clients", "results", "rounds"]

@@ -1,5 +1,7 @@
 """What is drawn, without looking at it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from matplotlib import rcParams
@@ -89,6 +91,14 @@ def test_scores_below_zero_are_within_the_axes():
         assert low < points.min()
         assert points.max() < high
         assert axes.lines[0].get_xdata()[0] < 0
+
+
+def test_figures_name_the_accuracy_of_the_task():
+    seen = {"seen": {"a": (0.1, 0.2)}}
+    found = comparison([replace(run_results(name, 0, seen, {1: (0.1, 0.2)}), accuracy="R²") for name in "xy"])
+    assert accuracy_bars(found).axes[0].get_xlabel() == "personalized test R² (%)"
+    assert client_scatter(found).get_supylabel() == "R² of the client's own model (%)"
+    assert learning_curves(found).axes[0].get_ylabel() == "validation R² (%)"
 
 
 def test_files_and_what_there_is_nothing_to_draw_for(three, tmp_path):
