@@ -1,5 +1,6 @@
 """Callbacks for federated runs: they measure the clients, show the results and write them to disk."""
 
+from flow_pl.callbacks._base import EvaluationCallback
 from flow_pl.callbacks.backdoor_success import BackdoorSuccess
 from flow_pl.callbacks.client_results import ClientResults
 from flow_pl.callbacks.convergence_diagnostics import ConvergenceDiagnostics
@@ -22,6 +23,7 @@ __all__ = [
     "BestCheckpoint",
     "ClientResults",
     "ConvergenceDiagnostics",
+    "EvaluationCallback",
     "GeneralizedAccuracy",
     "LastCheckpoint",
     "LearningCurves",

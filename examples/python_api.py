@@ -74,10 +74,10 @@ trainer = Trainer(
 # %% Fit, then validate, test and predict with the best round.
 trainer.fit(module, datamodule=data)
 trainer.validate(module, datamodule=data, ckpt_path="best", verbose=False)
-(seen, new) = trainer.test(module, datamodule=data, ckpt_path="best", verbose=False)
+tested = trainer.test(module, datamodule=data, ckpt_path="best", verbose=False)[0]  # of seen and of new clients
 trainer.predict(module, datamodule=data, ckpt_path="best", return_predictions=False)
 print("personalized accuracy over the rounds:", [round(value, 3) for value in curve.values])
-print("of new clients:", round(new["test/new/personalized_accuracy"], 3))
+print("of new clients:", round(tested["test/new/personalized_accuracy"], 3))
 
 # %% Draw the curve, and compare the clients' own models with the server's.
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
@@ -85,7 +85,7 @@ left.plot([5, 10], [100 * value for value in curve.values], marker="o")
 left.set(xlabel="round", ylabel="personalized accuracy (%)", title="Validation", ylim=(0, 100))
 names = ["seen", "new"]
 for offset, model in ((-0.2, "generalized"), (0.2, "personalized")):
-    heights = [100 * found[f"test/{name}/{model}_accuracy"] for name, found in zip(names, (seen, new), strict=True)]
+    heights = [100 * tested[f"test/{name}/{model}_accuracy"] for name in names]
     right.bar([place + offset for place in range(2)], heights, 0.4, label=model)
 right.set(xticks=[0, 1], xticklabels=[f"{name} clients" for name in names], title="Test", ylim=(0, 100))
 right.legend()

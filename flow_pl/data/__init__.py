@@ -28,6 +28,7 @@ from flow_pl.data.readers.releases import (
     StackOverflowTagsData,
 )
 from flow_pl.data.sampler import CohortSampler
+from flow_pl.data.store.cache import file_identity
 from flow_pl.data.store.client_store import ClientRows, ClientStore
 from flow_pl.data.store.writer import ClientData, ClientStoreWriter
 from flow_pl.data.synthetic import SyntheticData
@@ -75,5 +76,6 @@ __all__ = [
     "TokenizedTexts",
     "Vectors",
     "Vocabulary",
+    "file_identity",
     "part_sizes",
 ]
