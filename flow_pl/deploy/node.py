@@ -133,7 +133,7 @@ class Node:
         self.method.cohort_share = number(
             content, "cohort_share", float, least=0
         )  # a node has no information on the others
-        method = self.method.in_round(round_)
+        method = self.method.in_round(round_, server)
         update = self.loop.train_clients(method, server, self._batch(content, round_, None), None, kept)
         if not update.finite():
             raise MessageError("its update is not finite")

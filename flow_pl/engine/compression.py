@@ -137,7 +137,8 @@ def compress_update(
         compression: the compression.
         difference: the clients' updates, by group and name [C, ...].
         client: [C] indices of the clients.
-        residual: what was left out before, as one group with flat names [C, ...]; None if nothing is kept.
+        residual: what was left out before, as one group with flat names [C, ...]; None if nothing is kept. A
+            tensor that it does not have, which is sent in some rounds only, is compressed without.
         seed: seed of the run.
         round_: number of the round.
 
@@ -148,11 +149,12 @@ def compress_update(
         compression.compress(difference, client, seed, round_)
         return {}
     kept = residual[RESIDUAL]
-    for name, p in _flat(difference).items():
+    sent = {name: p for name, p in _flat(difference).items() if name in kept}
+    for name, p in sent.items():
         p.add_(kept[name])
-    wanted = {name: p.clone() for name, p in _flat(difference).items()}
+    wanted = {name: p.clone() for name, p in sent.items()}
     compression.compress(difference, client, seed, round_)
-    return {RESIDUAL: {name: wanted[name] - p for name, p in _flat(difference).items()}}
+    return {RESIDUAL: {**kept, **{name: wanted[name] - p for name, p in sent.items()}}}
 
 
 def no_residual(shared: Groups) -> Groups:

@@ -43,6 +43,7 @@ class ServerRound:
         folder: folder where an aggregation may keep a cohort on disk.
 
     Attributes:
+        method: the method in this round.
         any_rejected: after `finish`, whether a client of any process was left out.
         empty: after `finish`, whether no client of any process has been trained.
         unknown: after `finish`, metrics that are undefined in the round because nothing relevant was trained.
@@ -58,6 +59,7 @@ class ServerRound:
         compression: Compression | None = None,
         folder: Path | None = None,
     ) -> None:
+        self.method = method
         self._max_rejected = max_rejected
         self._aggregation = Mean() if aggregation is None else aggregation
         self._privacy = privacy
@@ -153,7 +155,8 @@ class ServerRound:
         """Sum over processes, and store the pseudo-gradient (server - mean of clients) in the server's `.grad`.
 
         Parameters that require no gradient (running statistics) become the clients' mean at once: no server optimizer
-        may scale their change.
+        may scale their change. Parameters of a group that is left to some of the clients, of whom none took part, get
+        no gradient: a server optimizer with memory would move them.
 
         Args:
             reduce: sums a tensor over processes.
@@ -187,9 +190,10 @@ class ServerRound:
         # The only read from the device in a round
         losses = tail[5 + len(self._sizes) :].view(-1, 2)
         asked = [pseudo_gradient.sum().isfinite().float(), rejected, clients, extras[0], extras[4], rows]
-        finite, left_out, trained, within, unusable, computed, *steps = torch.cat(
-            [torch.stack(asked), losses[:, 1]]
+        finite, left_out, trained, within, unusable, computed, *counts = torch.cat(
+            [torch.stack(asked), tail[5 : 5 + len(self._sizes)], losses[:, 1]]
         ).tolist()
+        influence, steps = dict(zip(self._parameters, counts, strict=False)), counts[len(self._sizes) :]
         self.any_rejected, self.empty = left_out > 0, trained + left_out == 0
         if not finite or left_out > self._max_rejected * (left_out + trained):
             raise DivergenceError(
@@ -199,12 +203,14 @@ class ServerRound:
                 "model.loop.client_optimizer, or start from the last checkpoint with a lower one."
             )
         start = 0
-        for p in (p for group in self._parameters.values() for p in group.values()):
+        for name, p in ((name, p) for name, group in self._parameters.items() for p in group.values()):
             difference = pseudo_gradient[start : start + p.numel()].view(p.shape)
-            if p.requires_grad:
+            if not p.requires_grad:
+                p.sub_(difference)
+            elif influence[name] or not self.method.optional(name):
                 p.grad = difference
             else:
-                p.sub_(difference)
+                p.grad = None
             start += p.numel()
         figures = {
             "clients": clients,

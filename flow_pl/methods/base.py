@@ -184,8 +184,13 @@ class Method(ABC):
             self.prepare()
             self.phases, self.personal_phases = tuple(self.training()), tuple(self.personalization())
 
-    def in_round(self, number: int) -> Method:
-        """Return the method for a round of training: this one, unless the first rounds use another."""
+    def in_round(self, number: int, server: Groups) -> Method:
+        """Return the method for a round of training: this one, unless the first rounds use another.
+
+        Args:
+            number: number of the round, from 0.
+            server: the server's groups at its start, the same in every process and after a resume.
+        """
         return self
 
     @property
@@ -220,6 +225,10 @@ class Method(ABC):
         """Return the initial state of a client that has not been sampled."""
         start = self.start(server)
         return {name: start[name] for name in self.private}
+
+    def optional(self, group: str) -> bool:
+        """Return whether a client may leave a group of the server to others; see `participation` and `always`."""
+        return self.participation is not None and group not in self.always
 
     def personal(self, groups: Groups) -> Parameters | None:
         """Return the backbone parameters that are the personalized model; None if it combines several models.

@@ -26,7 +26,7 @@ class FedDBE(BodyAndHead):
 
     The model is head(features(x) + z), and its loss has the term kappa / 2 * the mean square of (mean features of the
     minibatch - consensus). w and z take the same steps. The consensus is the mean of the clients' mean features, which
-    are sent only once: in the first round, which trains w_g as FedAvg does.
+    are sent only once: in the first round that has clients, which trains w_g as FedAvg does.
 
     Stateful: a client keeps z, which is zero for one that has not been sampled yet. Personalization trains as
     in a round, starting from w_g and the client's z.
@@ -67,9 +67,12 @@ class FedDBE(BodyAndHead):
         super().plan()
         self._first_round = _FirstRound.of(self)
 
-    def in_round(self, number: int) -> Method:
-        """Return the method that collects the consensus in the first round, this one afterwards."""
-        return self if number else self._first_round
+    def in_round(self, number: int, server: Groups) -> Method:
+        """Return the method that collects the consensus while there is none, this one afterwards.
+
+        By the consensus, not by the number: a round may have no client, and then collects nothing.
+        """
+        return self if server["consensus"]["mean"].any() else self._first_round
 
     def start(self, server: Groups) -> Groups:
         """Return w_g, the consensus, and a zero vector."""

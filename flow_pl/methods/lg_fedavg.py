@@ -9,6 +9,7 @@ from flow_pl.methods.base import Method
 from flow_pl.methods.fedavg import FedAvg
 from flow_pl.methods.parts.body_and_head import BodyAndHead
 from flow_pl.methods.steps import Derive, Phase
+from flow_pl.utils.groups import Groups
 from flow_pl.utils.validation import require_count
 
 
@@ -49,7 +50,7 @@ class LGFedAvg(BodyAndHead):
         super().plan()
         self._pretraining = FedAvg().bind(self.modules["global"], self.objective)
 
-    def in_round(self, number: int) -> Method:
+    def in_round(self, number: int, server: Groups) -> Method:
         """Return FedAvg in the first rounds."""
         return self._pretraining if number < self.pretrain_rounds else self
 

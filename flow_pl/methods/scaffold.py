@@ -22,7 +22,9 @@ class Scaffold(FedAvg):
     A step follows g(w) + c - c_i. The client's control c_i is its gradient at the w_g that it last received (Option I,
     which holds with any client optimizer; Option II takes it from the steps of plain SGD). The server's control c is
     the mean of the clients': with N seen clients and a cohort of S, c <- c + |S| / N * mean of (c_i new - c_i old). The
-    server averages it directly, whatever its optimizer. All controls start at zero.
+    server averages it directly, whatever its optimizer. All controls start at zero. If a task's loss is a sum, a
+    control is the gradient of the mean over all targets, and a step is corrected by that times the targets of its
+    minibatch.
 
     Sends w and the change of its control, twice FedAvg's bytes. Stateful: a client keeps its control. There is no
     personal model. A round costs one more pass over the client's data.
@@ -69,7 +71,8 @@ class Scaffold(FedAvg):
         def loss(groups: Groups, minibatch: Minibatch) -> Tensor:
             w, received, c, own = (groups[name] for name in ("global", "received", "control", "own"))
             terms = [((p - received[name]) * (c[name] - own[name])).float().sum() for name, p in w.items()]
-            return self.loss(minibatch, w) + torch.stack(terms).sum()
+            weight = self.objective.loss_weight(minibatch.y, minibatch.mask)
+            return self.loss(minibatch, w) + weight * torch.stack(terms).sum()
 
         return (Derive("all", self._controls), Phase("all", (Step("global", loss),)))
 
@@ -87,5 +90,7 @@ class Scaffold(FedAvg):
         for piece, count in zip(pieces(examples), counts, strict=True):
             loss, pull_back = torch.func.vjp(lambda v, piece=piece: self.loss(piece, v), w)  # type: ignore[misc]
             gradient = pull_back(torch.full_like(loss, INNER_SCALE))[0]
-            total = {name: p + gradient[name].float() * (count / whole / INNER_SCALE) for name, p in total.items()}
+            # of the sum over the piece's targets, whatever the task's loss is
+            share = count / self.objective.loss_weight(piece.y, piece.mask).clamp_min(1.0) / whole / INNER_SCALE
+            total = {name: p + gradient[name].float() * share for name, p in total.items()}
         return {name: p.to(w[name].dtype) for name, p in total.items()}

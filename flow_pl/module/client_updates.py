@@ -9,6 +9,7 @@ from torch import Tensor
 from flow_pl.data.batch import ClientBatch
 from flow_pl.engine.client_update import ClientUpdate
 from flow_pl.engine.compression import RESIDUAL, compress_update
+from flow_pl.engine.sent_updates import as_sent, receive
 from flow_pl.methods.base import Method
 from flow_pl.module.kept_states import kept_state
 from flow_pl.utils.groups import Groups
@@ -39,7 +40,8 @@ def train_clients(
     if module.attack is not None:
         module.attack.corrupt(update.difference, update.client, piece.round)
     if module.compression is not None:
-        update.kept.update(
-            compress_update(module.compression, update.difference, update.client, residual, data.run_seed, piece.round)
-        )
+        sent = as_sent(method, update)
+        left_out = compress_update(module.compression, sent, update.client, residual, data.run_seed, piece.round)
+        receive(method, update, sent)
+        update.kept.update(left_out)
     return update

@@ -258,9 +258,9 @@ class FederatedModule(lightning.LightningModule):
 
     def training_step(self, batch: ClientBatch, batch_idx: int) -> None:
         """Train a chunk of clients; after the last one of the round, take the server's step."""
-        method = self.method.in_round(self.current_epoch)
         if self._round is None:
-            self._round = begin_round(self, method)
+            self._round = begin_round(self, self.method.in_round(self.current_epoch, server_groups(self.method)))
+        method = self._round.method
         self._round.reject(batch.unusable)
         if len(batch):
             scaler = self.scaler
@@ -271,8 +271,6 @@ class FederatedModule(lightning.LightningModule):
                 if self.states is not None and method.private:
                     self.states.write(update.client, update.kept, accepted)
         if self.trainer.is_last_batch:
-            if self.states is not None:
-                self.states.commit()  # before the processes synchronize in the server's step
             self._server_step(self._round)
             self._round = None
             self.chunks.end_round()

@@ -55,9 +55,9 @@ def make_server_step(module: FederatedModule, round_: ServerRound) -> None:
     scaler = module.scaler
     if scaler is not None:
         # Lightning unscales every gradient and requires a scaler; the pseudo-gradient was never scaled.
-        for p in module.trained():
-            if p.grad is not None or not module.method.shared:
-                p.grad = scaler.scale(torch.zeros_like(p) if p.grad is None else p.grad)
+        parameters = module.trained()
+        for p in [p for p in parameters if p.grad is not None] or parameters:  # it refuses a step without any gradient
+            p.grad = scaler.scale(torch.zeros_like(p) if p.grad is None else p.grad)
         module.loss_scale.adapt(figures["skipped_steps"])
     warn_of_rejected(module.trainer, round_)
     if round_.empty:
@@ -67,6 +67,10 @@ def make_server_step(module: FederatedModule, round_: ServerRound) -> None:
     optimizer = module.optimizers()
     assert isinstance(optimizer, LightningOptimizer)
     optimizer.step()
+    if module.states is not None:
+        # Not before: if the step fails, the round is repeated from the states at its start.
+        module.states.commit()
+        module.trainer.strategy.barrier()  # the next round's clients may have been another process's in this one
     optimizer.zero_grad()
     scheduler = module.lr_schedulers()
     if scheduler is not None:

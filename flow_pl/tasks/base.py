@@ -105,6 +105,10 @@ class Objective(ABC):
         weight = self.in_loss(y, mask).to(torch.float32)
         return (self.losses(outputs, y) * weight).sum() / weight.sum().clamp_min(1.0)
 
+    def loss_weight(self, y: Tensor, mask: Tensor) -> Tensor:
+        """Return the factor between the mean over the targets of `in_loss` and `loss`, a scalar; here 1."""
+        return torch.ones((), device=mask.device)
+
     def correct(self, outputs: Tensor, y: Tensor) -> Tensor:
         """Return whether each target is predicted correctly: bool, in the shape of the targets.
 

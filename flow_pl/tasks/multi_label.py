@@ -65,6 +65,12 @@ class MultiLabel(Objective):
         # selected, not multiplied by 0: a padded row's values must not reach the sum
         return self.losses(outputs, y).where(self.in_loss(y, mask), 0.0).sum()
 
+    def loss_weight(self, y: Tensor, mask: Tensor) -> Tensor:
+        """Return the number of labels of real examples for a sum; see `Objective.loss_weight`."""
+        if self.reduction == "mean":
+            return super().loss_weight(y, mask)
+        return self.in_loss(y, mask).float().sum()
+
     def predictions(self, outputs: Tensor) -> Tensor:
         """Return the k most probable labels [N, k], the most probable first."""
         return outputs.topk(self.k, dim=-1).indices

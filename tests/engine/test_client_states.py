@@ -9,7 +9,7 @@ from pathlib import Path
 import lightning
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, OnExceptionCheckpoint
 
 from flow_pl.engine.client_states import ClientStates
 from flow_pl.errors import ConfigurationError, DataError, FlowError
@@ -165,6 +165,30 @@ def test_an_interrupted_round_leaves_no_state_behind(tmp_path):
     assert personal(model)[0] == []
     trainer(1).fit(model, datamodule=data(tmp_path / "cache"))
     assert torch.equal(personal(model)[1], personal(reference)[1])
+
+
+class _FailAt(Callback):
+    """Raises where the server is about to take a step."""
+
+    def on_before_optimizer_step(self, trainer, *_):
+        if trainer.global_step == 1:
+            raise _KilledError
+
+
+def test_a_round_whose_server_step_fails_is_repeated_from_the_states_at_its_start(tmp_path):
+    first, _ = fitted(tmp_path, ditto(), rounds=1)
+    whole, _ = fitted(tmp_path, ditto(), rounds=2)
+    lightning.seed_everything(0, verbose=False)
+    model, folder = module(ditto()), tmp_path / "ckpt"
+    run = trainer(2, callbacks=[OnExceptionCheckpoint(folder), _FailAt()], enable_checkpointing=True)
+    with pytest.raises(_KilledError):
+        run.fit(model, datamodule=data(tmp_path / "cache"))
+    assert personal(model)[0] == personal(first)[0]
+    assert torch.equal(personal(model)[1], personal(first)[1])
+    resumed = module(ditto())
+    trainer(2).fit(resumed, datamodule=data(tmp_path / "cache"), ckpt_path=str(folder / "on_exception.ckpt"))
+    assert torch.equal(parameters(resumed), parameters(whole))
+    assert torch.equal(personal(resumed)[1], personal(whole)[1])
 
 
 @pytest.mark.parametrize(

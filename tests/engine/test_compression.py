@@ -100,6 +100,20 @@ def test_error_feedback_loses_nothing():
         torch.testing.assert_close(arrived + rows(residual), wanted)
 
 
+def test_what_has_no_residual_is_compressed_without():
+    """A group that is sent in some rounds only; and what is not sent in a round stays kept."""
+    kept = {"global/a": torch.ones(3, 5, 4), "global/b": torch.ones(3, 3), "other/d": torch.full((3, 2), 7.0)}
+    updates = difference()
+    wanted = rows({"global": {key: p + 1 for key, p in updates["global"].items()}, "router": updates["router"]})
+    left_out = compress_update(TopK(0.25), updates, torch.arange(3), {RESIDUAL: kept}, 0, 0)[RESIDUAL]
+    assert list(left_out) == list(kept)
+    assert torch.equal(left_out["other/d"], kept["other/d"])
+    sent = rows(updates)
+    assert torch.equal(sent, torch.where(sent != 0, wanted, 0.0))
+    remains = torch.cat([left_out["global/a"].flatten(1), left_out["global/b"]], dim=1)
+    torch.testing.assert_close(sent[:, :23] + remains, wanted[:, :23])
+
+
 def test_bytes():
     sizes = [20, 3, 6]
     assert StochasticRounding().bytes(sizes) == 29 + 3 * 4

@@ -108,7 +108,7 @@ def test_a_round_equals_a_plain_loop(number):
     nn.init.normal_(start.head.weight, generator=torch.Generator().manual_seed(5))
     server["router"] = {name: p.detach().clone() for name, p in start.named_parameters()}
     before = {name: {key: p.clone() for key, p in group.items()} for name, group in server.items()}
-    update = loop(personal_epochs=1).train_clients(method.in_round(number), server, batch)
+    update = loop(personal_epochs=1).train_clients(method.in_round(number, server), server, batch)
     assert set(update.difference) == {"global", "router", "statistics"}
     assert update.kept == {}
     assert all(torch.equal(flat(server[name]), flat(before[name])) for name in server)

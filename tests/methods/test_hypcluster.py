@@ -1,20 +1,28 @@
 """HypCluster: which model a client picks, trains and sends."""
 
 import copy
+from functools import partial
 
+import lightning
 import pytest
 import torch
+from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 from torch.nn import functional as F
 
+from flow_pl.engine.compression import TopK, compress_update
+from flow_pl.engine.sent_updates import as_sent, receive
 from flow_pl.engine.server_round import ServerRound, server_groups
 from flow_pl.errors import ConfigurationError
 from flow_pl.evaluation.clients import evaluate_clients
 from flow_pl.methods import FedAvg, HypCluster
 from flow_pl.models import EMNISTCNN, LSTM, MLP, NextCharacterLSTM, ResNet18
 from flow_pl.tasks import MultiLabel, NextToken
+from tests.engine.test_rejected_clients import EmptyRounds
 from tests.models import test_sequences as sequences
 from tests.support import CLASSES, FEATURES, bound, chunk, delta, flat, loop, network, select, snapshot, train_alone
+from tests.test_module import data, fitted, module, trainer
+from tests.test_module import parameters as module_parameters
 
 SIZES = (11, 8, 5)
 PICKED = (1, 0, 1)
@@ -71,9 +79,62 @@ def test_a_model_that_nobody_picked_stays():
     round_ = ServerRound(method)
     round_.add(loop(local_epochs=1).train_clients(method, server_groups(method), batch))
     round_.finish(lambda total: total, 0)
-    moved = [flat({k: p.grad for k, p in method.modules[name].named_parameters()}).norm() for name in method.models]
-    assert moved[0] > 0
-    assert moved[1] == 0
+    assert all(p.grad.any() for p in method.modules["global"].parameters())
+    assert all(p.grad is None for p in method.modules["cluster_1"].parameters()), "momentum would move it"
+
+
+@pytest.mark.filterwarnings("ignore::flow_pl.module.EmptyRoundWarning")
+@pytest.mark.parametrize("plugins", [[], ["16-mixed"]], ids=str)
+def test_a_round_without_any_client_moves_no_model(tmp_path, plugins):
+    made = [MixedPrecision(p, device="cpu", scaler=torch.amp.GradScaler("cpu")) for p in plugins]
+    start = module_parameters(module(HypCluster()))
+    model, run = fitted(tmp_path, HypCluster(), 1, {"plugins": made}, deadline=1)
+    assert torch.equal(module_parameters(model), start)
+    assert run.global_step == 1
+
+
+@pytest.mark.filterwarnings("ignore::flow_pl.module.EmptyRoundWarning")
+def test_momentum_moves_no_model_in_a_round_without_clients(tmp_path):
+    settings = {"server_optimizer": partial(torch.optim.SGD, lr=1.0, momentum=0.9)}
+    found = []
+    for rounds in (1, 2):
+        lightning.seed_everything(0, verbose=False)
+        model, clients = module(HypCluster(), **settings), data(tmp_path / "cache")
+        clients.availability = EmptyRounds((1,))
+        trainer(rounds, limit_val_batches=0).fit(model, datamodule=clients)
+        found.append(module_parameters(model))
+    assert torch.equal(*found)
+
+
+def test_the_update_of_the_picked_model_is_compressed():
+    """And counted once, whatever the number of models; the distances between models say nothing about it."""
+    method = bound(HypCluster(clusters=3))
+    batch, server = clustered(method), server_groups(method)
+    plain = loop().train_clients(method, server, batch)
+    compressed = loop().train_clients(method, server, batch)
+    sent = as_sent(method, compressed)
+    assert list(sent) == ["global"]
+    compress_update(TopK(0.25), sent, compressed.client, None, 0, 0)
+    receive(method, compressed, sent)
+    for client, cluster in enumerate(PICKED):
+        for i, name in enumerate(method.models):
+            arrived = flat({key: p[client] for key, p in compressed.difference[name].items()})
+            if i != cluster:
+                assert not arrived.any()
+                continue
+            whole = flat({key: p[client] for key, p in plain.difference[name].items()})
+            least = whole.abs().sort(descending=True).values[-(-len(whole) // 4) - 1]
+            assert torch.equal(arrived, torch.where(whole.abs() >= least, whole, 0.0))
+
+
+@pytest.mark.parametrize("share", [1.0, 0.25])
+def test_it_trains_with_compression(tmp_path, share):
+    """By the larger part of the update; all of it changes nothing."""
+    _, plain = fitted(tmp_path, HypCluster(), rounds=1)
+    settings = {"compression": TopK(share, error_feedback=False)}
+    _, run = fitted(tmp_path, HypCluster(), rounds=1, module_settings=settings)
+    kept = (run.callback_metrics["train/update_norm"] / plain.callback_metrics["train/update_norm"]).item()
+    assert kept == 1 if share == 1 else 0.5 < kept < 1
 
 
 def test_the_picked_model_predicts_and_the_mean_is_the_general_one():

@@ -1,12 +1,17 @@
 """SCAFFOLD against a plain loop of one client."""
 
+from functools import partial
+
+import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from flow_pl.engine.server_round import server_groups
 from flow_pl.methods import FedAvg, Scaffold
-from tests.methods.helpers import TASKS, client_of, copied, filled, next_server, on_task
-from tests.support import bound, chunk, delta, flat, loop, minibatches, sgd, snapshot
+from flow_pl.tasks import MultiLabel
+from tests.methods.helpers import TAGS, TASKS, client_of, copied, filled, next_server, on_task, with_tags
+from tests.support import FEATURES, bound, chunk, delta, flat, loop, minibatches, sgd, snapshot
 
 SIZES = (11, 6)
 CLOSE = {"atol": 1e-5, "rtol": 1e-4}
@@ -60,6 +65,23 @@ def test_many_examples_are_taken_piece_by_piece():
     for client in range(2):
         expected = gradient(server_groups(method)["global"], batch, client)
         torch.testing.assert_close(client_of(update.kept["own"], client), expected, **CLOSE)
+
+
+@pytest.mark.parametrize("sizes", [(12, 8), (132, 68)])
+def test_a_sum_as_the_loss_with_a_smaller_learning_rate_is_a_mean(sizes):
+    """Minibatches of 4 examples with TAGS labels each; the second round follows controls."""
+    batch, found = with_tags(chunk(sizes)), []
+    for reduction, targets in (("mean", 1), ("sum", 4 * TAGS)):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(FEATURES, 8), nn.Tanh(), nn.Linear(8, TAGS))
+        method, kept = Scaffold().bind(net, MultiLabel(k=2, reduction=reduction)), None
+        trains = loop(client_optimizer=partial(torch.optim.SGD, lr=0.1 / targets))
+        for server in (snapshot(method), next_server(snapshot(method))):
+            update = trains.train_clients(method, server, batch, kept=kept)
+            kept = copied(update.kept)
+            found.append({**delta(update), **kept})
+    for mean, summed in zip(found[:2], found[2:], strict=True):
+        torch.testing.assert_close(summed, mean, **CLOSE)
 
 
 def test_other_tasks():
