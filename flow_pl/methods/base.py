@@ -39,7 +39,8 @@ class Prediction:
         local: outputs of the client's local model, to compare and mix with the server's; None if there is none, or
             if the server's model is not trained, which makes both pointless.
         memory: outputs for the vote of the client's stored examples, if that is a third expert.
-        routes: [N, blocks] bool, True where an instance was routed to (or leans to) the local block.
+        routes: [N, blocks] bool, True where an instance was routed to (or leans to) the local block; [N, T, blocks] if
+            blocks are routed per token.
         local_probability: the router's probabilities of the local blocks, in the shape of `routes`.
     """
 
