@@ -85,6 +85,8 @@ class Method(ABC):
             "features" that its last block gets, or also the outputs of that block, the "head", for other features.
         keeps_norms: whether clients keep the layers that `batch_norm: local` creates.
         block_names: names of the backbone's blocks if they are not chosen automatically.
+        budget: names of arguments that set how much or how fast the method trains beside the loop's settings, if their
+            ending does not say so (epochs, steps, rounds, lr, lr_scale); for tables that compare methods.
         cohort_share: expected share of the seen clients in a round's cohort; 1 until the data are known.
     """
 
@@ -97,6 +99,7 @@ class Method(ABC):
     training_only: ClassVar[tuple[str, ...]] = ("phases", "personal_phases")
     needs: Literal["outputs", "features", "head"] = "outputs"
     keeps_norms: ClassVar[bool] = False
+    budget: ClassVar[tuple[str, ...]] = ()
     cohort_share: float = 1.0
     block_names: Sequence[str] | None
     phases: tuple[Phase | Derive, ...]
