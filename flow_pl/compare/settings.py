@@ -129,7 +129,10 @@ def budgets(settings: Mapping[str, Settings]) -> dict[str, str]:
         budget = {key: value for key, value in own.items() if key in named or _is_budget(key, value)}
         for key, values in different.items():
             if method in values:
-                budget[key.partition(".")[2].removeprefix("loop.")] = values[method]
+                value = values[method]
+                if key == "trainer.callbacks":  # a cell of a table has no room for their arguments
+                    value = " and ".join(each["class_path"].rpartition(".")[2] for each in value) or "none"
+                budget[key.partition(".")[2].removeprefix("loop.")] = value
         found[method] = ", ".join(f"{key} {value}" for key, value in budget.items())
     return found
 

@@ -127,6 +127,8 @@ def test_what_ends_a_fit_must_be_common_to_all():
         settings = {"fedavg": resolve([FEDAVG], []), "flow": resolve([FLOW], options)}
         told = check_comparable(settings)
         assert told.startswith("  trainer.callbacks: [] in fedavg; [{")
+        name = options[0].rpartition("=")[2]
+        assert budgets(settings) == {"fedavg": "callbacks none", "flow": f"callbacks {name}"}
         settings["fedavg"] = resolve([FEDAVG], options)
         assert not check_comparable(settings)
 
