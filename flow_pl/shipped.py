@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import glob
 import os
 import sys
 from collections.abc import Iterable, Sequence
@@ -68,14 +69,17 @@ def match(pattern: str) -> list[Path]:
     """Return the files that match a pattern, sorted; from the working folder, or else the shipped ones.
 
     Args:
-        pattern: a shell pattern, such as `method/*.yaml` or `method/*`; a plain name matches one file.
+        pattern: a shell pattern, such as `method/*.yaml`, `method/*` or `~/mine/*.yaml`; a plain name matches one
+            file.
 
     Raises:
         ConfigurationError: no file matches.
     """
     if not any(sign in pattern for sign in "*?["):
         return [find(pattern)]
-    here = sorted(path for path in Path().glob(pattern) if path.is_file()) if not os.path.isabs(pattern) else []
+    # Path.glob refuses a pattern that begins at the root
+    matching = glob.glob(os.path.expanduser(pattern), recursive=True)
+    here = sorted(path for path in map(Path, matching) if path.is_file())
     found = here or [
         FOLDER / f"{name}.yaml" for name in names() if fnmatch.fnmatch(name, pattern.removesuffix(".yaml"))
     ]

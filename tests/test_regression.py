@@ -19,6 +19,7 @@ from flow_pl.data import ArrayData
 from flow_pl.engine.server_round import server_groups
 from flow_pl.errors import ConfigurationError, DataError
 from flow_pl.evaluation.clients import evaluate_clients
+from flow_pl.evaluation.metrics import ClientAccuracy
 from flow_pl.export import export_model
 from flow_pl.methods import Method
 from flow_pl.module import FederatedModule
@@ -41,6 +42,38 @@ def test_loss_and_score_are_those_of_the_plain_formulas():
     y = torch.tensor([80.0, 120.0])
     expected = r2_score(y.numpy(), values)
     assert Regression(MEAN, STD).correct(outputs[:2], y).mean().item() == pytest.approx(expected)
+
+
+def test_a_prediction_that_is_not_a_number_is_never_right():
+    y = torch.tensor([112.0, 70.0, torch.nan, 90.0])
+    outputs = torch.tensor([torch.nan, -1.0, torch.nan, torch.inf]).requires_grad_()
+    task, mask = Regression(MEAN, STD), torch.ones(4)
+    assert task.losses(outputs, y).nan_to_num(-1).tolist()[:3] == [-1.0, 100.0, 0.0]
+    assert task.losses(outputs, y)[3].isinf()
+    assert task.correct(outputs, y).isnan().tolist() == [True, False, False, True]
+    assert task.loss(outputs, y, mask).isnan()
+    # errors of -2 and 10 over the deviation of 20; without a label, nothing reaches the gradient
+    outputs = torch.tensor([0.5, -1.0, 3.0], requires_grad=True)
+    (gradient,) = torch.autograd.grad(task.loss(outputs, y[:3], mask[:3]), outputs)
+    torch.testing.assert_close(gradient, torch.tensor([-0.1, 0.5, 0.0]))
+
+
+def test_a_personal_model_that_diverged_makes_the_score_undefined():
+    """The labels of the first client are so far off that its personal model overflows."""
+    torch.manual_seed(0)
+    backbone = nn.Sequential(nn.Linear(FEATURES, 5), nn.Tanh(), nn.Linear(5, 1))
+    method = methods.FineTuning().bind(backbone, Regression())
+    check_fit(method, torch.zeros(1, FEATURES), 1, (), real_valued=True)
+    batch = chunk((7, 5))
+    y = batch.train.x.sum(-1).where(batch.train.mask, 0.0)
+    y[0] = 1e30
+    batch = replace(batch, train=replace(batch.train, y=y), heldout=replace(batch.heldout, y=batch.heldout.x.sum(-1)))
+    found = evaluate_clients(loop(), method, server_groups(method), batch)
+    assert found.personalized.isfinite().tolist() == found.personalized_loss.isfinite().tolist() == [False, True]
+    assert found.generalized.isfinite().all()
+    metric = ClientAccuracy()
+    metric.update(found.count, found.personalized, found.personalized_loss, found.loss_count)
+    assert all(metric.compute()[name].isnan() for name in ("accuracy", "loss", "accuracy_p10"))
 
 
 def test_settings_that_are_not_those_of_the_labels_are_refused_with_the_right_ones():

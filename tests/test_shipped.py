@@ -37,6 +37,19 @@ def test_patterns_are_of_the_folder_or_else_of_the_shipped_files():
     assert shipped.match("method/*.yaml") == [Path("method/mine.yaml")]
 
 
+def test_patterns_may_begin_at_the_root_or_at_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "best" / "old").mkdir(parents=True)
+    files = [tmp_path / "best" / name for name in ("b.yaml", "a.yaml", "old/c.yaml")]
+    for path in files:
+        path.write_text("# mine\n")
+    assert shipped.match(f"{tmp_path}/best/*.yaml") == [files[1], files[0]]
+    assert shipped.match("~/best/[ab].yaml") == [files[1], files[0]]
+    assert shipped.match(f"{tmp_path}/best/**/*.yaml") == [files[1], files[0], files[2]]
+    with pytest.raises(ConfigurationError, match=f"{tmp_path}/best/none.* matches no file"):
+        shipped.match(f"{tmp_path}/best/none*")
+
+
 @pytest.mark.parametrize("option", ["-c", "--config"])
 def test_names_on_the_command_line_become_files(option):
     digits, ditto = (str(shipped.find(name)) for name in ("task/digits", "method/ditto"))

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from flow_pl.compare.table import COLUMNS, Cell, Column, Rows, equalities, population_rows
+from flow_pl.compare.table import COLUMNS, Cell, Column, Rows, equalities, population_rows, undefined
 from flow_pl.results.runs import Comparison, RunResults
 from flow_pl.results.statistics import LEVEL, Spread, spread
 from flow_pl.utils.files import csv_text
@@ -28,6 +28,7 @@ def caption(comparison: Comparison) -> list[str]:
         f"Test {comparison.accuracy} in percent, gain (personalized - generalized) in percentage points; {over}.",
         "Each over all held-out examples, as the mean over clients, and as the 10th percentile over clients.",
         f"Bold: the best value of its column; {TIED}: several methods share it.",
+        *undefined(comparison),
         *equalities(comparison),
         *_test_caption(comparison),
         "Train time covers all rounds, without evaluation and the personalization in it.",

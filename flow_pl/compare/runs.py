@@ -32,6 +32,12 @@ NOT_TRAINING = (
 )
 """Settings of the trainer that only determine what is shown and where."""
 
+STARTED = "started.json"
+"""File in a run's folder with a digest of its settings."""
+
+TRAINED = "trained.json"
+"""Copy of that file, written when the fit has ended."""
+
 State = Literal["new", "changed", "interrupted", "done"]
 """Not started; made with other settings or another version; unfinished or tested with another checkpoint; done."""
 
@@ -40,9 +46,10 @@ State = Literal["new", "changed", "interrupted", "done"]
 class Run:
     """A method trained and tested with one seed.
 
-    Besides checkpoints and logs, the folder holds `started.json`, a digest of the settings; `config.yaml`, the
-    settings, from which the run can be repeated; `log.txt`, its output; and its measurements. `results.json` is written
-    last: a run is done when that file exists and its digest matches the settings.
+    Besides checkpoints and logs, the folder holds `started.json`, a digest of the settings; its copy `trained.json`,
+    when the fit has ended, so that only the test is repeated; `config.yaml`, the settings, from which the run can be
+    repeated; `log.txt`, its output; and its measurements. `results.json` is written last: a run is done when that file
+    exists and its digest matches the settings.
 
     Attributes:
         method: name of the method, the stem of its configuration file.
@@ -95,7 +102,7 @@ class Run:
         Raises:
             ConfigurationError: the folder holds files that are not from a run.
         """
-        done, started = _read(self.folder / "results.json"), _read(self.folder / "started.json")
+        done, started = _read(self.folder / "results.json"), _read(self.folder / STARTED)
         if (done.get("digest"), done.get("checkpoint")) == (self.digest, self.checkpoint):
             return "done"
         if started.get("digest") == self.digest:
@@ -117,7 +124,7 @@ class Run:
         # left by the last attempt, or by a test of another checkpoint
         for name in ("results.json", "test.json", "clients.csv", "log.txt"):
             (self.folder / name).unlink(missing_ok=True)
-        write_text(self.folder / "started.json", json.dumps({"digest": self.digest}) + "\n")
+        write_text(self.folder / STARTED, json.dumps({"digest": self.digest}) + "\n")
         name = self.name.replace(", ", "-").replace(" ", "")
         settings = run_settings(self.settings, name, self.seed, self.folder, self.group)
         write_text(self.config, f"{CONFIG_HEADER}\n# {self.name}\n{yaml.safe_dump(settings, sort_keys=False)}")

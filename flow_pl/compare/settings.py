@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.callbacks import EarlyStopping, Timer, WeightAveraging
 
 from flow_pl.checks import check_class_paths
 from flow_pl.cli import run
@@ -34,6 +34,10 @@ ROUNDS = ("max_epochs", "max_steps", "max_time", "check_val_every_n_epoch", "val
 
 AMOUNTS = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "overfit_batches", "precision")
 """Trainer settings that change how much is trained and evaluated, and in which precision."""
+
+
+CURVES = "flow_pl.callbacks.LearningCurves"
+"""Callbacks import flow_pl, never the reverse: the command line finds them by name."""
 
 
 def resolve(configs: Sequence[Path], options: Sequence[str]) -> Settings:
@@ -66,8 +70,9 @@ def differences(settings: Mapping[str, Settings]) -> dict[str, dict[str, Any]]:
     """Find the settings that must be equal in all compared runs, but differ.
 
     Data (except settings without effect on results), rounds, cohort, backbone, task, evaluation and the budget (the
-    loop with its epochs, batch size, client optimizer and weighting, and everything on the server) must be equal. The
-    rounds and the server do not matter for a method that communicates nothing.
+    loop with its epochs, batch size, client optimizer and weighting, everything on the server, and the callbacks that
+    end a fit or average its models) must be equal. The rounds and the server do not matter for a method that
+    communicates nothing.
 
     Args:
         settings: settings of each method.
@@ -120,10 +125,14 @@ def budgets(settings: Mapping[str, Settings]) -> dict[str, str]:
     found = {}
     for method, each in settings.items():
         own = flatten(each["model"]["method"].get("init_args", {}))
-        budget = {key: value for key, value in own.items() if _is_budget(key, value)}
+        named = _named(each["model"]["method"]["class_path"]).budget
+        budget = {key: value for key, value in own.items() if key in named or _is_budget(key, value)}
         for key, values in different.items():
             if method in values:
-                budget[key.partition(".")[2].removeprefix("loop.")] = values[method]
+                value = values[method]
+                if key == "trainer.callbacks":  # a cell of a table has no room for their arguments
+                    value = " and ".join(each["class_path"].rpartition(".")[2] for each in value) or "none"
+                budget[key.partition(".")[2].removeprefix("loop.")] = value
         found[method] = ", ".join(f"{key} {value}" for key, value in budget.items())
     return found
 
@@ -178,10 +187,13 @@ def run_settings(settings: Settings, name: str, seed: int, folder: Path, group: 
     trainer = settings["trainer"]
     trainer["default_root_dir"] = str(folder)
     listed = trainer["callbacks"] or []
+    listed = listed if isinstance(listed, list) else [listed]
+    # a trainer takes one callback of this class; the figure of a listed one is kept
+    given = [each for each in listed if _named(each["class_path"]) is _named(CURVES)]
+    figure = given[-1].get("init_args", {}).get("figure") if given else None
     trainer["callbacks"] = [
-        *(listed if isinstance(listed, list) else [listed]),
-        # callbacks import flow_pl, never the reverse: the command line finds them by name
-        {"class_path": "flow_pl.callbacks.LearningCurves", "init_args": {"path": "curve.csv", "figure": None}},
+        *(each for each in listed if each not in given),
+        {"class_path": CURVES, "init_args": {"path": "curve.csv", "figure": figure}},
         {"class_path": "flow_pl.callbacks.ClientResults", "init_args": {"path": "clients.csv"}},
         {"class_path": "flow_pl.callbacks.ResultsTable", "init_args": {"path": "test.json"}},
     ]
@@ -216,7 +228,7 @@ def _decisive(settings: Settings) -> dict[str, Any]:
     if communicates:
         listed = trainer["callbacks"] or []
         callbacks = listed if isinstance(listed, list) else [listed]
-        found["trainer.callbacks"] = [each for each in callbacks if _is_average(each["class_path"])]
+        found["trainer.callbacks"] = [each for each in callbacks if _is_decisive(each["class_path"])]
     names = (*ROUNDS, *AMOUNTS) if communicates else AMOUNTS
     return found | {f"trainer.{name}": trainer[name] for name in names}
 
@@ -241,9 +253,9 @@ def _communicates(class_path: str) -> bool:
     return bool(_named(class_path).shared)
 
 
-def _is_average(class_path: str) -> bool:
-    """Return whether this callback evaluates an average of the server's models."""
-    return issubclass(_named(class_path), WeightAveraging)
+def _is_decisive(class_path: str) -> bool:
+    """Return whether this callback sets the number of rounds, or evaluates an average of the server's models."""
+    return issubclass(_named(class_path), (EarlyStopping, Timer, WeightAveraging))
 
 
 def _named(class_path: str) -> Any:

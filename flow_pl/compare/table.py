@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from typing import NamedTuple
 
 import numpy as np
@@ -92,7 +93,23 @@ def equalities(comparison: Comparison) -> list[str]:
         if len(names) > 1
     ]
     if plain:
-        found.append(f"Equal on every client: the generalized and the personalized accuracy of {', '.join(plain)}.")
+        found.append(f"No personal model (personalized = generalized on every client): {', '.join(plain)}.")
+    return found
+
+
+def undefined(comparison: Comparison) -> list[str]:
+    """List the accuracies that some runs lack although they evaluated clients: a model predicted NaN."""
+    found = []
+    for method, runs in comparison.methods.items():
+        for population in comparison.populations:
+            made = sum(any(client.population == population for client in run.clients) for run in runs)
+            for model in ("generalized", "personalized"):
+                left_out = made - len(comparison.values(method, population, f"{model}_accuracy"))
+                if left_out > 0:
+                    found.append(
+                        f"{method} diverged in {left_out} of {made} runs: their {model} accuracy on {population} "
+                        "clients is undefined, and left out of the mean."
+                    )
     return found
 
 
@@ -114,12 +131,12 @@ def _cells(comparison: Comparison, population: str, column: Column) -> list[Cell
 
 
 def _p_values(comparison: Comparison, population: str, column: Column, reference: str) -> dict[str, float]:
-    """Test each method's difference from the reference; skip a method that equals it on every client."""
+    """Test each method's difference from the reference, unless it is undefined or they are equal on every client."""
     assert column.tested is not None
     found = {}
     for method in comparison.methods:
         added = comparison.client_differences(method, reference, population, column.tested, column.over_clients)
-        if any(abs(value) > 1e-12 for value in added.values()):
+        if all(map(isfinite, added.values())) and any(abs(value) > 1e-12 for value in added.values()):
             found[method] = added
     clients = list(dict.fromkeys(name for added in found.values() for name in added))
     differences = np.array([[added.get(name, 0.0) for added in found.values()] for name in clients])

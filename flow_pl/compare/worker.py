@@ -1,4 +1,4 @@
-"""Execute a run in a process of its own: fit, resuming if it was interrupted, then test.
+"""Execute a run in a process of its own: fit, resuming if it was interrupted, unless it has ended; then test.
 
 Lightning starts the other processes of a run on several devices, as `python -m flow_pl.compare.worker FOLDER
 CHECKPOINT`.
@@ -20,11 +20,13 @@ from pathlib import Path
 import torch
 
 from flow_pl.cli import run
+from flow_pl.compare.runs import STARTED, TRAINED
 from flow_pl.utils.exit_messages import exit_with_message
+from flow_pl.utils.files import write_text
 
 
 def train_and_test(folder: str, checkpoint: str) -> None:
-    """Fit to the end and test a checkpoint; see `flow_pl.compare.runs.Run` for the files.
+    """Fit to the end, once, and test a checkpoint; see `flow_pl.compare.runs.Run` for the files.
 
     Args:
         folder: folder of the run, with its settings.
@@ -32,9 +34,13 @@ def train_and_test(folder: str, checkpoint: str) -> None:
     """
     config = ["--config", str(Path(folder, "config.yaml"))]
     checkpoints = Path(folder, "checkpoints")
-    last = checkpoints / "last.ckpt"
+    last, started, trained = checkpoints / "last.ckpt", Path(folder, STARTED), Path(folder, TRAINED)
     with exit_with_message():
-        run(["fit", *config, *(["--ckpt_path", str(last)] if last.exists() else [])])
+        # Lightning would go on with a fit that has ended before its last round, as by EarlyStopping
+        if not (last.exists() and trained.exists() and trained.read_bytes() == started.read_bytes()):
+            fit = run(["fit", *config, *(["--ckpt_path", str(last)] if last.exists() else [])])
+            if fit.trainer.is_global_zero:
+                write_text(trained, started.read_text(encoding="utf-8"))
         run(["test", *config, "--ckpt_path", str(checkpoints / f"{checkpoint}.ckpt")])
 
 

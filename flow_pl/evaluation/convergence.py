@@ -229,8 +229,7 @@ def _routes(method: Method, groups: Groups, examples: Minibatch, blocks: Tensor)
     for piece in pieces(examples):
         q = method.local_probability(groups, piece.x)
         assert q is not None, "a method with routes returns their probabilities"
-        counted = method.objective.counted(piece.y, piece.mask)
-        weight = (counted if counted.shape == q.shape[:-1] else piece.mask).float().flatten()
+        weight = method.objective.decided(piece.y, piece.mask, q.shape[:-1]).float().flatten()
         q = q.flatten(0, -2)
         total.add([weight @ q, weight @ (q.square() @ blocks), weight.sum()])
     q_local, deviation, count = total.tensors

@@ -92,9 +92,11 @@ class ClientPredictions(_OnDevice):
         prediction: [C, N, *P] or [C, N, k] int64, of the personalized model; real values [C, N] float32.
         generalized_correct: in the shape of `label`, `Objective.correct` of w_g; undefined without a label.
         personalized_correct: in the shape of `label`, the same of the personalized model.
-        routes: [C, N, *P, blocks] bool, True where the local branch was chosen; None for a method without routes.
-        local_probability: [C, N, *P, blocks] float, the router's probabilities of the local branches; None for a method
-            without routes, or if no client has any prediction.
+        routes: [C, N, *P, blocks] bool, True where the local branch was chosen, for a sequence with one prediction
+            by more than half of its tokens; None for a method without routes.
+        local_probability: [C, N, *P, blocks] float, the router's probabilities of the local branches, for a sequence
+            with one prediction the mean over its tokens; None for a method without routes, or if no client has any
+            prediction.
     """
 
     client: Tensor
@@ -165,8 +167,7 @@ def count_client(method: Method, groups: Groups, examples: Minibatch) -> dict[st
         experts = [predicted.generalized, predicted.local, *([] if predicted.memory is None else [predicted.memory])]
         counts["mixtures"] = torch.stack([right(outputs).sum() for outputs in _mixtures(method.objective, experts)])
     if predicted.routes is not None:
-        # per token if blocks are routed per token, otherwise per instance, whatever its number of labels
-        decided = counted if counted.shape == predicted.routes.shape[:-1] else examples.mask
+        decided = method.objective.decided(examples.y, examples.mask, predicted.routes.shape[:-1])
         counts["routed"] = decided.sum()
         counts["routed_local"] = (predicted.routes & decided.unsqueeze(-1)).flatten(0, -2).sum(0)
     return {name: value.float() for name, value in counts.items()}
@@ -214,9 +215,19 @@ def predict_client(method: Method, groups: Groups, examples: Minibatch) -> dict[
         "generalized_correct": method.objective.correct(predicted.generalized, examples.y),
         "personalized_correct": method.objective.correct(predicted.personalized, examples.y),
     }
-    for name in ("routes", "local_probability"):
-        decided: Tensor | None = getattr(predicted, name)
-        if decided is not None:
-            # a decision per instance applies to all of its positions
-            columns[name] = decided if decided.ndim > mask.ndim else decided.unsqueeze(1).expand(*mask.shape, -1)
+    if predicted.routes is not None:
+        columns["routes"] = _by_position(predicted.routes.float(), mask) > 0.5
+    if predicted.local_probability is not None:
+        columns["local_probability"] = _by_position(predicted.local_probability, mask)
     return columns
+
+
+def _by_position(decisions: Tensor, mask: Tensor) -> Tensor:
+    """Return [N, *P, blocks] for decisions [N, blocks] or [N, T, blocks] and a mask [N, *P] of predictions.
+
+    A decision for an instance applies to all of its positions; decisions for the tokens of an instance with a single
+    prediction are averaged.
+    """
+    if decisions.ndim > mask.ndim + 1:
+        return decisions.mean(1)
+    return decisions if decisions.ndim > mask.ndim else decisions.unsqueeze(1).expand(*mask.shape, -1)

@@ -39,7 +39,8 @@ class Prediction:
         local: outputs of the client's local model, to compare and mix with the server's; None if there is none, or
             if the server's model is not trained, which makes both pointless.
         memory: outputs for the vote of the client's stored examples, if that is a third expert.
-        routes: [N, blocks] bool, True where an instance was routed to (or leans to) the local block.
+        routes: [N, blocks] bool, True where an instance was routed to (or leans to) the local block; [N, T, blocks] if
+            blocks are routed per token.
         local_probability: the router's probabilities of the local blocks, in the shape of `routes`.
     """
 
@@ -84,6 +85,8 @@ class Method(ABC):
             "features" that its last block gets, or also the outputs of that block, the "head", for other features.
         keeps_norms: whether clients keep the layers that `batch_norm: local` creates.
         block_names: names of the backbone's blocks if they are not chosen automatically.
+        budget: names of arguments that set how much or how fast the method trains beside the loop's settings, if their
+            ending does not say so (epochs, steps, rounds, lr, lr_scale); for tables that compare methods.
         cohort_share: expected share of the seen clients in a round's cohort; 1 until the data are known.
     """
 
@@ -96,6 +99,7 @@ class Method(ABC):
     training_only: ClassVar[tuple[str, ...]] = ("phases", "personal_phases")
     needs: Literal["outputs", "features", "head"] = "outputs"
     keeps_norms: ClassVar[bool] = False
+    budget: ClassVar[tuple[str, ...]] = ()
     cohort_share: float = 1.0
     block_names: Sequence[str] | None
     phases: tuple[Phase | Derive, ...]

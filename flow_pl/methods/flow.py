@@ -203,10 +203,8 @@ class Flow(Method):
             task = self.objective.loss(outputs, minibatch.y, minibatch.mask)
             if not regularization:
                 return task
-            counted = self.objective.counted(minibatch.y, minibatch.mask)
-            # per token if blocks are routed per token, otherwise per instance
-            weight = counted if counted.shape == q.shape[:-2] else minibatch.mask
-            regularizer = routing_regularizer(q, weight, encourage=encourage)
+            decided = self.objective.decided(minibatch.y, minibatch.mask, q.shape[:-2])
+            regularizer = routing_regularizer(q, decided, encourage=encourage)
             return task + regularization * regularizer
 
         return Step(moves, loss, self.router_lr_scale if moves == "router" else 1.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -30,6 +31,8 @@ class PerFedAvg(FineTuning):
         alpha: learning rate of the inner step and of fine-tuning (published: 0.01, with beta 0.001); if 0,
             personalized = generalized.
     """
+
+    budget: ClassVar[tuple[str, ...]] = ("alpha",)
 
     def __init__(self, alpha: float = 0.01) -> None:
         require_at_least_zero(alpha=alpha)

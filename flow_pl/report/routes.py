@@ -116,8 +116,6 @@ class Routes:
             if value is not None and name != "routes"
         }
         masks, local = found["mask"], found["local_probability"].astype(np.float64)
-        # blocks may be routed per token with a single prediction: take the mean route of the tokens
-        local = local.mean(axis=tuple(range(masks.ndim, local.ndim - 1)))
         for row, client in enumerate(found["client"].tolist()):
             shared = local[row, :common][masks[row, :common]]
             mask, q = masks[row, common:], local[row, common:]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
@@ -108,9 +109,9 @@ class Comparison:
         return f"{self.splits} split{'s' if self.splits > 1 else ''} x {seeds}"
 
     def values(self, method: str, population: str, metric: str) -> list[float]:
-        """Return a test metric of each run for which it is defined."""
+        """Return a test metric of each run for which it is defined and finite."""
         found = (run.populations.get(population, {}).get(metric) for run in self.methods[method])
-        return [value for value in found if value is not None]
+        return [value for value in found if value is not None and isfinite(value)]
 
     def client_accuracies(self, method: str, population: str, model: str) -> dict[str, float]:
         """Return each client's accuracy, averaged over the seeds; with several splits, a client counts once per split.
@@ -160,7 +161,7 @@ class Comparison:
         for run in self.methods[method]:
             for number, metrics in run.curve.items():
                 value = metrics.get(metric)
-                if value is not None:
+                if value is not None and isfinite(value):
                     found.setdefault(number, []).append(value)
         return dict(sorted(found.items()))
 

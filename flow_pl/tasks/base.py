@@ -52,6 +52,22 @@ class Objective(ABC):
         """Return where to predict, with or without a label: bool [N, *positions]."""
         return mask.bool()
 
+    def decided(self, y: Tensor, mask: Tensor, shape: torch.Size) -> Tensor:
+        """Return which routing decisions count.
+
+        Args:
+            y: targets [N] or [N, T].
+            mask: [N], 1 for a real example.
+            shape: of the decisions of a block: [N], or [N, T] if it is routed per token.
+
+        Returns:
+            bool, in that shape: with a target for each token, those that count; otherwise all tokens of real examples.
+        """
+        counted = self.counted(y, mask)
+        if counted.shape == shape and not self.several_labels:
+            return counted
+        return mask.bool().reshape(-1, *[1] * (len(shape) - 1)).expand(shape)
+
     @abstractmethod
     def losses(self, outputs: Tensor, y: Tensor) -> Tensor:
         """Compute the loss of every target, in the shape of the targets."""

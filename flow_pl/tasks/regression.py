@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from flow_pl.errors import ConfigurationError
@@ -21,7 +22,8 @@ class Regression(Objective):
     The loss in evaluation is the mean squared error, in the squared unit of the labels. The accuracy of this task is
     R², the coefficient of determination: 1 - MSE / std². It is 1 for exact predictions, 0 for the mean of the training
     labels, and below 0 for worse ones. Its variance is that of all training labels, for every client, so it is defined
-    for a client with a single example, and its value over examples is their mean.
+    for a client with a single example, and its value over examples is their mean. It is undefined (NaN) for predictions
+    that are not finite numbers.
 
     Args:
         mean: mean of the training labels.
@@ -49,8 +51,10 @@ class Regression(Objective):
         return mask.bool() & ~y.isnan()
 
     def losses(self, outputs: Tensor, y: Tensor) -> Tensor:
-        """Compute the squared error of every example [N], in float32; 0 without a label."""
-        return (self.predictions(outputs) - y).square().nan_to_num(0.0)
+        """Compute the squared error of every example [N], in float32; 0 without a label, NaN for a NaN prediction."""
+        known = ~y.isnan()
+        # the label first: where() passes a gradient of 0 back, which times NaN would be NaN
+        return (self.predictions(outputs) - y.where(known, 0.0)).square().where(known, 0.0)
 
     def loss(self, outputs: Tensor, y: Tensor, mask: Tensor) -> Tensor:
         """Compute the mean squared error of the standardized values; see `Objective.loss`."""
@@ -65,8 +69,12 @@ class Regression(Objective):
         return self.mean + self.std * outputs
 
     def correct(self, outputs: Tensor, y: Tensor) -> Tensor:
-        """Compute the explained share of the variance for each label [N], at most 1; its mean is R²."""
-        return 1 - self.losses(outputs, y) / self.std**2
+        """Compute the explained share of the variance for each label [N], at most 1; its mean is R².
+
+        NaN where the squared error is not finite, as after a divergence.
+        """
+        explained = 1 - self.losses(outputs, y) / self.std**2
+        return explained.where(explained.isfinite(), torch.nan)
 
     def probabilities(self, outputs: Tensor) -> Tensor:
         """Return the outputs: a mixture of models is the mean of their values."""

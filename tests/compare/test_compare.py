@@ -170,6 +170,30 @@ def test_another_checkpoint_is_tested_without_training_again(done, capsys):
     assert curve.stat().st_mtime_ns == trained
 
 
+def test_a_fit_that_has_ended_is_only_tested(tmp_path, monkeypatch, capsys):
+    """EarlyStopping ends it after 2 of 60 rounds; it goes on neither for a test nor after a kill before the test."""
+    monkeypatch.chdir(tmp_path)
+    write_configs(tmp_path, {"fedavg": METHODS["fedavg"]}, max_epochs=60)
+    early = {"monitor": "val/personalized_accuracy", "stopping_threshold": -1.0, "mode": "max"}
+    options = [f"--trainer.callbacks.{name}={value}" for name, value in early.items()]
+    args = [*ALONE, "--trainer.callbacks+=EarlyStopping", *options, "--trainer.callbacks+=LearningCurves"]
+    folder = tmp_path / "out" / "runs" / "fedavg" / "seed0"
+    last = folder / "checkpoints" / "last.ckpt"
+
+    main(args)
+    trained, curve = last.read_bytes(), (folder / "curve.csv").read_bytes()
+    assert rounds_of(folder) == json.loads((folder / "test.json").read_text())["round"] == 2
+    main([*args, "--checkpoint", "best"])
+    (folder / "results.json").unlink()
+    (folder / "test.json").unlink()
+    main(args)
+    assert "fedavg, seed 0: interrupted, resumed" in capsys.readouterr().out
+    assert (last.read_bytes(), (folder / "curve.csv").read_bytes()) == (trained, curve)
+    # another number of rounds is another run
+    main([*args, "--trainer.max_epochs", "1"])
+    assert json.loads((folder / "test.json").read_text())["round"] == 1
+
+
 @pytest.mark.parametrize("name", ["clients.csv", pytest.param("curve.csv", marks=pytest.mark.extended)])
 def test_a_table_that_was_damaged_is_refused_and_made_again(done, capsys, name):
     """Also one that is shorter by whole rows; what the message says helps."""

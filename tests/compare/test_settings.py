@@ -121,6 +121,25 @@ def test_an_average_of_the_server_must_be_common_to_all():
     assert not check_comparable(settings)
 
 
+def test_what_ends_a_fit_must_be_common_to_all():
+    early = ["--trainer.callbacks=EarlyStopping", "--trainer.callbacks.monitor=val/personalized_accuracy"]
+    for options in (early, ["--trainer.callbacks=Timer", "--trainer.callbacks.duration=00:00:01:00"]):
+        settings = {"fedavg": resolve([FEDAVG], []), "flow": resolve([FLOW], options)}
+        told = check_comparable(settings)
+        assert told.startswith("  trainer.callbacks: [] in fedavg; [{")
+        name = options[0].rpartition("=")[2]
+        assert budgets(settings) == {"fedavg": "callbacks none", "flow": f"callbacks {name}"}
+        settings["fedavg"] = resolve([FEDAVG], options)
+        assert not check_comparable(settings)
+
+
+def test_a_learning_rate_of_any_name_is_part_of_the_budget():
+    options = ["--model.method=PerFedAvg", "--model.method.alpha=0.2"]
+    assert budgets({"per_fedavg": resolve([FEDAVG], options)}) == {"per_fedavg": "alpha 0.2"}
+    # elsewhere, alpha is no learning rate
+    assert budgets({"apfl": resolve([FEDAVG], ["--model.method=APFL"])}) == {"apfl": ""}
+
+
 def test_what_only_some_methods_train_with_is_told():
     local = Path("configs/tiny/local.yaml")
     change(local, "max_epochs: 3", "max_epochs: 1")
@@ -211,6 +230,17 @@ def test_settings_of_a_run(tmp_path):
     logger = settings["trainer"]["logger"]["init_args"]
     assert (logger["name"], logger["group"], logger["project"]) == ("flow-seed7", "tiny", "p")
     assert settings["seed_everything"] == 7
+
+
+@pytest.mark.parametrize("figure", [None, "figures/mine.png"])
+def test_listed_learning_curves_are_those_of_the_run(tmp_path, figure):
+    """A trainer refuses two of them."""
+    options = ["--trainer.callbacks+=LearningCurves", "--trainer.callbacks.path=mine.csv"]
+    options += [f"--trainer.callbacks.figure={figure or 'null'}", "--trainer.callbacks+=LearningRateMonitor"]
+    settings = run_settings(resolve([FLOW], options), "flow-seed7", 7, tmp_path, "tiny")
+    classes = [callback["class_path"].rpartition(".")[2] for callback in settings["trainer"]["callbacks"]]
+    assert classes == ["LearningRateMonitor", "LearningCurves", "ClientResults", "ResultsTable"]
+    assert settings["trainer"]["callbacks"][1]["init_args"] == {"path": "curve.csv", "figure": figure}
 
 
 def test_the_digest_is_of_what_decides_the_numbers(tmp_path):

@@ -106,7 +106,7 @@ def test_a_method_without_a_personal_model_is_said_to_be_without():
     same = dict.fromkeys(NAMES, (0.3, 0.3))
     both = comparison([run_results("plain", 0, {"seen": same}), run_results("own", 0, {"seen": accuracies(0)})])
     said = caption(both)
-    assert "Equal on every client: the generalized and the personalized accuracy of plain." in said
+    assert "No personal model (personalized = generalized on every client): plain." in said
     assert "Equal on every client: the generalized accuracy of plain, own." in said
 
 
@@ -167,6 +167,24 @@ def test_a_figure_that_is_not_defined_is_left_out():
     (row,) = csv.DictReader(io.StringIO(method_csv(both)))
     assert row["seen/gain"] == ""
     assert float(row["new/gain"]) == pytest.approx(0.1)
+
+
+def test_a_run_that_diverged_is_told_and_never_significant():
+    """NaN is neither better nor worse than a number; the run's mean is left out, which the caption says."""
+    lost = run_results("lost", 0, {"seen": accuracies(0) | {NAMES[0]: (0.3, float("nan"))}})
+    for metric in ("personalized_accuracy", "personalized_accuracy_client_mean", "personalized_accuracy_p10", "gain"):
+        lost.populations["seen"][metric] = None
+    good = [run_results("good", seed, {"seen": accuracies(0.1)}) for seed in (0, 1)]
+    both = comparison([*good, lost, run_results("lost", 1, {"seen": accuracies(0)})])
+    assert (
+        "lost diverged in 1 of 2 runs: their personalized accuracy on seen clients is undefined, and left out of the "
+        "mean." in caption(both)
+    )
+    cells = population_rows(both, "seen")
+    assert [cell.p_value for cell in cells["lost"]] == [None] * 7
+    assert cells["lost"][3].value.mean == pytest.approx(0.4)
+    assert cells["good"][3].best
+    assert not any("diverged" in line for line in caption(comparison(good)))
 
 
 @pytest.mark.parametrize(("width", "tables"), [(200, 1), (80, 2)])

@@ -1,6 +1,7 @@
 """Language models in blocks, routed per token and, in a cell, per time step."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,13 +12,14 @@ from flow_pl.checks import check_fit
 from flow_pl.data.batch import FOLD_BIT, FOLDS, GLOBAL, LOCAL, ClientBatch, Examples
 from flow_pl.engine.server_round import server_groups
 from flow_pl.errors import ConfigurationError
-from flow_pl.evaluation.clients import evaluate_clients
-from flow_pl.evaluation.counts import count_client
-from flow_pl.methods import FedAvg, Minibatch
+from flow_pl.evaluation.clients import evaluate_clients, predict_clients
+from flow_pl.evaluation.convergence import OBSERVED, observed
+from flow_pl.evaluation.counts import count_client, predict_client
+from flow_pl.methods import FedAvg, Flow, Minibatch
 from flow_pl.models import LSTM, MLP, NextCharacterLSTM, NextWordLSTM
 from flow_pl.models.routed import RoutedModel
 from flow_pl.models.routers import SequenceRouter
-from flow_pl.tasks import MultiLabel, NextToken
+from flow_pl.tasks import Classification, MultiLabel, NextToken
 from tests.support import PublishedFlow, delta, flat, loop
 
 TOKENS, T = 11, 5
@@ -300,3 +302,67 @@ def test_routes_of_a_multi_label_instance_count_once():
 def test_one_way_per_client_needs_a_router_that_sees_no_outputs():
     with pytest.raises(ConfigurationError, match=r"route_by is 'client', but SequenceRouter .* or use FeatureRouter"):
         bound(PublishedFlow(route_by="client", router=SequenceRouter), NextWordLSTM(TOKENS, 3, 4, 3))
+
+
+class MeanOverTokens(nn.Module):
+    def forward(self, hidden):
+        return hidden.mean(1)
+
+
+def one_label_per_sequence(length, regularization=0.1):
+    """Flow with an LSTM that is routed per token, and two clients whose sequences have one label of three."""
+    torch.manual_seed(0)
+    backbone = nn.Sequential(nn.Embedding(TOKENS, 4), LSTM(4, 5), MeanOverTokens(), nn.Linear(5, 3))
+    method = Flow(regularization, router=router).bind(backbone, Classification())
+    whole = batch((8, 6))
+
+    def labelled(part):
+        x = part.x[..., :1].expand(*part.x.shape[:2], length).contiguous()
+        return Examples(x, part.x[..., 0] % 3, part.mask, part.sizes)
+
+    found = replace(whole, train=labelled(whole.train), heldout=labelled(whole.heldout))
+    check_fit(method, found.train.x[0], 3)
+    return method, found
+
+
+@pytest.mark.parametrize("length", [1, 4, 7])
+def test_sequences_with_one_label_are_routed_per_token(length):
+    """Also where the number of tokens is that of a minibatch, 4, or of labels."""
+    method, clients = one_label_per_sequence(length)
+    server = server_groups(method)
+    update = loop(local_epochs=1).train_clients(observed(method, server), server, clients)
+    assert all(p.isfinite().all() for group in update.difference.values() for p in group.values())
+    assert ((update.kept[OBSERVED]["q_local"] > 0) & (update.kept[OBSERVED]["q_local"] < 1)).all()
+    found = evaluate_clients(loop(local_epochs=1, evaluation_batch_size=4), method, server, clients)
+    assert found.count.tolist() == [4, 4]
+    assert found.routed.tolist() == [4 * length, 4 * length]
+    assert (found.routed_local <= found.routed.unsqueeze(-1)).all()
+    predicted = predict_clients(loop(local_epochs=1), method, server, clients)
+    assert predicted.routes.shape == predicted.local_probability.shape == (2, 4, len(method.route_names))
+
+
+def test_a_prediction_for_a_sequence_has_the_mean_of_its_tokens_routes():
+    method, clients = one_label_per_sequence(3)
+    groups = method.start(server_groups(method))
+    # w_l is another model than w_g, so that tokens differ
+    groups["local"] = {name: p + torch.randn_like(p) for name, p in groups["local"].items()}
+    one = Minibatch(clients.heldout.x[0], clients.heldout.y[0], clients.heldout.mask[0])
+    q = method.predict(groups, one.x).local_probability
+    assert q.shape == (4, 3, len(method.route_names))
+    found = predict_client(method, groups, one)
+    torch.testing.assert_close(found["local_probability"], q.mean(1))
+    assert torch.equal(found["routes"], (q > 0.5).sum(1) >= 2)
+    counts = count_client(method, groups, one)
+    torch.testing.assert_close(counts["routed_local"], (q > 0.5).flatten(0, 1).sum(0).float())
+
+
+def test_the_decisions_that_count_have_the_shape_of_the_routes():
+    mask = torch.tensor([True, False])
+    words = torch.tensor([[4, 0, 5], [4, 4, 4]])
+    assert NextToken().decided(words, mask, torch.Size((2, 3))).tolist() == [[True, False, True], [False] * 3]
+    assert NextToken().decided(words, mask, torch.Size((2,))).tolist() == [True, False]
+    every = [[True] * 3, [False] * 3]
+    # three labels are not three tokens
+    for task, y in ((Classification(), torch.tensor([1, 1])), (MultiLabel(1), torch.tensor([[0, 1, 0], [1, 0, 0]]))):
+        assert task.decided(y, mask, torch.Size((2, 3))).tolist() == every
+        assert task.decided(y, mask, torch.Size((2,))).tolist() == [True, False]

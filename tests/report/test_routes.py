@@ -126,13 +126,6 @@ def test_an_instance_counts_for_each_of_its_labels():
     assert routes.class_total[:, 0].tolist() == pytest.approx([0.2, 0, 1.0])
 
 
-def test_blocks_routed_per_token_of_an_instance_that_is_predicted_once():
-    routes = Routes(blocks=1, classes=3)
-    routes.add(predictions([0], [[[[0.2], [0.6]]]], [[1]], [[1]]), np.zeros((1, 1, 2)), common=0)
-    assert routes.decisions == 1
-    assert routes.mean[0] == pytest.approx(0.4)
-
-
 def test_clients_without_predictions_change_nothing():
     routes = Routes(blocks=1, classes=3)
     empty = torch.zeros(2, 0)
