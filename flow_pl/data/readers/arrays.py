@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
 
 from flow_pl.data.datamodule import FederatedDataModule
+from flow_pl.data.readers.same_columns import read_alike
 from flow_pl.data.readers.table_files import READERS, Reader
 from flow_pl.data.readers.tables import Columns, Table
 from flow_pl.data.store.cache import file_identity
@@ -42,8 +43,8 @@ class ArrayData(FederatedDataModule):
 
     Args:
         path: the file, with the ending .npz, .parquet, .csv, .tsv, .csv.gz or .tsv.gz.
-        test: another file, with test examples in the same columns; clients that are only in this file are new. null =
-            a share of each client's examples is for testing.
+        test: another file, with test examples in the same columns, in any order and of the same types; clients that
+            are only in this file are new. null = a share of each client's examples is for testing.
         client_column: array or column with the client of each row, an integer or a text.
         label_column: array or column of the labels.
         feature_columns: arrays or columns of the features; several are joined along a new last axis. For a model that
@@ -127,7 +128,9 @@ class ArrayData(FederatedDataModule):
         Raises:
             DataError: a file is damaged, lacks a column, or has inconsistent columns.
         """
-        tables = [self._table(file) for file in self._paths]
+        tables = [self._table(self._paths[0], self._columns)]
+        if len(self._paths) > 1:
+            tables.append(read_alike((self._paths[0], self._paths[1]), tables[0], self._columns, self._table))
         self._label_names = tuple(sorted({name for table in tables for name in table.class_names}))
         labelled = [table for table in tables if (table.y != -1).any()]
         if len({bool(table.class_names) for table in labelled}) > 1:
@@ -160,10 +163,10 @@ class ArrayData(FederatedDataModule):
         for name, (x, y) in (test or {}).items():
             yield ClientData(name, x, y, role="test")
 
-    def _table(self, path: Path) -> Table:
+    def _table(self, path: Path, columns: Columns) -> Table:
         read = _reader(path)
         assert read is not None
-        table = read(path, self._columns)
+        table = read(path, columns)
         if table.left_out:
             rank_zero_info(
                 f"data: left out {brief(list(map(repr, table.left_out)))}, the row numbers of a pandas table; name the "
