@@ -225,6 +225,20 @@ def test_texts_are_classes_in_sorted_order(tmp_path):
         assert data.num_classes == 3
 
 
+def test_classes_of_another_file_may_be_named(tmp_path):
+    path, names = save(tmp_path / "a.npz", y=np.array(["oak", "ash", "", "elm", "ash", "oak"])), ["oak", "fir", "elm"]
+    data = prepared(path, tmp_path, classes=[*names, "ash"])
+    assert (data.class_names, data.num_classes) == ((*names, "ash"), 4)
+    assert read(path, classes=[*names, "ash"])["b"][1] == [0, -1, 0]
+    with pytest.raises(DataError, match=r"a.npz: the label 'ash' is not among classes \(oak, fir, elm\): add it"):
+        read(path, classes=names)
+    with pytest.raises(DataError, match=r"b.npz: the labels are numbers, but classes are named for texts"):
+        read(save(tmp_path / "b.npz"), classes=names)
+    for wrong in ({"classes": ["a", "a"]}, {"classes": names, "labels": "values"}):
+        with pytest.raises(ConfigurationError, match=r"classes is a, a, expected a name|but labels is values: set cl"):
+            ArrayData(path, **wrong)
+
+
 def KINDS(arrow):  # noqa: N802
     return [arrow.string(), arrow.large_string(), arrow.dictionary(arrow.int8(), arrow.string())]
 
