@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from flow_pl.checks import check_fit
 from flow_pl.data import FederatedDataModule
 from flow_pl.data.readers.npz import npz_arrays
 from flow_pl.errors import ConfigurationError, DataError, brief
 from flow_pl.export import FORMATS, check_format, export_model
 from flow_pl.module import FederatedModule
-from flow_pl.serving import ServedModel, ServerModel, as_inputs, load, load_kept, personalize
+from flow_pl.serving import RunFormat, ServedModel, ServerModel, load, load_format, load_kept, personalize
 from flow_pl.utils.arguments import Parser, home
 from flow_pl.utils.inputs import Inputs, map_inputs, take
 from flow_pl.utils.words import no_such_option
@@ -49,13 +51,16 @@ def command(args: Sequence[str], name: str) -> None:
     _check_folder(options.out)
     arrays = _read(options.data, ("y",)) if name == "personalize" else {}
     module, data = load(options.config, options.ckpt_path, *overrides)
+    stored = load_format(options.ckpt_path)
     make = _personalized if name == "personalize" else _exported
-    model, example = make(options, arrays, module, data)
+    model, example = make(options, arrays, module, data, stored)
     export_model(model, options.out, example, options.format, options.max_batch)
     size = options.out.stat().st_size
     takes = map_inputs(lambda t: f"[batch, {', '.join(map(str, t.shape[1:]))}] of {t.dtype}", example)
     named = ", ".join(f"{key} {each}" for key, each in takes.items()) if isinstance(takes, dict) else takes
     print(f"{options.out}: {options.format}, {size:,} bytes; takes {named}.")
+    if stored.class_names:
+        print(f"Classes in the order of the outputs: {', '.join(stored.class_names)}.")
 
 
 export = partial(command, name="export")
@@ -87,8 +92,8 @@ def _make_parser(name: str) -> Parser:
             required=True,
             type=home,
             metavar="FILE",
-            help=".npz file with the client's examples x, in the format of the run's data, and their labels y (-1: "
-            "none)",
+            help=".npz file with the client's examples x, in the format of the run's data, and their labels y "
+            "(names of classes if the run has them; -1 or an empty text: none)",
         )
         parser.add_argument("--kept", metavar="NAME", help="client of the run whose state is used")
         parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the examples' order (default: 0)")
@@ -139,24 +144,42 @@ def _read(path: Path, others: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _personalized(
-    options: argparse.Namespace, arrays: dict[str, Any], module: FederatedModule, data: FederatedDataModule
+    options: argparse.Namespace,
+    arrays: dict[str, Any],
+    module: FederatedModule,
+    data: FederatedDataModule,
+    stored: RunFormat,
 ) -> tuple[ServedModel, Inputs]:
     """Return the model of the client whose examples were given."""
     kept = None if options.kept is None else load_kept(module, options.ckpt_path, options.kept)
-    x = map_inputs(data.transform, as_inputs("x", arrays["x"]))
+    with _naming(options.data):
+        x, y = map_inputs(data.transform, stored.inputs(arrays["x"])), stored.labels(arrays["y"])
+        return personalize(module, x, y, options.seed, kept), take(x, slice(1))
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Name the file in errors of its arrays."""
     try:
-        return personalize(module, x, arrays["y"], options.seed, kept), take(x, slice(1))
+        yield
     except DataError as error:
-        raise DataError(f"{options.data}: {error}") from error
+        raise DataError(f"{path}: {error}") from error
 
 
 def _exported(
-    options: argparse.Namespace, arrays: dict[str, Any], module: FederatedModule, data: FederatedDataModule
+    options: argparse.Namespace,
+    arrays: dict[str, Any],
+    module: FederatedModule,
+    data: FederatedDataModule,
+    stored: RunFormat,
 ) -> tuple[ServedModel, Inputs]:
     """Return the server's model, or that of a client of the run's data."""
     if options.client is None and options.example is not None:
-        x = map_inputs(data.transform, as_inputs("x", _read(options.example, ())["x"]))
-        return ServerModel(module), take(x, slice(1))
+        given = _read(options.example, ())["x"]
+        with _naming(options.example):
+            x = take(map_inputs(data.transform, stored.inputs(given)), slice(1))
+        check_fit(module.method, x, 1, real_valued=module.objective.real_valued)
+        return ServerModel(module), x
     data.prepare_data()
     data.setup()
     if options.client is None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Iterable, Mapping
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -26,8 +27,8 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from flow_pl.configuration import flatten
 from flow_pl.data import FederatedDataModule
-from flow_pl.errors import ConfigurationError
-from flow_pl.utils.inputs import leaves
+from flow_pl.errors import ConfigurationError, brief
+from flow_pl.utils.inputs import leaves, map_inputs
 
 Record = dict[str, Any]
 """Plain values, since a checkpoint holds no objects."""
@@ -59,9 +60,10 @@ class ChangedSettingWarning(UserWarning):
 
 
 def data_record(data: FederatedDataModule) -> Record:
-    """Return a record that identifies a run's data: its settings, rows and splits.
+    """Return a record of a run's data: what identifies its settings, rows and splits, and their format.
 
-    Reads the numbers of rows of all clients, and the first row of `LOOKED_AT` of them.
+    The format is that which `flow_pl.serving` reads a client's own arrays by: types of the stored features, and names
+    of the classes. Reads the numbers of rows of all clients, and the first row of `LOOKED_AT` of them.
 
     Args:
         data: the data module, set up.
@@ -81,7 +83,36 @@ def data_record(data: FederatedDataModule) -> Record:
         for part in federation.split(client):
             split.update(np.asarray(part).tobytes())
     settings = {"class": type(data).__name__, **{name: getattr(data, name) for name in SPLIT}}
-    return {"settings": settings, "rows": rows.hexdigest(), "split": split.hexdigest()}
+    return {
+        "settings": settings,
+        "rows": rows.hexdigest(),
+        "split": split.hexdigest(),
+        "features": map_inputs(lambda x: str(x.dtype), store.read(0).x),
+        "class_names": list(data.class_names),
+    }
+
+
+def check_class_names(saved: Record, now: Record) -> None:
+    """Check that the classes have the numbers that the model was trained with.
+
+    Args:
+        saved: record of the checkpoint's run; without names in older checkpoints, or if its labels were numbers.
+        now: record of this run.
+
+    Raises:
+        ConfigurationError: both have names, and they differ.
+    """
+    before, after = saved.get("class_names", []), now.get("class_names", [])
+    if not (before and after) or before == after:
+        return
+    pairs = enumerate(zip_longest(before, after, fillvalue=None))
+    number, (old, new) = next((number, pair) for number, pair in pairs if pair[0] != pair[1])
+    was, is_now = ("no class" if name is None else repr(name) for name in (old, new))
+    raise ConfigurationError(
+        f"the checkpoint's classes are {brief(before)}, the data's are {brief(after)}: class {number} was {was} and is "
+        f"{is_now}. Give the data the checkpoint's classes, in their order, by data.classes (in published files, that "
+        "of the encoding), or use the data it was trained with."
+    )
 
 
 def check_data(saved: Record, now: Record, fitting: bool) -> None:

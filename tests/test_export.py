@@ -20,7 +20,7 @@ from flow_pl.methods.flow_evidence import EvidenceFlow
 from flow_pl.models import EMNISTCNN, MLP, NextCharacterLSTM, NextWordLSTM, ResNet18, VisionTransformer
 from flow_pl.models.normalization import converted
 from flow_pl.models.routers import InstanceRouter, SequenceRouter
-from flow_pl.serving import ServerModel, load, load_kept, personalize
+from flow_pl.serving import ServerModel, load, load_format, load_kept, personalize
 from flow_pl.tasks import Classification, NextToken
 from tests.models.nets import ResNet as ResidualNet
 from tests.test_module import module as trained
@@ -340,6 +340,41 @@ def test_a_client_of_the_run_and_the_server_are_exported(runs, client, tmp_path,
     fresh = min(set(data.federation.seen.tolist()) - set(cli.model.states.known().tolist()))
     exported("export", "--client", data.client_name(fresh))
     assert "has not been sampled: it starts from the server's model" in capsys.readouterr().out
+
+
+def test_a_clients_own_arrays_are_read_as_those_of_the_run(tmp_path, monkeypatch, capsys):
+    """Bytes of two levels are not scaled, and texts are the classes of the run."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FLOW_PL_CACHE", str(tmp_path / "cache"))
+    random = np.random.default_rng(0)
+    x, y = random.integers(0, 2, size=(60, 6), dtype=np.uint8), np.array(["cat", "dog", "emu"] * 20)
+    np.savez("run.npz", x=x, y=y, client=np.arange(60) % 6)
+    small = ["--trainer.max_epochs=1", "--trainer.accelerator=cpu", "--trainer.devices=1", "--data.cohort_size=3"]
+    config = ["--config=task/array", "--config=method/fine_tuning", "--data.path=run.npz"]
+    run(["fit", *config, *small, "--trainer.limit_val_batches=0", "--trainer.default_root_dir=run"])
+    checkpoint = "run/checkpoints/last.ckpt"
+    assert load_format(checkpoint) == ("bool", ("cat", "dog", "emu"))
+    np.savez("client.npz", x=x[:9], y=y[:9])
+    given = ["-c", "run/config.yaml", "--ckpt_path", checkpoint, "--out", "model.pt2"]
+    capsys.readouterr()
+    main(["personalize", *given, "--data", "client.npz"])
+    assert capsys.readouterr().out.endswith("\nClasses in the order of the outputs: cat, dog, emu.\n")
+    inputs = torch.from_numpy(x[:9]).float()
+    expected = personalize(load(None, checkpoint)[0], inputs, np.arange(9) % 3)
+    torch.testing.assert_close(torch.export.load("model.pt2").module()(inputs), expected(inputs))
+    np.savez("wide.npz", x=x[:, :4])
+    np.savez("gnu.npz", x=x[:1], y=["gnu"])
+    np.savez("others.npz", x=x, y=np.char.replace(y, "cat", "gnu"), client=np.arange(60) % 6)
+    with pytest.raises(SystemExit):
+        main(["test", "--config=run/config.yaml", "--data.path=others.npz"])
+    assert "class 0 was 'cat' and is 'dog'" in capsys.readouterr().err
+    for args, words in (
+        (["export", "--example", "wide.npz"], "the data's features have shape [4]"),
+        (["personalize", "--data", "gnu.npz"], "gnu.npz: y has the label 'gnu', expected one of the run's classes"),
+    ):
+        with pytest.raises(SystemExit):
+            main([args[0], *given, *args[1:]])
+        assert words in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,8 @@ import warnings
 import pytest
 import torch
 
-from flow_pl.resume import ChangedSettingWarning
+from flow_pl.errors import ConfigurationError
+from flow_pl.resume import ChangedSettingWarning, check_class_names
 from tests.test_cli import config, fails  # noqa: F401 (a fixture)
 from tests.test_runs import command, weights
 
@@ -96,3 +97,20 @@ def test_other_settings_that_change_numbers_are_told(config, finished):  # noqa:
     assert "model.method.regularization is 0.5, was" in said
     assert "data.cohort_size is 2, was 3; " in said or "data.cohort_size is 2, was 3." in said
     assert "seed_everything is 3, was 1" in said
+
+
+@pytest.mark.parametrize(
+    ("now", "words"),
+    [
+        (["dog", "fox"], "class 0 was 'cat' and is 'dog'"),
+        (["cat", "dog"], "class 2 was 'fox' and is no class"),
+        (["cat", "dog", "fox", "gnu"], "class 3 was no class and is 'gnu'"),
+    ],
+)
+def test_classes_keep_their_numbers(now, words):
+    saved = {"class_names": ["cat", "dog", "fox"]}
+    with pytest.raises(ConfigurationError, match=f"classes are cat, dog, fox, .* {words}. .* by data.classes"):
+        check_class_names(saved, {"class_names": now})
+    for same in (saved, {"class_names": []}, {}):
+        check_class_names(saved, same)
+        check_class_names(same, saved)

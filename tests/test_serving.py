@@ -18,7 +18,7 @@ from flow_pl.errors import ConfigurationError, DataError
 from flow_pl.methods import Ditto, EvidenceFlow, FedAvg, FineTuning, Flow, Interpolation, KNNPer, Local
 from flow_pl.methods.evidence import EVIDENCE
 from flow_pl.models.routers import InstanceRouter
-from flow_pl.serving import ServerModel, personalize
+from flow_pl.serving import RunFormat, ServerModel, personalize
 from flow_pl.tasks import NextToken
 from tests.models import test_sequences
 from tests.support import every_method
@@ -273,3 +273,68 @@ def test_modules_keep_their_modes():
 def test_examples_and_targets_must_match(x, y):
     with pytest.raises(DataError, match="expected one target for each example, and at least one"):
         personalize(trained(FedAvg()), x, y)
+
+
+BITS, BYTES, TOKENS, REALS = np.bool_, np.uint8, np.int32, np.float32
+
+
+@pytest.mark.parametrize(
+    ("stored", "given", "becomes"),
+    [
+        (BITS, np.bool_, torch.bool),
+        (BITS, np.uint8, torch.bool),
+        (BITS, np.float64, torch.bool),
+        (BYTES, np.uint8, torch.uint8),
+        (BYTES, np.int64, torch.uint8),
+        (BYTES, np.bool_, None),
+        (BYTES, np.float32, None),
+        (TOKENS, np.uint16, torch.int64),
+        (TOKENS, np.uint8, torch.int64),
+        (TOKENS, np.float32, None),
+        (REALS, np.int64, torch.float32),
+        (REALS, np.bool_, torch.float32),
+        (REALS, np.float64, torch.float64),
+        (REALS, np.uint8, None),
+    ],
+)
+def test_features_get_the_types_of_the_run(stored, given, becomes):
+    """An array of zeros and ones of any type; None where a pixel could be taken for a number, or the reverse."""
+    x = np.array([[0, 1], [1, 1]]).astype(given)
+    found = RunFormat(np.dtype(stored).name)
+    if becomes is None:
+        with pytest.raises(DataError, match=rf"x has features of type .*, in the run they are {np.dtype(stored).name}"):
+            found.inputs(x)
+    else:
+        assert found.inputs(x).dtype == becomes
+        assert found.inputs(torch.from_numpy(x)).tolist() == x.tolist()
+
+
+def test_values_outside_of_a_type_are_refused():
+    for stored, x in ((BITS, [[2, 0]]), (BYTES, [[256, 0]]), (BYTES, [[-1, 0]])):
+        with pytest.raises(DataError, match="x has features of type int64, in the run they are"):
+            RunFormat(np.dtype(stored).name).inputs(np.array(x))
+
+
+def test_inputs_have_the_names_of_the_run():
+    found, ids = RunFormat({"ids": "int64", "mask": "bool"}), np.ones((2, 3), dtype=np.int64)
+    inputs = found.inputs({"mask": ids, "client": np.array(["a", "b"]), "ids": ids})
+    assert {name: each.dtype for name, each in inputs.items()} == {"ids": torch.int64, "mask": torch.bool}
+    with pytest.raises(DataError, match=r"there is no mask, only ids, client: name the run's features so"):
+        found.inputs({"ids": ids, "client": ids})
+    with pytest.raises(DataError, match=r"there is no ids and no mask, only one array"):
+        found.inputs(ids)
+    with pytest.raises(DataError, match=r"there is no x, only ids: the run has one array of features"):
+        RunFormat("float32").inputs({"ids": ids})
+    assert RunFormat().inputs(ids).dtype == torch.int64  # of an older checkpoint, as they are
+
+
+def test_names_of_classes_become_their_numbers():
+    found = RunFormat("float32", ("ash", "élm", "oak"))
+    texts = np.array(["oak", "", "élm", "oak"])
+    for y in (texts, texts.tolist(), np.char.encode(texts, "utf-8")):
+        assert found.labels(y).tolist() == [2, -1, 1, 2]
+    assert found.labels([2, -1]).tolist() == [2, -1]
+    with pytest.raises(DataError, match=r"y has the label 'fir', expected one of the run's classes, ash, élm, oak"):
+        found.labels(["oak", "fir"])
+    with pytest.raises(DataError, match=r"y has texts, but the checkpoint holds no names of classes"):
+        RunFormat("float32").labels(texts)

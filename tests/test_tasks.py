@@ -1,19 +1,25 @@
 """What tasks count, lose and predict, for outputs made by hand."""
 
 import copy
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from flow_pl.checks import check_fit
+from flow_pl import FederatedModule
+from flow_pl.checks import check_fit, check_label_range
 from flow_pl.data.batch import ClientBatch, Examples
+from flow_pl.data.store.client_store import ClientStore
+from flow_pl.data.store.writer import ClientStoreWriter
 from flow_pl.engine.server_round import server_groups
 from flow_pl.errors import ConfigurationError
 from flow_pl.evaluation.clients import evaluate_clients, predict_clients
 from flow_pl.methods import FedAvg
 from flow_pl.methods.base import Method, Prediction
+from flow_pl.serving import personalize
 from flow_pl.tasks import Classification, MultiLabel, NextToken
 from tests.methods.helpers import TAGS, with_tags
 from tests.support import FEATURES, chunk, loop, minibatches, sgd
@@ -222,6 +228,25 @@ def test_labels_of_another_task_are_refused(objective, label_shape, expected):
     with pytest.raises(ConfigurationError, match=rf"label of the data has shape .*, {name} .* expects {expected}"):
         check_fit(method, torch.zeros(1, 4), 2, label_shape)
     check_fit(method, torch.zeros(1, 4), 2, (3,) if isinstance(objective, MultiLabel) else ())
+
+
+def test_counts_are_no_several_labels(tmp_path):
+    """Binary cross-entropy has no minimum for a label of 2."""
+    y = np.array([[0, 1, 1], [1, 0, 0], [0, 0, 1], [1, 2, 0]])
+    store = {}
+    for name, labels in (("right", np.minimum(y, 1)), ("wrong", y)):
+        with ClientStoreWriter(tmp_path / name, num_classes=3) as writer:
+            writer.add("a", np.zeros((2, 4), dtype=np.float32), labels[:2])
+            writer.add("b", np.zeros((2, 4), dtype=np.float32), labels[2:])
+        store[name] = SimpleNamespace(store=ClientStore.open(tmp_path / name))
+    assert store["wrong"].store.meta.largest_label == 2
+    check_label_range(MultiLabel(k=2), store["right"])
+    check_label_range(NextToken(), store["wrong"])
+    with pytest.raises(ConfigurationError, match=r"client 'b' has the label 2, MultiLabel expects 0 and 1: write 1"):
+        check_label_range(MultiLabel(k=2), store["wrong"])
+    module = FederatedModule(nn.Sequential(nn.Linear(4, 3)), FedAvg(), objective=MultiLabel(k=2))
+    with pytest.raises(ConfigurationError, match=r"y has the label 2, MultiLabel expects 0 and 1"):
+        personalize(module, np.zeros((4, 4), dtype=np.float32), y)
 
 
 def test_tokens_have_a_label_each():

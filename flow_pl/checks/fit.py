@@ -89,6 +89,38 @@ def check_label_moments(objective: Objective, federation: Federation) -> None:
         objective.check_labels(float(y.mean()), float(y.std()))
 
 
+def check_several_labels(objective: Objective, largest: int, source: str) -> None:
+    """Check that the labels of a task with several of them for each example are 0 and 1.
+
+    Args:
+        objective: the task.
+        largest: the largest label.
+        source: whose labels they are, for the message.
+
+    Raises:
+        ConfigurationError: there is a larger one, for which a binary cross-entropy has no minimum.
+    """
+    if objective.several_labels and largest > 1:
+        raise ConfigurationError(
+            f"{source} has the label {largest}, {type(objective).__name__} expects 0 and 1: write 1 for each label "
+            "that an example has, however often, and 0 for the others."
+        )
+
+
+def check_label_range(objective: Objective, federation: Federation) -> None:
+    """Check the labels of a data set by `check_several_labels`; reads no row unless one is wrong.
+
+    Raises:
+        ConfigurationError: a label is wrong; the message names a client that has it.
+    """
+    store = federation.store
+    # the data of a deployed run are on its nodes, and older stores do not say it
+    largest = getattr(store.meta, "largest_label", None)
+    if objective.several_labels and largest is not None and largest > 1:
+        client = next(client for client in range(len(store)) if store.read(client).y.max() == largest)
+        check_several_labels(objective, largest, f"client {store.name(client)!r}")
+
+
 def _misfit(backbone: nn.Module, example: Inputs, error: Exception) -> ConfigurationError:
     """Return the error for features that a backbone cannot take, with a remedy."""
     name = type(backbone).__name__

@@ -10,7 +10,7 @@ import torch
 from flow_pl.checks import check_checkpoint
 from flow_pl.configuration import KEY, make, read_settings
 from flow_pl.errors import ConfigurationError
-from flow_pl.resume import begin_round_anew, check_data, check_server, server_record
+from flow_pl.resume import begin_round_anew, check_class_names, check_data, check_server, server_record
 from flow_pl.utils.checkpoints import WholeCheckpointIO
 
 if TYPE_CHECKING:
@@ -76,11 +76,13 @@ def load(module: FederatedModule, checkpoint: dict[str, Any]) -> None:
             "the checkpoint holds only weights (save_weights_only), but a fit continues from the state of the "
             "server's optimizer as well: give one that is whole, such as checkpoints/last.ckpt, or test this one."
         )
+    data_now = module.data_record() if "data" in checkpoint else None
+    if data_now is not None:  # before the sizes, which other classes may change
+        check_class_names(checkpoint["data"], data_now)
     check_checkpoint(
         checkpoint.get("flow_pl", {}), module.identity(), checkpoint["state_dict"], dict(module.state_dict())
     )
     fitting = module.trainer.state.fn == "fit"
-    data_now = module.data_record() if "data" in checkpoint else None
     if data_now is not None:
         check_data(checkpoint["data"], data_now, fitting)
     if fitting and "server" in checkpoint:

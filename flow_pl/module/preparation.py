@@ -11,6 +11,7 @@ from flow_pl.checks import (
     check_fit,
     check_gradients,
     check_label_moments,
+    check_label_range,
     check_server_optimizer,
 )
 from flow_pl.data import CohortSampler, FederatedDataModule
@@ -70,6 +71,7 @@ def prepare(module: FederatedModule, stage: str) -> None:
     if module.attack is not None:
         module.attack.check(example, data.num_classes, data.federation.store.label_shape)
     data.unevaluated = choose_attackers(data, module.attack)
+    check_label_range(module.objective, data.federation)
     if stage == "fit":
         check_label_moments(module.objective, data.federation)
         module.method.cohort_share = data.cohort_size / data.population_size

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from flow_pl.checks import check_checkpoint, check_fit
+from flow_pl.checks import check_checkpoint, check_fit, check_several_labels
 from flow_pl.data.batch import ClientBatch, Examples
 from flow_pl.data.dataset import draw_part
 from flow_pl.engine.client_states import client_state
@@ -62,6 +62,7 @@ def personalize(
     classes = 1 if real_valued else y.shape[-1] if method.objective.several_labels else int(y.max()) + 1
     example = map_inputs(lambda t: t[:1].to(device), inputs)
     check_fit(method, example, classes, tuple(y.shape[1:]), real_valued)
+    check_several_labels(method.objective, int(y.max()), "y")
     server = server_groups(method)
     if kept is not None:
         _check_kept(method, method.initial_state(server), kept)

@@ -19,14 +19,17 @@ def save(path, **arrays):
     return str(path)
 
 
-def save_parquet(path, **columns):
+def save_columns(path, columns):
     arrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
     from pyarrow import parquet
 
-    default = {"client": CLIENT.tolist(), "y": Y, "left": X[:, 0], "right": X[:, 1]}
-    table = {name: values for name, values in (default | columns).items() if values is not None}
-    parquet.write_table(arrow.table(table), path)
+    parquet.write_table(arrow.table(columns), path)
     return str(path)
+
+
+def save_parquet(path, **columns):
+    default = {"client": CLIENT.tolist(), "y": Y, "left": X[:, 0], "right": X[:, 1]}
+    return save_columns(path, {name: values for name, values in (default | columns).items() if values is not None})
 
 
 def read(path, **settings):
@@ -222,6 +225,20 @@ def test_texts_are_classes_in_sorted_order(tmp_path):
         assert data.num_classes == 3
 
 
+def test_classes_of_another_file_may_be_named(tmp_path):
+    path, names = save(tmp_path / "a.npz", y=np.array(["oak", "ash", "", "elm", "ash", "oak"])), ["oak", "fir", "elm"]
+    data = prepared(path, tmp_path, classes=[*names, "ash"])
+    assert (data.class_names, data.num_classes) == ((*names, "ash"), 4)
+    assert read(path, classes=[*names, "ash"])["b"][1] == [0, -1, 0]
+    with pytest.raises(DataError, match=r"a.npz: the label 'ash' is not among classes \(oak, fir, elm\): add it"):
+        read(path, classes=names)
+    with pytest.raises(DataError, match=r"b.npz: the labels are numbers, but classes are named for texts"):
+        read(save(tmp_path / "b.npz"), classes=names)
+    for wrong in ({"classes": ["a", "a"]}, {"classes": names, "labels": "values"}):
+        with pytest.raises(ConfigurationError, match=r"classes is a, a, expected a name|but labels is values: set cl"):
+            ArrayData(path, **wrong)
+
+
 def KINDS(arrow):  # noqa: N802
     return [arrow.string(), arrow.large_string(), arrow.dictionary(arrow.int8(), arrow.string())]
 
@@ -305,6 +322,42 @@ def test_test_files_that_do_not_fit(tmp_path):
         prepared(train, tmp_path, test=save(tmp_path / "b.npz", x=X[:, :1]))
     with pytest.raises(ConfigurationError, match=r"test is c.txt, expected a file ending on .npz"):
         ArrayData(train, test="c.txt")
+
+
+def test_columns_of_a_test_file_are_matched_by_name(tmp_path):
+    train = save_parquet(tmp_path / "train.parquet")
+    turned = {"client": CLIENT.tolist(), "right": X[:, 1], "y": Y, "left": X[:, 0]}
+    test = save_columns(tmp_path / "test.parquet", turned)
+    for _, x, _, _, rows, *_ in ArrayData(train, test=test).clients():
+        np.testing.assert_array_equal(x[:rows], x[rows:])  # the same rows in both files
+    indexed = save_columns(tmp_path / "index.parquet", turned | {"__index_level_0__": np.arange(6)})
+    assert [len(y) for _, _, y, *_ in ArrayData(train, test=indexed).clients()] == [4, 6, 2]
+    for others in ({"up": X[:, 0]}, {"left": None}, {"left": None, "up": X[:, 0]}):
+        columns = {name: values for name, values in (turned | others).items() if values is not None}
+        test = save_columns(tmp_path / "other.parquet", columns)
+        with pytest.raises(DataError, match=r"other.parquet has the features .*, in .*train.parquet they are left, ri"):
+            read(train, test=test)
+    test = save_columns(tmp_path / "more.parquet", turned | {"up": X[:, 0]})
+    assert read(train, test=test, feature_columns=["left"])["c"] == ([[6], [6]], [0, 0])
+
+
+def test_a_column_that_looks_like_row_numbers_in_one_file_alone(tmp_path):
+    columns = {"client": CLIENT.tolist(), "y": Y, "left": X[:, 0]}
+    train = save_columns(tmp_path / "train.parquet", columns | {"index": [1, 1, 2, 3, 4, 5]})
+    test = save_columns(tmp_path / "test.parquet", columns | {"index": [6, 5, 4, 3, 2, 1]})
+    assert read(train, test=test)["c"][0] == [[6, 3], [6, 3]]
+    with pytest.raises(DataError, match=r"train.parquet has the features left, index, in .*test.parquet they are left"):
+        read(test, test=train)
+
+
+@pytest.mark.parametrize("other", [np.float32, np.float64, np.bool_, np.int64])
+def test_bytes_and_other_types_are_not_joined(tmp_path, other):
+    train = save(tmp_path / "train.npz", x=np.ones((6, 2), dtype=np.uint8))
+    test = save(tmp_path / "test.npz", x=np.ones((6, 2), dtype=other), client=np.array(list("ddefff")))
+    with pytest.raises(DataError, match=r"test.npz: features have type .*train.npz they have uint8 \(bytes, scaled"):
+        read(train, test=test)
+    with pytest.raises(DataError, match=r"train.npz: features 'm' have type uint8 .*write both files with the same ty"):
+        read(test, test=train, feature_columns={"m": "x"})
 
 
 def test_features_that_need_scaling_get_a_warning(tmp_path):

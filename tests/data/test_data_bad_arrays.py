@@ -86,7 +86,11 @@ def test_features_that_cannot_be_joined(tmp_path):
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"client": ["b", "a", None, "c", "a", "b"]}, "column 'client' has rows without a client: give every row one"),
+        (
+            {"client": ["b", "a", None, "c", "a", "b"]},
+            "column 'client' has rows without a client, the first is row 2: give every row one",
+        ),
+        ({"client": ["b", "a", "b", " ", "", "b"]}, "column 'client' has rows without a client, the first is row 3"),
         ({"left": [1, 2, None, 3, 4, 5]}, r"'left' has no value \(NaN or null\) in row 2: fill it in, leave that row"),
         ({"left": [True, False, None, True, True, True]}, r"'left' has no value \(NaN or null\) in row 2"),
         ({"left": [None] * 6}, r"'left' has no value \(NaN or null\) in row 0.* leave the column out"),

@@ -100,6 +100,7 @@ def test_truth_values_and_whole_numbers_are_numbers(tmp_path):
         ("client,y,left\na,0,1\nb,1,nan\n", r"'left' has no value \(NaN or null\) in row 1"),
         ("client,y,left\na,0,1\nb,1,-inf\n", r"'left' has -inf, in row 1"),
         ("client,y,left\na,0,1\nb,1,1e300\n", r"'left' has 1e\+300, larger than the largest float32"),
+        ("client,y,left\na,0,1\n,1,2\n", r"column 'client' has rows without a client, the first is row 1: give"),
         ("client,y,left\na,0.5,1\nb,1,2\n", r"'y' has the label 0.5 in row 0, expected whole numbers"),
         ("client,y,left\na,2020-01-01,1\n", r"'y' has .*expected whole numbers"),
         (b"client,y,left\nJos\xe9,0,1\n", r"a.csv is not UTF-8 in line 2 .*: save it as UTF-8"),

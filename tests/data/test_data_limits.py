@@ -51,6 +51,12 @@ def test_names_that_cannot_be_stored(name, found):
         require_name(name, "a.json")
 
 
+@pytest.mark.parametrize("name", ["", " "])
+def test_blank_names(name):
+    with pytest.raises(DataError, match=f"a.json: a client has the name '{name}', which is blank: name the client of"):
+        require_name(name, "a.json")
+
+
 def npz(path, compression=zipfile.ZIP_STORED, **members):
     with zipfile.ZipFile(path, "w", compression) as file:
         for name, content in members.items():

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
 
 from flow_pl.data.datamodule import FederatedDataModule
+from flow_pl.data.readers.same_columns import read_alike
 from flow_pl.data.readers.table_files import READERS, Reader
 from flow_pl.data.readers.tables import Columns, Table
 from flow_pl.data.store.cache import file_identity
@@ -42,8 +43,8 @@ class ArrayData(FederatedDataModule):
 
     Args:
         path: the file, with the ending .npz, .parquet, .csv, .tsv, .csv.gz or .tsv.gz.
-        test: another file, with test examples in the same columns; clients that are only in this file are new. null =
-            a share of each client's examples is for testing.
+        test: another file, with test examples in the same columns, in any order and of the same types; clients that
+            are only in this file are new. null = a share of each client's examples is for testing.
         client_column: array or column with the client of each row, an integer or a text.
         label_column: array or column of the labels.
         feature_columns: arrays or columns of the features; several are joined along a new last axis. For a model that
@@ -56,6 +57,8 @@ class ArrayData(FederatedDataModule):
         tokens: whether integers in arrays or lists of features are tokens, for a model that starts with an embedding;
             null = in a mapping, and if labels are sequences, too.
         labels: `classes`, or `values` for regression.
+        classes: names of the classes in the order of their numbers, for labels that are texts, such as those of a run
+            whose file has other classes than this one; null = the file's labels in sorted order.
         **kwargs: settings of every data set, see `FederatedDataModule`.
 
     Raises:
@@ -73,6 +76,7 @@ class ArrayData(FederatedDataModule):
         tokens: bool | None = None,
         test: str | None = None,
         labels: Literal["classes", "values"] = "classes",
+        classes: list[str] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -82,10 +86,14 @@ class ArrayData(FederatedDataModule):
                 raise ConfigurationError(f"{setting} is {file}, expected a file ending on {' or '.join(READERS)}.")
         require_count(**given(num_classes=num_classes))
         require_counts(**given(feature_shape=feature_shape))
-        require_some(**given(feature_shape=feature_shape, feature_columns=feature_columns))
+        require_some(**given(feature_shape=feature_shape, feature_columns=feature_columns, classes=classes))
         require_choice(("classes", "values"), labels=labels)
         if labels == "values" and num_classes is not None:
             raise ConfigurationError(f"num_classes is {num_classes}, but labels is values: set num_classes to null.")
+        if labels == "values" and classes is not None:
+            raise ConfigurationError(f"classes is {brief(classes)}, but labels is values: set classes to null.")
+        if classes is not None and (len(set(classes)) < len(classes) or "" in classes):
+            raise ConfigurationError(f"classes is {brief(classes)}, expected a name of its own for each class.")
         if isinstance(feature_columns, dict):
             require_some(**{f"feature_columns.{name}": columns for name, columns in feature_columns.items()})
             if feature_shape is not None:
@@ -97,7 +105,8 @@ class ArrayData(FederatedDataModule):
         self._columns = Columns(client_column, label_column, feature_columns, tokens, self._real_valued)
         self._row_shape = feature_shape
         self._class_count = 1 if self._real_valued else num_classes
-        self._label_names: tuple[str, ...] = ()
+        self._classes = None if classes is None else tuple(classes)
+        self._label_names: tuple[str, ...] = self._classes or ()
 
     def options(self) -> dict[str, Any]:
         """Return the files' paths, sizes and modification times, and how they are read."""
@@ -107,6 +116,8 @@ class ArrayData(FederatedDataModule):
             "feature_shape": self._row_shape,
             "num_classes": self._class_count,
             "unusable_clients": self.unusable_clients,
+            # a file without the setting keeps its store
+            **({} if self._classes is None else {"classes": self._classes}),
         }
 
     def class_count(self) -> int | None:
@@ -114,7 +125,7 @@ class ArrayData(FederatedDataModule):
         return self._class_count
 
     def label_names(self) -> tuple[str, ...]:
-        """Return the labels in sorted order if they are texts."""
+        """Return the labels in the order of their numbers if they are texts."""
         return self._label_names
 
     def clients(self) -> Iterator[ClientData]:
@@ -127,13 +138,10 @@ class ArrayData(FederatedDataModule):
         Raises:
             DataError: a file is damaged, lacks a column, or has inconsistent columns.
         """
-        tables = [self._table(file) for file in self._paths]
-        self._label_names = tuple(sorted({name for table in tables for name in table.class_names}))
-        labelled = [table for table in tables if (table.y != -1).any()]
-        if len({bool(table.class_names) for table in labelled}) > 1:
-            raise DataError(
-                f"{' and '.join(map(str, self._paths))}: the labels are texts in one, numbers in the other."
-            )
+        tables = [self._table(self._paths[0], self._columns)]
+        if len(self._paths) > 1:
+            tables.append(read_alike((self._paths[0], self._paths[1]), tables[0], self._columns, self._table))
+        self._label_names = self._named(tables)
         self._check_labels(tables)
         parts = []
         for path, table in zip(self._paths, tables, strict=True):
@@ -160,10 +168,10 @@ class ArrayData(FederatedDataModule):
         for name, (x, y) in (test or {}).items():
             yield ClientData(name, x, y, role="test")
 
-    def _table(self, path: Path) -> Table:
+    def _table(self, path: Path, columns: Columns) -> Table:
         read = _reader(path)
         assert read is not None
-        table = read(path, self._columns)
+        table = read(path, columns)
         if table.left_out:
             rank_zero_info(
                 f"data: left out {brief(list(map(repr, table.left_out)))}, the row numbers of a pandas table; name the "
@@ -185,6 +193,25 @@ class ArrayData(FederatedDataModule):
                 "client: rename them, or give the rows of a client one number."
             )
         return {self._name(path, value, table.names): (take(x, members), table.y[members]) for value, members in groups}
+
+    def _named(self, tables: Sequence[Table]) -> tuple[str, ...]:
+        """Return the names of the classes, none if the labels are numbers."""
+        files = " and ".join(map(str, self._paths))
+        found = sorted({name for table in tables for name in table.class_names})
+        labelled = [table for table in tables if (table.y != -1).any()]
+        if len({bool(table.class_names) for table in labelled}) > 1:
+            raise DataError(f"{files}: the labels are texts in one, numbers in the other.")
+        if self._classes is None:
+            return tuple(found)
+        if labelled and not found:
+            raise DataError(f"{files}: the labels are numbers, but classes are named for texts: set classes to null.")
+        unknown = [name for name in found if name not in self._classes]
+        if unknown:
+            raise DataError(
+                f"{files}: the label {unknown[0]!r} is not among classes ({brief(self._classes)}): add it, or leave "
+                "its rows out."
+            )
+        return self._classes
 
     def _check_labels(self, tables: Sequence[Table]) -> None:
         files = " and ".join(map(str, self._paths))

@@ -37,7 +37,7 @@ def from_arrow(path: Path, table: Any, columns: Columns, index: Sequence[str]) -
     Raises:
         DataError: the columns do not fit each other.
     """
-    client, label, left_out = columns.client, columns.label, list[str]()
+    client, label, left_out, features = columns.client, columns.label, list[str](), list[str]()
     if columns.features is None:
         candidates = [name for name in table.column_names if name not in (client, label)]
         left_out = [name for name in candidates if name in index or _is_index(name, table)]
@@ -49,15 +49,16 @@ def from_arrow(path: Path, table: Any, columns: Columns, index: Sequence[str]) -
     labels = (column_reals if columns.real_valued else column_labels)(path, label, table.column(label))
     arrays[client], names = _client_values(path, client, table.column(client))
     check_shapes(path, {name: array.shape for name, array in arrays.items()} | {label: labels.y.shape})
-    return make_table(path, arrays, columns, labels)._replace(names=names, left_out=tuple(left_out))
+    table_read = make_table(path, arrays, columns, labels)
+    return table_read._replace(names=names, left_out=tuple(left_out), features=tuple(features))
 
 
 def _client_values(path: Path, name: str, column: Any) -> tuple[NDArray[Any], NDArray[Any] | None]:
     """Return the client of each row; texts as indices into the names, which are in alphabetical order."""
     types, compute = import_optional("pyarrow.types", "parquet"), import_optional("pyarrow.compute", "parquet")
-    if column.null_count:
-        raise DataError(f"{path}: column {name!r} has rows without a client: give every row one.")
     kind = column.type.value_type if types.is_dictionary(column.type) else column.type
+    if column.null_count:
+        raise _no_client(path, name, compute.index(column.is_null(), True).as_py())
     if not is_text(kind):
         values = whole_numbers(column_values(path, name, column))
         if values.dtype.kind not in "iu":
@@ -67,11 +68,17 @@ def _client_values(path: Path, name: str, column: Any) -> tuple[NDArray[Any], ND
         return values, None
     encoded = column if types.is_dictionary(column.type) else compute.dictionary_encode(column)
     encoded = encoded.unify_dictionaries().combine_chunks()
-    names = encoded.dictionary.to_pylist()
+    names, indices = encoded.dictionary.to_pylist(), encoded.indices.to_numpy()
+    # a CSV file has no other way to leave a field out; a category without rows does no harm
+    blank = np.isin(indices, [place for place, value in enumerate(names) if not value.strip()])
+    if blank.any():
+        raise _no_client(path, name, int(np.argmax(blank)))
     ranks = {value: rank for rank, value in enumerate(sorted(set(names)))}
-    return np.array([ranks[value] for value in names], dtype=np.int64)[encoded.indices.to_numpy()], np.array(
-        list(ranks)
-    )
+    return np.array([ranks[value] for value in names], dtype=np.int64)[indices], np.array(list(ranks))
+
+
+def _no_client(path: Path, name: str, row: int) -> DataError:
+    return DataError(f"{path}: column {name!r} has rows without a client, the first is row {row}: give every row one.")
 
 
 def pandas_index(metadata: Mapping[bytes, bytes] | None) -> list[str]:

@@ -58,6 +58,7 @@ class Table(NamedTuple):
         names: [names] that integer clients are indices into, if the file has them.
         class_names: names of the classes, if the labels are texts.
         left_out: columns that hold the row numbers of a pandas table.
+        features: columns that a reader took as features without their being named, in the order of the file.
     """
 
     x: Features
@@ -66,6 +67,7 @@ class Table(NamedTuple):
     names: NDArray[Any] | None
     class_names: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
+    features: tuple[str, ...] = ()
 
 
 def require_columns(path: Path, stored: Sequence[str], wanted: Sequence[str]) -> None:

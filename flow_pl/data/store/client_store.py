@@ -74,6 +74,7 @@ class StoreMeta:
         class_names: names of the classes in the order of their numbers if labels are texts; otherwise none.
         features: names of several features in the order of their files; otherwise none, and not in the
             file.
+        largest_label: the largest label; None for real values, and in stores that were written without it.
     """
 
     version: int
@@ -82,6 +83,7 @@ class StoreMeta:
     num_classes: int
     class_names: tuple[str, ...] = ()
     features: tuple[str, ...] = ()
+    largest_label: int | None = None
 
 
 class ClientStore:
@@ -250,7 +252,7 @@ _CLIENTS_AT_ONCE = 1 << 13
 
 def _meta(file: Path) -> StoreMeta:
     meta = StoreMeta(**json.loads(file.read_text(encoding="utf-8")))
-    counts = (meta.version, meta.clients, meta.rows, meta.num_classes)
+    counts = (meta.version, meta.clients, meta.rows, meta.num_classes, meta.largest_label or 0)
     if not all(type(value) is int and 0 <= value < 2**62 for value in counts):
         raise ValueError(f"{counts} holds a value that is not a count")
     for key, names in (("class_names", meta.class_names), ("features", meta.features)):

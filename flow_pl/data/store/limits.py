@@ -59,8 +59,10 @@ def require_name(name: str, source: Path | str) -> str:
         The name.
 
     Raises:
-        DataError: the name is too long, or not valid Unicode.
+        DataError: the name is blank, too long, or not valid Unicode.
     """
+    if not name.strip():
+        raise DataError(f"{source}: a client has the name {name!r}, which is blank: name the client of every row.")
     try:
         size = len(name.encode("utf-8"))
     except UnicodeEncodeError as error:

@@ -182,7 +182,13 @@ class ClientStoreWriter:
         classes = self._largest_label + 1 if self._num_classes is None else self._num_classes
         names = tuple(self.class_names)
         meta = StoreMeta(
-            FORMAT_VERSION, len(self._names), self._offsets[-1], max(classes, len(names)), names, self._x.names
+            FORMAT_VERSION,
+            len(self._names),
+            self._offsets[-1],
+            max(classes, len(names)),
+            names,
+            self._x.names,
+            None if self._y.dtype.kind == "f" else self._largest_label,
         )
         described = asdict(meta)
         if not meta.features:  # the layout of a store with one array is unchanged
