@@ -165,9 +165,8 @@ def nearest(queries: Tensor, memory: Parameters, neighbours: int) -> tuple[Tenso
     Args:
         queries: representations [Q, D].
         memory: "representation" [M, D], "label" [M], "real" [M] bool.
-        neighbours: number of neighbours (k); at equal distances, those stored first. Representations that should be equal
-            may differ in float32's last digit, with the number of clients and of instances computed at once; then this
-            rounding decides.
+        neighbours: number of neighbours (k); at equal distances, those stored first. Where representations that should
+            be equal differ in float32's last digit, which depends on how many are computed at once, rounding decides.
 
     Returns:
         Labels [Q, min(k, M)], the nearest first, and in the same shape weights, exp(-distance) over their sum, and
