@@ -12,6 +12,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from flow_pl.loggers import RunLogger
 from flow_pl.module.round_log import round_metrics
+from flow_pl.results.run_folder import goes_on
 from flow_pl.utils.checkpoints import look_at, resumed_checkpoint
 
 
@@ -60,7 +61,7 @@ def continue_log(trainer: Trainer, ckpt_path: str | os.PathLike[str] | None) -> 
         return
     state = look_at(path).get("callbacks", {}).get(MetricsLog.__qualname__)
     logger = _logger(trainer)
-    if state and logger is not None and path.resolve().is_relative_to(Path(trainer.default_root_dir).resolve()):
+    if state and logger is not None and goes_on(Path(trainer.default_root_dir), path):
         logger.continue_version(state["version"])
 
 

@@ -49,7 +49,7 @@ class LastCheckpoint(ModelCheckpoint):
 class RunFolder(Callback):
     """Keeps the files of a single run in its folder, and reports their locations at the end.
 
-    A new fit moves the files of an earlier run in its folder (`trainer.default_root_dir`) to
+    A new fit moves the files of an earlier run in its folder (`trainer.default_root_dir`), its logs included, to
     `earlier/1`, `earlier/2` and so on. Nothing is lost, and `best.ckpt` and `last.ckpt` always belong to one run. A fit
     that resumes from a checkpoint in the folder leaves everything in place. A trial (`fast_dev_run`) changes
     nothing.
@@ -60,8 +60,10 @@ class RunFolder(Callback):
         root = Path(trainer.default_root_dir)
         if _trial(trainer) or goes_on(root, trainer.ckpt_path):
             return
+        # evaluated in all processes, since it may be collective
+        folders = [Path(folder) for folder in (logger.log_dir for logger in trainer.loggers) if folder is not None]
         if trainer.is_global_zero:
-            aside = put_aside(root)
+            aside = put_aside(root, folders)
             if aside is not None:
                 _say(f"an earlier run in {root} was moved to {aside}")
         trainer.strategy.barrier("an earlier run put aside")

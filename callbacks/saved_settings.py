@@ -7,15 +7,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from flow_pl.configuration import KEY, SECTIONS
-from flow_pl.results.run_folder import CONFIG, CONFIG_HEADER
+from flow_pl.results.run_folder import CONFIG, write_config
 from flow_pl.resume import warn_of_changes
-from flow_pl.utils.files import write_text
 
 
 class SavedSettings(SaveConfigCallback):
@@ -58,4 +56,4 @@ class SavedSettings(SaveConfigCallback):
 
     def _write(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, f"{CONFIG_HEADER}\n{yaml.safe_dump(self.settings, sort_keys=False)}")
+        write_config(path, self.settings)

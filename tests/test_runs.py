@@ -16,6 +16,7 @@ from flow_pl.errors import ConfigurationError
 from flow_pl.methods import Flow
 from flow_pl.models import MLP
 from flow_pl.models.routers import InstanceRouter
+from flow_pl.results.run_folder import put_aside
 from flow_pl.utils.checkpoints import look_at
 from tests.test_cli import config, fails  # noqa: F401 (a fixture)
 
@@ -131,12 +132,43 @@ def test_a_second_fit_puts_the_first_run_aside_whole(config, root, capsys):  # n
     command(config, "fit", "--seed_everything", 5, "--trainer.check_val_every_n_epoch", 9)
     assert f"an earlier run in {root} was moved to {root / 'earlier' / '1'}" in capsys.readouterr().out
     kept = {path.name: path.read_bytes() for path in (root / "earlier" / "1").rglob("*") if path.is_file()}
-    assert kept == before
+    assert {**kept, "config.yaml": b""} == {**before, "config.yaml": b""}
     assert [path.name for path in (root / "checkpoints").iterdir()] == ["last.ckpt"]
     assert not (root / "predictions.csv").exists()
     assert yaml.safe_load((root / "config.yaml").read_text())["seed_everything"] == 5
     command(config, "fit")
     assert look_at(root / "earlier" / "2" / "checkpoints" / "last.ckpt")["global_step"] == 2
+
+
+def test_the_settings_of_a_run_put_aside_name_its_new_folder(config, root, capsys):  # noqa: F811
+    """So a test with them is of that run; nothing else in them has changed."""
+    command(config, "fit", "--trainer.max_epochs", 1)
+    before = yaml.safe_load((root / "config.yaml").read_text())
+    command(config, "fit")
+    moved = root / "earlier" / "1"
+    before["trainer"]["default_root_dir"] = str(moved)
+    assert yaml.safe_load((moved / "config.yaml").read_text()) == before
+    capsys.readouterr()
+    command(moved / "config.yaml", "test")
+    assert f"test: {moved / 'checkpoints' / 'best.ckpt'} (round 1" in capsys.readouterr().out
+
+
+def test_a_run_put_aside_takes_its_logs_along(tmp_path):
+    """Those of its fit and its test; the one that the new run writes stays."""
+    root = tmp_path / "run"
+    for number in range(3):
+        (root / "logs" / f"version_{number}").mkdir(parents=True)
+        (root / "logs" / f"version_{number}" / "metrics.csv").write_text(str(number))
+    assert put_aside(root) is None
+    (root / "clients.csv").write_text("a result")
+    moved = put_aside(root, [root / "logs" / "version_2"])
+    assert sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()) == [
+        "earlier/1/clients.csv",
+        "earlier/1/logs/version_0/metrics.csv",
+        "earlier/1/logs/version_1/metrics.csv",
+        "logs/version_2/metrics.csv",
+    ]
+    assert moved == root / "earlier" / "1"
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,9 +32,9 @@ requires = ["hatchling"]
 build-backend = "hatchling.build"
 
 [project]
-name = "{name}"
-version = "{version}"
-description = "{description}"
+name = {name}
+version = {version}
+description = {description}
 license = {{ file = "LICENSE" }}
 dependencies = ["flwr>=1.42,<2", "flow-pl=={flow_pl}"]
 
@@ -41,8 +42,8 @@ dependencies = ["flwr>=1.42,<2", "flow-pl=={flow_pl}"]
 packages = ["."]
 
 [tool.flwr.app]
-publisher = "{publisher}"
-flwr-version-target = "{flwr}"
+publisher = {publisher}
+flwr-version-target = {flwr}
 fab-format-version = 1
 fab-include = ["{package}/*.py", "{package}/*.yaml", "LICENSE"]
 
@@ -124,8 +125,7 @@ def deploy(args: Sequence[str]) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigurationError(f"{folder} already exists and is not empty: choose another folder with --out.")
     root = str(settings["trainer"].get("default_root_dir") or "runs")
-    name = "-".join(Path(root).parts[-2:]).replace("_", "-").strip("-.") or "run"
-    write_app(folder, settings, name, options.publisher, licence, flwr, {**RUN_CONFIG, "folder": root})
+    write_app(folder, settings, app_name(root), options.publisher, licence, flwr, {**RUN_CONFIG, "folder": root})
     print(
         f"{folder}: a Flower app, {cli.model.identity()['method']} with flow_pl {__version__} on flwr {flwr}. "
         f"Start it by `flwr run {folder} SUPERLINK --stream`, see docs/deploy.md."
@@ -164,16 +164,34 @@ def write_app(
     write_text(package / "config.yaml", f"# Made by `flow-pl deploy`; the configuration of the run.\n{config}")
     write_text(folder / "LICENSE", licence)
     text = PYPROJECT.format(
-        name=name,
-        version="1.0.0",
-        description="A run of flow_pl as a Flower app",
-        publisher=publisher,
+        name=_toml(name),
+        version=_toml("1.0.0"),
+        description=_toml("A run of flow_pl as a Flower app"),
+        publisher=_toml(publisher),
         flow_pl=__version__,
-        flwr=flwr,
+        flwr=_toml(flwr),
         package=PACKAGE,
-        config="\n".join(f"{key} = {json.dumps(value)}" for key, value in run_config.items()),
+        config="\n".join(f"{key} = {_toml(value)}" for key, value in run_config.items()),
     )
     write_text(folder / "pyproject.toml", text)
+
+
+def app_name(root: str) -> str:
+    """Return the name of an app: the end of the run's folder, as Flower takes it.
+
+    A name in Flower starts with a letter, and has at most 32 letters, digits and hyphens.
+
+    Args:
+        root: folder of the run.
+    """
+    name = re.sub(r"[^A-Za-z0-9]+", "-", "-".join(Path(root).parts[-2:])).strip("-")
+    name = name if name[:1].isalpha() else f"run-{name}"
+    return name[:32].strip("-")
+
+
+def _toml(value: Any) -> str:
+    """Return a text, number or truth value as TOML, which JSON's are without its escapes of Unicode."""
+    return json.dumps(value, ensure_ascii=False)
 
 
 RESERVED = """\
@@ -200,13 +218,19 @@ def _licence(path: Path) -> str:
 
 
 def check_deployable(cli: FlowCLI) -> None:
-    """Refuse settings that only simulate, and privacy that nodes could undo.
+    """Refuse settings that only simulate, tasks that cannot be scored, and privacy that nodes could undo.
 
     Raises:
         ConfigurationError: the run has such a setting.
     """
     model, data = cli.model, cli.datamodule
     assert isinstance(model, FederatedModule)
+    if model.objective.real_valued:
+        raise ConfigurationError(
+            f"model.objective is {type(model.objective).__name__}, which cannot be deployed, as its labels are real "
+            "values and nodes report counts of right predictions: deploy a task with classes, or simulate this run "
+            "with `flow-pl fit`."
+        )
     reasons = {
         "model.attack": (model.attack, "attackers are simulated"),
         "model.compression": (model.compression, "tensors are sent uncompressed"),

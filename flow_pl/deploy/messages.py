@@ -26,6 +26,9 @@ ARRAYS, NUMBERS, TEXTS = "arrays", "numbers", "texts"
 FEATURES = "features"
 """Key of the input names in the texts."""
 
+CLASSES = "class_names"
+"""Key of the class names in the texts."""
+
 MOST_FEATURES = 16
 """Largest number of named inputs of an example."""
 
@@ -181,6 +184,18 @@ def feature_names(texts: Mapping[str, Any]) -> tuple[str, ...] | None:
         raise MessageError(f"{FEATURES} is {brief(names)}, expected 1 to {MOST_FEATURES} names")
     if not all(isinstance(name, str) for name in names):
         raise MessageError(f"{FEATURES} is {brief(names)}, expected names")
+    return tuple(names)
+
+
+def class_names(texts: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the class names in a message's texts; none if the labels are numbers.
+
+    Raises:
+        MessageError: the names are invalid.
+    """
+    names = texts.get(CLASSES, [])
+    if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise MessageError(f"{CLASSES} is {brief(names)}, expected names")
     return tuple(names)
 
 

@@ -17,6 +17,7 @@ from flow_pl.data.batch import Chunk, ClientBatch
 from flow_pl.data.dataset import ClientDataset
 from flow_pl.data.federation import Federation, Heldout
 from flow_pl.deploy.messages import (
+    CLASSES,
     FEATURES,
     TEXTS,
     MessageError,
@@ -90,7 +91,7 @@ class Node:
         self.module.eval()
 
     def describe(self) -> RecordDict:
-        """Describe the client to the server: its number and name, sizes and shapes, but none of its examples."""
+        """Describe the client to the server: its number and name, sizes, shapes and class names, but no examples."""
         federation, client = self.data.federation, self.client
         features = self.example if isinstance(self.example, dict) else {None: self.example}
         shapes = {keyed("feature_shape", name): [1, *t.shape[1:]] for name, t in features.items()}
@@ -110,6 +111,8 @@ class Node:
             },
         )
         names = {FEATURES: list(self.example)} if isinstance(self.example, dict) else {}
+        if self.data.class_names:
+            names[CLASSES] = list(self.data.class_names)
         described[TEXTS] = ConfigRecord(
             {"name": self.data.client_name(client), "version": __version__, **self.module.identity(), **names}
         )

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
-from flow_pl.deploy.messages import TEXTS, MessageError, feature_names, keyed, number, shape
+from flow_pl.deploy.messages import TEXTS, MessageError, class_names, feature_names, keyed, number, shape
 from flow_pl.errors import FlowError, brief
 from flow_pl.version import __version__
 
@@ -70,6 +70,7 @@ class NodeClient:
         features: inputs of an example, as passed to a model.
         label_shape: shape of a label.
         real_valued: whether the labels are real values.
+        class_names: names of the classes in the order of their numbers; none if the labels are numbers.
     """
 
     node: int
@@ -81,9 +82,10 @@ class NodeClient:
     features: tuple[Feature, ...]
     label_shape: tuple[int, ...]
     real_valued: bool
+    class_names: tuple[str, ...] = ()
 
     def fits(self, other: NodeClient) -> bool:
-        """Return whether one model can be trained on both."""
+        """Return whether the shapes allow one model for both."""
         return (self.features, self.label_shape, self.real_valued) == (
             other.features,
             other.label_shape,
@@ -198,12 +200,19 @@ class Nodes:
             features,
             shape(reply, "label_shape"),
             bool(number(reply, "real_valued", least=0)),
+            class_names(texts),
         )
         other = next(iter(self.clients.values()), known)
         if not known.fits(other):
             raise MessageError(
                 f"its examples have shape {_shapes(known)} and labels {list(known.label_shape)}, those of "
                 f"client '{other.name}' {_shapes(other)} and {list(other.label_shape)}"
+            )
+        if known.class_names != other.class_names:
+            raise MessageError(
+                f"its classes are {_classes(known)}, those of client '{other.name}' {_classes(other)}, so their "
+                "numbers mean different classes: give all nodes files with the same class names, or number the "
+                "classes alike in all files"
             )
         before = self.clients.get(client)
         if before is not None and before.node in set(self._grid.get_node_ids()):
@@ -239,6 +248,10 @@ def _reason(text: str | None) -> str:
 def _feature(reply: RecordDict, name: str | None) -> Feature:
     tokens = number(reply, keyed("tokens", name), least=0)
     return Feature(name, shape(reply, keyed("feature_shape", name)), bool(tokens))
+
+
+def _classes(client: NodeClient) -> str:
+    return brief(", ".join(client.class_names)) if client.class_names else f"{client.classes} numbers without names"
 
 
 def _shapes(client: NodeClient) -> str:

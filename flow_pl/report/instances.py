@@ -40,6 +40,8 @@ def picture(instances: Sequence[Instance], kind: Kind, classes: Sequence[str], t
     for axes, instance in zip(panels, instances, strict=False):
         _show(axes, instance, kind)
         axes.set_title(f"{label_of(instance, classes)}  {100 * instance.share:.0f} %", fontsize=8, parse_math=False)
+        if np.asarray(instance.label).dtype.kind == "f":  # a real value is neither right nor wrong
+            continue
         marks = [("g", instance.generalized), ("p", instance.personalized)]
         for x, (letter, right) in zip((0.3, 0.7), marks, strict=True):
             sign = "✓" if right.all() else "✗"
@@ -53,8 +55,10 @@ def picture(instances: Sequence[Instance], kind: Kind, classes: Sequence[str], t
 
 
 def label_of(instance: Instance, classes: Sequence[str]) -> str:
-    """Return the class name(s) of an instance; a question mark if unknown."""
+    """Return the class name(s) or the real value(s) of an instance; a question mark if unknown."""
     label = np.atleast_1d(instance.label)
+    if label.dtype.kind == "f":
+        return ", ".join("?" if np.isnan(value) else f"{value:.4g}" for value in label)
     if (label < 0).all():
         return "?"
     numbers = label if len(label) == 1 else np.flatnonzero(label > 0)

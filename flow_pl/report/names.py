@@ -51,7 +51,7 @@ def token_names(data: FederatedDataModule) -> list[str] | None:
 def class_names(data: FederatedDataModule, objective: Objective) -> list[str]:
     """Return the class names; their numbers if the data module does not name them."""
     vocabularies = data.vocabularies if isinstance(data, EncodedData) else {}
-    names: Sequence[str] = ()
+    names: Sequence[str] = data.class_names
     if TAGS in vocabularies:
         names = vocabularies[TAGS].tokens
     elif objective.positions:

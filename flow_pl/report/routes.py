@@ -175,6 +175,8 @@ class Routes:
         if label.ndim > mask.ndim:  # several labels: a decision counts for each of them
             rows, classes = np.nonzero((label > 0) & mask[..., None])
             probabilities = q[rows]
+        elif label.dtype.kind == "f":  # real values are no classes
+            return
         else:
             labelled = mask & (label >= 0)
             classes, probabilities = label[labelled], q[labelled]

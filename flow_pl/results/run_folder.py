@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import itertools
 import os
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from flow_pl.errors import ConfigurationError
 from flow_pl.utils.checkpoints import HPC
-from flow_pl.utils.files import unwritable
+from flow_pl.utils.files import unwritable, write_text
 
 CHECKPOINTS = "checkpoints"
 """Subfolder of a run's folder with best.ckpt and last.ckpt."""
@@ -40,7 +44,7 @@ RESULTS = (
     "figures",
     RELEASED,
 )
-"""Files that a run writes into its folder, except its logs, which are numbered."""
+"""Files that a run writes into its folder, except its settings and its logs."""
 
 
 def best_checkpoint(root: Path) -> Path:
@@ -81,6 +85,19 @@ def find_checkpoint(root: Path, word: str | None) -> Path:
     return found
 
 
+def write_config(path: Path, settings: Mapping[str, Any]) -> None:
+    """Write the settings of a run, so that a reader sees all of them or nothing.
+
+    Args:
+        path: the file; replaced if it exists.
+        settings: the settings.
+
+    Raises:
+        FlowError: the file cannot be written.
+    """
+    write_text(path, f"{CONFIG_HEADER}\n{yaml.safe_dump(dict(settings), sort_keys=False)}")
+
+
 def is_ours(config: Path) -> bool:
     """Return whether a settings file may be replaced: it does not exist, or a run wrote it."""
     if not config.exists():
@@ -97,11 +114,14 @@ def goes_on(root: Path, checkpoint: str | os.PathLike[str] | None) -> bool:
     return path.is_relative_to(folder) and not path.is_relative_to(folder / EARLIER)
 
 
-def put_aside(root: Path) -> Path | None:
+def put_aside(root: Path, in_use: Collection[Path] = ()) -> Path | None:
     """Move an earlier run's files in a folder to a subfolder, so that they are neither replaced nor mixed up.
+
+    The moved settings name the subfolder, so that a command with them uses the moved run.
 
     Args:
         root: folder of the new run.
+        in_use: log folders of the new run, which stay.
 
     Returns:
         The subfolder; None if there was nothing to move.
@@ -111,19 +131,38 @@ def put_aside(root: Path) -> Path | None:
     """
     found = [path for pattern in RESULTS for path in sorted(root.glob(pattern)) if _holds_files(path)]
     config = root / CONFIG
-    if config.exists() and (found or not is_ours(config)):
-        found.append(config)
-    if not found:
+    with_config = config.exists() and (bool(found) or not is_ours(config))
+    if not found and not with_config:
         return None
+    stay = {path.resolve() for path in in_use}
+    logs = [path for path in sorted((root / LOGS).glob("*")) if path.resolve() not in stay]
     numbered = (root / EARLIER / str(number) for number in itertools.count(1))
     target = next(folder for folder in numbered if not folder.exists())
     try:
         target.mkdir(parents=True)
-        for path in found:
-            path.rename(target / path.name)
+        if logs:
+            (target / LOGS).mkdir()
+        for path in (*found, *logs):
+            path.rename(target / path.relative_to(root))
+        if with_config:
+            _move_config(config, target)
     except OSError as error:
         raise unwritable(target, error) from error
     return target
+
+
+def _move_config(config: Path, target: Path) -> None:
+    """Move the settings of a run to its new folder, which they name from then on; a user's file stays as it is."""
+    try:
+        settings = yaml.safe_load(config.read_text(encoding="utf-8")) if is_ours(config) else None
+    except (ValueError, yaml.YAMLError):  # no command can read it, wherever it is
+        settings = None
+    trainer = settings.get("trainer") if isinstance(settings, dict) else None
+    if not isinstance(settings, dict) or not isinstance(trainer, dict):
+        config.rename(target / CONFIG)
+        return
+    write_config(target / CONFIG, {**settings, "trainer": {**trainer, "default_root_dir": str(target)}})
+    config.unlink()
 
 
 def _holds_files(path: Path) -> bool:

@@ -6,6 +6,7 @@ The original messages (4.53) list every type that was tried, below the path of t
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import inspect
 import pkgutil
 import re
@@ -104,6 +105,8 @@ def explain(message: str, command: str, roots: Mapping[str, type]) -> str:
     if setting and expected and values:
         return _wrong_value(setting, values[0].partition(". Got value: ")[0], expected)
     made = NOT_MADE.search(text)
+    if setting and made is not None and (missing := _missing_module(made[1] or made[3])):
+        return f"{setting} is {made[1] or made[3]}, but {missing}"
     if setting and made is not None:
         return brief(f"{setting} is {made[1] or made[3]}, which cannot be used: {(made[2] or made[4]).strip()}")
     return brief(message)
@@ -205,10 +208,24 @@ def _no_class(keys: list[str], owner: str, value: str, command: str, roots: Mapp
     if not known:
         return ""
     setting = ".".join(keys)
+    if missing := _missing_module(value):
+        return f"{setting} is {value}, but {missing}"
     if value in known:
         return f"{setting} is {value}, the name of several classes: give the full path of one."
     listed = f"Known are {', '.join(known)}." if len(known) <= 40 else f"`{command} --help all` lists them."
     return f"{setting} is {value or 'empty'}, which names no class.{nearest(_short(value), known)} {listed}"
+
+
+def _missing_module(path: str) -> str:
+    """Describe the module or package of a class path that cannot be found; empty if it can, or the path has no dot."""
+    top, dot, _ = path.partition(".")
+    with contextlib.suppress(ValueError):  # of a module without a specification, which is there
+        if dot and top.isidentifier() and importlib.util.find_spec(top) is None:
+            return (
+                f"no module {top} is found: start with `python -m flow_pl`, which finds the modules of the current "
+                "folder, or install it."
+            )
+    return ""
 
 
 def _wrong_value(setting: str, value: str, expected: list[re.Match[str]]) -> str:

@@ -158,6 +158,22 @@ def test_a_fit_from_an_earlier_checkpoint_or_another_run(config, tmp_path):  # n
     assert other == rows(path)
 
 
+def test_a_run_put_aside_keeps_its_log(config, tmp_path):  # noqa: F811
+    """Also if the new fit starts from its checkpoint, whose log has the number of another one by then."""
+    words = ["fit", "--config", str(config), "--trainer.enable_progress_bar=false"]
+    root = tmp_path / "run"
+    run([*words, "--trainer.max_epochs=1"])
+    before = rows(root / "logs" / "version_0" / "metrics.csv")
+    run([*words, "--trainer.max_epochs=2"])
+    moved = root / "earlier" / "1"
+    assert [path.name for path in (root / "logs").iterdir()] == ["version_1"]
+    (root / "logs" / "version_1").rename(root / "logs" / "version_0")
+    run([*words, "--trainer.max_epochs=2", "--ckpt_path", str(moved / "checkpoints" / "last.ckpt")])
+    assert rows(moved / "logs" / "version_0" / "metrics.csv") == before
+    assert len(rows(root / "earlier" / "2" / "logs" / "version_0" / "metrics.csv")) > len(before)
+    assert [path.name for path in (root / "logs").iterdir()] == ["version_1"]
+
+
 def test_a_test_has_a_log_of_its_own_without_the_rounds_of_the_fit(config, tmp_path):  # noqa: F811
     words = ["--config", str(config), "--trainer.enable_progress_bar=false"]
     run(["fit", *words, "--trainer.max_epochs=1"])

@@ -5,7 +5,7 @@ import pytest
 pytest.importorskip("flwr")
 pytest.importorskip("sklearn")
 
-from flow_pl.deploy.command import deploy
+from flow_pl.deploy.command import app_name, deploy
 from flow_pl.deploy.server_app import RUN_CONFIG
 from flow_pl.errors import ConfigurationError
 
@@ -39,8 +39,30 @@ def test_the_licence_of_an_app_is_its_publishers_choice(start, tmp_path):
         ("--data.init_args.dropout=0.5", "data.dropout or data.deadline"),
         ("--model.compression=TopK", "model.compression is TopK"),
         ("--trainer.precision=bf16-mixed", "trainer.precision is bf16-mixed"),
+        ("--model.objective=Regression", "model.objective is Regression, which cannot be deployed"),
     ],
 )
 def test_what_is_simulated_is_not_deployed(setting, said, start):
     with pytest.raises(ConfigurationError, match=said):
         start("fedavg", setting)
+
+
+@pytest.mark.parametrize(
+    ("root", "name"),
+    [
+        ("runs/digits/flow", "digits-flow"),
+        ("runs/shakespeare_roles/interpolation_votes", "shakespeare-roles-interpolation"),
+        ("runs/my exp", "runs-my-exp"),
+        ("/2024", "run-2024"),
+        (".", "run"),
+    ],
+)
+def test_an_app_has_a_name_that_flower_takes(root, name):
+    """A letter first, then letters, digits and hyphens, 32 at most."""
+    assert app_name(root) == name
+
+
+def test_any_publisher_is_written_as_toml(start):
+    app = start("fedavg", '--publisher=O"Neil \\ 😀').config.parents[1]
+    flwr = pytest.importorskip("tomllib").loads((app / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["flwr"]
+    assert flwr["app"]["publisher"] == 'O"Neil \\ 😀'

@@ -56,3 +56,32 @@ def test_a_node_that_is_silent_at_first_is_asked_again(start):
         *(f"node {node} does not take part yet: no reply within 0.05 seconds." for node in (101, 102) * 2),
         "node 102 is left out: no reply within 0.05 seconds.",
     ]
+
+
+def test_a_node_with_other_class_names_is_left_out(start):
+    """Each file numbers its own texts: dog is 1 of (cat, dog), but 0 of (dog, fox)."""
+    grid = start("fedavg")
+    sent = {0: ["cat", "dog"], 1: ["dog", "fox"], 2: None}
+
+    def spoil(client, kind, round_, reply):
+        if sent[client] is not None:
+            reply.config_records[TEXTS]["class_names"] = sent[client]
+        return reply
+
+    grid.spoil = spoil
+    nodes = Nodes(grid, grid.node(0).module.identity(), timeout=60.0, wait=0.0)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert nodes.online(1) == [0]
+    other, none = (str(each.message) for each in caught if each.category is NodeLeftOutWarning)
+    assert "its classes are dog, fox, those of client" in other
+    assert "cat, dog, so their numbers mean different classes" in other
+    assert "its classes are 10 numbers without names" in none
+    assert nodes.clients[0].class_names == ("cat", "dog")
+
+
+def test_a_node_sends_the_names_of_its_classes(start, monkeypatch):
+    node = start("fedavg").node(0)
+    assert "class_names" not in node.describe().config_records[TEXTS]
+    monkeypatch.setattr(type(node.data), "class_names", ("a", "b"))
+    assert node.describe().config_records[TEXTS]["class_names"] == ["a", "b"]

@@ -7,13 +7,16 @@ import re
 import numpy as np
 import pytest
 
+from flow_pl.data import ArrayData
 from flow_pl.report.client_figures import accuracy_by_size, accuracy_ranks, gain_histogram, size_groups
 from flow_pl.report.evidence import Evidence
 from flow_pl.report.instances import picture, probability_color, probability_range, token_probabilities
+from flow_pl.report.names import class_names
 from flow_pl.report.page import report
 from flow_pl.report.routes import Instance, Routes
 from flow_pl.results.curves import accuracy_curves, route_curves
 from flow_pl.results.runs import Client
+from flow_pl.tasks import Classification
 
 NASTY = '<script>alert("&")</script>'
 
@@ -163,3 +166,23 @@ def test_a_picture_has_a_panel_for_each_instance(kind, x):
     assert len(shown) == 5
     assert shown[0].get_title() == "$one  38 %"
     assert [text.get_text() for text in shown[0].texts] == ["g ✓", "p ✗"]
+
+
+def test_a_real_value_is_shown_as_it_is():
+    """It has no name, and is neither right nor wrong."""
+    values = np.array([-0.12345, 2.0, np.nan])
+    score = np.array(0.5)
+    instances = [Instance(0, np.ones(3), y, score, score, np.array(True), np.array([0.5])) for y in values]
+    figure = picture(instances, "vector", ["0"], None)
+    titles = [axes.get_title() for axes in figure.axes if axes.images]
+    assert titles == ["-0.1235  50 %", "2  50 %", "?  50 %"]
+    assert not any(axes.texts for axes in figure.axes)
+
+
+def test_classes_have_the_names_of_the_data(tmp_path):
+    """Those of text labels, in the order of their numbers."""
+    np.savez(tmp_path / "t.npz", client=[0] * 4 + [1] * 4, x=np.ones((8, 2), np.float32), y=["dog", "cat"] * 4)
+    data = ArrayData(tmp_path / "t.npz", cohort_size=1, cache_dir=tmp_path)
+    data.prepare_data()
+    data.setup()
+    assert class_names(data, Classification()) == ["cat", "dog"]

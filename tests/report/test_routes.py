@@ -61,6 +61,15 @@ def test_classes(two):
     assert two.class_total[2].tolist() == pytest.approx([1.25, 1.0])
 
 
+def test_real_values_are_no_classes():
+    """Their decisions count all the same."""
+    routes = Routes(blocks=2, classes=1, kept=2)
+    routes.add(predictions([7], [[[0.0, 0.5], [1.0, 0.9]]], [[2.5, -0.5]]), FEATURES[:1], common=0)
+    assert routes.decisions == 2
+    assert routes.class_count.tolist() == [0]
+    assert routes.most_local[0].label == -0.5
+
+
 def test_extremes(two):
     """Means over blocks: 0.25 and 0.95 of client 7, 0.175 of client 3."""
     assert [(i.client, float(i.x[0]), i.share) for i in two.most_local] == [

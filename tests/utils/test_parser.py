@@ -60,6 +60,10 @@ MISTAKES = {
     "nothing for the loop": (["--model.loop.local_epochs", ""], ["model.loop.local_epochs is empty, expected a whole"]),
     "nothing to choose": (["--model.method.split="], ["model.method.split is empty, expected parts, none or cross."]),
     "nothing as a class": (["--model.method="], ["model.method is empty, which names no class. Known are APFL"]),
+    "a class of a module that is not there": (
+        ["--model.backbone", "my_absent.SmallCNN"],
+        ["model.backbone is my_absent.SmallCNN, but no module my_absent is found: start with `python -m flow_pl`"],
+    ),
     "no value": (["--model.loop.local_epochs"], ["--model.loop.local_epochs needs a value."]),
     "no value of the data": (["--data.cohort_size", "--trainer.max_epochs=1"], ["--data.cohort_size needs a value."]),
     "help of what there is not": (["--model.method.help", "Flw"], ["model.method is Flw", "Did you mean Flow?"]),
@@ -107,7 +111,7 @@ YAML_MISTAKES = {
     "no module": (
         "model.backbone.class_path",
         "mine.Net",
-        ["model.backbone is mine.Net", "No module"],
+        ["model.backbone is mine.Net", "no module mine is found"],
     ),
     "another kind": (
         "model.method.class_path",
