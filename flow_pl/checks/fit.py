@@ -114,8 +114,7 @@ def check_label_range(objective: Objective, federation: Federation) -> None:
         ConfigurationError: a label is wrong; the message names a client that has it.
     """
     store = federation.store
-    # the data of a deployed run are on its nodes, and older stores do not say it
-    largest = getattr(store.meta, "largest_label", None)
+    largest = store.meta.largest_label
     if objective.several_labels and largest is not None and largest > 1:
         client = next(client for client in range(len(store)) if store.read(client).y.max() == largest)
         check_several_labels(objective, largest, f"client {store.name(client)!r}")

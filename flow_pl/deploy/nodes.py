@@ -211,8 +211,8 @@ class Nodes:
         if known.class_names != other.class_names:
             raise MessageError(
                 f"its classes are {_classes(known)}, those of client '{other.name}' {_classes(other)}, so their "
-                "numbers mean different classes: give all nodes files with the same class names, or number the "
-                "classes alike in all files"
+                "numbers mean different classes: list all classes in data.classes, the same on every node, or "
+                "number them alike in all files"
             )
         before = self.clients.get(client)
         if before is not None and before.node in set(self._grid.get_node_ids()):

@@ -49,7 +49,8 @@ class RemoteFederation:
         self.new: Ints = np.zeros(0, dtype=np.int64)
         self.validation: Ints = np.zeros(0, dtype=np.int64)
         self.store = SimpleNamespace(
-            meta=SimpleNamespace(num_classes=classes, class_names=()),
+            # the labels are on the nodes
+            meta=SimpleNamespace(num_classes=classes, class_names=(), largest_label=None),
             label_shape=some.label_shape,
             real_valued=some.real_valued,
             name=self.name,

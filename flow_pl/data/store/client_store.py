@@ -34,7 +34,7 @@ from flow_pl.data.store.features import Features, feature_files
 from flow_pl.errors import DataError, brief
 from flow_pl.utils.inputs import first, from_leaves, map_inputs, take
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 """Version of the layout; a store of another version is not read."""
 
 Role = Literal["train", "validation", "test"]
@@ -74,7 +74,7 @@ class StoreMeta:
         class_names: names of the classes in the order of their numbers if labels are texts; otherwise none.
         features: names of several features in the order of their files; otherwise none, and not in the
             file.
-        largest_label: the largest label; None for real values, and in stores that were written without it.
+        largest_label: the largest label; None for real values.
     """
 
     version: int
