@@ -258,14 +258,14 @@ class FederatedModule(lightning.LightningModule):
 
     def training_step(self, batch: ClientBatch, batch_idx: int) -> None:
         """Train a chunk of clients; after the last one of the round, take the server's step."""
+        server = server_groups(self.method)
         if self._round is None:
-            self._round = begin_round(self, self.method.in_round(self.current_epoch, server_groups(self.method)))
+            self._round = begin_round(self, self.method.in_round(self.current_epoch, server))
         method = self._round.method
         self._round.reject(batch.unusable)
         if len(batch):
             scaler = self.scaler
             scale = None if scaler is None else self.loss_scale.value
-            server = server_groups(self.method)
             for update in self.chunks.run(batch, partial(self._train, method, server, scale)):
                 accepted = self._round.add(update)
                 if self.states is not None and method.private:
