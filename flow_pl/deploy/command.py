@@ -82,7 +82,7 @@ def deploy(args: Sequence[str]) -> None:
 
     Raises:
         ConfigurationError: the configuration cannot be used or deployed, flwr is not installed, or the folder is in
-            use; or with --check, see `connection.command`.
+            use or has a name that Flower refuses; or with --check, see `connection.command`.
     """
     if any(word.partition("=")[0] == "--check" for word in args):
         connection.command(args)
@@ -124,6 +124,11 @@ def deploy(args: Sequence[str]) -> None:
     folder: Path = options.out
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigurationError(f"{folder} already exists and is not empty: choose another folder with --out.")
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9-]{0,31}", folder.resolve().name):
+        raise ConfigurationError(
+            f"the folder's name is {folder.resolve().name!r}, but Flower takes an app only from a folder whose name "
+            "starts with a letter and has at most 32 letters, digits and hyphens: choose another one with --out."
+        )
     root = str(settings["trainer"].get("default_root_dir") or "runs")
     write_app(folder, settings, app_name(root), options.publisher, licence, flwr, {**RUN_CONFIG, "folder": root})
     print(

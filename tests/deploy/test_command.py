@@ -62,6 +62,13 @@ def test_an_app_has_a_name_that_flower_takes(root, name):
     assert app_name(root) == name
 
 
+@pytest.mark.parametrize("name", ["my_app", "2nd", "a" * 33])
+def test_a_folder_that_flower_refuses_is_refused(tmp_path, name):
+    with pytest.raises(ConfigurationError, match=f"the folder's name is '{name}'.*choose another one with --out"):
+        deploy(["-c", "task/digits", "-c", "method/fedavg", "--out", str(tmp_path / name)])
+    assert not (tmp_path / name).exists()
+
+
 def test_any_publisher_is_written_as_toml(start):
     app = start("fedavg", '--publisher=O"Neil \\ 😀').config.parents[1]
     flwr = pytest.importorskip("tomllib").loads((app / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["flwr"]
