@@ -186,8 +186,7 @@ def run_settings(settings: Settings, name: str, seed: int, folder: Path, group: 
     settings = {"seed_everything": seed, **copy.deepcopy(settings)}
     trainer = settings["trainer"]
     trainer["default_root_dir"] = str(folder)
-    listed = trainer["callbacks"] or []
-    listed = listed if isinstance(listed, list) else [listed]
+    listed = _callbacks(trainer)
     # a trainer takes one callback of this class; the figure of a listed one is kept
     given = [each for each in listed if _named(each["class_path"]) is _named(CURVES)]
     figure = given[-1].get("init_args", {}).get("figure") if given else None
@@ -226,9 +225,7 @@ def _decisive(settings: Settings) -> dict[str, Any]:
     for key in sorted(server):
         found |= _options(f"model.{key}", model[key])
     if communicates:
-        listed = trainer["callbacks"] or []
-        callbacks = listed if isinstance(listed, list) else [listed]
-        found["trainer.callbacks"] = [each for each in callbacks if _is_decisive(each["class_path"])]
+        found["trainer.callbacks"] = [each for each in _callbacks(trainer) if _is_decisive(each["class_path"])]
     names = (*ROUNDS, *AMOUNTS) if communicates else AMOUNTS
     return found | {f"trainer.{name}": trainer[name] for name in names}
 
@@ -251,6 +248,12 @@ def _options(name: str, setting: Any) -> dict[str, Any]:
 def _communicates(class_path: str) -> bool:
     """Return whether clients of this method send anything to the server."""
     return bool(_named(class_path).shared)
+
+
+def _callbacks(trainer: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the callbacks that a trainer's settings list, as class paths with arguments."""
+    listed = trainer["callbacks"] or []
+    return listed if isinstance(listed, list) else [listed]
 
 
 def _is_decisive(class_path: str) -> bool:

@@ -39,7 +39,7 @@ def train_and_test(folder: str, checkpoint: str) -> None:
         # Lightning would go on with a fit that has ended before its last round, as by EarlyStopping
         if not (last.exists() and trained.exists() and trained.read_bytes() == started.read_bytes()):
             fit = run(["fit", *config, *(["--ckpt_path", str(last)] if last.exists() else [])])
-            if fit.trainer.is_global_zero and fit.trainer.state.finished:  # not if it was interrupted
+            if fit.trainer.is_global_zero:  # an interrupted fit does not come here: it raises
                 write_text(trained, started.read_text(encoding="utf-8"))
         run(["test", *config, "--ckpt_path", str(checkpoints / f"{checkpoint}.ckpt")])
 
