@@ -26,6 +26,7 @@ ROUND = ("clients", "rejected_clients", "examples", "update_norm", "bytes_up", "
 
 SOMETIMES = (
     "skipped_steps",
+    "client_lr_factor",
     "clip_norm",
     "attackers",
     "attackers_weight",

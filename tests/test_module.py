@@ -40,9 +40,10 @@ TRACED = {"trace_after": 3}
 """Settings of a module that traces its steps soon, which takes a second or two."""
 
 
-def module(method=None, trace_after=50, **settings):
+def module(method=None, trace_after=50, client_scheduler=None, **settings):
     torch.manual_seed(3)
-    loop = FederatedLoop(1, None, 5, lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9), trace_after=trace_after)
+    settings_of_loop = {"client_scheduler": client_scheduler, "trace_after": trace_after}
+    loop = FederatedLoop(1, None, 5, lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9), **settings_of_loop)
     model = FederatedModule(MLP(8, 3, (6,)), flow() if method is None else method, loop, **settings)
     check_fit(model.method, torch.zeros(1, 8), num_classes=3)
     return model
@@ -169,9 +170,10 @@ class _KillAt(Callback):
     ids=["flow", "flow, traced", "fine_tuning"],
 )
 def test_a_killed_run_resumes_bit_identical(tmp_path, method, tracing):
-    """Killed in round 3 of 4 and resumed from the last checkpoint; server momentum, schedule and router dropout on."""
+    """Killed in round 3 of 4 and resumed from the last checkpoint; server momentum, schedules and router dropout on."""
     settings = {
         **tracing,
+        "client_scheduler": lambda optimizer: torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5),
         "server_optimizer": lambda p: torch.optim.SGD(p, lr=0.7, momentum=0.5),
         "server_scheduler": lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.9),
     }
@@ -252,8 +254,16 @@ def test_other_precisions_are_refused(tmp_path, precision):
         fitted(tmp_path, FedAvg(), trainer_settings={"precision": precision})
 
 
-def test_a_scheduler_that_wants_a_metric_is_refused(tmp_path):
-    settings = {"server_scheduler": torch.optim.lr_scheduler.ReduceLROnPlateau}
+def test_the_clients_learning_rate_of_a_round_is_logged(tmp_path):
+    settings = {"client_scheduler": lambda optimizer: torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)}
+    _, run = fitted(tmp_path, FedAvg(), 3, module_settings=settings)
+    assert run.callback_metrics["train/client_lr_factor"] == 0.25
+    assert "train/client_lr_factor" not in fitted(tmp_path, FedAvg(), 1)[1].callback_metrics
+
+
+@pytest.mark.parametrize("setting", ["server_scheduler", "client_scheduler"])
+def test_a_scheduler_that_wants_a_metric_is_refused(tmp_path, setting):
+    settings = {setting: torch.optim.lr_scheduler.ReduceLROnPlateau}
     with pytest.raises(ConfigurationError, match="ReduceLROnPlateau"):
         fitted(tmp_path, FedAvg(), module_settings=settings)
 

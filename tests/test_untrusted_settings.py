@@ -149,7 +149,8 @@ CALLS = {
     "key",
     [
         *("model.server_optimizer", "model.server_scheduler", "model.backbone", "model.method", "model.objective"),
-        *("model.loop", "model.loop.init_args.client_optimizer", "model.method.init_args.router"),
+        *("model.loop", "model.loop.init_args.client_optimizer", "model.loop.init_args.client_scheduler"),
+        "model.method.init_args.router",
         *("trainer.callbacks", "trainer.logger", "data"),
     ],
 )

@@ -8,13 +8,10 @@ from collections.abc import Iterable
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
-from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from flow_pl.engine.client_optimizer import check_numbers
+from flow_pl.engine.client_schedule import MOST_ROUNDS, refuse_plateau
 from flow_pl.errors import ConfigurationError, FlowError
-
-MOST_ROUNDS = 10_000
-"""Largest number of rounds of a schedule to check in advance, in half a second."""
 
 
 def check_server_optimizer(
@@ -46,11 +43,7 @@ def check_server_optimizer(
                 return
             setting, doing = "server_scheduler", "made"
             schedule = scheduler(made)
-            if isinstance(schedule, ReduceLROnPlateau):
-                raise ConfigurationError(
-                    "server_scheduler is ReduceLROnPlateau, expected one that is stepped once a round without a "
-                    "metric: use e.g. torch.optim.lr_scheduler.CosineAnnealingLR."
-                )
+            refuse_plateau(schedule, setting)
             for round_ in range(min(rounds, MOST_ROUNDS) if rounds >= 0 else 1):
                 doing = f"stepped in round {round_}"
                 schedule.step()

@@ -7,6 +7,7 @@ group. Nothing in it reads a value from the device.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -16,6 +17,7 @@ from flow_pl.data.batch import ClientBatch
 from flow_pl.engine.client_groups import ClientGroups
 from flow_pl.engine.client_norms import clipped
 from flow_pl.engine.client_optimizer import StackedOptimizer
+from flow_pl.engine.client_schedule import ClientSchedule, SchedulerFactory
 from flow_pl.engine.client_update import ClientUpdate
 from flow_pl.engine.gradients import GradientEngine, map_clients
 from flow_pl.engine.plan import Plan, plan_phases
@@ -41,6 +43,10 @@ class FederatedLoop:
         batch_size: examples in a minibatch of a client.
         client_optimizer: any element-wise torch optimizer; a fresh one for every client, phase and step.
         weighting: a client's weight in the server's mean: its number of training examples, or 1.
+        client_scheduler: any torch schedule, stepped once a round on a learning rate of 1; what it makes of that is a
+            factor on the client optimizer's learning rate, in the training of what the clients send or keep. Models
+            that are made anew for a client, in rounds or in evaluation, keep the whole learning rate. None for a
+            constant one.
         evaluation_batch_size: number of a client's examples that are evaluated at once.
         trace_after: steps of a kind after which the step is traced once and replayed (a trace costs thirty
             to sixty times what it saves on each step); null to never trace.
@@ -61,6 +67,7 @@ class FederatedLoop:
         batch_size: int = 20,
         client_optimizer: OptimizerFactory = lambda params: torch.optim.SGD(params, lr=0.05, momentum=0.9),
         weighting: Literal["examples", "uniform"] = "examples",
+        client_scheduler: SchedulerFactory | None = None,
         evaluation_batch_size: int = 256,
         trace_after: int | None = 50,
         channels_last: bool = False,
@@ -74,6 +81,7 @@ class FederatedLoop:
         self.personal_epochs = local_epochs if personal_epochs is None else personal_epochs
         self.batch_size = batch_size
         self.client_optimizer = client_optimizer
+        self.client_schedule = ClientSchedule(client_scheduler)
         require_positive(**given(max_grad_norm=max_grad_norm))
         self.max_grad_norm = max_grad_norm
         self.weighting = weighting
@@ -155,6 +163,7 @@ class FederatedLoop:
             groups.put(kept)
         statistics = TrainingStatistics(batch.client.device)
         named = naming_missing_groups(method, groups.groups)
+        lasting = {*method.shared.values(), *method.private.values()}
         with named, torch.no_grad(), training_mode(method.modules.values(), True):
             phases = 0
             for stage, orders in plan if len(batch) else ():
@@ -165,7 +174,8 @@ class FederatedLoop:
                         groups.put(map_clients(stage.compute, groups, examples))
                 else:
                     assert orders is not None
-                    self._run_phase(groups, stage, orders, phases, batch, loss_scale, statistics)
+                    factors = dict.fromkeys(lasting, self.client_schedule.factor(batch.round))
+                    self._run_phase(groups, stage, orders, phases, batch, loss_scale, statistics, factors)
                     phases += 1
         return groups, statistics
 
@@ -178,11 +188,16 @@ class FederatedLoop:
         batch: ClientBatch,
         loss_scale: Tensor | None,
         statistics: TrainingStatistics,
+        factors: Mapping[str, float],
     ) -> None:
         """Run all minibatches of a phase, the number-th of its kind, for all clients of the chunk."""
         schedule = make_schedule(batch, phase.part, orders, self.batch_size)
         optimizers = {
-            step: StackedOptimizer(step.optimizer or self.client_optimizer, groups.stack(step.moves), step.lr_scale)
+            step: StackedOptimizer(
+                step.optimizer or self.client_optimizer,
+                groups.stack(step.moves),
+                step.lr_scale if step.optimizer else step.lr_scale * factors.get(step.moves, 1.0),
+            )
             for step in dict.fromkeys(phase.steps)
         }
         features: Inputs = batch.train.x

@@ -85,13 +85,9 @@ def prepare(module: FederatedModule, stage: str) -> None:
             module.attack,
             module.compression,
         )
-        rounds = module.trainer.max_epochs
-        check_server_optimizer(
-            module.server_optimizer,
-            module.server_scheduler,
-            module.trained(),
-            -1 if rounds is None else rounds,
-        )
+        rounds = -1 if module.trainer.max_epochs is None else module.trainer.max_epochs
+        check_server_optimizer(module.server_optimizer, module.server_scheduler, module.trained(), rounds)
+        module.loop.client_schedule.check(rounds)
     module.open_states(data)
     if data.chunk_size == "auto" and not module.chunks.automatic:
         module.chunks = ChunkSize(True, 4 * sum(p.numel() for p in module.trained()))

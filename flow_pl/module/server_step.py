@@ -80,6 +80,8 @@ def make_server_step(module: FederatedModule, round_: ServerRound) -> None:
     sampler = module.trainer.train_dataloader.sampler  # type: ignore[union-attr]
     figures["bytes_down"] = figures["bytes_down"] + round_.bytes_down * sum(sampler.absent.values())
     figures |= {f"{name}_clients": torch.tensor(float(count)) for name, count in sampler.absent.items()}
+    if module.loop.client_schedule.factory is not None:
+        figures["client_lr_factor"] = torch.tensor(module.loop.client_schedule.factor(module.current_epoch))
     if module.states is not None:
         kept = torch.tensor(float(len(module.states.known())))
         figures |= {"clients_with_state": kept, "state_bytes": kept * module.states.bytes_per_client}

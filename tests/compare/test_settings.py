@@ -35,8 +35,10 @@ DIFFERENT = {
     (
         "batch_size: 4",
         "batch_size: 5\n      weighting: uniform\n"
-        "      client_optimizer: {class_path: torch.optim.SGD, init_args: {lr: 0.2, momentum: 0.9}}",
+        "      client_optimizer: {class_path: torch.optim.SGD, init_args: {lr: 0.2, momentum: 0.9}}\n"
+        "      client_scheduler: {class_path: torch.optim.lr_scheduler.StepLR, init_args: {step_size: 1}}",
     ): [
+        'model.loop.client_scheduler: "torch.optim.lr_scheduler.StepLR" in fedavg; null in flow',
         "model.loop.batch_size: 5 in fedavg; 4 in flow",
         'model.loop.weighting: "uniform" in fedavg; "exam',
         "model.loop.client_optimizer.lr: 0.2 in fedavg; 0.05 in flow",

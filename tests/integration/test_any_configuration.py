@@ -195,18 +195,18 @@ def draw_optimizer(draw: Draw, name: str) -> Any:
     )
 
 
-def draw_scheduler(draw: Draw) -> Any:
-    if draw.broken and draw.one("break server_scheduler", False, False, False, True):
+def draw_scheduler(draw: Draw, name: str) -> Any:
+    if draw.broken and draw.one(f"break {name}", False, False, False, True):
         draw.broken = False
         return draw.one(
-            "server_scheduler",
+            name,
             partial(torch.optim.lr_scheduler.StepLR, step_size=0),
             partial(torch.optim.lr_scheduler.ExponentialLR, gamma=float("nan")),
             torch.optim.lr_scheduler.ReduceLROnPlateau,
             partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=0.1, total_steps=0),
         )
     step = partial(torch.optim.lr_scheduler.StepLR, step_size=1)
-    return draw.one("server_scheduler", None, None, step, partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=1))
+    return draw.one(name, None, None, step, partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=1))
 
 
 def draw_module(draw: Draw, folder: Path) -> tuple[FederatedModule, FederatedDataModule]:
@@ -219,13 +219,13 @@ def draw_module(draw: Draw, folder: Path) -> tuple[FederatedModule, FederatedDat
         draw_optimizer(draw, "client_optimizer"),
         draw_optimizer(draw, "server_optimizer"),
     )
-    scheduler = draw_scheduler(draw)
+    scheduler, client_scheduler = (draw_scheduler(draw, name) for name in ("server_scheduler", "client_scheduler"))
     data = draw_data(draw, parts["data"], folder)
     method = draw.one("method", *METHODS, flow_pl.methods.Flow)
     own = {"router": st.just(draw_router(draw, parts["router"]))} if method is flow_pl.methods.Flow else {}
     trace_after, never = st.sampled_from([None, 0, 1, 200]), st.none()  # compiling takes minutes
     loop_settings = draw.of(FederatedLoop, batch_size=st.integers(1, 9), trace_after=trace_after, compile_mode=never)
-    loop = FederatedLoop(client_optimizer=client_optimizer, **loop_settings)
+    loop = FederatedLoop(client_optimizer=client_optimizer, client_scheduler=client_scheduler, **loop_settings)
     backbone = draw_backbone(draw, parts["backbone"])
     objective = draw_objective(draw, parts["objective"])
     model = FederatedModule(
