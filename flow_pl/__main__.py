@@ -35,6 +35,7 @@ OTHERS = {
         "the same, for a client whose examples are in a file",
     ),
     "report": ("flow_pl.report_command:report", "test a finished run and write its results as an HTML page"),
+    "tune": ("flow_pl.compare.tune_command:tune", "try values of the main settings of several methods, for compare"),
 }
 """The other commands: a function that takes the remaining arguments and returns an exit status, and a description."""
 

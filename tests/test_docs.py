@@ -19,6 +19,8 @@ import flow_pl.methods
 from flow_pl import callbacks
 from flow_pl.__main__ import STAGES, main
 from flow_pl.cli import run
+from flow_pl.compare import tune_command
+from flow_pl.compare.tuning import read_values
 from flow_pl.methods import Method
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -294,7 +296,7 @@ def commands_by_page():
     for page in PAGES:
         for command in COMMAND.findall(page.read_text()):
             args = shlex.split(command)
-            if args[0] in ("compare", "configs", "export", "personalize", "report") or "my_" in command:
+            if args[0] in ("compare", "configs", "export", "personalize", "report", "tune") or "my_" in command:
                 continue
             if "--ckpt_path" in args:
                 at = args.index("--ckpt_path")
@@ -303,6 +305,14 @@ def commands_by_page():
             settings = args if any("help" in arg for arg in args) else args[1:]
             found.setdefault(tuple(settings), (page, args))
     return {page: [args for where, args in found.values() if where == page] for page, _ in found.values()}
+
+
+def test_the_tuning_commands_parse():
+    commands = [shlex.split(command) for page in PAGES for command in COMMAND.findall(page.read_text())]
+    tuning = [tune_command.parse(words) for command, *words in commands if command == "tune"]
+    assert len(tuning) >= 3
+    searched = read_values(None)
+    assert all(options.methods.keys() <= searched.keys() for options in tuning)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,23 +9,16 @@ from pathlib import Path
 from rich import get_console
 from rich.console import Console
 
-from flow_pl.compare.display import Display
+from flow_pl.compare.execution import check_folder, execute_all, resolve_all
 from flow_pl.compare.formats import caption, markdown, method_csv, rich_tables, run_csv
 from flow_pl.compare.options import Options, parse
-from flow_pl.compare.pool import execute
-from flow_pl.compare.runs import Run, State, read_run
-from flow_pl.compare.settings import Settings, budgets, check_comparable, resolve, with_split
+from flow_pl.compare.runs import Run, read_run
+from flow_pl.compare.settings import Settings, budgets, with_split
 from flow_pl.compare.tracking import log_comparison
 from flow_pl.errors import ConfigurationError
 from flow_pl.results.runs import Comparison
 from flow_pl.utils.files import write_text
 from flow_pl.utils.optional import import_optional
-
-STATES: dict[State, str] = {
-    "done": "done, skipped",
-    "interrupted": "interrupted, resumed",
-    "changed": "made with other settings or another version of flow_pl, run again",
-}
 
 
 def compare(args: Sequence[str]) -> int:
@@ -43,18 +35,11 @@ def compare(args: Sequence[str]) -> int:
     """
     options = parse(args)
     import_optional("matplotlib", "compare", "flow-pl compare")
-    settings = {method: resolve([*options.common, path], options.passed_on) for method, path in options.methods.items()}
-    different = check_comparable(settings)
-    if different and not options.allow_different:
-        raise ConfigurationError(
-            f"the configurations cannot be compared, since these settings differ:\n{different}\n"
-            "Give such an option to every run (as in --data.cohort_size 10), correct the configurations, or add "
-            "--allow-different."
-        )
+    settings, different = resolve_all(options)
     runs = _plan(options, settings)
-    _check_folder(options.folder)
+    check_folder(options.folder)
     console = get_console()
-    failures = _run(runs, options.jobs, console)
+    failures = execute_all(runs, options.jobs, console)
     if failures is None:
         console.print("Stopped. Run the same command again to resume.")
         return 130
@@ -77,33 +62,6 @@ def _plan(options: Options, settings: Mapping[str, Settings]) -> list[Run]:
                 folder = options.folder / "runs" / method / ("" if split is None else f"split{split}") / f"seed{seed}"
                 runs.append(Run(method, seed, folder, each, options.checkpoint, options.name, split))
     return runs
-
-
-def _check_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigurationError(f"{folder} cannot be created: {error}. Choose another folder with --out.") from error
-    if not os.access(folder, os.W_OK):
-        raise ConfigurationError(f"{folder} cannot be written to. Choose another folder with --out.")
-
-
-def _run(runs: Sequence[Run], jobs: int, console: Console) -> dict[Run, str] | None:
-    """Execute the runs that are not done; return the failures, or None if the user stopped them."""
-    states = {run: run.state() for run in runs}
-    for run, state in states.items():
-        if state in STATES:
-            console.print(f"{run.name}: {STATES[state]}", highlight=False, markup=False, soft_wrap=True)
-    seconds: dict[str, list[float]] = {}
-    for run, state in states.items():
-        if state == "done":
-            seconds.setdefault(run.method, []).append(run.results()["seconds"])
-    waiting = [run for run in runs if states[run] != "done"]
-    try:
-        with Display(console, waiting, len(runs) - len(waiting), seconds, jobs) as display:
-            return execute(waiting, jobs, display)
-    except KeyboardInterrupt:
-        return None
 
 
 def _collect(options: Options, runs: Sequence[Run], notes: list[str], own: dict[str, str]) -> Comparison | None:

@@ -1,4 +1,4 @@
-"""One run of a comparison: its folder, its state and its results."""
+"""One run of a comparison or a search: its folder, its state and its results."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import copy
 import hashlib
 import itertools
 import json
+import shutil
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +45,7 @@ State = Literal["new", "changed", "interrupted", "done"]
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A method trained and tested with one seed.
+    """A method trained and tested with one seed, or only trained and validated.
 
     Besides checkpoints and logs, the folder holds `started.json`, a digest of the settings; its copy `trained.json`,
     when the fit has ended, so that only the test is repeated; `config.yaml`, the settings, from which the run can be
@@ -56,24 +57,27 @@ class Run:
         seed: seed of everything random except the split.
         folder: folder of this run only.
         settings: settings of the method.
-        checkpoint: the checkpoint to test, "last" or "best".
+        checkpoint: the checkpoint to test, "last" or "best"; None to test nothing and keep no checkpoints.
         group: name of the comparison.
         split: seed of the federation's split, also contained in `settings`; None for the task's own.
+        variant: what distinguishes runs of a method with other settings, for display.
     """
 
     method: str
     seed: int
     folder: Path
     settings: Settings
-    checkpoint: str
+    checkpoint: str | None
     group: str
     split: int | None = None
+    variant: str = ""
 
     @property
     def name(self) -> str:
         """Name of the run for display."""
+        variant = f", {self.variant}" if self.variant else ""
         split = "" if self.split is None else f", split {self.split}"
-        return f"{self.method}{split}, seed {self.seed}"
+        return f"{self.method}{variant}{split}, seed {self.seed}"
 
     @property
     def config(self) -> Path:
@@ -136,10 +140,14 @@ class Run:
             seconds: duration of the run, or of its resumed part.
 
         Raises:
-            ConfigurationError: the test has written no results.
+            ConfigurationError: the test has written no results, or nothing was validated.
         """
         tested = _read(self.folder / "test.json")
-        if not tested or not (self.folder / "clients.csv").exists():
+        if self.checkpoint is None:
+            if not read_curve(self.folder / "curve.csv"):
+                raise ConfigurationError(f"the run ended without validation results; see {self.log}.")
+            shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
+        elif not tested or not (self.folder / "clients.csv").exists():
             raise ConfigurationError(f"the run ended without test results; see {self.log}.")
         identity = {"method": self.method, "seed": self.seed, "digest": self.digest, "checkpoint": self.checkpoint}
         run = {**identity, "version": __version__, "seconds": round(seconds, 1)}

@@ -125,7 +125,7 @@ def budgets(settings: Mapping[str, Settings]) -> dict[str, str]:
     found = {}
     for method, each in settings.items():
         own = flatten(each["model"]["method"].get("init_args", {}))
-        named = _named(each["model"]["method"]["class_path"]).budget
+        named = named_class(each["model"]["method"]["class_path"]).budget
         budget = {key: value for key, value in own.items() if key in named or _is_budget(key, value)}
         for key, values in different.items():
             if method in values:
@@ -188,7 +188,7 @@ def run_settings(settings: Settings, name: str, seed: int, folder: Path, group: 
     trainer["default_root_dir"] = str(folder)
     listed = _callbacks(trainer)
     # a trainer takes one callback of this class; the figure of a listed one is kept
-    given = [each for each in listed if _named(each["class_path"]) is _named(CURVES)]
+    given = [each for each in listed if named_class(each["class_path"]) is named_class(CURVES)]
     figure = given[-1].get("init_args", {}).get("figure") if given else None
     trainer["callbacks"] = [
         *(each for each in listed if each not in given),
@@ -247,7 +247,7 @@ def _options(name: str, setting: Any) -> dict[str, Any]:
 
 def _communicates(class_path: str) -> bool:
     """Return whether clients of this method send anything to the server."""
-    return bool(_named(class_path).shared)
+    return bool(named_class(class_path).shared)
 
 
 def _callbacks(trainer: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -258,9 +258,14 @@ def _callbacks(trainer: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _is_decisive(class_path: str) -> bool:
     """Return whether this callback sets the number of rounds, or evaluates an average of the server's models."""
-    return issubclass(_named(class_path), (EarlyStopping, Timer, WeightAveraging))
+    return issubclass(named_class(class_path), (EarlyStopping, Timer, WeightAveraging))
 
 
-def _named(class_path: str) -> Any:
+def named_class(class_path: str) -> Any:
+    """Return the class with an import path.
+
+    Args:
+        class_path: its path, as resolved settings have it.
+    """
     module, _, name = class_path.rpartition(".")
     return getattr(importlib.import_module(module), name)

@@ -1,7 +1,7 @@
 """Execute a run in a process of its own: fit, resuming if it was interrupted, unless it has ended; then test.
 
 Lightning starts the other processes of a run on several devices, as `python -m flow_pl.compare.worker FOLDER
-CHECKPOINT`.
+CHECKPOINT`; without a checkpoint nothing is tested.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from flow_pl.utils.exit_messages import exit_with_message
 from flow_pl.utils.files import write_text
 
 
-def train_and_test(folder: str, checkpoint: str) -> None:
-    """Fit to the end, once, and test a checkpoint; see `flow_pl.compare.runs.Run` for the files.
+def train_and_test(folder: str, checkpoint: str | None = None) -> None:
+    """Fit to the end, once, and test a checkpoint, if one is named; see `flow_pl.compare.runs.Run` for the files.
 
     Args:
         folder: folder of the run, with its settings.
-        checkpoint: the checkpoint to test, "last" or "best".
+        checkpoint: the checkpoint to test, "last" or "best"; None for no test.
     """
     config = ["--config", str(Path(folder, "config.yaml"))]
     checkpoints = Path(folder, "checkpoints")
@@ -41,17 +41,18 @@ def train_and_test(folder: str, checkpoint: str) -> None:
             fit = run(["fit", *config, *(["--ckpt_path", str(last)] if last.exists() else [])])
             if fit.trainer.is_global_zero:  # an interrupted fit does not come here: it raises
                 write_text(trained, started.read_text(encoding="utf-8"))
-        run(["test", *config, "--ckpt_path", str(checkpoints / f"{checkpoint}.ckpt")])
+        if checkpoint is not None:
+            run(["test", *config, "--ckpt_path", str(checkpoints / f"{checkpoint}.ckpt")])
 
 
 def work(
-    folder: str, checkpoint: str, log: str, environment: dict[str, str], one_thread: bool, alive: Connection
+    folder: str, checkpoint: str | None, log: str, environment: dict[str, str], one_thread: bool, alive: Connection
 ) -> None:
     """Execute a run in the current process.
 
     Args:
         folder: folder of the run.
-        checkpoint: the checkpoint to test.
+        checkpoint: the checkpoint to test; None for no test.
         log: file that receives all output.
         environment: environment variables of the command's process; a fork server still has those of its start.
         one_thread: whether to compute in one thread, beside other runs.
@@ -70,7 +71,7 @@ def work(
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell makes background commands ignore it
     threading.Thread(target=_stop_with, args=(alive,), daemon=True).start()
     # what Lightning launches for other devices
-    sys.argv = [__file__, folder, checkpoint]
+    sys.argv = [__file__, folder, *([] if checkpoint is None else [checkpoint])]
     sys.modules["__main__"].__spec__ = importlib.util.find_spec("flow_pl.compare.worker")
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
     train_and_test(folder, checkpoint)

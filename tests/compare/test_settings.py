@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from lightning.pytorch.callbacks import EMAWeightAveraging
 
-from flow_pl.compare.options import comparison_name, find_reference
+from flow_pl.compare.options import find_reference
+from flow_pl.compare.run_options import comparison_name
 from flow_pl.compare.runs import Run
 from flow_pl.compare.settings import budgets, check_comparable, resolve, run_settings, with_split
 from flow_pl.errors import ConfigurationError
