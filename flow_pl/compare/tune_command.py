@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,25 +59,13 @@ def tune(args: Sequence[str]) -> int:
     searches = [Search(name, values[name], _validated_once(name, each)) for name, each in settings.items()]
     _check_values(searches)
     check_folder(options.folder)
-    runs: dict[Path, Run] = {}
-
-    def make_runs(method: str, text: str, settings: Settings) -> list[Run]:
-        """Return the runs with a method's settings, one for each split and seed; equal settings have the same runs."""
-        made = []
-        for split in options.split_seeds or (None,):
-            own = settings if split is None else with_split(settings, split)
-            for seed in options.seeds:
-                name = text.replace(", ", ",")
-                folder = options.folder / "runs" / method / name / ("" if split is None else f"split{split}")
-                run = Run(method, seed, folder / f"seed{seed}", own, None, options.name, split, text)
-                made.append(runs.setdefault(run.folder, run))
-        return made
-
-    console, failures = get_console(), dict[Run, str]()
+    make_runs = partial(_make_runs, options, {})
+    console, executed, failures = get_console(), set[Run](), dict[Run, str]()
     for number in range(max(len(search.values) for search in searches)):
         trials = {search: search.trials(number, make_runs) for search in searches}
-        new = list(dict.fromkeys(run for each in trials.values() for trial in each for run in trial.runs))
-        failed = execute_all([run for run in new if run not in failures], options.jobs, console)
+        new = dict.fromkeys(run for each in trials.values() for trial in each for run in trial.runs)
+        failed = execute_all([run for run in new if run not in executed], options.jobs, console)
+        executed |= new.keys()
         if failed is None:
             console.print("Stopped. Run the same command again to resume.")
             return 130
@@ -87,6 +76,27 @@ def tune(args: Sequence[str]) -> int:
     for run, failure in failures.items():
         print(f"failed: {run.name}: {failure}\n  see {run.log}", file=sys.stderr)
     return 1 if failures else 0
+
+
+def _make_runs(options: Options, made: dict[Path, Run], method: str, text: str, settings: Settings) -> list[Run]:
+    """Return the runs with a method's settings, one for each split and seed; equal settings have the same runs.
+
+    Args:
+        options: options of the command.
+        made: the runs so far by folder; receives the new ones.
+        method: name of the method.
+        text: the values of its settings.
+        settings: the settings.
+    """
+    runs = []
+    for split in options.split_seeds or (None,):
+        own = settings if split is None else with_split(settings, split)
+        for seed in options.seeds:
+            folder = options.folder / "runs" / method / text.replace(", ", ",")
+            folder = folder / ("" if split is None else f"split{split}") / f"seed{seed}"
+            run = Run(method, seed, folder, own, None, options.name, split, text)
+            runs.append(made.setdefault(folder, run))
+    return runs
 
 
 def parse(args: Sequence[str]) -> Options:
@@ -169,11 +179,11 @@ def _publish(searches: Sequence[Search], options: Options) -> None:
         if len(search.best) == len(search.values):
             written.append(folder / f"{search.method}.yaml")
             write_text(written[-1], _config(options.methods[search.method], search.best))
-    console.print(
-        f"Written: {', '.join(map(str, [folder / 'table.md', folder / 'runs.csv', *written]))}",
-        *(["Compare the tuned methods with", f"  flow-pl compare --methods '{folder}/*.yaml'"] if written else []),
-        sep="\n", highlight=False, markup=False, soft_wrap=True,
-    )  # fmt: skip
+    files = ", ".join(map(str, [folder / "table.md", folder / "runs.csv", *written]))
+    console.print(f"Written: {files}", highlight=False, markup=False, soft_wrap=True)
+    if written:
+        line = f"To compare the tuned methods: flow-pl compare with the same -c, and --methods '{folder}/*.yaml'"
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _config(path: Path, best: Mapping[str, Any]) -> str:
