@@ -8,6 +8,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
+from flow_pl.kernels.functional import differentiable
 from flow_pl.methods.fedavg import FedAvg
 from flow_pl.methods.parts.pieces import pieces
 from flow_pl.methods.per_fedavg import INNER_SCALE
@@ -88,7 +89,9 @@ class Scaffold(FedAvg):
         counts = [self.objective.in_loss(piece.y, piece.mask).float().sum() for piece in pieces(examples)]
         whole = torch.stack(counts).sum().clamp_min(1.0)
         for piece, count in zip(pieces(examples), counts, strict=True):
-            loss, pull_back = torch.func.vjp(lambda v, piece=piece: self.loss(piece, v), w)  # type: ignore[misc]
+            # enabled, or oneDNN's LSTM keeps nothing for the gradient
+            with torch.enable_grad(), differentiable(self.modules.values()):
+                loss, pull_back = torch.func.vjp(lambda v, piece=piece: self.loss(piece, v), w)  # type: ignore[misc]
             gradient = pull_back(torch.full_like(loss, INNER_SCALE))[0]
             # of the sum over the piece's targets, whatever the task's loss is
             share = count / self.objective.loss_weight(piece.y, piece.mask).clamp_min(1.0) / whole / INNER_SCALE
