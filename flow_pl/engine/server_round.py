@@ -255,7 +255,9 @@ class ServerRound:
         if not len(cohort):
             return torch.zeros(cohort.size, device=self._buffer.device), {}
         try:
-            combined = self._aggregation.combine(cohort)
+            # the round ends within a training step, whose autocast would combine updates in half precision
+            with torch.autocast(self._buffer.device.type, enabled=False):
+                combined = self._aggregation.combine(cohort)
         except AggregationError as error:
             raise AggregationError(f"round {number}: {error}; the last checkpoint is intact.") from error
         if self._attack is None:

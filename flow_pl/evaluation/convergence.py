@@ -232,7 +232,9 @@ def _routes(method: Method, groups: Groups, examples: Minibatch, blocks: Tensor)
         assert q is not None, "a method with routes returns their probabilities"
         weight = method.objective.decided(piece.y, piece.mask, q.shape[:-1]).float().flatten()
         q = q.flatten(0, -2)
-        total.add([weight @ q, weight @ (q.square() @ blocks), weight.sum()])
+        # no matrix products, which autocast would compute in half precision
+        deviations = (q.square() * blocks).sum(-1)
+        total.add([(weight.unsqueeze(-1) * q).sum(0), (weight * deviations).sum(), weight.sum()])
     q_local, deviation, count = total.tensors
     return {"q_local": q_local / count.clamp_min(1), "deviation": deviation / count.clamp_min(1)}
 
