@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from types import MappingProxyType
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +23,8 @@ class Scaffold(FedAvg):
 
     A step follows g(w) + c - c_i. The client's control c_i is its gradient at the w_g that it last received (Option I,
     which holds with any client optimizer; Option II takes it from the steps of plain SGD). The server's control c is
-    the mean of the clients': with N seen clients and a cohort of S, c <- c + |S| / N * mean of (c_i new - c_i old). The
-    server averages it directly, whatever its optimizer. All controls start at zero. If a task's loss is a sum, a
+    the mean of the clients': with N seen clients of whom S took part, c <- c + |S| / N * mean of (c_i new - c_i old).
+    The server averages it directly, whatever its optimizer. All controls start at zero. If a task's loss is a sum, a
     control is the gradient of the mean over all targets, and a step is corrected by that times the targets of its
     minibatch.
 
@@ -33,6 +34,7 @@ class Scaffold(FedAvg):
 
     shared = MappingProxyType({"global": "global", "control": "sent"})
     private = MappingProxyType({"own": "new"})
+    by_cohort: ClassVar[tuple[str, ...]] = ("control",)
 
     def __init__(self) -> None:
         super().__init__()

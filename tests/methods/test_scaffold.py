@@ -14,6 +14,7 @@ from flow_pl.tasks import MultiLabel
 from tests.methods.helpers import TAGS, TASKS, client_of, copied, filled, next_server, on_task, with_tags
 from tests.models import test_sequences
 from tests.support import FEATURES, bound, chunk, delta, flat, loop, minibatches, sgd, snapshot
+from tests.test_module import fitted
 
 SIZES = (11, 6)
 CLOSE = {"atol": 1e-5, "rtol": 1e-4}
@@ -50,6 +51,23 @@ def test_two_rounds_are_those_of_a_plain_loop():
             torch.testing.assert_close(client_of(update.difference["control"], client), change, **CLOSE)
             torch.testing.assert_close(client_of(kept["own"], client), new, **CLOSE)
             own[client] = new
+
+
+@pytest.mark.parametrize("cohorts", [{}, {"dropout": 0.7}, {"sampling": "poisson", "cohort_size": 2}])
+def test_the_servers_control_is_the_mean_of_the_clients_whoever_reports_back(tmp_path, cohorts):
+    """Also where cohorts are smaller or larger than expected, and some are empty."""
+    model, run = fitted(
+        tmp_path,
+        Scaffold(),
+        rounds=8,
+        module_settings={"weighting": "uniform"},
+        trainer_settings={"limit_val_batches": 0, "default_root_dir": tmp_path},
+        **cohorts,
+    )
+    kept = model.states.state_dict(str)
+    assert len(kept["clients"]) > 2
+    mean = kept["rows"].sum(0) / run.datamodule.population_size
+    torch.testing.assert_close(flat(dict(model.server["control"].named_parameters())), mean, atol=1e-6, rtol=1e-4)
 
 
 def test_the_first_round_is_that_of_fedavg():
