@@ -4,6 +4,7 @@ import copy
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import lightning
@@ -40,10 +41,10 @@ TRACED = {"trace_after": 3}
 """Settings of a module that traces its steps soon, which takes a second or two."""
 
 
-def module(method=None, trace_after=50, client_scheduler=None, **settings):
+def module(method=None, trace_after=50, weighting="examples", client_scheduler=None, **settings):
     torch.manual_seed(3)
-    settings_of_loop = {"client_scheduler": client_scheduler, "trace_after": trace_after}
-    loop = FederatedLoop(1, None, 5, lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9), **settings_of_loop)
+    sgd = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
+    loop = FederatedLoop(1, None, 5, sgd, weighting, client_scheduler, trace_after=trace_after)
     model = FederatedModule(MLP(8, 3, (6,)), flow() if method is None else method, loop, **settings)
     check_fit(model.method, torch.zeros(1, 8), num_classes=3)
     return model

@@ -185,6 +185,21 @@ def test_from_a_file_to_predictions(tmp_path, capsys, caplog, name):
     assert float(results["personalized_accuracy"]) > float(results["generalized_accuracy"])
 
 
+def test_the_examples_of_a_client_have_real_values(tmp_path):
+    """Those that a model is personalized with; a row without a label has none here either."""
+    write(tmp_path)
+    data = ArrayData(str(tmp_path / "values.npz"), labels="values", cache_dir=str(tmp_path / "cache"))
+    data.prepare_data()
+    data.setup()
+    client = int(data.federation.seen[0])
+    x, y = data.examples(client, "train")
+    of_client = np.load(tmp_path / "values.npz")
+    stored = {row.tobytes(): label for row, label in zip(of_client["x"], of_client["y"], strict=True)}
+    expected = [stored[row.tobytes()] for row in x.numpy()]
+    torch.testing.assert_close(y, torch.tensor(expected, dtype=torch.float32))
+    assert data.examples(client, "unlabelled")[1].isnan().all()
+
+
 def test_what_does_not_fit_is_said_in_one_line(tmp_path):
     mean, std = write(tmp_path)
     settings = options(tmp_path, mean, std)

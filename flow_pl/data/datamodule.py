@@ -323,11 +323,13 @@ class FederatedDataModule(ABC, L.LightningDataModule):
             part: part of the client's split.
 
         Returns:
-            Features [n, ...] as passed to a model (a mapping for several inputs), and targets [n] or [n, ...], int64;
-            -1 without a label.
+            Features [n, ...] as passed to a model (a mapping for several inputs), and targets [n] or [n, ...], int64,
+            -1 without a label; real values are float32, NaN without a label.
         """
-        rows, stored = getattr(self.federation.split(client), part), self.federation.store.read(client)
-        return transformed_rows(self, stored.x, rows), torch.from_numpy(stored.y[rows]).long()
+        store = self.federation.store
+        rows, stored = getattr(self.federation.split(client), part), store.read(client)
+        y = torch.from_numpy(stored.y[rows])
+        return transformed_rows(self, stored.x, rows), y.float() if store.real_valued else y.long()
 
     def client_name(self, client: int) -> str:
         """Return the name of a client, as in the source data."""

@@ -187,6 +187,8 @@ class ServerRound:
         else:
             for piece, weight in zip(torch.split(pseudo_gradient, self._sizes) if size else (), weights, strict=False):
                 piece /= -weight
+        if self._privacy is None:  # which divides by the expected cohort
+            self._scale_by_cohort(pseudo_gradient, clients)
         # The only read from the device in a round
         losses = tail[5 + len(self._sizes) :].view(-1, 2)
         asked = [pseudo_gradient.sum().isfinite().float(), rejected, clients, extras[0], extras[4], rows]
@@ -246,6 +248,15 @@ class ServerRound:
         """Return the bytes that a client receives in a round."""
         return self._bytes_down
 
+    def _scale_by_cohort(self, pseudo_gradient: Tensor, clients: Tensor) -> None:
+        """Scale the changes that are shares of all clients' by how many took part of those expected, in place."""
+        expected = self.method.cohort_size
+        if expected is None or not self.method.by_cohort:
+            return
+        for name, piece in zip(self._parameters, torch.split(pseudo_gradient, self._sizes), strict=True):
+            if name in self.method.by_cohort:
+                piece *= clients / expected
+
     def _combined(
         self, cohort: CohortUpdates, reduce: Callable[[Tensor], Tensor], rank: int, world_size: int, number: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -255,7 +266,9 @@ class ServerRound:
         if not len(cohort):
             return torch.zeros(cohort.size, device=self._buffer.device), {}
         try:
-            combined = self._aggregation.combine(cohort)
+            # the round ends within a training step, whose autocast would combine updates in half precision
+            with torch.autocast(self._buffer.device.type, enabled=False):
+                combined = self._aggregation.combine(cohort)
         except AggregationError as error:
             raise AggregationError(f"round {number}: {error}; the last checkpoint is intact.") from error
         if self._attack is None:

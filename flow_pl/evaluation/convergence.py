@@ -23,7 +23,7 @@ from flow_pl.data.batch import ClientBatch
 from flow_pl.engine.client_groups import ClientGroups
 from flow_pl.engine.gradients import GradientEngine, map_clients
 from flow_pl.engine.server_round import sent_parameters
-from flow_pl.kernels.functional import training_mode
+from flow_pl.kernels.functional import differentiable, training_mode
 from flow_pl.methods.base import Method
 from flow_pl.methods.parts.pieces import pieces
 from flow_pl.methods.steps import Derive, Minibatch, Phase, Step
@@ -74,7 +74,8 @@ def gradient_sums(
         return method.objective.in_loss(minibatch.y, minibatch.mask).sum()
 
     step, views, total = Step("global", summed), groups.prefix(len(batch)), _Total()
-    with torch.no_grad(), training_mode(method.modules.values(), False):
+    modules = method.modules.values()
+    with torch.no_grad(), training_mode(modules, False), differentiable(modules):
         for piece in _pieces(batch):
             grads, losses = engine(step, views, groups.stacked, piece, None)
             total.add([*(grads[i].reshape(len(batch), -1) for i in names), losses, map_clients(count, groups, piece)])
@@ -231,7 +232,9 @@ def _routes(method: Method, groups: Groups, examples: Minibatch, blocks: Tensor)
         assert q is not None, "a method with routes returns their probabilities"
         weight = method.objective.decided(piece.y, piece.mask, q.shape[:-1]).float().flatten()
         q = q.flatten(0, -2)
-        total.add([weight @ q, weight @ (q.square() @ blocks), weight.sum()])
+        # no matrix products, which autocast would compute in half precision
+        deviations = (q.square() * blocks).sum(-1)
+        total.add([(weight.unsqueeze(-1) * q).sum(0), (weight * deviations).sum(), weight.sum()])
     q_local, deviation, count = total.tensors
     return {"q_local": q_local / count.clamp_min(1), "deviation": deviation / count.clamp_min(1)}
 

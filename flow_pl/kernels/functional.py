@@ -83,6 +83,20 @@ def training_mode(modules: Iterable[nn.Module], training: bool) -> Iterator[None
 
 
 @contextmanager
+def differentiable(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Let torch's recurrent layers be differentiated in evaluation mode within the context.
+
+    Their fused kernels keep what a gradient needs in training mode only. Without dropout, the outputs are the same.
+
+    Args:
+        modules: modules, with all submodules.
+    """
+    parts = (part for module in modules for part in module.modules())
+    with training_mode([part for part in parts if isinstance(part, nn.RNNBase) and not part.dropout], True):
+        yield
+
+
+@contextmanager
 def buffers_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Restore the buffers of modules, both tensors and values, at the end of the context."""
     before = [

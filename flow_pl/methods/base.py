@@ -88,6 +88,9 @@ class Method(ABC):
         budget: names of arguments that set how much or how fast the method trains beside the loop's settings, if their
             ending does not say so (epochs, steps, rounds, lr, lr_scale); for tables that compare methods.
         cohort_share: expected share of the seen clients in a round's cohort; 1 until the data are known.
+        cohort_size: expected number of clients in a round's cohort; None until the data are known.
+        by_cohort: groups of the server whose change is a share of all clients': their mean change is scaled by the
+            number of clients that took part / `cohort_size`.
     """
 
     shared: Mapping[str, str] = MappingProxyType({"global": "global"})
@@ -101,6 +104,8 @@ class Method(ABC):
     keeps_norms: ClassVar[bool] = False
     budget: ClassVar[tuple[str, ...]] = ()
     cohort_share: float = 1.0
+    cohort_size: int | None = None
+    by_cohort: ClassVar[tuple[str, ...]] = ()
     block_names: Sequence[str] | None
     phases: tuple[Phase | Derive, ...]
     personal_phases: tuple[Phase | Derive, ...]

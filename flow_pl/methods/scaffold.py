@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 from types import MappingProxyType
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from flow_pl.kernels.functional import differentiable
 from flow_pl.methods.fedavg import FedAvg
 from flow_pl.methods.parts.pieces import pieces
 from flow_pl.methods.per_fedavg import INNER_SCALE
@@ -21,8 +23,8 @@ class Scaffold(FedAvg):
 
     A step follows g(w) + c - c_i. The client's control c_i is its gradient at the w_g that it last received (Option I,
     which holds with any client optimizer; Option II takes it from the steps of plain SGD). The server's control c is
-    the mean of the clients': with N seen clients and a cohort of S, c <- c + |S| / N * mean of (c_i new - c_i old). The
-    server averages it directly, whatever its optimizer. All controls start at zero. If a task's loss is a sum, a
+    the mean of the clients': with N seen clients of whom S took part, c <- c + |S| / N * mean of (c_i new - c_i old).
+    The server averages it directly, whatever its optimizer. All controls start at zero. If a task's loss is a sum, a
     control is the gradient of the mean over all targets, and a step is corrected by that times the targets of its
     minibatch.
 
@@ -32,6 +34,7 @@ class Scaffold(FedAvg):
 
     shared = MappingProxyType({"global": "global", "control": "sent"})
     private = MappingProxyType({"own": "new"})
+    by_cohort: ClassVar[tuple[str, ...]] = ("control",)
 
     def __init__(self) -> None:
         super().__init__()
@@ -88,7 +91,9 @@ class Scaffold(FedAvg):
         counts = [self.objective.in_loss(piece.y, piece.mask).float().sum() for piece in pieces(examples)]
         whole = torch.stack(counts).sum().clamp_min(1.0)
         for piece, count in zip(pieces(examples), counts, strict=True):
-            loss, pull_back = torch.func.vjp(lambda v, piece=piece: self.loss(piece, v), w)  # type: ignore[misc]
+            # enabled, or oneDNN's LSTM keeps nothing for the gradient
+            with torch.enable_grad(), differentiable(self.modules.values()):
+                loss, pull_back = torch.func.vjp(lambda v, piece=piece: self.loss(piece, v), w)  # type: ignore[misc]
             gradient = pull_back(torch.full_like(loss, INNER_SCALE))[0]
             # of the sum over the piece's targets, whatever the task's loss is
             share = count / self.objective.loss_weight(piece.y, piece.mask).clamp_min(1.0) / whole / INNER_SCALE

@@ -67,7 +67,9 @@ class LSTM(Recurrent):
         if not any(has_client_axis(t) for t in (x, *weights)) and has_kernel(x):
             # A single client: torch's fused kernel, which has no vmap rule.
             zeros = x.new_zeros(1, x.shape[0], self.weight_hh.shape[1])
-            outputs: Tensor = torch.lstm(x, (zeros, zeros), weights, True, 1, 0.0, self.training, False, True)[0]
+            # only then does it keep what a gradient needs, also one in evaluation mode
+            training = self.training or torch.is_grad_enabled()
+            outputs: Tensor = torch.lstm(x, (zeros, zeros), weights, True, 1, 0.0, training, False, True)[0]
             return outputs
         # Time comes first, and under vmap the client axis after it, so that a step of all clients is contiguous.
         gates = F.linear(x.transpose(0, 1), self.weight_ih, self.bias_ih + self.bias_hh)

@@ -120,6 +120,7 @@ class FederatedModule(lightning.LightningModule):
         self._round: ServerRound | None = None
         self.empty_rounds = 0
         self.states: ClientStates | None = None
+        self.states_of = ""  # identifies the rows of the clients that have this state
         self.chunks = ChunkSize()
 
     @property

@@ -10,6 +10,7 @@ from flow_pl.engine.client_states import ClientStates
 from flow_pl.engine.compression import no_residual
 from flow_pl.engine.server_round import sent_parameters, server_groups
 from flow_pl.methods.base import Method
+from flow_pl.resume import data_record
 from flow_pl.utils.groups import Groups
 
 if TYPE_CHECKING:
@@ -19,13 +20,19 @@ if TYPE_CHECKING:
 def opened_states(module: FederatedModule, data: FederatedDataModule) -> ClientStates | None:
     """Return storage for the state of all clients: that of an earlier stage, or a new one; None if they keep none.
 
+    Other data have other clients, even if as many, so they get a new one.
+
     Args:
         module: module attached to a trainer.
         data: the clients.
     """
-    population = len(data.federation.store)
-    if not module.method.private or (module.states is not None and module.states.population == population):
+    if not module.method.private:
         return module.states
+    rows: str = data_record(data)["rows"]
+    if module.states is not None and module.states_of == rows:
+        return module.states
+    module.states_of = rows
+    population = len(data.federation.store)
     initial = module.initial_state(module.method, server_groups(module.method))
     root, share = module.trainer.default_root_dir, module.trainer.strategy.broadcast
     return ClientStates(initial, population, root, share, first=module.trainer.is_global_zero)

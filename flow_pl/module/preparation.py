@@ -74,6 +74,7 @@ def prepare(module: FederatedModule, stage: str) -> None:
     check_label_range(module.objective, data.federation)
     if stage == "fit":
         check_label_moments(module.objective, data.federation)
+        module.method.cohort_size = data.cohort_size
         module.method.cohort_share = data.cohort_size / data.population_size
         prepare_rounds(
             module.trainer,

@@ -183,6 +183,17 @@ def test_chunks_processes_and_storage_change_nothing(make, storage, tmp_path, mo
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("make", ALL)
+def test_mixed_precision_combines_in_float32(make):
+    """The round ends within a training step, under its autocast."""
+    method = bound(FedAvg())
+    groups = updates(method)
+    expected, _ = combined(make(), method, groups)
+    with torch.autocast("cpu", torch.bfloat16):
+        found, _ = combined(make(), method, groups)
+    assert torch.equal(found, expected)
+
+
 def gathered(parts, matrix):
     """What each of several processes sees of a cohort, by sums over all of them, call by call."""
     barrier, slots, results = Barrier(len(parts)), [None] * len(parts), [None] * len(parts)

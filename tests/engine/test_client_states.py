@@ -142,6 +142,17 @@ def test_evaluation_starts_from_what_clients_kept_and_writes_nothing(tmp_path):
     assert seen["val/generalized_loss"] == forgotten["val/generalized_loss"]
 
 
+def test_the_clients_of_other_data_start_from_the_server(tmp_path):
+    """They are as many, and of the same names, but not the ones that kept something."""
+    model, run = fitted(tmp_path, ditto(), trainer_settings={"default_root_dir": tmp_path})
+    others = data(tmp_path / "cache", split_seed=5)
+    after = run.test(model, datamodule=others, verbose=False)
+    fresh = module(ditto())
+    fresh.load_state_dict(model.state_dict())
+    assert after == trainer(default_root_dir=tmp_path).test(fresh, datamodule=others, verbose=False)
+    assert not len(model.states.known())
+
+
 def test_a_killed_run_of_a_stateful_method_resumes_bit_identical(tmp_path):
     whole, _ = fitted(tmp_path, ditto(), rounds=4)
     checkpoint = ModelCheckpoint(tmp_path / "ckpt", save_last=True)

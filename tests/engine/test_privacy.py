@@ -97,6 +97,15 @@ def test_a_ledger_composes_rounds_of_different_noise_and_survives_a_checkpoint()
     assert Accountant("rdp", 1e-4).epsilon(other) == pytest.approx(accountant.get_epsilon(1e-4))
 
 
+def test_a_second_fit_with_other_noise_is_accounted_for_from_its_first_round():
+    """With a budget, the epsilon of a round was computed at the end of the round before."""
+    made = GaussianMechanism(1e-3, epsilon=5.0)
+    for rounds in (50, 2):
+        made.plan(Sampling("poisson", 100, 10), rounds, 0)
+        made.close_round(0.0)
+        assert made.epsilon == Accountant("pld", 1e-3).epsilon(made.ledger)
+
+
 def test_cohorts_of_both_kinds_are_not_mixed():
     ledger = Ledger()
     ledger.add(POISSON, 1.0)

@@ -15,7 +15,7 @@ from flow_pl.evaluation.convergence import (
     has_global_model,
     observed,
 )
-from flow_pl.methods import APFL, EvidenceFlow, FedAvg, HypCluster, Local
+from flow_pl.methods import APFL, EvidenceFlow, FedAvg, Flow, HypCluster, Local
 from flow_pl.tasks import MultiLabel
 from tests.methods.helpers import TAGS, with_tags
 from tests.models import test_sequences
@@ -83,6 +83,17 @@ def test_sequences_have_gradients_and_probabilities_per_token():
     seen = loop(local_epochs=1).train_clients(observed(method, server), server, batch).kept[OBSERVED]
     assert seen["q_local"].shape == (2, len(method.route_names))
     assert ((seen["deviation"] > 0) & (seen["deviation"] < seen["local_progress"])).all()
+
+
+def test_mixed_precision_does_not_round_the_averages(monkeypatch):
+    """bfloat16 has three digits."""
+    method, batch = bound(PublishedFlow()), chunk((6, 4))
+    server, blocks = server_groups(method), len(method.route_names)
+    monkeypatch.setattr(Flow, "local_probability", lambda self, groups, x: torch.full((len(x), blocks), 0.3))
+    with torch.autocast("cpu", torch.bfloat16):
+        seen = loop().train_clients(observed(method, server), server, batch).kept[OBSERVED]
+    torch.testing.assert_close(seen["q_local"], torch.full((2, blocks), 0.3))
+    torch.testing.assert_close(seen["deviation"], 0.09 * seen["local_progress"])
 
 
 def test_several_labels_have_gradients_of_all_of_them():

@@ -90,6 +90,16 @@ def test_the_discrepancy_is_that_of_the_real_rows():
     assert maximum_mean_discrepancy(x, y, torch.zeros(6, dtype=torch.bool)) == 0
 
 
+def test_the_discrepancy_of_large_features_survives_mixed_precision():
+    """A product in bfloat16 would be off by more than the squared distances."""
+    generator = torch.Generator().manual_seed(0)
+    x = 10 * torch.randn(8, 16, generator=generator)
+    y, real = x + 0.5 * torch.randn(8, 16, generator=generator), torch.ones(8, dtype=torch.bool)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = maximum_mean_discrepancy(x, y, real)
+    torch.testing.assert_close(found, discrepancy(x, y), atol=1e-5, rtol=1e-4)
+
+
 def test_other_tasks():
     for task in TASKS:
         update, result = on_task(FedCP(), task, epochs=8)  # at first, the policy halves the features

@@ -9,9 +9,12 @@ from torch.nn import functional as F
 
 from flow_pl.engine.server_round import server_groups
 from flow_pl.methods import FedAvg, Scaffold
+from flow_pl.models import LSTM
 from flow_pl.tasks import MultiLabel
 from tests.methods.helpers import TAGS, TASKS, client_of, copied, filled, next_server, on_task, with_tags
+from tests.models import test_sequences
 from tests.support import FEATURES, bound, chunk, delta, flat, loop, minibatches, sgd, snapshot
+from tests.test_module import fitted
 
 SIZES = (11, 6)
 CLOSE = {"atol": 1e-5, "rtol": 1e-4}
@@ -50,6 +53,23 @@ def test_two_rounds_are_those_of_a_plain_loop():
             own[client] = new
 
 
+@pytest.mark.parametrize("cohorts", [{}, {"dropout": 0.7}, {"sampling": "poisson", "cohort_size": 2}])
+def test_the_servers_control_is_the_mean_of_the_clients_whoever_reports_back(tmp_path, cohorts):
+    """Also where cohorts are smaller or larger than expected, and some are empty."""
+    model, run = fitted(
+        tmp_path,
+        Scaffold(),
+        rounds=8,
+        module_settings={"weighting": "uniform"},
+        trainer_settings={"limit_val_batches": 0, "default_root_dir": tmp_path},
+        **cohorts,
+    )
+    kept = model.states.state_dict(str)
+    assert len(kept["clients"]) > 2
+    mean = kept["rows"].sum(0) / run.datamodule.population_size
+    torch.testing.assert_close(flat(dict(model.server["control"].named_parameters())), mean, atol=1e-6, rtol=1e-4)
+
+
 def test_the_first_round_is_that_of_fedavg():
     """All controls are zero."""
     sent = []
@@ -65,6 +85,26 @@ def test_many_examples_are_taken_piece_by_piece():
     for client in range(2):
         expected = gradient(server_groups(method)["global"], batch, client)
         torch.testing.assert_close(client_of(update.kept["own"], client), expected, **CLOSE)
+
+
+class TorchsLSTM(nn.LSTM):
+    """torch's own, without the last state, which a backbone does not return."""
+
+    def forward(self, x):
+        return super().forward(x)[0]
+
+
+@pytest.mark.parametrize("make", [LSTM, partial(TorchsLSTM, batch_first=True)])
+def test_a_client_that_is_trained_alone_has_the_gradient_of_a_recurrent_model(make):
+    """It runs torch's fused kernel, which keeps what a gradient needs only if asked to."""
+    torch.manual_seed(0)
+    backbone = nn.Sequential(nn.Embedding(test_sequences.TOKENS, 4), make(4, 6), nn.Linear(6, test_sequences.TOKENS))
+    method, batch = test_sequences.bound(Scaffold(), backbone), test_sequences.batch((5,), 2)
+    kept = loop().train_clients(method, snapshot(method), batch).kept["own"]
+    x, y = batch.train.x[0], batch.train.y[0]
+    loss = F.cross_entropy(backbone(x)[y > 0], y[y > 0])
+    expected = torch.autograd.grad(loss, list(backbone.parameters()))
+    torch.testing.assert_close(list(client_of(kept, 0).values()), list(expected))
 
 
 @pytest.mark.parametrize("sizes", [(12, 8), (132, 68)])

@@ -104,6 +104,7 @@ class GaussianMechanism:
                 f"{' or '.join(self.samplings)}."
             )
         self._cohort, self._seed, self._first = sampling.cohort, seed, first
+        self._next_epsilon = None  # of an earlier fit, whose noise may have been another
         self._accountant = Accountant(self._accountant_name, self.delta)
         self._accountant.check(sampling)
         population = sampling.population if self.population is None else self.population

@@ -57,4 +57,6 @@ def maximum_mean_discrepancy(first: Tensor, second: Tensor, real: Tensor) -> Ten
         kernel = torch.stack([(squares / (-2 * variance)).exp() for variance in KERNEL_VARIANCES]).sum(0)
         return weight @ kernel @ weight
 
-    return mean_kernel(x, x) + mean_kernel(y, y) - 2 * mean_kernel(x, y)
+    # autocast would multiply in half precision, whose error is larger than the distances
+    with torch.autocast(first.device.type, enabled=False):
+        return mean_kernel(x, x) + mean_kernel(y, y) - 2 * mean_kernel(x, y)
