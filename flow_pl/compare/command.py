@@ -14,8 +14,9 @@ from flow_pl.compare.display import Display
 from flow_pl.compare.formats import caption, markdown, method_csv, rich_tables, run_csv
 from flow_pl.compare.options import Options, parse
 from flow_pl.compare.pool import execute
-from flow_pl.compare.runs import Run, State, read_run
+from flow_pl.compare.runs import Run, State, check_same_data, read_run
 from flow_pl.compare.settings import Settings, budgets, check_comparable, resolve, with_split
+from flow_pl.compare.testable import check_testable
 from flow_pl.compare.tracking import log_comparison
 from flow_pl.errors import ConfigurationError
 from flow_pl.results.runs import Comparison
@@ -44,6 +45,7 @@ def compare(args: Sequence[str]) -> int:
     options = parse(args)
     import_optional("matplotlib", "compare", "flow-pl compare")
     settings = {method: resolve([*options.common, path], options.passed_on) for method, path in options.methods.items()}
+    check_testable(settings, options.checkpoint)
     different = check_comparable(settings)
     if different and not options.allow_different:
         raise ConfigurationError(
@@ -108,7 +110,9 @@ def _run(runs: Sequence[Run], jobs: int, console: Console) -> dict[Run, str] | N
 
 def _collect(options: Options, runs: Sequence[Run], notes: list[str], own: dict[str, str]) -> Comparison | None:
     """Return the results of the runs that are done; None if there are none."""
-    done = [read_run(run) for run in runs if run.state() == "done"]
+    finished = [run for run in runs if run.state() == "done"]
+    check_same_data(finished)
+    done = [read_run(run) for run in finished]
     methods = {method: [run for run in done if run.method == method] for method in options.methods}
     seeds, splits = len(options.seeds), len(options.split_seeds or [])
     ought, word = seeds * max(splits, 1), "runs" if splits else "seeds"
