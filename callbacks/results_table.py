@@ -79,7 +79,7 @@ class ResultsTable(ResultsCallback):
     Args:
         rows: "main" for the eight rows that summarize a test, "all" for every metric, by groups.
         path: also write every metric of the test to this file, .csv (one row per metric, one column per population)
-            or .json, in the run's folder; None writes nothing.
+            or .json (with digests of the data's rows and split), in the run's folder; None writes nothing.
 
     Raises:
         ConfigurationError: `path` has another ending; at the start of a test, it cannot be written.
@@ -117,7 +117,9 @@ class ResultsTable(ResultsCallback):
             spent = {} if privacy is None else {"privacy/epsilon": privacy.epsilon, "privacy/delta": privacy.delta}
             accuracy = federated_module(pl_module).objective.accuracy
             named = {"accuracy": accuracy} if accuracy else {}
-            run = {**names, **named, "round": rounds, **spent, "results": results}
+            record = federated_module(pl_module).data_record()
+            data = {} if record is None else {"data": {name: record[name] for name in ("rows", "split")}}
+            run = {**names, **named, "round": rounds, **data, **spent, "results": results}
             results = {population: {**metrics, **spent} for population, metrics in results.items()}
             text = _csv(results) if self.path.suffix == ".csv" else json.dumps(run, indent=2) + "\n"
             write_text(in_run_folder(trainer, self.path), text)

@@ -12,8 +12,9 @@ from rich.console import Console
 from flow_pl.compare.execution import check_folder, execute_all, resolve_all
 from flow_pl.compare.formats import caption, markdown, method_csv, rich_tables, run_csv
 from flow_pl.compare.options import Options, parse
-from flow_pl.compare.runs import Run, read_run
+from flow_pl.compare.runs import Run, check_same_data, read_run
 from flow_pl.compare.settings import Settings, budgets, with_split
+from flow_pl.compare.testable import check_testable
 from flow_pl.compare.tracking import log_comparison
 from flow_pl.errors import ConfigurationError
 from flow_pl.results.runs import Comparison
@@ -36,6 +37,7 @@ def compare(args: Sequence[str]) -> int:
     options = parse(args)
     import_optional("matplotlib", "compare", "flow-pl compare")
     settings, different = resolve_all(options)
+    check_testable(settings, options.checkpoint)
     runs = _plan(options, settings)
     check_folder(options.folder)
     console = get_console()
@@ -66,7 +68,9 @@ def _plan(options: Options, settings: Mapping[str, Settings]) -> list[Run]:
 
 def _collect(options: Options, runs: Sequence[Run], notes: list[str], own: dict[str, str]) -> Comparison | None:
     """Return the results of the runs that are done; None if there are none."""
-    done = [read_run(run) for run in runs if run.state() == "done"]
+    finished = [run for run in runs if run.state() == "done"]
+    check_same_data(finished)
+    done = [read_run(run) for run in finished]
     methods = {method: [run for run in done if run.method == method] for method in options.methods}
     seeds, splits = len(options.seeds), len(options.split_seeds or [])
     ought, word = seeds * max(splits, 1), "runs" if splits else "seeds"

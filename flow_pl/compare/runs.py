@@ -8,6 +8,7 @@ import itertools
 import json
 import shutil
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -92,13 +93,23 @@ class Run:
     @property
     def digest(self) -> str:
         """Hash of everything that determines the results, except by rounding: settings, seed and version."""
+        identity = {**self._decisive, "seed_everything": self.seed, "version": __version__}
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def data(self) -> str:
+        """Describe the settings of the data, which two runs on the same data share."""
+        return json.dumps(self._decisive["data"], sort_keys=True)
+
+    @property
+    def _decisive(self) -> Settings:
+        """Return the settings without those that change the results only by rounding, or nothing but the display."""
         settings = copy.deepcopy(self.settings)
         data, loop = (part.get("init_args", {}) for part in (settings["data"], settings["model"].get("loop", {})))
         for part, without in ((settings["trainer"], NOT_TRAINING), (data, NO_EFFECT), (loop, NO_EFFECT)):
             for key in without:
                 part.pop(key, None)
-        identity = {**settings, "seed_everything": self.seed, "version": __version__}
-        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+        return settings
 
     def state(self) -> State:
         """Return how far the run is, from the files in its folder.
@@ -151,7 +162,7 @@ class Run:
             raise ConfigurationError(f"the run ended without test results; see {self.log}.")
         identity = {"method": self.method, "seed": self.seed, "digest": self.digest, "checkpoint": self.checkpoint}
         run = {**identity, "version": __version__, "seconds": round(seconds, 1)}
-        run |= {name: tested[name] for name in ("round", "results", "accuracy") if name in tested}
+        run |= {name: tested[name] for name in ("round", "results", "accuracy", "data") if name in tested}
         tables = (self.folder / name for name in ("clients.csv", "curve.csv"))
         run["checksums"] = {table.name: zlib.crc32(table.read_bytes()) for table in tables if table.exists()}
         write_text(self.folder / "results.json", json.dumps(run, indent=2) + "\n")
@@ -188,6 +199,30 @@ class Run:
         said = [line for line in lines if line.strip()]
         errors = [line for line in said if line.startswith("error: ")]
         return (errors or said or [f"ended with exit status {exitcode}"])[-1].removeprefix("error: ")
+
+
+def check_same_data(runs: Iterable[Run]) -> None:
+    """Check that finished runs with the same settings of the data were tested on the same rows.
+
+    Args:
+        runs: the runs that are done.
+
+    Raises:
+        ConfigurationError: the rows or their split have changed between two runs, as in a file that was written again.
+    """
+    made: dict[str, list[tuple[Run, object]]] = {}
+    for run in runs:
+        made.setdefault(run.data, []).append((run, run.results().get("data")))
+    for each in made.values():
+        known = [(run, record) for run, record in each if record is not None]
+        others = [run.name for run, record in known if record != known[-1][1]]
+        if others:
+            alike = [run.name for run, record in known if record == known[-1][1]]
+            raise ConfigurationError(
+                f"the data changed between the runs, though their settings are the same: {'; '.join(others)} had other "
+                f"rows or another split than {'; '.join(alike)}. Delete the folders of those made before the change, "
+                "and run the same command again."
+            )
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -213,20 +213,20 @@ def wandb_loggers(settings: Settings) -> Iterator[dict[str, Any]]:
 def _decisive(settings: Settings) -> dict[str, Any]:
     """Return the settings that must be equal in all runs, by option name."""
     trainer, data, model = (settings[section] for section in ("trainer", "data", "model"))
-    communicates = _communicates(model["method"]["class_path"])
+    in_rounds = communicates(model["method"]["class_path"])
     found = {"data": data["class_path"]}
     found |= {f"data.{key}": value for key, value in data["init_args"].items() if key not in NO_EFFECT}
     loop = _options("model.loop", model["loop"])
     if loop.get("model.loop.personal_epochs", 0) is None:
         loop["model.loop.personal_epochs"] = loop["model.loop.local_epochs"]
-    server = model.keys() - {"backbone", "objective", "method", "loop"} if communicates else set()
-    found |= {key: value for key, value in loop.items() if communicates or not key.endswith(SENT)}
+    server = model.keys() - {"backbone", "objective", "method", "loop"} if in_rounds else set()
+    found |= {key: value for key, value in loop.items() if in_rounds or not key.endswith(SENT)}
     found |= {f"model.{key}": model[key] for key in ("backbone", "objective")}
     for key in sorted(server):
         found |= _options(f"model.{key}", model[key])
-    if communicates:
+    if in_rounds:
         found["trainer.callbacks"] = [each for each in _callbacks(trainer) if _is_decisive(each["class_path"])]
-    names = (*ROUNDS, *AMOUNTS) if communicates else AMOUNTS
+    names = (*ROUNDS, *AMOUNTS) if in_rounds else AMOUNTS
     return found | {f"trainer.{name}": trainer[name] for name in names}
 
 
@@ -245,7 +245,7 @@ def _options(name: str, setting: Any) -> dict[str, Any]:
     }
 
 
-def _communicates(class_path: str) -> bool:
+def communicates(class_path: str) -> bool:
     """Return whether clients of this method send anything to the server."""
     return bool(named_class(class_path).shared)
 

@@ -73,7 +73,7 @@ class ClientAccuracy(ClientMetric):
       `accuracy_p90`;
     - fairness: `accuracy_worst_decile` (mean over the worst tenth of the clients, at least one), `accuracy_client_std`
       (standard deviation over clients) and `accuracy_client_gini` (Gini coefficient: half the mean absolute difference
-      of two clients, divided by the mean; 0 if all are equal, NaN if all are 0);
+      of two clients, divided by the mean; 0 if all are equal, NaN if all are 0 or one is negative);
     - `loss` (mean over the targets in the loss);
     - for a task with a second accuracy also `accuracy_<subset>`, `accuracy_<subset>_client_mean` and so on.
 
@@ -173,9 +173,9 @@ class ClientGain(ClientMetric):
         figures = {
             "gain": gain.sum() / examples,
             "gain_client_mean": (gain / count).mean(),
-            "clients_helped": (gain > 0).double().mean(),
-            "clients_unchanged": (gain == 0).double().mean(),
-            "clients_harmed": (gain < 0).double().mean(),
+            "clients_helped": _share(gain > 0, gain),
+            "clients_unchanged": _share(gain == 0, gain),
+            "clients_harmed": _share(gain < 0, gain),
             "examples_both_right": both.sum() / examples,
             "examples_only_generalized": (generalized - both).sum() / examples,
             "examples_only_personalized": (personalized - both).sum() / examples,
@@ -230,6 +230,11 @@ class RoutedShare(ClientMetric):
         )
 
 
+def _share(condition: Tensor, value: Tensor) -> Tensor:
+    """Return the share of clients for which a condition on their value [clients] holds; NaN if a value is."""
+    return condition.double().where(~value.isnan(), torch.nan).mean()
+
+
 def _accuracies(name: str, count: Tensor, correct: Tensor) -> dict[str, Tensor]:
     """Compute accuracy over examples and over clients from counts [clients]; NaN if nothing was evaluated."""
     count, correct = count[count > 0], correct[count > 0]
@@ -242,16 +247,18 @@ def _accuracies(name: str, count: Tensor, correct: Tensor) -> dict[str, Tensor]:
 
 
 def _fairness(name: str, value: Tensor) -> dict[str, Tensor]:
-    """Compute how unevenly a value [clients] is spread over clients; NaN without clients."""
+    """Compute how unevenly a value [clients] is spread over clients; NaN without clients, or if a value is NaN."""
     clients = len(value)
     ordered = value.sort().values
     # Sum of |a - b| over all pairs: the i-th smallest value is added i times and subtracted clients - 1 - i times.
     rank = torch.arange(clients, dtype=value.dtype)
     differences = ((2 * rank - clients + 1) * ordered).sum()
+    worst, nan = ordered[: -(-clients // 10)].mean(), value.new_tensor(torch.nan)
     return {
-        f"{name}_worst_decile": ordered[: -(-clients // 10)].mean(),
-        f"{name}_client_std": value.std(correction=0) if clients else value.new_tensor(torch.nan),
-        f"{name}_client_gini": differences / (clients * ordered.sum()),
+        f"{name}_worst_decile": nan if value.isnan().any() else worst,  # sorting puts NaN last, among the best
+        f"{name}_client_std": value.std(correction=0) if clients else nan,
+        # relative to the mean, so of no meaning for R2 below 0
+        f"{name}_client_gini": nan if (value < 0).any() else differences / (clients * ordered.sum()),
     }
 
 

@@ -23,18 +23,23 @@ DASHES = ("-", (0, (4, 2)), (0, (1, 1.2)))
 
 
 def gain_histogram(clients: Clients) -> Figure:
-    """Draw the distribution of clients' gains (personalized - generalized accuracy), in percentage points."""
+    """Draw the distribution of clients' gains (personalized - generalized accuracy), in percentage points.
+
+    Clients whose gain is undefined or infinite, since a model diverged, are left out and counted in the legend.
+    """
     figure = Figure(figsize=SIZE, layout="constrained")
     axes = figure.subplots()
     gains = {population: _gains(members) for population, members in clients.items()}
-    largest = max(1.0, *(float(np.abs(gain).max()) for gain in gains.values()))
+    diverged = {population: int((~np.isfinite(gain)).sum()) for population, gain in gains.items()}
+    gains = {population: gain[np.isfinite(gain)] for population, gain in gains.items()}
+    largest = max([1.0, *(float(np.abs(gain).max()) for gain in gains.values() if gain.size)])
     width = _round_width(2 * largest / 20)
     # zero is in the middle of a bin: an unchanged client is neither helped nor harmed
     half = np.ceil(largest / width - 0.5)
     edges = width * (np.arange(-half, half + 2) - 0.5)
-    weights = [np.full(len(gain), 100 / len(gain)) for gain in gains.values()]
+    weights = [np.full(len(gain), 100 / max(len(gain), 1)) for gain in gains.values()]
     colors = POPULATION_COLORS[: len(gains)]
-    labels = [f"{population}: mean {gain.mean():+.1f}" for population, gain in gains.items()]
+    labels = [_gain_label(population, gain, diverged[population]) for population, gain in gains.items()]
     axes.hist(list(gains.values()), bins=edges.tolist(), weights=weights, color=colors, label=labels)
     axes.axvline(0, color="#444444", linewidth=0.9)
     axes.set(xlabel="gain of a client (percentage points)", ylabel="clients (%)")
@@ -49,7 +54,8 @@ def accuracy_ranks(clients: Clients, accuracy: str = "accuracy") -> Figure:
     axes.axvspan(0, 10, color="#F2D9CC", linewidth=0)
     for (population, members), dashes in zip(clients.items(), DASHES, strict=False):
         for model, color in MODEL_COLORS.items():
-            values = np.sort([100 * getattr(client, model) for client in members])
+            values = np.array([100 * getattr(client, model) for client in members])
+            values = values[np.argsort(np.where(np.isnan(values), -np.inf, values))]  # none is worse than undefined
             # each client is one step of equal width, so that the shaded tenth holds a tenth of the clients
             edges = np.linspace(0, 100, len(values) + 1)
             axes.stairs(values, edges, baseline=None, color=color, linewidth=1.5, linestyle=dashes)
@@ -91,6 +97,11 @@ def size_groups(sizes: Sequence[int]) -> list[list[int]]:
     bounds = np.quantile(sizes, np.linspace(0, 1, GROUPS + 1)[1:-1])
     group_of = np.searchsorted(bounds, sizes, side="left")
     return [np.flatnonzero(group_of == group).tolist() for group in np.unique(group_of)]
+
+
+def _gain_label(population: str, gains: Floats, diverged: int) -> str:
+    mean = f"mean {gains.mean():+.1f}" if gains.size else "no mean"
+    return f"{population}: {mean}" + (f" ({diverged} diverged)" if diverged else "")
 
 
 def _gains(clients: Sequence[Client]) -> Floats:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import NamedTuple
 
 import numpy as np
@@ -39,7 +40,9 @@ def worst_clients(evidence: Evidence) -> Table:
     table = client_table(evidence)
     wanted = min(max(3, -(-len(table.rows) // 10)), WORST)
     personalized = table.columns.index("own model")
-    return table._replace(rows=sorted(table.rows, key=lambda row: row[personalized])[:wanted])  # type: ignore[arg-type,return-value]
+    # a model without a defined accuracy has diverged: none is worse
+    worst_first = sorted(table.rows, key=lambda row: -inf if row[personalized] is None else row[personalized])  # type: ignore[arg-type,return-value]
+    return table._replace(rows=worst_first[:wanted])
 
 
 def block_table(evidence: Evidence) -> Table:
@@ -73,8 +76,8 @@ def class_table(evidence: Evidence) -> Table:
 
 
 def _client(client: Client) -> list[Value]:
-    gain = client.personalized - client.generalized
-    return [client.name, client.population, client.examples, client.generalized, client.personalized, gain]
+    accuracies = client.generalized, client.personalized, client.personalized - client.generalized
+    return [client.name, client.population, client.examples, *map(_defined, accuracies)]
 
 
 def _defined(value: float) -> float | None:

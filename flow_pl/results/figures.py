@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from math import inf, isfinite
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ MODELS = {"generalized": "generalized (server's model)", "personalized": "person
 def learning_curves(comparison: Comparison) -> Figure | None:
     """Draw the validation accuracy of both models over the rounds: mean and standard deviation over runs.
 
-    A method without rounds is evaluated once and drawn as a horizontal line.
+    A method that was validated once, such as one without rounds, is drawn as a horizontal line.
     """
     if not any(comparison.curves(method, f"{model}_accuracy") for method in comparison.methods for model in MODELS):
         return None
@@ -40,15 +41,18 @@ def learning_curves(comparison: Comparison) -> Figure | None:
     room = 0.3 + 0.019 * max(map(len, comparison.methods))  # space for the labels, in panel widths
     panels = figure.subplots(1, 2, gridspec_kw={"wspace": room})
     for axes, (model, title) in zip(panels, MODELS.items(), strict=True):
-        ends = []
+        ends, last, several = [], 1, False
         for index, method in enumerate(comparison.methods):
             curve = comparison.curves(method, f"{model}_accuracy")
             if curve:
                 look = line_style(index)
                 ends.append((method, _curve(axes, curve, look), look))
+                last, several = max(last, *curve), several or len(curve) > 1
         axes.set(title=title, xlabel="round")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.margins(x=0)
+        if not several:  # horizontal lines set no limits
+            axes.set_xlim(0, last)
         label_ends(axes, ends)
     panels[0].set_ylabel(f"validation {comparison.accuracy} (%)")
     if comparison.repeats > 1:
@@ -91,10 +95,12 @@ def client_scatter(comparison: Comparison) -> Figure | None:
             areas = [_area(shown.get(name, 0), largest) for name in generalized]
             axes.scatter(x, y, s=areas, color=color, alpha=0.5, linewidth=0.3, edgecolor="white", zorder=2)
             gains += list(np.round(y - x, 9))
-            lowest = min([lowest, *x, *y])
+            lowest = min([lowest, *(value for value in (*x, *y) if isfinite(value))])
         helped, harmed = (100 * np.mean([sign * gain > 0 for gain in gains]) for sign in (1, -1))
+        undefined = 100 * np.mean(np.isnan(gains))
         axes.set_title(method, pad=15)
         changed = f"helped {helped:.0f} %, harmed {harmed:.0f} %"
+        changed += f", diverged {undefined:.0f} %" if undefined else ""
         axes.text(0.5, 1.02, changed, transform=axes.transAxes, ha="center", va="bottom", fontsize=8, color="#555555")
         # R2, the accuracy of real values, may be negative
         axes.plot([lowest, 100], [lowest, 100], color="#666666", linewidth=0.8, zorder=1)
@@ -148,13 +154,17 @@ def routes(comparison: Comparison) -> Figure | None:
 
 
 def accuracy_bars(comparison: Comparison) -> Figure | None:
-    """Draw the personalized test accuracy of each method, best on top, with w_g's as a line; error bars over runs."""
+    """Draw the personalized test accuracy of each method, with w_g's as a line; error bars over runs.
+
+    The best method is on top, those whose accuracy is undefined are at the bottom.
+    """
     metric = {model: f"{model}_accuracy" for model in MODELS}
     values = {
         method: [spread(comparison.values(method, p, metric["personalized"])) for p in comparison.populations]
         for method in comparison.methods
     }
-    ranked = sorted(values, key=lambda method: values[method][0] or Spread(0.0, None), reverse=True)
+    means = {method: found[0].mean if found[0] is not None else -inf for method, found in values.items()}
+    ranked = sorted(values, key=means.__getitem__, reverse=True)
     figure = Figure(figsize=(6.4, 1.2 + 0.26 * len(ranked) * len(comparison.populations)), layout="constrained")
     axes = figure.subplots()
     horizontal_bars(axes, {method: values[method] for method in ranked}, "{:.1f}")

@@ -43,6 +43,9 @@ class FakeModule(LightningModule):
         self.objective = Classification() if objective is None else objective
         self.privacy = None
 
+    def data_record(self) -> dict[str, Any]:
+        return {"rows": "rows", "split": "split", "settings": {}}
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=1.0)
 

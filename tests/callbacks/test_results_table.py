@@ -116,6 +116,7 @@ def test_every_metric_is_written(console: Console, tmp_path: Path, ending: str) 
     if ending == ".json":
         written = json.loads(path.read_text())
         assert (written["method"], written["backbone"], written["round"]) == ("Flow", "MLP", 0)
+        assert written["data"] == {"rows": "rows", "split": "split"}
         assert written["results"]["seen"]["gain"] == pytest.approx(1 / 6)
         assert written["results"]["new"]["gain_over_mixture"] == -0.5
     else:

@@ -1,6 +1,7 @@
 """What the command refuses before it runs anything, and what it makes of configurations."""
 
 import copy
+import json
 from pathlib import Path
 
 import pytest
@@ -8,14 +9,16 @@ from lightning.pytorch.callbacks import EMAWeightAveraging
 
 from flow_pl.compare.options import find_reference
 from flow_pl.compare.run_options import comparison_name
-from flow_pl.compare.runs import Run
+from flow_pl.compare.runs import Run, check_same_data
 from flow_pl.compare.settings import budgets, check_comparable, resolve, run_settings, with_split
+from flow_pl.compare.testable import check_testable
 from flow_pl.errors import ConfigurationError
 from flow_pl.shipped import find
 from tests.compare.test_compare import METHODS, change, fails, write_configs
 from tests.test_cli import fails as fails_saying
 
 FEDAVG, FLOW = Path("configs/tiny/fedavg.yaml"), Path("configs/tiny/flow.yaml")
+BEST = ("--methods", str(FLOW), "--checkpoint", "best")
 
 
 @pytest.fixture(autouse=True)
@@ -179,6 +182,15 @@ def test_rounds_that_are_another_methods_are_told():
         (["--methods", str(FLOW), "--seed_everything", "1"], "use --seeds"),
         (["--methods", str(FLOW), "--trainer.default_root_dir=x"], "use --out"),
         (["--methods", str(FLOW), "--model.method.no_such_setting", "1"], "no_such_setting"),
+        (["--methods", str(FLOW), "--trainer.enable_checkpointing=false"], "enable_checkpointing is false"),
+        (["--methods", str(FLOW), "--trainer.fast_dev_run=2"], "trainer.fast_dev_run is 2"),
+        (["--methods", str(FLOW), "--trainer.barebones=true"], "trainer.barebones is True"),
+        (["--methods", str(FLOW), "--trainer.limit_test_batches=0"], "nothing would be tested"),
+        (["--methods", str(FLOW), "--trainer.limit_train_batches=0"], "nothing would be trained"),
+        (["--methods", str(FLOW), "--trainer.max_epochs=0"], "flow cannot be compared: it has 0 rounds"),
+        (["--methods", str(FLOW), "--trainer.max_steps=0"], "flow cannot be compared: it has 0 rounds"),
+        ([*BEST, "--trainer.limit_val_batches=0"], "trainer.limit_val_batches is 0"),
+        ([*BEST, "--trainer.max_epochs=1"], "it has 1 round with a validation every 2"),
         (["--methods", str(FLOW), "--out", str(FLOW)], "cannot be created"),
         (["--methods", str(FLOW), "copy/flow.yaml"], "would both be called flow"),
         (["--methods", str(FLOW), "copy/other.yaml"], "choose the output folder with --out"),
@@ -208,6 +220,16 @@ def test_a_missing_package_is_told_before_anything_runs(capsys, monkeypatch):
     code, error = fails_saying(capsys, "compare", "--methods", FLOW)
     assert code == 1
     assert 'pip install "matplotlib>=' in error
+
+
+def test_the_best_round_of_a_method_without_rounds_is_its_only_one():
+    """`Local` trains nothing in rounds, and is validated once, whatever the interval."""
+    interval = ["--trainer.max_epochs=1", "--trainer.check_val_every_n_epoch=5"]
+    check_testable({"local": resolve([Path("configs/tiny/local.yaml")], interval)}, "best")
+    fedavg = {"fedavg": resolve([FEDAVG], interval)}
+    check_testable(fedavg, "last")
+    with pytest.raises(ConfigurationError, match="1 round with a validation every 5"):
+        check_testable(fedavg, "best")
 
 
 def test_help(capsys):
@@ -260,6 +282,23 @@ def test_the_digest_is_of_what_decides_the_numbers(tmp_path):
     assert digest() == digest(data={"chunk_size": 3, "num_workers": 2}, loop={"trace_after": 9}, logger=False)
     others = digest(seed=1), digest(max_epochs=9), digest(data={"cohort_size": 7}), digest(loop={"batch_size": 7})
     assert len({digest(), *others}) == 5
+
+
+def test_runs_of_data_that_changed_are_not_compared(tmp_path):
+    """A file that was written again has the same name: only the rows tell."""
+    settings = resolve([FLOW], [])
+
+    def done(method, rows, split=0):
+        run = Run(method, 0, tmp_path / f"{method}{split}", with_split(settings, split), "last", "tiny", split)
+        run.folder.mkdir(exist_ok=True)
+        data = {} if rows is None else {"data": {"rows": rows, "split": f"s{split}"}}
+        run.folder.joinpath("results.json").write_text(json.dumps(data))
+        return run
+
+    before = done("fedavg", "a")
+    check_same_data([before, done("flow", "a"), done("fedavg", "a", split=1), done("ditto", None)])
+    with pytest.raises(ConfigurationError, match="fedavg, split 0, seed 0 had other rows or another split than flow"):
+        check_same_data([before, done("flow", "b")])
 
 
 def test_another_split_changes_what_divides_the_rows_and_nothing_else():

@@ -109,6 +109,23 @@ def test_no_gini_where_nothing_is_right() -> None:
     assert math.isnan(figures(accuracy([[2, 0, 1.0, 2], [3, 0, 1.0, 3]]))["accuracy_client_gini"])
 
 
+def test_no_gini_where_an_accuracy_is_negative() -> None:
+    """R² may be: the mean may then be near 0, and the coefficient anything."""
+    found = figures(accuracy([[2, -3.0, 1.0, 2], [2, 2.0, 1.0, 2]]))
+    assert math.isnan(found["accuracy_client_gini"])
+    assert found["accuracy_client_std"] == pytest.approx(1.25)
+
+
+def test_a_client_with_an_undefined_accuracy_is_not_left_out() -> None:
+    """A real-valued prediction of NaN: sorted last, it would be among the best, and neither helped nor harmed."""
+    found = figures(accuracy([[2, math.nan, 1.0, 2], *[[2, 1.0, 1.0, 2]] * 11]))
+    assert math.isnan(found["accuracy_worst_decile"])
+    found = figures(gain([[4, 2, math.nan, math.nan, 4], [4, 3, 1, 1, 3]]))
+    assert all(math.isnan(found[name]) for name in ("gain", "clients_helped", "clients_unchanged", "clients_harmed"))
+    infinite = figures(gain([[4, 2, -math.inf, 0, 4], [4, 3, 4, 1, 3]]))
+    assert (infinite["clients_helped"], infinite["clients_harmed"]) == (0.5, 0.5)
+
+
 def test_a_table_is_not_mixed_up_by_a_missing_column() -> None:
     with pytest.raises(AssertionError, match="4 columns in a table of 6"):
         ClientAccuracy("content").update(*torch.ones(4, 3))

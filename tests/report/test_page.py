@@ -3,9 +3,11 @@
 import base64
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from matplotlib.patches import StepPatch
 
 from flow_pl.data import ArrayData
 from flow_pl.report.client_figures import accuracy_by_size, accuracy_ranks, gain_histogram, size_groups
@@ -14,6 +16,7 @@ from flow_pl.report.instances import picture, probability_color, probability_ran
 from flow_pl.report.names import class_names
 from flow_pl.report.page import report
 from flow_pl.report.routes import Instance, Routes
+from flow_pl.report.tables import worst_clients
 from flow_pl.results.curves import accuracy_curves, route_curves
 from flow_pl.results.runs import Client
 from flow_pl.tasks import Classification
@@ -61,6 +64,26 @@ def clients(*rows):
 
 
 SEEN = clients((10, 0.5, 0.75), (10, 0.5, 0.5), (30, 0.25, 0.5), (40, 1.0, 0.5))
+
+
+def test_clients_that_diverged_are_the_worst() -> None:
+    members = [*SEEN, SEEN[0]._replace(name="wild", personalized=math.nan)]
+    found = replace(evidence("seen"), clients={"seen": members}, shares={"seen": [[]] * len(members)})
+    table = worst_clients(found)
+    assert [row[0] for row in table.rows] == ["wild", "c1", "c2"]
+    assert table.rows[0][-2:] == [None, None]
+    assert "nan" not in report(found, {}, {}, {})
+    (axes,) = accuracy_ranks({"seen": members}).axes
+    lowest = [steps.get_data().values[0] for steps in axes.patches if isinstance(steps, StepPatch)]
+    assert lowest == pytest.approx([25, math.nan], nan_ok=True)
+
+
+def test_clients_that_diverged_are_counted_beside_the_gains() -> None:
+    wild = [SEEN[0]._replace(personalized=value) for value in (-float("inf"), float("nan"))]
+    figure = gain_histogram({"seen": [*SEEN, *wild], "new": wild[:1]})
+    expected = 100 * np.mean([client.personalized - client.generalized for client in SEEN])
+    texts = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert texts == [f"seen: mean {expected:+.1f} (2 diverged)", "new: no mean (1 diverged)"]
 
 
 def test_gains_are_counted_in_bins_around_zero():

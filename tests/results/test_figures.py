@@ -41,6 +41,32 @@ def test_learning_curves(three):
     assert max(band) - 35 == pytest.approx(100 * 0.1 / 2**0.5)
 
 
+def test_rounds_of_curves_with_a_single_validation_are_whole_numbers():
+    runs = [run_results(method, 0, {"seen": SEEN}, {5: (0.1, 0.2)}) for method in ("a", "b")]
+    for axes in learning_curves(comparison(runs)).axes:
+        assert axes.get_xlim() == (0, 5)
+
+
+def test_a_method_that_diverged_is_drawn_without_its_accuracy(tmp_path):
+    """A squared error that overflows makes R² minus infinity."""
+    diverged = {"a": (0.2, -float("inf")), "b": (0.5, float("nan")), "c": (0.9, 0.7)}
+    runs = [run_results("diverged", seed, {"seen": diverged}, CURVE) for seed in range(2)]
+    runs += [run_results("worse", seed, {"seen": {"a": (0.2, -3.0)}}, CURVE) for seed in range(2)]
+    found = comparison(runs)
+    for axes in client_scatter(found).axes:
+        assert axes.get_xlim() == pytest.approx((-312, 103))
+    assert client_scatter(found).axes[0].texts[0].get_text() == "helped 0 %, harmed 67 %, diverged 33 %"
+    assert [text.get_text() for text in accuracy_bars(found).axes[0].get_yticklabels()] == ["worse", "diverged"]
+    assert set(draw(found, tmp_path)) == {"curves", "clients", "accuracy"}
+
+
+def test_bars_of_equal_length_from_different_numbers_of_runs():
+    """One of them has no standard deviation."""
+    runs = [run_results("all", seed, {"seen": SEEN}) for seed in range(2)] + [run_results("one", 0, {"seen": SEEN})]
+    (axes,) = accuracy_bars(comparison(runs)).axes
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["all", "one"]
+
+
 def test_client_scatter(three):
     figure = client_scatter(three)
     assert [axes.get_title() for axes in figure.axes] == ["routing", "plain", "no rounds"]
