@@ -60,8 +60,8 @@ class FederatedDataModule(ABC, L.LightningDataModule):
         val_fraction: share of each client's examples for validation.
         test_fraction: share of each client's examples for testing.
         min_examples: clients with fewer labelled examples are left out.
-        unusable_clients: what to do with a client that has no label at all, so nothing can be learned from it:
-            "skip" = leave it out with a warning, "error" = stop.
+        unusable_clients: what to do with a client that has no label at all, or none to train on, so nothing can be
+            learned from it: "skip" = leave it out with a warning, "error" = stop.
         split_seed: seed of the data: generated clients, splits, new clients.
         seed: seed of the cohorts and of the order of the examples; null = the seed of the run (`seed_everything`),
             or 0 if there is none.
@@ -323,11 +323,13 @@ class FederatedDataModule(ABC, L.LightningDataModule):
             part: part of the client's split.
 
         Returns:
-            Features [n, ...] as passed to a model (a mapping for several inputs), and targets [n] or [n, ...], int64;
-            -1 without a label.
+            Features [n, ...] as passed to a model (a mapping for several inputs), and targets [n] or [n, ...], int64,
+            -1 without a label; or real values [n], float32, NaN without a label.
         """
-        rows, stored = getattr(self.federation.split(client), part), self.federation.store.read(client)
-        return transformed_rows(self, stored.x, rows), torch.from_numpy(stored.y[rows]).long()
+        store = self.federation.store
+        rows, stored = getattr(self.federation.split(client), part), store.read(client)
+        y = torch.from_numpy(stored.y[rows])
+        return transformed_rows(self, stored.x, rows), y.float() if store.real_valued else y.long()
 
     def client_name(self, client: int) -> str:
         """Return the name of a client, as in the source data."""
