@@ -27,8 +27,9 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from flow_pl.configuration import flatten
 from flow_pl.data import FederatedDataModule
+from flow_pl.data.store.features import called, read_as
 from flow_pl.errors import ConfigurationError, brief
-from flow_pl.utils.inputs import leaves, map_inputs
+from flow_pl.utils.inputs import leaves, map_inputs, names_of
 
 Record = dict[str, Any]
 """Plain values, since a checkpoint holds no objects."""
@@ -113,6 +114,28 @@ def check_class_names(saved: Record, now: Record) -> None:
         f"{is_now}. Give the data the checkpoint's classes, in their order, by data.classes (in published files, that "
         "of the encoding), or use the data it was trained with."
     )
+
+
+def check_features(saved: Record, now: Record) -> None:
+    """Check that features are read as those that the model was trained with: bytes are scaled, other numbers are not.
+
+    Args:
+        saved: record of the checkpoint's run; without types of features in older checkpoints.
+        now: record of this run.
+
+    Raises:
+        ConfigurationError: features of the same name are read in another way.
+    """
+    before, after = saved.get("features"), now.get("features")
+    if before is None or after is None or names_of(before) != names_of(after):
+        return  # other names are found by the model
+    for name, was, is_now in zip(names_of(before) or (None,), leaves(before), leaves(after), strict=True):
+        old, new = read_as(np.dtype(was)), read_as(np.dtype(is_now))
+        if old != new:
+            raise ConfigurationError(
+                f"the checkpoint was trained with {called(name)} of type {was} ({old}), in the data they are {is_now} "
+                f"({new}): the model would get other values. Write the data with the type that it was trained with."
+            )
 
 
 def check_data(saved: Record, now: Record, fitting: bool) -> None:

@@ -150,6 +150,19 @@ def write(folder, unlabelled=True):
     return float(np.nanmean(y)), float(np.nanstd(y))
 
 
+def test_examples_of_a_client_have_their_values(tmp_path):
+    """Not values that are cut to whole numbers."""
+    write(tmp_path)
+    data = ArrayData(str(tmp_path / "values.npz"), labels="values", cache_dir=str(tmp_path), test_fraction=0.3)
+    data.prepare_data()
+    data.setup()
+    stored = np.load(tmp_path / "values.npz")
+    parts = [data.examples(3, part)[1] for part in ("train", "val", "test", "unlabelled")]
+    assert all(part.dtype == torch.float32 for part in parts)
+    y = stored["y"][stored["client"] == int(data.client_name(3))].astype(np.float32)
+    np.testing.assert_array_equal(np.sort(torch.cat(parts).numpy()), np.sort(y))
+
+
 def options(folder, mean, std, name="values.npz"):
     return [
         *("-c", "task/array", "-c", "method/fine_tuning", "--data.path", str(folder / name), "--data.labels", "values"),

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from flow_pl.errors import ConfigurationError
-from flow_pl.resume import ChangedSettingWarning, check_class_names
+from flow_pl.resume import ChangedSettingWarning, check_class_names, check_features
 from tests.test_cli import config, fails  # noqa: F401 (a fixture)
 from tests.test_runs import command, weights
 
@@ -114,3 +114,19 @@ def test_classes_keep_their_numbers(now, words):
     for same in (saved, {"class_names": []}, {}):
         check_class_names(saved, same)
         check_class_names(same, saved)
+
+
+@pytest.mark.parametrize(("was", "is_now"), [("uint8", "float32"), ("uint8", "bool"), ("float32", "int64")])
+def test_features_are_read_as_in_training(was, is_now):
+    """A model of scaled pixels would get 0 to 255, or 1 for what was 1 / 255."""
+    with pytest.raises(
+        ConfigurationError, match=rf"trained with features of type {was} .*, in the data they are {is_now}"
+    ):
+        check_features({"features": was}, {"features": is_now})
+    with pytest.raises(ConfigurationError, match=rf"with features 'b' of type {was}"):
+        check_features({"features": {"a": was, "b": was}}, {"features": {"a": was, "b": is_now}})
+    for alike in (("int16", "int64"), ("float32", "float64"), (was, was)):
+        check_features(*({"features": kind} for kind in alike))
+    for unknown in ({}, {"features": {"a": is_now}}):
+        check_features(unknown, {"features": is_now})
+        check_features({"features": was}, unknown)

@@ -19,6 +19,7 @@ from flow_pl.methods import Ditto, EvidenceFlow, FedAvg, FineTuning, Flow, Inter
 from flow_pl.methods.evidence import EVIDENCE
 from flow_pl.models.routers import InstanceRouter
 from flow_pl.serving import RunFormat, ServerModel, personalize
+from flow_pl.serving.inputs import labelled
 from flow_pl.tasks import NextToken
 from tests.models import test_sequences
 from tests.support import every_method
@@ -172,8 +173,19 @@ def test_numpy_arrays_and_lists_are_taken():
         (X.tolist(), Y.tolist()),
         (np.asfortranarray(X.numpy()), Y.numpy()[::-1][::-1]),
         (X.numpy().astype(">f4"), Y.numpy().astype(">i4")),
+        (X.numpy(), Y.numpy().astype(np.float16)),
+        (X.numpy(), Y.numpy().astype(np.uint64)),
+        (X.numpy(), Y.numpy()[:, None]),
     ):
         torch.testing.assert_close(personalize(module, x, y)(X), expected)
+
+
+def test_the_largest_byte_is_a_class():
+    """Compared as a byte, -1 is 255, and the examples of that class would be taken for unlabelled ones."""
+    y = torch.tensor([255, 3, 255], dtype=torch.uint8)
+    assert labelled(torch.ones(3, 2), y, False)[1].tolist() == [255, 3, 255]
+    with pytest.raises(DataError, match="y has labels of type uint64: encode them"):
+        labelled(torch.ones(1, 2), torch.from_numpy(np.array([2**64 - 1], dtype=np.uint64)), False)
 
 
 def test_examples_without_a_label_have_no_part():
@@ -196,7 +208,7 @@ def test_examples_without_a_label_have_no_part():
         (X, Y + 1, DataError, "labels run from 0 to 3 but the backbone has 3 outputs"),
         (X.log(), Y, DataError, "NaN or an infinite value in row 0"),
         (X[:, :5], Y, ConfigurationError, r"features have shape \[5\]"),
-        (X, Y[:, None], ConfigurationError, r"label of the data has shape \[1\]"),
+        (X, Y[:, None].expand(-1, 2), ConfigurationError, r"label of the data has shape \[2\]"),
         (["a"], [0], DataError, "x has values of type <U1, expected numbers"),
         (X[0, 0], Y, DataError, "expected one target for each"),
     ],

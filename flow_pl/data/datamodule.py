@@ -60,8 +60,8 @@ class FederatedDataModule(ABC, L.LightningDataModule):
         val_fraction: share of each client's examples for validation.
         test_fraction: share of each client's examples for testing.
         min_examples: clients with fewer labelled examples are left out.
-        unusable_clients: what to do with a client that has no label at all, so nothing can be learned from it:
-            "skip" = leave it out with a warning, "error" = stop.
+        unusable_clients: what to do with a client that has no label at all, or none to train on, so nothing can be
+            learned from it: "skip" = leave it out with a warning, "error" = stop.
         split_seed: seed of the data: generated clients, splits, new clients.
         seed: seed of the cohorts and of the order of the examples; null = the seed of the run (`seed_everything`),
             or 0 if there is none.

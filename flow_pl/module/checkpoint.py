@@ -10,7 +10,7 @@ import torch
 from flow_pl.checks import check_checkpoint
 from flow_pl.configuration import KEY, make, read_settings
 from flow_pl.errors import ConfigurationError
-from flow_pl.resume import begin_round_anew, check_class_names, check_data, check_server, server_record
+from flow_pl.resume import begin_round_anew, check_class_names, check_data, check_features, check_server, server_record
 from flow_pl.utils.checkpoints import WholeCheckpointIO
 
 if TYPE_CHECKING:
@@ -79,6 +79,7 @@ def load(module: FederatedModule, checkpoint: dict[str, Any]) -> None:
     data_now = module.data_record() if "data" in checkpoint else None
     if data_now is not None:  # before the sizes, which other classes may change
         check_class_names(checkpoint["data"], data_now)
+        check_features(checkpoint["data"], data_now)
     check_checkpoint(
         checkpoint.get("flow_pl", {}), module.identity(), checkpoint["state_dict"], dict(module.state_dict())
     )

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from flow_pl.data.encodings.values import whole_numbers
 from flow_pl.data.store.client_checks import check_client
 from flow_pl.errors import DataError
 from flow_pl.utils.inputs import Inputs, leaves, map_inputs
@@ -40,7 +41,7 @@ def as_inputs(name: str, values: Tensor | ArrayLike | Mapping[str, Tensor | Arra
 
 
 def labelled(x: Inputs, y: Tensor, real_valued: bool) -> tuple[Inputs, Tensor]:
-    """Select the examples with a label, in a model's input types: float32 or int64.
+    """Select the examples with a label, in a model's input types: float32 or int64; labels as a data set reads them.
 
     Raises:
         DataError: no example has a label, or a value cannot be used.
@@ -51,13 +52,17 @@ def labelled(x: Inputs, y: Tensor, real_valued: bool) -> tuple[Inputs, Tensor]:
             f"x has shape {shape} and y {list(y.shape)}: expected one target for each example, and "
             "at least one example."
         )
+    if y.ndim > 1 and y.numel() == len(y):
+        y = y.reshape(len(y))  # a single label per row, stored as [n, 1]
     if real_valued:
         y = y.float()
-    elif y.is_floating_point():
-        if not bool((y == y.round()).all()):
+    else:
+        numbers = whole_numbers((y.double() if y.is_floating_point() else y).detach().cpu().numpy())
+        if numbers.dtype.kind == "f" or numbers.dtype == np.uint64:
             kind = str(y.dtype).removeprefix("torch.")
             raise DataError(f"y has labels of type {kind}: encode them as integers from 0, -1 = to be predicted.")
-        y = y.long()  # integers, as NumPy and pandas often store them
+        # signed before they are compared: of a byte, -1 is 255
+        y = torch.from_numpy(numbers.astype(np.int64))
     there = ~y.isnan() if real_valued else (y != -1).reshape(len(y), -1).any(1)
     if not there.any():
         none = "NaN" if real_valued else "-1"

@@ -200,6 +200,36 @@ def test_lists_of_any_type(tmp_path, inner):
         assert prepared(path, tmp_path, tokens=True).example().dtype == torch.int64
 
 
+def test_bytes_are_tokens_where_these_are_asked_for(tmp_path):
+    """Also if all of them are 0 or 1."""
+    for x in (np.arange(24).reshape(6, 4).astype(np.uint8), np.eye(6, dtype=np.uint8)):
+        path = save(tmp_path / "a.npz", x=x)
+        settings = {"new_client_fraction": 0, "test_fraction": 0, "val_fraction": 0}
+        found = prepared(path, tmp_path, tokens=True, **settings).examples(0, "train")[0]
+        assert found.dtype == torch.int64
+        assert found.tolist() == x[[1, 4]].tolist()
+        named = prepared(path, tmp_path, tokens=True, feature_columns={"ids": "x"}, **settings)
+        assert named.examples(0, "train")[0]["ids"].tolist() == x[[1, 4]].tolist()
+        assert prepared(path, tmp_path).example().dtype == torch.float32
+
+
+@pytest.mark.parametrize(("first", "second"), [("u1", "i8"), ("i4", "u1"), ("u8", "i2"), ("f2", "i4"), ("?", "i2")])
+def test_a_test_file_may_have_whole_numbers_of_another_type(tmp_path, first, second):
+    """Also if a client, here c, is in one of the files alone."""
+    x, y = X.astype(int), Y % 2
+    tokens = {name: name if name in ("i2", "i4", "i8", "u8") else "i1" for name in (first, second)}
+    train = save(tmp_path / "a.npz", x=x.astype(tokens[first]), y=y.astype(first))
+    some = slice(3)  # rows of a and b
+    test = save(tmp_path / "b.npz", x=x[some].astype(tokens[second]), y=y[some].astype(second), client=CLIENT[some])
+    data = prepared(train, tmp_path, test=test, tokens=True, val_fraction=0, new_client_fraction=0)
+    names = [data.client_name(client) for client in range(3)]
+    assert names == ["a", "b", "c"]
+    for client, name in enumerate(names):
+        for part, rows in (("train", name == CLIENT), ("test", (name == CLIENT) & (np.arange(6) < 3))):
+            features, labels = data.examples(client, part)
+            assert (features.tolist(), labels.tolist()) == (x[rows].tolist(), y[rows].tolist())
+
+
 def test_pictures_of_zeros_and_ones_are_not_scaled(tmp_path):
     for largest in (1, 2):
         x = (np.arange(6 * 4).reshape(6, 2, 2) % (largest + 1)).astype(np.uint8)
@@ -276,6 +306,16 @@ def test_a_client_without_a_label_is_left_out(tmp_path):
     assert len(data.federation.store) == 2
     with pytest.raises(DataError, match=r"client 'c' has no labelled row: .* or set unusable_clients to skip"):
         prepared(path, tmp_path, unusable_clients="error")
+
+
+def test_a_client_with_labels_to_test_alone_is_left_out(tmp_path):
+    """Nothing can be learned from it."""
+    paths = save(tmp_path / "a.npz", y=np.array([0, 1, 0, -1, 1, 1])), save(tmp_path / "b.npz")
+    with pytest.warns(UserWarning, match=r"clients left out, since they have no label.*: 1 \(c\)"):
+        data = prepared(paths[0], tmp_path, test=paths[1])
+    assert [data.client_name(client) for client in range(len(data.federation.store))] == ["a", "b"]
+    with pytest.raises(DataError, match=r"client 'c' has no labelled row among the 1 to train on, beside 1 for"):
+        prepared(paths[0], tmp_path, test=paths[1], unusable_clients="error")
 
 
 def test_a_column_that_is_there_twice(tmp_path):

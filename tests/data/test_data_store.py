@@ -258,7 +258,7 @@ NAN[2, 1] = np.nan
         (("bob", X, [-1, -1, -1, -1]), "'bob' has no labelled row: leave it out, or give it a label"),
         (("bob", X, Y, 3, 1), "'bob' has 4 rows of 4 for validation and testing: its own split must leave a labelled"),
         (("bob", X, Y, None, -1), "'bob' has -1 rows of 4 for validation and testing"),
-        (("bob", X, [-1, 0, 0, 0], None, 3), "'bob' has 3 rows of 4 for validation and testing"),
+        (("bob", X, [-1, 0, 0, 0], None, 3), "'bob' has no labelled row among the 1 to train on, beside 3 for"),
     ],
 )
 def test_unusable_clients_are_named_with_the_remedy(tmp_path, client, message):

@@ -13,6 +13,9 @@ from flow_pl.errors import DataError, brief
 Columns = Mapping[str, Sequence[Any]]
 """A client's examples: columns by name, all of the same length, of numbers, arrays, texts or JSON values."""
 
+EXACT = np.float64(2**53)
+"""Whole numbers below it are exact in double precision; of that type, since half precision has no such number."""
+
 
 def texts(columns: Columns, name: str) -> list[str]:
     """Return a column of texts, which files store as bytes or as texts.
@@ -44,7 +47,7 @@ def whole_numbers(labels: NDArray[Any]) -> NDArray[Any]:
     Returns:
         The labels.
     """
-    if labels.dtype.kind == "f" and ((labels == np.floor(labels)) & (np.abs(labels) < 2**53)).all():
+    if labels.dtype.kind == "f" and ((labels == np.floor(labels)) & (np.abs(labels) < EXACT)).all():
         return labels.astype(np.int64)
     if labels.dtype == np.uint64 and (labels <= np.iinfo(np.int64).max).all():
         return labels.astype(np.int64)
@@ -73,7 +76,7 @@ def class_numbers(column: Sequence[Any], name: str, classes: Sequence[str] | Non
         raise DataError(f"has the label NaN in row {row} of {name!r}: expected 0 or more, -1 = to be predicted.")
     labels = whole_numbers(labels)  # JSON files may write 3.0 for 3
     if labels.dtype.kind == "f":
-        place = tuple(np.argwhere((labels != np.floor(labels)) | (np.abs(labels) >= 2**53))[0])
+        place = tuple(np.argwhere((labels != np.floor(labels)) | (np.abs(labels) >= EXACT))[0])
         raise DataError(
             f"has the label {labels[place]} in row {place[0]} of {name!r}, expected whole numbers from 0. For real "
             "values, set labels to values in the encoding, Vectors."

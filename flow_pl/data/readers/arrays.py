@@ -54,8 +54,8 @@ class ArrayData(FederatedDataModule):
         feature_shape: shape of the features of a row, such as [1, 28, 28] for images; images stored with channels last
             are changed to channels first. null = as stored, which is required for a mapping.
         num_classes: number of classes; null = the largest label + 1.
-        tokens: whether integers in arrays or lists of features are tokens, for a model that starts with an embedding;
-            null = in a mapping, and if labels are sequences, too.
+        tokens: whether integers in arrays or lists of features are tokens, bytes among them, for a model that starts
+            with an embedding; null = in a mapping, and if labels are sequences, too, except for bytes.
         labels: `classes`, or `values` for regression.
         classes: names of the classes in the order of their numbers, for labels that are texts, such as those of a run
             whose file has other classes than this one; null = the file's labels in sorted order.
@@ -116,8 +116,9 @@ class ArrayData(FederatedDataModule):
             "feature_shape": self._row_shape,
             "num_classes": self._class_count,
             "unusable_clients": self.unusable_clients,
-            # a file without the setting keeps its store
+            # a file without these settings keeps its store
             **({} if self._classes is None else {"classes": self._classes}),
+            **({"bytes": "tokens"} if self._columns.tokens else {}),
         }
 
     def class_count(self) -> int | None:
@@ -140,7 +141,7 @@ class ArrayData(FederatedDataModule):
         """
         tables = [self._table(self._paths[0], self._columns)]
         if len(self._paths) > 1:
-            tables.append(read_alike((self._paths[0], self._paths[1]), tables[0], self._columns, self._table))
+            tables = read_alike((self._paths[0], self._paths[1]), tables[0], self._columns, self._table)
         self._label_names = self._named(tables)
         self._check_labels(tables)
         parts = []

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from flow_pl.data.encodings.values import whole_numbers
+from flow_pl.data.encodings.values import EXACT, whole_numbers
 from flow_pl.data.readers.columns import column_values, is_list, is_text, plain_column, single_precision
 from flow_pl.errors import DataError, brief
 from flow_pl.utils.optional import import_optional
@@ -96,7 +96,7 @@ def array_labels(path: Path, name: str, values: NDArray[Any], rows: NDArray[np.i
     if y.dtype.kind == "f" or y.dtype == np.uint64:
         # the first one that is not a class
         wrong = ~np.isfinite(y) | (y != np.floor(y)) if y.dtype.kind == "f" else y > np.iinfo(np.int64).max
-        at = np.argwhere(wrong | (np.abs(y) >= 2.0**53))[0]
+        at = np.argwhere(wrong | (np.abs(y) >= EXACT))[0]
         row = int(at[0]) if rows is None else int(rows[at[0]])
         found = "NaN" if np.isnan(float(y[tuple(at)])) else f"{y[tuple(at)]}"
         raise DataError(

@@ -26,8 +26,8 @@ class Columns(NamedTuple):
         client: the client of each row.
         label: the labels.
         features: the features; None = those that the reader takes without names.
-        tokens: whether whole numbers in arrays or lists of features are tokens; None = in a mapping, and where labels
-            are sequences too.
+        tokens: whether whole numbers in arrays or lists of features are tokens, bytes among them; None = in a mapping,
+            and where labels are sequences too, except for bytes, which are pixels.
         real_valued: whether the labels are real values, not classes.
     """
 
@@ -124,9 +124,11 @@ def make_table(path: Path, arrays: dict[str, NDArray[Any]], columns: Columns, la
     if isinstance(features, Mapping):
         # each is what it is: whole numbers in lists beside others are tokens, their mask or their segments
         keeps = tokens is None or tokens
-        x: Features = {name: _joined(path, arrays, _group(group), keeps) for name, group in features.items()}
+        x: Features = {
+            name: _joined(path, arrays, _group(group), keeps, bool(tokens)) for name, group in features.items()
+        }
     else:
-        x = _joined(path, arrays, features, labels.y.ndim > 1 if tokens is None else tokens)
+        x = _joined(path, arrays, features, labels.y.ndim > 1 if tokens is None else tokens, bool(tokens))
     return Table(x, labels.y, arrays[client], None, labels.names)
 
 
@@ -134,7 +136,9 @@ def _group(columns: str | Sequence[str]) -> Sequence[str]:
     return [columns] if isinstance(columns, str) else columns
 
 
-def _joined(path: Path, arrays: dict[str, NDArray[Any]], columns: Sequence[str], keeps_integers: bool) -> NDArray[Any]:
+def _joined(
+    path: Path, arrays: dict[str, NDArray[Any]], columns: Sequence[str], keeps_integers: bool, keeps_bytes: bool
+) -> NDArray[Any]:
     """Return the features of some columns, joined along a new last axis where they are several."""
     shapes = {name: arrays[name].shape for name in columns}
     for name in columns:
@@ -144,15 +148,17 @@ def _joined(path: Path, arrays: dict[str, NDArray[Any]], columns: Sequence[str],
                 f"{path}: the features {shapes} cannot be joined: they must have equal shapes. Where a model takes "
                 "several features by name, give feature_columns as a mapping from name to column."
             )
-    parts = [_features(path, name, arrays[name], keeps_integers) for name in columns]
+    parts = [_features(path, name, arrays[name], keeps_integers, keeps_bytes) for name in columns]
     if len({part.dtype for part in parts}) > 1:
         parts = [part.astype(np.float32) for part in parts]
     x = parts[0] if len(parts) == 1 else np.stack(parts, axis=-1)
     return x if x.ndim > 1 else x[:, None]
 
 
-def _features(path: Path, name: str, values: NDArray[Any], keeps_integers: bool) -> NDArray[Any]:
+def _features(path: Path, name: str, values: NDArray[Any], keeps_integers: bool, keeps_bytes: bool) -> NDArray[Any]:
     """Convert single numbers to single precision; bytes of pictures, and tokens, are stored as they are."""
+    if values.ndim > 1 and values.dtype == np.uint8 and keeps_bytes:
+        return values.astype(np.int16)  # stored bytes are pixels
     is_picture = values.ndim > 1 and (values.dtype.kind == "b" or values.dtype == np.uint8)
     is_tokens = values.ndim > 1 and values.dtype.kind in "iu" and keeps_integers
     return values if is_picture or is_tokens else single_precision(path, name, values)

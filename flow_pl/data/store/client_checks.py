@@ -34,7 +34,7 @@ def check_client(name: str, x: Features, y: NDArray[Any], heldout_rows: int, num
         num_classes: number of classes, if known.
 
     Raises:
-        UnusableError: the client has no labelled row.
+        UnusableError: the client has no labelled row, or none to train on.
         DataError: the arrays cannot be used; the message names the client, what was found and the remedy.
     """
     require_name(name, "the data")
@@ -50,11 +50,17 @@ def check_client(name: str, x: Features, y: NDArray[Any], heldout_rows: int, num
     for array, part in zip(arrays, names, strict=True):
         _check_features(name, array, part)
     _check_labels(name, y, num_classes)
-    if not (0 <= heldout_rows < len(y) and labelled_rows(y[: len(y) - heldout_rows]).any()):
+    if not 0 <= heldout_rows < len(y):
         raise unusable(
             name,
             f"has {heldout_rows} rows of {len(y)} for validation and testing",
             "its own split must leave a labelled row to train on",
+        )
+    first = len(y) - heldout_rows
+    if not labelled_rows(y[:first]).any():
+        raise UnusableError(
+            f"client {name!r} has no labelled row among the {first} to train on, beside {heldout_rows} for validation "
+            "and testing: leave it out, or give it a label to learn from, or set unusable_clients to skip."
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 Features = NDArray[Any] | dict[str, NDArray[Any]]
@@ -18,3 +19,13 @@ def feature_files(names: tuple[str, ...]) -> list[str]:
 def called(name: str | None) -> str:
     """Return what messages call the features with a name; None for a single array."""
     return "features" if name is None else f"features {name!r}"
+
+
+def read_as(kind: np.dtype[Any]) -> str:
+    """Return how features of a stored type are read (`FederatedDataModule.transform`), in words.
+
+    Whole numbers of any size are alike, and so are other numbers.
+    """
+    if kind == np.uint8:
+        return "bytes, scaled to 0..1"
+    return {"b": "truth values, or bytes of which all are 0 or 1", "f": "numbers"}.get(kind.kind, "tokens")
