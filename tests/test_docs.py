@@ -81,10 +81,11 @@ def run_page(page):
 
 @pytest.mark.slow
 def test_what_is_shown_to_extend_works(folder):
-    """The method, the backbone, the data set and the callback, each by the command below it."""
-    _, (method, backbone, data, callback) = run_page("extending.md")
+    """The methods, the backbone, the data set and the callback, each by the command below it."""
+    _, (method, stateful, backbone, data, callback) = run_page("extending.md")
     assert 0 <= method["val/personalized_accuracy"] <= 1
     assert method["val/personalized_accuracy"] == method["val/generalized_accuracy"]
+    assert 0 <= stateful["val/personalized_accuracy"] <= 1
     assert "val/routed_local/conv" in backbone
     assert data["train/clients"] == 5
     assert 0 <= callback["val/clients_served"] <= 1
@@ -121,6 +122,19 @@ def test_the_method_shown_takes_its_gradient_elsewhere(folder):
     first, same, other = norms.values()
     torch.testing.assert_close(first, same)
     assert abs(other - first) > 0.01 * first
+
+
+def test_the_server_shown_sums_the_rounds_pseudo_gradients():
+    """By hand, for two rounds: h is 1 / 4, then 1 / 4 + 2 / 4."""
+    (code,) = [code for code in CODE.findall((DOCS / "extending.md").read_text()) if code.startswith("# my_dyn.py")]
+    names = {}
+    exec(code, names)
+    w = torch.nn.Parameter(torch.tensor([3.0]))
+    server = names["FedDynServer"]([w], share=0.25)
+    for pseudo_gradient, after in ((1.0, 3 - 1.25), (2.0, 1.75 - 2.75)):
+        w.grad = torch.tensor([pseudo_gradient])
+        server.step()
+        assert w.item() == after
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ from flow_pl.checks import check_fit
 from flow_pl.data import ArrayData, SyntheticData
 from flow_pl.engine.server_round import server_groups
 from flow_pl.errors import ConfigurationError, FlowError
-from flow_pl.methods import FedAvg, FineTuning, Flow, Local
+from flow_pl.methods import FedAvg, FineTuning, Flow, Local, Minibatch, Phase, Step
 from flow_pl.models import MLP
 from flow_pl.models.routers import InstanceRouter
 from tests.support import delta, flat
@@ -392,3 +392,29 @@ def test_a_backbone_that_needs_another_layout_is_refused_before_training(tmp_pat
     with pytest.raises(ConfigurationError, match="view size is not compatible"):
         trainer().fit(FederatedModule(backbone, FedAvg(), FederatedLoop(channels_last=True)), datamodule=source)
     trainer(1).fit(FederatedModule(backbone, FedAvg()), datamodule=source)
+
+
+class OfShare(FedAvg):
+    """Multiplies the loss by the share of a cohort, which it reads when its phases are created."""
+
+    def training(self):
+        share = self.cohort_share
+        return (
+            Phase("all", (Step("global", lambda groups, minibatch: share * self.loss(minibatch, groups["global"])),)),
+        )
+
+
+def test_phases_follow_the_share_of_a_cohort(tmp_path):
+    """Two fits of one module, whose steps are traced, with all and then half of the clients in a cohort."""
+    model = module(OfShare(), **TRACED)
+    losses = []
+    for clients in (12, 6):
+        run = trainer(1)
+        run.fit(model, datamodule=data(tmp_path / "cache", cohort_size=clients, new_client_fraction=0.0, seed=0))
+        assert model.method.cohort_share == clients / 12
+        (step,) = model.method.phases[0].steps
+        (plain,) = FedAvg.training(model.method)[0].steps
+        groups = server_groups(model.method)
+        batch = Minibatch(torch.ones(2, 8), torch.tensor([0, 1]), torch.ones(2, dtype=torch.bool))
+        losses.append(step.objective(groups, batch) / plain.objective(groups, batch))
+    torch.testing.assert_close(torch.stack(losses), torch.tensor([1.0, 0.5]))

@@ -251,3 +251,36 @@ def test_counts_are_no_several_labels(tmp_path):
 
 def test_tokens_have_a_label_each():
     assert NextToken().label_shape(torch.zeros(1, 7, 9)) == (7,)
+
+
+class Ordered(Classification):
+    """Classes in order: output i is the score of being above class i."""
+
+    def check(self, outputs, num_classes):
+        pass
+
+    def label_shape(self, outputs):
+        return ()
+
+    def predictions(self, outputs):
+        return (outputs > 0).sum(-1)
+
+    def probabilities(self, outputs):
+        one = torch.ones_like(outputs[..., :1])
+        above = torch.cat([one, outputs.sigmoid(), 0 * one], -1)
+        return (above[..., :-1] - above[..., 1:]).clamp_min(0)
+
+
+class Mixable(Ordered):
+    """The same, whose probabilities can be converted back."""
+
+    def outputs(self, probabilities):
+        return probabilities.flip(-1).cumsum(-1).flip(-1)[..., 1:].logit(1e-6)
+
+
+def test_a_task_whose_mixtures_would_predict_something_else_is_refused():
+    """The logarithms of probabilities are all below 0, which these predictions take for the first class."""
+    model = nn.Sequential(nn.Linear(3, 4))
+    check_fit(FedAvg().bind(model, Mixable()), torch.zeros(1, 3), 5, ())
+    with pytest.raises(ConfigurationError, match=r"Ordered predicts 0 from .* and 2 from .* override `outputs`"):
+        check_fit(FedAvg().bind(model, Ordered()), torch.zeros(1, 3), 5, ())

@@ -66,12 +66,34 @@ def check_fit(
         backbone = method.modules["global"]
         raise _no_tensor(backbone, list(backbone.children())[-1] if is_chain(backbone) else None)
     method.objective.check(outputs, num_classes)
+    check_mixtures(method.objective, outputs)
     expected = method.objective.label_shape(outputs)
     if label_shape is not None and label_shape != expected:
         raise ConfigurationError(
             f"a label of the data has shape {list(label_shape)}, {type(method.objective).__name__} with outputs "
             f"{list(outputs.shape[1:])} of the backbone expects {list(expected)}: set model.objective to the task of "
             "the data, and the backbone to its number of classes."
+        )
+
+
+def check_mixtures(objective: Objective, outputs: Tensor) -> None:
+    """Check that a task's `outputs` undoes its `probabilities`, which mixtures of models rely on.
+
+    Args:
+        objective: the task.
+        outputs: [1, ...] of the backbone.
+
+    Raises:
+        ConfigurationError: the outputs that are made from a model's probabilities predict something else.
+    """
+    scores = torch.linspace(2, -2, outputs.shape[-1]).expand(outputs.shape)
+    expected = objective.predictions(scores)
+    found = objective.predictions(objective.outputs(objective.probabilities(scores)))
+    if found.shape != expected.shape or not torch.allclose(found.float(), expected.float()):
+        raise ConfigurationError(
+            f"the task {type(objective).__name__} predicts {brief(found.tolist())} from outputs(probabilities(scores)) "
+            f"and {brief(expected.tolist())} from the scores, expected the same: override `outputs` to undo "
+            "`probabilities`, for mixtures of models."
         )
 
 

@@ -133,9 +133,8 @@ class Node:
         """
         round_ = number(content, "round", least=0)
         server, state, kept = self._receive(content)
-        self.method.cohort_share = number(
-            content, "cohort_share", float, least=0
-        )  # a node has no information on the others
+        # a node has no information on the others
+        self.method.set_cohort_share(number(content, "cohort_share", float, least=0))
         method = self.method.in_round(round_, server)
         update = self.loop.train_clients(method, server, self._batch(content, round_, None), None, kept)
         if not update.finite():

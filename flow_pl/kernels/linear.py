@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,15 +19,16 @@ from torch.overrides import TorchFunctionMode
 from flow_pl.kernels.attention import attention_of_clients, open_attention
 from flow_pl.kernels.embedding import embedding, raw_embedding
 from flow_pl.kernels.functional import mapped_first
+from flow_pl.kernels.gru import gru_cell
 from flow_pl.kernels.normalization import NORMALIZATIONS
 
 
 class ClientLinears(TorchFunctionMode):
     """A context that replaces `torch.nn.functional.linear`, and so `torch.nn.Linear`, by the version of this module.
 
-    It also replaces embeddings (`flow_pl.kernels.embedding`), attention (`flow_pl.kernels.attention`) and normalization
-    (`flow_pl.kernels.normalization`). The linear layers have reverse-mode derivatives of any order, but no forward-mode
-    ones (`torch.func.jvp`).
+    It also replaces embeddings (`flow_pl.kernels.embedding`), attention (`flow_pl.kernels.attention`), normalization
+    (`flow_pl.kernels.normalization`) and the cell of `torch.nn.GRUCell` (`flow_pl.kernels.gru`). The linear layers have
+    reverse-mode derivatives of any order, but no forward-mode ones (`torch.func.jvp`).
     """
 
     def __torch_function__(
@@ -36,7 +38,7 @@ class ClientLinears(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Replace linear layers, embeddings, attention and normalization; pass everything else through."""
+        """Replace linear layers, embeddings, attention, normalization and GRU cells; pass everything else through."""
         if func is functional.multi_head_attention_forward:
             with self:  # the mode is inactive while it handles a function
                 return open_attention(*args, **(kwargs or {}))
@@ -60,6 +62,7 @@ REPLACED: Mapping[Callable[..., Any], Callable[..., Any]] = {
     torch.embedding: raw_embedding,
     functional.scaled_dot_product_attention: attention_of_clients,
     **NORMALIZATIONS,
+    torch.gru_cell: partial(gru_cell, linear=_linear),
 }
 """The replaced functions."""
 

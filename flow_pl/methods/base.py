@@ -87,7 +87,8 @@ class Method(ABC):
         block_names: names of the backbone's blocks if they are not chosen automatically.
         budget: names of arguments that set how much or how fast the method trains beside the loop's settings, if their
             ending does not say so (epochs, steps, rounds, lr, lr_scale); for tables that compare methods.
-        cohort_share: expected share of the seen clients in a round's cohort; 1 until the data are known.
+        cohort_share: expected share of the seen clients in a round's cohort; 1 until a fit begins, which creates the
+            phases again if it differs.
         cohort_size: expected number of clients in a round's cohort; None until the data are known.
         by_cohort: groups of the server whose change is a share of all clients': their mean change is scaled by the
             number of clients that took part / `cohort_size`.
@@ -169,9 +170,21 @@ class Method(ABC):
         self.trained = {name: trained_names(module) for name, module in self.modules.items()}
         self.model = RoutedModel(self.modules["global"], self.block_names)
         self.prepare()
-        self.phases = tuple(self.training())
-        self.personal_phases = tuple(self.personalization())
+        self._create_phases()
         check_groups(self)
+
+    def set_cohort_share(self, share: float) -> None:
+        """Set `cohort_share`, and create the phases again if it changes: `training` may have read the old one.
+
+        Args:
+            share: expected share of the seen clients in a round's cohort.
+        """
+        if share != self.cohort_share:
+            self.cohort_share = share
+            self._create_phases()
+
+    def _create_phases(self) -> None:
+        self.phases, self.personal_phases = tuple(self.training()), tuple(self.personalization())
 
     def prepare(self) -> None:  # noqa: B027  # most methods have nothing to prepare
         """Bind a method's own parts to `model` and `objective`, before its phases are created.
@@ -191,7 +204,7 @@ class Method(ABC):
         self.__dict__.update(state)
         if "modules" in state:
             self.prepare()
-            self.phases, self.personal_phases = tuple(self.training()), tuple(self.personalization())
+            self._create_phases()
 
     def in_round(self, number: int, server: Groups) -> Method:
         """Return the method for a round of training: this one, unless the first rounds use another.

@@ -62,8 +62,10 @@ def prepare(module: FederatedModule, stage: str) -> None:
         keep_freed_memory()
     if stage == "fit" and mode is not None:
         check_compiler(device, mode)
-    if stage == "fit" and changed_parameters(module.method):
-        module.method.plan()
+    if stage == "fit":
+        if changed_parameters(module.method):
+            module.method.plan()
+        module.method.set_cohort_share(data.cohort_size / data.population_size)
     check_elementwise(module.loop.client_optimizer)
     example = give_shapes(module, data)
     check_draws(module.method, example)
@@ -75,7 +77,6 @@ def prepare(module: FederatedModule, stage: str) -> None:
     if stage == "fit":
         check_label_moments(module.objective, data.federation)
         module.method.cohort_size = data.cohort_size
-        module.method.cohort_share = data.cohort_size / data.population_size
         prepare_rounds(
             module.trainer,
             data,

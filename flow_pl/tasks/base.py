@@ -137,9 +137,13 @@ class Objective(ABC):
         return outputs
 
     def probabilities(self, outputs: Tensor) -> Tensor:
-        """Compute the class probabilities of every target [..., classes]."""
+        """Compute the class probabilities of every target [..., classes]; mixtures of models average them."""
         return outputs.float().softmax(-1)
 
     def outputs(self, probabilities: Tensor) -> Tensor:
-        """Convert probabilities of a mixture of models to outputs; finite even for probabilities of 0 or 1."""
+        """Convert probabilities of a mixture of models to outputs; finite even for probabilities of 0 or 1.
+
+        A task that overrides `probabilities`, or whose outputs are not a score for each class, overrides it, too:
+        `predictions` of outputs(probabilities(scores)) must be those of the scores.
+        """
         return probabilities.clamp_min(torch.finfo(probabilities.dtype).tiny).log()
