@@ -40,6 +40,9 @@ STARTED = "started.json"
 TRAINED = "trained.json"
 """Copy of that file, written when the fit has ended."""
 
+DATA = "data.json"
+"""File in a run's folder with digests of the rows and the split that it was trained on."""
+
 State = Literal["new", "changed", "interrupted", "done"]
 """Not started; made with other settings or another version; unfinished or tested with another checkpoint; done."""
 
@@ -49,9 +52,9 @@ class Run:
     """A method trained and tested with one seed, or only trained and validated.
 
     Besides checkpoints and logs, the folder holds `started.json`, a digest of the settings; its copy `trained.json`,
-    when the fit has ended, so that only the test is repeated; `config.yaml`, the settings, from which the run can be
-    repeated; `log.txt`, its output; and its measurements. `results.json` is written last: a run is done when that file
-    exists and its digest matches the settings.
+    when the fit has ended, so that only the test is repeated; `data.json`, digests of the data; `config.yaml`, the
+    settings, from which the run can be repeated; `log.txt`, its output; and its measurements. `results.json` is written
+    last: a run is done when that file exists and its digest matches the settings.
 
     Attributes:
         method: name of the method, the stem of its configuration file.
@@ -158,6 +161,7 @@ class Run:
             if not read_curve(self.folder / "curve.csv"):
                 raise ConfigurationError(f"the run ended without validation results; see {self.log}.")
             shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
+            tested = {"data": _read(self.folder / DATA)}
         elif not tested or not (self.folder / "clients.csv").exists():
             raise ConfigurationError(f"the run ended without test results; see {self.log}.")
         identity = {"method": self.method, "seed": self.seed, "digest": self.digest, "checkpoint": self.checkpoint}
@@ -202,7 +206,7 @@ class Run:
 
 
 def check_same_data(runs: Iterable[Run]) -> None:
-    """Check that finished runs with the same settings of the data were tested on the same rows.
+    """Check that finished runs with the same settings of the data have the same rows.
 
     Args:
         runs: the runs that are done.

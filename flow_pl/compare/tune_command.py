@@ -14,8 +14,9 @@ from rich import get_console
 
 from flow_pl.compare.execution import check_folder, execute_all, resolve_all
 from flow_pl.compare.run_options import RunOptions, add_run_options, check_run_options, run_options
-from flow_pl.compare.runs import Run
+from flow_pl.compare.runs import Run, check_same_data
 from flow_pl.compare.settings import Settings, named_class, with_split
+from flow_pl.compare.testable import check_validated, planned_rounds
 from flow_pl.compare.tuned_table import markdown, rich_table, run_csv
 from flow_pl.compare.tuning import Search, Values, read_values, shown
 from flow_pl.configuration import make
@@ -56,7 +57,8 @@ def tune(args: Sequence[str]) -> int:
     options = parse(args)
     values = _values(options)
     settings, _ = resolve_all(options)
-    searches = [Search(name, values[name], _validated_once(name, each)) for name, each in settings.items()]
+    check_validated(settings)
+    searches = [Search(name, values[name], _validated_once(each)) for name, each in settings.items()]
     _check_values(searches)
     check_folder(options.folder)
     make_runs = partial(_make_runs, options, {})
@@ -70,6 +72,7 @@ def tune(args: Sequence[str]) -> int:
             console.print("Stopped. Run the same command again to resume.")
             return 130
         failures |= failed
+        check_same_data(run for run in executed if run.state() == "done")
         for search, each in trials.items():
             search.choose(each)
     _publish(searches, options)
@@ -155,16 +158,11 @@ def _check_values(searches: Sequence[Search]) -> None:
                     ) from error
 
 
-def _validated_once(name: str, settings: Settings) -> Settings:
+def _validated_once(settings: Settings) -> Settings:
     """Return settings that validate once, after the last round."""
     trainer = settings["trainer"]
-    rounds = trainer["max_epochs"]
-    if rounds is None or rounds < 1:
-        raise ConfigurationError(
-            f"trainer.max_epochs of {name} is {rounds}, expected the number of rounds of each run, 1 or more: add e.g. "
-            "--trainer.max_epochs 30."
-        )
-    return {**settings, "trainer": {**trainer, "check_val_every_n_epoch": rounds, "num_sanity_val_steps": 0}}
+    once = {"check_val_every_n_epoch": planned_rounds(trainer), "num_sanity_val_steps": 0}
+    return {**settings, "trainer": {**trainer, **once}}
 
 
 def _publish(searches: Sequence[Search], options: Options) -> None:

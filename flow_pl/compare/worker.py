@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import _thread
 import importlib.util
+import json
 import os
 import signal
 import sys
@@ -20,7 +21,7 @@ from pathlib import Path
 import torch
 
 from flow_pl.cli import run
-from flow_pl.compare.runs import STARTED, TRAINED
+from flow_pl.compare.runs import DATA, STARTED, TRAINED
 from flow_pl.utils.exit_messages import exit_with_message
 from flow_pl.utils.files import write_text
 
@@ -40,6 +41,9 @@ def train_and_test(folder: str, checkpoint: str | None = None) -> None:
         if not (last.exists() and trained.exists() and trained.read_bytes() == started.read_bytes()):
             fit = run(["fit", *config, *(["--ckpt_path", str(last)] if last.exists() else [])])
             if fit.trainer.is_global_zero:  # an interrupted fit does not come here: it raises
+                record = fit.model.data_record() or {}
+                known = {name: record[name] for name in ("rows", "split") if name in record}
+                write_text(Path(folder, DATA), json.dumps(known) + "\n")
                 write_text(trained, started.read_text(encoding="utf-8"))
         if checkpoint is not None:
             run(["test", *config, "--ckpt_path", str(checkpoints / f"{checkpoint}.ckpt")])

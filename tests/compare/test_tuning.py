@@ -32,6 +32,7 @@ class Executed:
     def __init__(self, accuracy):
         self.accuracy = accuracy
         self.trained = []
+        self.rows = "those of the file"
 
     def __call__(self, runs, jobs, console):
         failures = {}
@@ -46,6 +47,7 @@ class Executed:
                 failures[run] = "it diverged"
                 continue
             rounds = run.settings["trainer"]["max_epochs"]
+            (run.folder / "data.json").write_text(f'{{"rows": "{self.rows}"}}')
             (run.folder / "curve.csv").write_text(f"round,personalized_accuracy\n1,0.9\n{rounds},{value}\n")
             run.finish(1.0)
         return failures
@@ -155,7 +157,13 @@ def test_values_of_ones_own_replace_the_shipped_ones(execute):
         ("ditto: {regularization: [-1.0]}", [], "regularization of ditto cannot be -1: .*0 or more"),
         ("ditto: {strength: [1.0]}", [], "strength of ditto cannot be 1: .*does not accept"),
         ("{", [], "mine.yaml cannot be read"),
-        ("{}", ["--trainer.max_epochs", "-1"], "trainer.max_epochs of .* is -1, expected the number of rounds"),
+        (
+            "{}",
+            ["--trainer.max_epochs", "-1"],
+            "tuned: trainer.max_epochs is -1, expected the number of rounds",
+        ),
+        ("{}", ["--trainer.fast_dev_run", "true"], "cannot be tuned: trainer.fast_dev_run is True"),
+        ("{}", ["--trainer.limit_val_batches", "0"], "so nothing would be validated"),
         ("{}", ["--trainer.check_val_every_n_epoch", "1"], "is validated after its last round"),
         ("{}", ["--seed_everything", "1"], "use --seeds"),
         ("{}", ["--seeds", "0", "0"], "expected distinct seeds"),
@@ -167,6 +175,16 @@ def test_what_cannot_be_searched_is_refused_before_anything_runs(execute, search
     with pytest.raises(ConfigurationError, match=message):
         tune_command.tune([*TUNE, "--search", "mine.yaml", *options])
     assert executed.trained == []
+
+
+def test_values_measured_on_other_rows_are_refused(execute):
+    executed = execute(peak)
+    Path("mine.yaml").write_text("ditto: {regularization: [0.2, 0.3]}")
+    tune_command.tune([*TUNE, "--search", "mine.yaml"])
+    executed.rows = "those of a file that was written again"
+    Path("mine.yaml").write_text("ditto: {regularization: [0.3, 0.4]}")
+    with pytest.raises(ConfigurationError, match="the data changed between the runs"):
+        tune_command.tune([*TUNE, "--search", "mine.yaml"])
 
 
 def test_a_method_without_values_is_refused(execute):
