@@ -19,7 +19,7 @@ from flow_pl.data.batch import ClientBatch
 from flow_pl.evaluation.counts import ClientEvaluation
 from flow_pl.loggers import wandb_loggers
 from flow_pl.report.agreement import CommonInstances, common_instances, with_common
-from flow_pl.report.names import shown
+from flow_pl.report.names import count_classes, shown
 from flow_pl.report.routes import Routes
 from flow_pl.results.run_folder import LOGS
 from flow_pl.utils.files import write_text
@@ -104,10 +104,12 @@ class RoutingReport(EvaluationCallback[ClientCounts], ResultsCallback):
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Reset the counts, and choose the common instances."""
         super().on_test_epoch_start(trainer, pl_module)
-        data, blocks = federated_data(trainer), len(federated_module(pl_module).route_names)
+        data, module = federated_data(trainer), federated_module(pl_module)
+        blocks = len(module.route_names)
         self._routes, self._common, self._every = [], None, {}
         if blocks:
-            self._routes = [Routes(blocks, data.num_classes, self.instances) for _ in data.test_populations]
+            classes = count_classes(data, module.objective)
+            self._routes = [Routes(blocks, classes, self.instances) for _ in data.test_populations]
             self._common = common_instances(data, self.common)
 
     def on_test_batch_end(

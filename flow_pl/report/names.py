@@ -56,7 +56,13 @@ def class_names(data: FederatedDataModule, objective: Objective) -> list[str]:
         names = vocabularies[TAGS].tokens
     elif objective.positions:
         names = token_names(data) or ()
-    return [names[number] if number < len(names) else str(number) for number in range(data.num_classes)]
+    classes = range(count_classes(data, objective))
+    return [names[number] if number < len(names) else str(number) for number in classes]
+
+
+def count_classes(data: FederatedDataModule, objective: Objective) -> int:
+    """Return the number of classes; of labels where an example has several, whose zeros and ones are no classes."""
+    return data.federation.store.label_shape[-1] if objective.several_labels else data.num_classes
 
 
 def visible(token: str) -> str:

@@ -197,6 +197,23 @@ def test_text_is_shown_by_its_tokens(tmp_path):
 
 
 @pytest.mark.slow
+def test_each_of_several_labels_is_a_class(tmp_path):
+    """Four labels of zeros and ones in the user's own file."""
+    random = np.random.default_rng(0)
+    x, y = random.normal(size=(80, 6)).astype("float32"), (random.random((80, 4)) < 0.5).astype("float32")
+    np.savez(tmp_path / "tags.npz", x=x, y=y, client=np.repeat(np.arange(8), 10))
+    settings = {"path": str(tmp_path / "tags.npz"), "cohort_size": 3, "cache_dir": str(tmp_path / "arrays")}
+    data = {"class_path": "ArrayData", "init_args": settings}
+    model = {
+        "backbone": backbone("MLP", in_features=6, num_classes=4, hidden=[5]),
+        "objective": backbone("MultiLabel", k=2),
+    }
+    _, page = reported(tmp_path, data=data, model=model)
+    assert "Routes" in page
+    assert "route_classes" in figure_names(tmp_path)
+
+
+@pytest.mark.slow
 def test_tables_and_figures_reach_wandb(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.delenv("WANDB_RUN_ID", raising=False)

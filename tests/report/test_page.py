@@ -13,13 +13,13 @@ from flow_pl.data import ArrayData
 from flow_pl.report.client_figures import accuracy_by_size, accuracy_ranks, gain_histogram, size_groups
 from flow_pl.report.evidence import Evidence
 from flow_pl.report.instances import picture, probability_color, probability_range, token_probabilities
-from flow_pl.report.names import class_names
+from flow_pl.report.names import class_names, count_classes
 from flow_pl.report.page import report
 from flow_pl.report.routes import Instance, Routes
 from flow_pl.report.tables import worst_clients
 from flow_pl.results.curves import accuracy_curves, route_curves
 from flow_pl.results.runs import Client
-from flow_pl.tasks import Classification
+from flow_pl.tasks import Classification, MultiLabel
 
 NASTY = '<script>alert("&")</script>'
 
@@ -209,3 +209,14 @@ def test_classes_have_the_names_of_the_data(tmp_path):
     data.prepare_data()
     data.setup()
     assert class_names(data, Classification()) == ["cat", "dog"]
+
+
+def test_classes_of_several_labels_are_the_labels(tmp_path):
+    """Not the zeros and ones of which a file's labels consist."""
+    y = np.tile(np.array([[1, 0, 1], [0, 1, 0]], np.float32), (4, 1))
+    np.savez(tmp_path / "t.npz", client=[0] * 4 + [1] * 4, x=np.ones((8, 2), np.float32), y=y)
+    data = ArrayData(tmp_path / "t.npz", cohort_size=1, cache_dir=tmp_path)
+    data.prepare_data()
+    data.setup()
+    assert class_names(data, MultiLabel(k=1)) == ["0", "1", "2"]
+    assert count_classes(data, MultiLabel(k=1)) == 3
