@@ -16,6 +16,7 @@ from flow_pl.configuration import read_settings
 from flow_pl.data.batch import Chunk, ClientBatch
 from flow_pl.data.dataset import ClientDataset
 from flow_pl.data.federation import Federation, Heldout
+from flow_pl.data.store.features import READINGS, read_as
 from flow_pl.deploy.messages import (
     CLASSES,
     FEATURES,
@@ -35,7 +36,7 @@ from flow_pl.evaluation.clients import evaluate_clients
 from flow_pl.methods.steps import Phase
 from flow_pl.serving import instantiate
 from flow_pl.utils.groups import Groups
-from flow_pl.utils.inputs import take
+from flow_pl.utils.inputs import leaves, take
 from flow_pl.utils.validation import require_choice
 from flow_pl.version import __version__
 
@@ -96,6 +97,11 @@ class Node:
         features = self.example if isinstance(self.example, dict) else {None: self.example}
         shapes = {keyed("feature_shape", name): [1, *t.shape[1:]] for name, t in features.items()}
         tokens = {keyed("tokens", name): int(not t.is_floating_point()) for name, t in features.items()}
+        stored = self.data.federation.store.read(client).x
+        readings = {
+            keyed("reading", name): READINGS.index(read_as(x.dtype))
+            for name, x in zip(features, leaves(stored), strict=True)
+        }
         described = encode(
             {},
             {
@@ -107,6 +113,7 @@ class Node:
                 **shapes,
                 "label_shape": [1, *federation.store.label_shape],
                 **tokens,
+                **readings,
                 "real_valued": int(federation.store.real_valued),
             },
         )

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
+from flow_pl.data.store.features import READINGS
 from flow_pl.deploy.messages import TEXTS, MessageError, class_names, feature_names, keyed, number, shape
 from flow_pl.errors import FlowError, brief
 from flow_pl.version import __version__
@@ -49,11 +50,13 @@ class Feature(NamedTuple):
         name: name of the input; None if an example is one tensor.
         shape: shape for one example.
         tokens: whether it holds integers.
+        reading: how the values in the node's file are read, one of `READINGS`.
     """
 
     name: str | None
     shape: tuple[int, ...]
     tokens: bool
+    reading: str
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ class NodeClient:
     class_names: tuple[str, ...] = ()
 
     def fits(self, other: NodeClient) -> bool:
-        """Return whether the shapes allow one model for both."""
+        """Return whether shapes and readings allow one model for both."""
         return (self.features, self.label_shape, self.real_valued) == (
             other.features,
             other.label_shape,
@@ -247,7 +250,10 @@ def _reason(text: str | None) -> str:
 
 def _feature(reply: RecordDict, name: str | None) -> Feature:
     tokens = number(reply, keyed("tokens", name), least=0)
-    return Feature(name, shape(reply, keyed("feature_shape", name)), bool(tokens))
+    reading = number(reply, keyed("reading", name), least=0)
+    if reading >= len(READINGS):
+        raise MessageError(f"its features are read as number {reading}, expected less than {len(READINGS)}")
+    return Feature(name, shape(reply, keyed("feature_shape", name)), bool(tokens), READINGS[reading])
 
 
 def _classes(client: NodeClient) -> str:
@@ -255,7 +261,8 @@ def _classes(client: NodeClient) -> str:
 
 
 def _shapes(client: NodeClient) -> str:
-    shapes = (f"{'' if name is None else f'{name} '}{list(shape)}" for name, shape, _ in client.features)
+    features = client.features
+    shapes = (f"{'' if each.name is None else f'{each.name} '}{list(each.shape)} ({each.reading})" for each in features)
     return ", ".join(shapes)
 
 

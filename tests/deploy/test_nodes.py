@@ -1,13 +1,16 @@
 """The nodes that a server finds: those that cannot take part are left out, by name."""
 
+import re
 import warnings
 
+import numpy as np
 import pytest
 
 pytest.importorskip("flwr")
 pytest.importorskip("sklearn")
 
-from flow_pl.deploy.messages import TEXTS
+from flow_pl.data.store.features import READINGS, read_as
+from flow_pl.deploy.messages import NUMBERS, TEXTS
 from flow_pl.deploy.nodes import FewNodesWarning, NodeLeftOutWarning, Nodes, NodesError
 from tests.deploy.grid import run_fit
 
@@ -56,6 +59,28 @@ def test_a_node_that_is_silent_at_first_is_asked_again(start):
         *(f"node {node} does not take part yet: no reply within 0.05 seconds." for node in (101, 102) * 2),
         "node 102 is left out: no reply within 0.05 seconds.",
     ]
+
+
+def test_a_node_whose_features_are_read_otherwise_is_left_out(start):
+    """Its pixels would be 255 times those of the others."""
+    grid = start("fedavg")
+    stored = grid.node(0).data.federation.store.feature_dtype
+    sent = {0: READINGS.index(read_as(stored)), 1: READINGS.index(read_as(np.dtype(np.float32))), 2: len(READINGS)}
+    assert stored == np.uint8
+
+    def spoil(client, kind, round_, reply):
+        assert reply.metric_records[NUMBERS]["reading"] == sent[0]
+        reply.metric_records[NUMBERS]["reading"] = sent[client]
+        return reply
+
+    grid.spoil = spoil
+    nodes = Nodes(grid, grid.node(0).module.identity(), timeout=60.0, wait=0.0)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert nodes.online(1) == [0]
+    other, unknown = (str(each.message) for each in caught if each.category is NodeLeftOutWarning)
+    assert re.search(r"its examples have shape \[.*\] \(numbers\) and .* \(bytes, scaled to 0..1\) and", other)
+    assert "its features are read as number 4, expected less than 4" in unknown
 
 
 def test_a_node_with_other_class_names_is_left_out(start):

@@ -16,7 +16,7 @@ class Nodes:
     """Nodes that are connected or not, as a test says."""
 
     def __init__(self, clients):
-        features = (Feature(None, (4,), False),)
+        features = (Feature(None, (4,), False, "numbers"),)
         self.clients = {c: NodeClient(100 + c, f"{c}", 10 + c, 1, 1, 2, features, (), False) for c in range(clients)}
         self.connected = list(self.clients)
 

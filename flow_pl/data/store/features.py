@@ -21,11 +21,12 @@ def called(name: str | None) -> str:
     return "features" if name is None else f"features {name!r}"
 
 
-def read_as(kind: np.dtype[Any]) -> str:
-    """Return how features of a stored type are read (`FederatedDataModule.transform`), in words.
+READINGS = ("numbers", "tokens", "bytes, scaled to 0..1", "truth values, or bytes of which all are 0 or 1")
+"""How features are read (`FederatedDataModule.transform`), by their stored types."""
 
-    Whole numbers of any size are alike, and so are other numbers.
-    """
+
+def read_as(kind: np.dtype[Any]) -> str:
+    """Return which of `READINGS` a stored type has; those of any size are alike."""
     if kind == np.uint8:
-        return "bytes, scaled to 0..1"
-    return {"b": "truth values, or bytes of which all are 0 or 1", "f": "numbers"}.get(kind.kind, "tokens")
+        return READINGS[2]
+    return {"f": READINGS[0], "b": READINGS[3]}.get(kind.kind, READINGS[1])
