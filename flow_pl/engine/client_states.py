@@ -109,8 +109,15 @@ class ClientStates:
             accepted: [C] bool, False for clients whose state stays unchanged; None to accept all.
 
         Raises:
+            ConfigurationError: the groups are not those of the state that clients start with.
             FlowError: the disk is full.
         """
+        found = [[g, key, list(p.shape[1:])] for g, parameters in groups.items() for key, p in parameters.items()]
+        if sorted(found) != sorted(self._layout()):
+            raise ConfigurationError(
+                f"a client would keep {_brief(found)}, expected {_brief(self._layout())}, as at the start of a round: "
+                "let the groups of the method's `private` have the same tensors at both ends."
+            )
         rows = self._flat(groups, 1)
         if accepted is not None:
             clients, rows = clients[accepted], rows[accepted.cpu()]

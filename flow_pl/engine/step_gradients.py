@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from flow_pl.engine.client_draws import ClientDraws
+from flow_pl.errors import ConfigurationError
 from flow_pl.kernels.linear import REPLACED, ClientLinears
 from flow_pl.methods.steps import Minibatch, Step
 from flow_pl.utils.groups import Groups
@@ -63,6 +64,9 @@ def step_gradients(
 
     Returns:
         Gradients of the updated group's tensors [A, ...], and the losses [A].
+
+    Raises:
+        ConfigurationError: the objective is not a scalar.
     """
     parameters, data = arguments[: len(names)], arguments[len(names) :]
     parts, (scaled, drawn) = 1 if features is None else len(features), options
@@ -95,6 +99,11 @@ def step_gradients(
                     return step.objective(groups, minibatch)
 
             losses = vmap(objective, in_dims=(0, dims, 0))(keys, groups, minibatch)
+        if losses.ndim != 1:
+            raise ConfigurationError(
+                f"a step that moves the group '{step.moves}' has an objective of shape {list(losses.shape[1:])}, "
+                "expected a scalar: average the losses of the real examples, as Method.loss does."
+            )
         total = (losses if scale is None else losses * scale).sum()
         grads = list(torch.autograd.grad(total, leaves, materialize_grads=True))
     # Autocast would keep its casts of this step's leaves until its context ends: a round's worth of model copies.

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from flow_pl.errors import ConfigurationError
+from flow_pl.errors import ConfigurationError, brief
 from flow_pl.methods.group_names import check_groups
 from flow_pl.methods.steps import Derive, Minibatch, Phase, Step
 from flow_pl.models.normalization import ClientBatchNorm
@@ -184,7 +184,8 @@ class Method(ABC):
             self._create_phases()
 
     def _create_phases(self) -> None:
-        self.phases, self.personal_phases = tuple(self.training()), tuple(self.personalization())
+        self.phases = _stages(self.training(), f"{type(self).__name__}.training")
+        self.personal_phases = _stages(self.personalization(), f"{type(self).__name__}.personalization")
 
     def prepare(self) -> None:  # noqa: B027  # most methods have nothing to prepare
         """Bind a method's own parts to `model` and `objective`, before its phases are created.
@@ -302,6 +303,19 @@ class Method(ABC):
     def personal_step(self, step: Step) -> Step:
         """Scale a step that trains the personal model by `personal_lr_scale`, on top of its own factor."""
         return replace(step, lr_scale=step.lr_scale * self.personal_lr_scale)
+
+
+def _stages(stages: Any, source: str) -> tuple[Phase | Derive, ...]:
+    """Return phases as a tuple.
+
+    Raises:
+        ConfigurationError: they are something else; a tuple of one needs a comma.
+    """
+    if not isinstance(stages, tuple | list) or not all(isinstance(stage, Phase | Derive) for stage in stages):
+        raise ConfigurationError(
+            f"{source} returns {brief(repr(stages))}, expected a tuple of Phase and Derive, such as (Phase(...),)."
+        )
+    return tuple(stages)
 
 
 def trained_names(module: nn.Module) -> tuple[str, ...]:

@@ -46,6 +46,14 @@ def test_clients_find_what_they_kept_and_others_the_initial_values(tmp_path):
     assert store.bytes_per_client == 5 * 4
 
 
+def test_other_tensors_than_those_of_the_start_are_refused(tmp_path):
+    """A longer row would reach into the state of the next client."""
+    store, longer = states(tmp_path), stacked(7.0)
+    longer["personal"]["bias"] = torch.zeros(1, 2)
+    with pytest.raises(ConfigurationError, match=r"personal.bias \[2\], expected .*personal.bias \[1\]"):
+        store.write(torch.tensor([4]), longer)
+
+
 def test_a_round_that_is_broken_off_changes_nothing(tmp_path):
     store = states(tmp_path)
     store.write(torch.tensor([2]), stacked(7.0))

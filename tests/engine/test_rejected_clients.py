@@ -13,6 +13,7 @@ import flow_pl.engine.server_round
 from flow_pl import FederatedLoop, FederatedModule
 from flow_pl.data import ArrayData
 from flow_pl.data.availability import Availability
+from flow_pl.engine.attacks import Attack
 from flow_pl.engine.server_round import DivergenceError
 from flow_pl.errors import DataError
 from flow_pl.methods import Ditto, FedAvg
@@ -207,3 +208,10 @@ def test_a_monitor_goes_on_over_a_round_without_any_client(tmp_path):
     assert trainer.current_epoch == 4
     assert float(best.best_model_score) > 0.5
     assert "epoch=1" not in best.best_model_path
+
+
+def test_a_rejected_attacker_does_not_count(tmp_path, asked):
+    """All attack, and one of them diverges."""
+    _, metrics = fit(arrays(tmp_path, bad=1), attack=Attack(1.0))
+    assert metrics["train/attackers"] == GOOD
+    assert metrics["train/attackers_weight"] == 1

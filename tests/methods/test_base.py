@@ -268,3 +268,34 @@ def test_a_backbone_that_is_frozen_whole_is_refused():
 def test_private_and_shared_may_be_read_only():
     assert isinstance(FedRep.shared, MappingProxyType)
     Named(shared=MappingProxyType({"global": "global"})).bind(network(), Classification())
+
+
+class OnePhase(FedAvg):
+    """Forgets the comma of a tuple of one."""
+
+    def training(self):
+        return Phase("all", (self.train_step("global"),))
+
+
+class EachExample(FedAvg):
+    """Forgets to average the losses of the examples."""
+
+    def training(self):
+        def losses(groups, minibatch):
+            return self.objective.losses(self.model.plain(minibatch.x, groups["global"]), minibatch.y)
+
+        return (Phase("all", (Step("global", losses),)),)
+
+
+def test_phases_are_a_tuple():
+    with pytest.raises(ConfigurationError, match=r"OnePhase.training returns Phase\(part='all', .*, expected a tuple"):
+        bound(OnePhase())
+
+
+@pytest.mark.parametrize("sizes", [SIZES, SIZES[:1]], ids=["side by side", "alone"])
+def test_an_objective_is_a_scalar(sizes):
+    method = bound(EachExample())
+    with pytest.raises(
+        ConfigurationError, match=r"moves the group 'global' has an objective of shape \[4\], expected a"
+    ):
+        loop().train_clients(method, server_groups(method), chunk(sizes))
