@@ -81,14 +81,15 @@ def run_page(page):
 
 @pytest.mark.slow
 def test_what_is_shown_to_extend_works(folder):
-    """The methods, the backbone, the data set and the callback, each by the command below it."""
-    _, (method, stateful, backbone, data, callback) = run_page("extending.md")
+    """The methods, the backbone, the data set, the callback and the schedule, each by the command below it."""
+    _, (method, stateful, backbone, data, callback, schedule) = run_page("extending.md")
     assert 0 <= method["val/personalized_accuracy"] <= 1
     assert method["val/personalized_accuracy"] == method["val/generalized_accuracy"]
     assert 0 <= stateful["val/personalized_accuracy"] <= 1
     assert "val/routed_local/conv" in backbone
     assert data["train/clients"] == 5
     assert 0 <= callback["val/clients_served"] <= 1
+    assert schedule["train/client_lr_factor"] == 1  # in the first round
 
 
 @pytest.mark.slow
