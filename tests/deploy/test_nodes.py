@@ -61,6 +61,16 @@ def test_a_node_that_is_silent_at_first_is_asked_again(start):
     ]
 
 
+def left_out(grid, spoil):
+    """The nodes of a grid that changes replies, of which the first is taken; and what is said of the others."""
+    grid.spoil = spoil
+    nodes = Nodes(grid, grid.node(0).module.identity(), timeout=60.0, wait=0.0)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert nodes.online(1) == [0]
+    return nodes, [str(each.message) for each in caught if each.category is NodeLeftOutWarning]
+
+
 def test_a_node_whose_features_are_read_otherwise_is_left_out(start):
     """Its pixels would be 255 times those of the others."""
     grid = start("fedavg")
@@ -73,12 +83,7 @@ def test_a_node_whose_features_are_read_otherwise_is_left_out(start):
         reply.metric_records[NUMBERS]["reading"] = sent[client]
         return reply
 
-    grid.spoil = spoil
-    nodes = Nodes(grid, grid.node(0).module.identity(), timeout=60.0, wait=0.0)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        assert nodes.online(1) == [0]
-    other, unknown = (str(each.message) for each in caught if each.category is NodeLeftOutWarning)
+    _, (other, unknown) = left_out(grid, spoil)
     assert re.search(r"its examples have shape \[.*\] \(numbers\) and .* \(bytes, scaled to 0..1\) and", other)
     assert "its features are read as number 4, expected less than 4" in unknown
 
@@ -93,12 +98,7 @@ def test_a_node_with_other_class_names_is_left_out(start):
             reply.config_records[TEXTS]["class_names"] = sent[client]
         return reply
 
-    grid.spoil = spoil
-    nodes = Nodes(grid, grid.node(0).module.identity(), timeout=60.0, wait=0.0)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        assert nodes.online(1) == [0]
-    other, none = (str(each.message) for each in caught if each.category is NodeLeftOutWarning)
+    nodes, (other, none) = left_out(grid, spoil)
     assert "its classes are dog, fox, those of client" in other
     assert "cat, dog, so their numbers mean different classes" in other
     assert "its classes are 10 numbers without names" in none
