@@ -180,6 +180,12 @@ def test_numpy_arrays_and_lists_are_taken():
         torch.testing.assert_close(personalize(module, x, y)(X), expected)
 
 
+def test_a_sequence_of_one_is_no_single_label():
+    x = torch.randint(1, 5, (6, 1), generator=torch.Generator().manual_seed(0))
+    module = FederatedModule(test_sequences.small_words(), FineTuning(), FederatedLoop(1), NextToken())
+    assert personalize(module, x, x)(x).shape[:2] == (6, 1)
+
+
 def test_the_largest_byte_is_a_class():
     """Compared as a byte, -1 is 255, and the examples of that class would be taken for unlabelled ones."""
     y = torch.tensor([255, 3, 255], dtype=torch.uint8)

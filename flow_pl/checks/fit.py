@@ -27,7 +27,7 @@ def check_fit(
     num_classes: int,
     label_shape: tuple[int, ...] | None = None,
     real_valued: bool = False,
-) -> None:
+) -> tuple[int, ...]:
     """Check that features, backbone, router and targets fit together; also initializes lazy modules.
 
     Args:
@@ -36,6 +36,9 @@ def check_fit(
         num_classes: number of classes of the data.
         label_shape: shape of an instance's label; None if unknown.
         real_valued: whether labels are real values.
+
+    Returns:
+        The shape of an instance's label that the task expects.
 
     Raises:
         ConfigurationError: the backbone cannot take the features or predict the targets.
@@ -74,6 +77,7 @@ def check_fit(
             f"{list(outputs.shape[1:])} of the backbone expects {list(expected)}: set model.objective to the task of "
             "the data, and the backbone to its number of classes."
         )
+    return expected
 
 
 def check_mixtures(objective: Objective, outputs: Tensor) -> None:

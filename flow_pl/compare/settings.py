@@ -118,8 +118,7 @@ def budgets(settings: Mapping[str, Settings]) -> dict[str, str]:
 
     Returns:
         Each method's own epochs, steps and learning rates, and the differing budgets if those are allowed; an empty
-        string if
-            there are none.
+        string if there are none.
     """
     different = {key: each for key, each in differences(settings).items() if key.startswith(BUDGET)}
     found = {}

@@ -52,10 +52,9 @@ def labelled(x: Inputs, y: Tensor, real_valued: bool) -> tuple[Inputs, Tensor]:
             f"x has shape {shape} and y {list(y.shape)}: expected one target for each example, and "
             "at least one example."
         )
-    if y.ndim > 1 and y.numel() == len(y):
-        y = y.reshape(len(y))  # a single label per row, stored as [n, 1]
     if real_valued:
         y = y.float()
+        y = y.reshape(len(y)) if y.numel() == len(y) else y  # [N, 1], as tables store them
     else:
         numbers = whole_numbers((y.double() if y.is_floating_point() else y).detach().cpu().numpy())
         if numbers.dtype.kind == "f" or numbers.dtype == np.uint64:

@@ -61,6 +61,8 @@ def personalize(
     n = len(y)
     classes = 1 if real_valued else y.shape[-1] if method.objective.several_labels else int(y.max()) + 1
     example = map_inputs(lambda t: t[:1].to(device), inputs)
+    if y.shape[1:] == (1,) and check_fit(method, example, classes, None, real_valued) == ():
+        y = y[:, 0]  # a single label, which tables store as [N, 1], not a sequence of one
     check_fit(method, example, classes, tuple(y.shape[1:]), real_valued)
     check_several_labels(method.objective, int(y.max()), "y")
     server = server_groups(method)
